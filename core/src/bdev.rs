@@ -1,0 +1,138 @@
+//! A block device: what a layer promises to the one above it.
+//!
+//! [`Bdev`] is the device as the control plane holds it (shared, `Sync`); [`Channel`] is one reactor's way into it
+//! (owned by that reactor, no locks). A stacked device opens channels of its base inside its own.
+//!
+//! Who checks what: the submitter checks ranges and alignment against [`Shape`] (see [`Io`]); the device checks only what
+//! can change under the submitter's feet (it shrank, it is gone, it became read-only) and answers that as an [`IoError`].
+//! A request that breaks the submitter's duties may end in a panic, never in touching memory or space outside it.
+
+use crate::{Completion, Cx, Io, IoError, Tag};
+
+/// What a device is like. A copy of the moment: size and presence can change, everything else is fixed while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Unit of addressing in bytes: 512 or 4096.
+    pub block_size: u32,
+    /// Unit that the medium writes at once, in bytes; at least `block_size`, a power of two.
+    pub physical_block_size: u32,
+    /// Capacity in blocks.
+    pub num_blocks: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Whether acknowledged writes may sit in a volatile cache until a flush. Without one, flush and FUA cost nothing.
+    pub volatile_cache: bool,
+    /// Whether and how the device discards; `None`: [`Op::Discard`](crate::Op) is answered with `Unsupported`.
+    pub discard: Option<Discard>,
+    /// Preferred size of transfers in bytes; 0: no preference.
+    pub optimal_io: u32,
+    /// Rotation rate as in VPD page B1h: 0 unknown, 1 solid state, else rounds a minute.
+    pub rotation_rate: u16,
+}
+
+impl Shape {
+    /// Capacity in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.num_blocks * self.block_size as u64
+    }
+}
+
+/// How a device discards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discard {
+    /// Bytes below which a discard has no effect on the space used; a multiple of the block size.
+    pub granularity: u32,
+    /// Offset of the first granule in bytes.
+    pub alignment: u32,
+    /// Whether a discarded range reads as zeroes afterwards, every byte of it, whatever its alignment.
+    pub reads_zero: bool,
+}
+
+/// How a channel is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenArgs {
+    /// How many requests the opener wants in flight at most; the channel may allow fewer, never more.
+    pub depth: u32,
+    /// Where a device that uses randomness (delays, fault rules) starts, so that a run can be repeated.
+    pub seed: u64,
+}
+
+/// Why a channel could not be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The device, or one below it, is not there.
+    #[error("the device is missing")]
+    Missing,
+    /// It was closed for good.
+    #[error("the device was removed")]
+    Removed,
+}
+
+/// A block device as the control plane sees it.
+pub trait Bdev: Send + Sync {
+    /// What it is like now.
+    fn shape(&self) -> Shape;
+
+    /// Opens a way in for one reactor. Called off the reactors; takes all memory that requests will need.
+    ///
+    /// # Errors
+    /// [`OpenError::Missing`] if the device or one below it is not there now.
+    fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError>;
+}
+
+/// When polling a channel can find something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Never: nothing is in flight.
+    Idle,
+    /// At the next poll: do not sleep.
+    Now,
+    /// Not before this time (nanoseconds of [`Ring::now_ns`](crate::Ring::now_ns)), or when the ring wakes up.
+    At(u64),
+    /// When the ring has completed something: sleeping in the ring is right.
+    Ring,
+}
+
+impl Next {
+    /// The earlier of two.
+    #[must_use]
+    pub fn or(self, other: Next) -> Next {
+        match (self, other) {
+            (Next::Now, _) | (_, Next::Now) => Next::Now,
+            (Next::At(a), Next::At(b)) => Next::At(a.min(b)),
+            (Next::At(a), _) | (_, Next::At(a)) => Next::At(a),
+            (Next::Ring, _) | (_, Next::Ring) => Next::Ring,
+            (Next::Idle, Next::Idle) => Next::Idle,
+        }
+    }
+}
+
+/// One reactor's way into a device. Made off the reactor by [`Bdev::open`], then owned by it:
+/// `attach`, any number of `submit`, `poll` and `cancel`, and, with nothing in flight, `detach`.
+pub trait Channel: Send {
+    /// How many requests may be in flight at once; fixed. The submitter keeps to it, so `submit` cannot fail.
+    fn depth(&self) -> u32;
+
+    /// Enters the reactor: registers files and clients with its ring. Called once, before anything else.
+    ///
+    /// # Errors
+    /// When the ring has no room; the channel is then dropped unused.
+    fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError>;
+
+    /// Leaves the reactor, giving back what `attach` took. Called once, with nothing in flight.
+    fn detach(&mut self, cx: &mut Cx<'_>);
+
+    /// Takes a request. Never blocks, never completes inside the call, not even an error.
+    fn submit(&mut self, io: Io, cx: &mut Cx<'_>);
+
+    /// Appends what has completed since the last poll; each tag exactly once. `done` has room for `depth` more.
+    fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Vec<Completion>);
+
+    /// When to poll. A channel that answers [`Next::Idle`] is not polled.
+    fn next(&self) -> Next;
+
+    /// Asks to end a request early: it completes by `poll` like any other, soon and with `Aborted` where the device can
+    /// do that, else when it is done. Unknown tags are ignored (the request may have completed meanwhile).
+    fn cancel(&mut self, tag: Tag, cx: &mut Cx<'_>);
+}

@@ -1,0 +1,27 @@
+//! The words and traits of the data path.
+//!
+//! Everything else stands on this crate: `reactor` implements [`Ring`] and drives a [`Worker`]; `bdev` implements
+//! [`Bdev`] and [`Channel`]; front ends submit [`Io`] to channels and get [`Completion`]s back. Nothing in here starts
+//! a thread or makes a system call, and time comes in from outside ([`Ring::now_ns`]), so the same code runs on a pinned
+//! core and in a simulator that owns the clock, the disk and the guest.
+//!
+//! Two verbs on every layer: `submit` goes down, never blocks and never completes inside the call; `poll` brings
+//! completions up, each tag exactly once.
+
+#![deny(unsafe_code)]
+
+pub mod bdev;
+pub mod io;
+pub mod ring;
+pub mod segment;
+pub mod slab;
+pub mod stats;
+pub mod worker;
+
+pub use bdev::{Bdev, Channel, Discard, Next, OpenArgs, OpenError, Shape};
+pub use io::{Completion, Io, IoError, IoFlags, Op, Tag};
+pub use ring::{ClientId, Done, Entry, FileSlot, Ring, RingError, RingOp, Token};
+pub use segment::{Segment, SegmentList};
+pub use slab::Slab;
+pub use stats::{Counter, Histogram, IoStats};
+pub use worker::{Cx, Post, PostError, Worker};

@@ -1,0 +1,193 @@
+//! From one head to the host addresses of its buffers.
+//!
+//! Each descriptor is copied out of guest memory once; all decisions are made on the copy. The walk ends after at most
+//! as many descriptors as the queue has, plus 1024 of one indirect table.
+
+use crate::memory::{Memory, MemoryFault};
+use crate::rings::{Descriptor, Rings};
+use crate::segments::SegmentBuf;
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+
+const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+const DESCRIPTOR_BYTES: u32 = 16;
+/// Entries of an indirect table, whatever the size of the queue.
+const INDIRECT_MAX: u32 = 1024;
+
+/// One request of the driver's. Its segments are in the [`SegmentBuf`]: readable ones first, then writable ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Names the chain when it is completed.
+    pub head: u16,
+    /// How many leading segments are device-readable.
+    pub readable: usize,
+    /// Bytes in those.
+    pub readable_bytes: u64,
+    /// Bytes in the others. All bytes together fit into 32 bits.
+    pub writable_bytes: u64,
+}
+
+/// What is wrong with a chain. No well-behaved driver makes one like this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainFault {
+    /// A buffer, or an indirect table, is not in memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryFault),
+    /// `next` beyond the end of the table.
+    #[error("descriptor {0} is beyond the end of its table")]
+    NextBeyondTable(u16),
+    /// More descriptors than the table has: a loop.
+    #[error("the descriptor chain loops")]
+    Loop,
+    /// A device-readable buffer after a device-writable one.
+    #[error("a readable buffer after a writable one")]
+    ReadableAfterWritable,
+    /// More than 2^32 - 1 bytes in one chain.
+    #[error("a chain of more than 32 bits of bytes")]
+    TooLong,
+    /// An indirect table without the feature.
+    #[error("indirect descriptors were not negotiated")]
+    IndirectNotNegotiated,
+    /// An indirect descriptor inside an indirect table.
+    #[error("an indirect table inside an indirect table")]
+    IndirectNested,
+    /// An indirect descriptor that goes on.
+    #[error("an indirect descriptor with a successor")]
+    IndirectWithNext,
+    /// An indirect table that is empty, broken off or too large.
+    #[error("an indirect table of {0} bytes")]
+    IndirectLength(u32),
+}
+
+/// Collects one chain.
+pub(crate) struct Walk<'a> {
+    pub(crate) memory: &'a Memory,
+    pub(crate) hint: &'a mut usize,
+    pub(crate) segments: &'a mut SegmentBuf,
+    pub(crate) indirect: bool,
+    readable: usize,
+    readable_bytes: u64,
+    bytes: u64,
+    writable: bool,
+}
+
+impl<'a> Walk<'a> {
+    #[inline]
+    pub(crate) fn new(
+        memory: &'a Memory,
+        hint: &'a mut usize,
+        segments: &'a mut SegmentBuf,
+        indirect: bool,
+    ) -> Walk<'a> {
+        segments.clear();
+        Walk { memory, hint, segments, indirect, readable: 0, readable_bytes: 0, bytes: 0, writable: false }
+    }
+
+    #[inline]
+    pub(crate) fn chain(mut self, rings: &Rings, head: u16) -> Result<Chain, ChainFault> {
+        let mut index = head;
+        for _ in 0..rings.size() {
+            let descriptor = rings.descriptor(index);
+            if descriptor.flags & INDIRECT != 0 {
+                self.table(descriptor)?;
+                return Ok(self.finish(head));
+            }
+            self.buffer(descriptor)?;
+            if descriptor.flags & NEXT == 0 {
+                return Ok(self.finish(head));
+            }
+            index = descriptor.next;
+            if index >= rings.size() {
+                return Err(ChainFault::NextBeyondTable(index));
+            }
+        }
+        Err(ChainFault::Loop)
+    }
+
+    #[inline]
+    fn finish(mut self, head: u16) -> Chain {
+        if !self.writable {
+            self.turn();
+        }
+        Chain {
+            head,
+            readable: self.readable,
+            readable_bytes: self.readable_bytes,
+            writable_bytes: self.bytes - self.readable_bytes,
+        }
+    }
+
+    /// From here on buffers are writable.
+    #[inline]
+    fn turn(&mut self) {
+        self.writable = true;
+        self.readable = self.segments.len();
+        self.readable_bytes = self.bytes;
+        self.segments.set_border();
+    }
+
+    #[inline]
+    fn buffer(&mut self, descriptor: Descriptor) -> Result<(), ChainFault> {
+        if descriptor.flags & WRITE != 0 {
+            if !self.writable {
+                self.turn();
+            }
+        } else if self.writable {
+            return Err(ChainFault::ReadableAfterWritable);
+        }
+        // A buffer of no bytes touches no memory: wherever it points, it is skipped.
+        if descriptor.len == 0 {
+            return Ok(());
+        }
+        let len = u64::from(descriptor.len);
+        self.bytes += len;
+        if self.bytes > u64::from(u32::MAX) {
+            return Err(ChainFault::TooLong);
+        }
+        Ok(self.memory.translate_near(descriptor.addr, len, self.hint, self.segments)?)
+    }
+
+    /// An indirect table ends the chain it stands in. Its WRITE flag means nothing (virtio 1.3, 2.7.5.3.2).
+    fn table(&mut self, at: Descriptor) -> Result<(), ChainFault> {
+        if !self.indirect {
+            return Err(ChainFault::IndirectNotNegotiated);
+        }
+        if at.flags & NEXT != 0 {
+            return Err(ChainFault::IndirectWithNext);
+        }
+        let entries = at.len / DESCRIPTOR_BYTES;
+        if entries == 0 || entries > INDIRECT_MAX || at.len % DESCRIPTOR_BYTES != 0 {
+            return Err(ChainFault::IndirectLength(at.len));
+        }
+        at.addr.checked_add(u64::from(at.len)).ok_or(MemoryFault::Overflow)?;
+        // The table is usually not where the buffers are: a hint of its own.
+        let mut hint = *self.hint;
+        let mut index = 0u16;
+        for _ in 0..entries {
+            let descriptor = self.entry(at.addr + u64::from(index) * u64::from(DESCRIPTOR_BYTES), &mut hint)?;
+            if descriptor.flags & INDIRECT != 0 {
+                return Err(ChainFault::IndirectNested);
+            }
+            self.buffer(descriptor)?;
+            if descriptor.flags & NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next;
+            if u32::from(index) >= entries {
+                return Err(ChainFault::NextBeyondTable(index));
+            }
+        }
+        Err(ChainFault::Loop)
+    }
+
+    /// One entry of an indirect table, which may lie anywhere, unaligned, and across two regions.
+    #[inline]
+    fn entry(&self, gpa: u64, hint: &mut usize) -> Result<Descriptor, MemoryFault> {
+        let mut bytes = [0u8; DESCRIPTOR_BYTES as usize];
+        self.memory.read(gpa, &mut bytes, hint)?;
+        let (low, high) = bytes.split_at(8);
+        let word = |half: &[u8]| half.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+        Ok(Descriptor::from_words([word(low).to_le(), word(high).to_le()]))
+    }
+}

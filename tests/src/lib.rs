@@ -1,1 +1,12 @@
-//! Under construction.
+//! What the tests of Pollux stand on: the simulated world, a guest's driver, a vhost-user front end in this process, and
+//! a harness for the real daemon.
+//!
+//! - [`sim`]: clock, media and rings from one seed; the real devices and workers run in it.
+//! - [`guest`]: guest memory and the driver's half of virtqueues and of virtio-scsi, well-behaved or not.
+//! - [`frontend`]: [`guest`] connected to a vhost-user socket.
+//! - [`daemon`]: starts, kills and restarts the real binary.
+//! - [`model`]: what a disk may return after any mix of writes, crashes and flushes.
+
+pub mod guest;
+pub mod rng;
+pub mod sim;

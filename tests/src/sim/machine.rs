@@ -1,0 +1,194 @@
+//! Several reactors in one thread, scheduled by the seed.
+//!
+//! A worker that did nothing and says that it waits for its ring is not polled again before a message or a completion
+//! comes, exactly as on a sleeping reactor: a lost wake-up shows as a machine that is idle with requests unanswered.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use pollux_core::{Cx, Next, Post, PostError, Worker};
+
+use super::{SimRing, SimWorld};
+use crate::rng::Rng;
+
+/// How far the clock may run ahead for timers alone before a machine counts as idle.
+const IDLE_HORIZON_NS: u64 = 10_000_000_000;
+/// A machine that has taken this many turns without coming to rest is stuck in a circle.
+const TURNS_MAX: u64 = 5_000_000;
+
+/// The mailboxes of a simulated machine.
+pub struct SimPost<M>(Mutex<Vec<VecDeque<M>>>);
+
+impl<M> SimPost<M> {
+    fn lock(&self) -> MutexGuard<'_, Vec<VecDeque<M>>> {
+        self.0.lock().expect("a test that panics ends the machine")
+    }
+}
+
+impl<M: Send> Post<M> for SimPost<M> {
+    fn reactors(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn post(&self, reactor: usize, message: M) -> Result<(), PostError> {
+        self.lock().get_mut(reactor).ok_or(PostError::Stopped)?.push_back(message);
+        Ok(())
+    }
+}
+
+struct Reactor<W> {
+    worker: W,
+    ring: SimRing,
+    sleeping: bool,
+}
+
+/// Some workers, each with its own ring of one world.
+pub struct SimMachine<W: Worker> {
+    world: SimWorld,
+    reactors: Vec<Reactor<W>>,
+    post: Arc<SimPost<W::Message>>,
+    rng: Rng,
+}
+
+impl<W: Worker> SimMachine<W> {
+    /// A machine with one reactor per worker.
+    #[must_use]
+    pub fn new(world: &SimWorld, workers: Vec<W>, seed: u64) -> Self {
+        let post = Arc::new(SimPost(Mutex::new(workers.iter().map(|_| VecDeque::new()).collect())));
+        let reactors =
+            workers.into_iter().map(|worker| Reactor { worker, ring: world.ring(), sleeping: false }).collect();
+        SimMachine { world: world.clone(), reactors, post, rng: Rng::new(seed) }
+    }
+
+    /// The way to its mailboxes.
+    #[must_use]
+    pub fn post(&self) -> Arc<SimPost<W::Message>> {
+        Arc::clone(&self.post)
+    }
+
+    /// Its world.
+    #[must_use]
+    pub const fn world(&self) -> &SimWorld {
+        &self.world
+    }
+
+    /// One worker.
+    #[must_use]
+    pub fn worker(&mut self, reactor: usize) -> &mut W {
+        &mut self.reactors[reactor].worker
+    }
+
+    /// Runs until nothing is left to do: mailboxes empty, nothing in flight but polls and what is stuck, nobody busy.
+    ///
+    /// # Panics
+    /// If it does not come to rest.
+    pub fn run(&mut self) {
+        self.run_while(|| true);
+    }
+
+    /// Runs until idle or until `go_on` says no; returns whether it is idle.
+    ///
+    /// # Panics
+    /// If it does not come to rest.
+    pub fn run_while(&mut self, mut go_on: impl FnMut() -> bool) -> bool {
+        let mut busy_at = self.world.now();
+        for _ in 0..TURNS_MAX {
+            if !go_on() {
+                return false;
+            }
+            if self.round() > 0 {
+                busy_at = self.world.now();
+                self.world.tick(self.rng.below(2_000));
+            } else if !self.wait(busy_at) {
+                return true;
+            }
+        }
+        panic!("the machine does not come to rest");
+    }
+
+    /// Runs the machine while another thread does `f`, which may wait for the reactors.
+    ///
+    /// # Panics
+    /// If `f` panics.
+    pub fn call<R: Send>(&mut self, f: impl FnOnce() -> R + Send) -> R {
+        std::thread::scope(|scope| {
+            let other = scope.spawn(f);
+            while !other.is_finished() {
+                let now = self.world.now();
+                if self.round() == 0 && !self.wait(now) {
+                    std::thread::yield_now();
+                }
+            }
+            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// One pass: the world does what is due, then each reactor takes a turn, in random order, some of them none.
+    /// Returns 0 only if nobody has anything to do now.
+    fn round(&mut self) -> u64 {
+        let mut did = self.world.deliver() as u64;
+        let mut order: Vec<usize> = (0..self.reactors.len()).collect();
+        for last in (1..order.len()).rev() {
+            order.swap(last, self.rng.index(last + 1));
+        }
+        let mut skipped = Vec::new();
+        for at in order {
+            if self.rng.chance(1, 4) {
+                skipped.push(at);
+            } else {
+                did += self.turn(at);
+            }
+        }
+        if did == 0 {
+            did = skipped.into_iter().map(|at| self.turn(at)).sum();
+        }
+        did
+    }
+
+    /// Moves the clock to what comes next; false if nothing does.
+    fn wait(&self, busy_at: u64) -> bool {
+        let timer = self.reactors.iter().filter_map(|r| match r.worker.next() {
+            Next::At(time) => Some(time),
+            Next::Now | Next::Ring | Next::Idle => None,
+        });
+        self.world.advance(timer.min().filter(|time| *time < busy_at + IDLE_HORIZON_NS))
+    }
+
+    /// One turn of one reactor; returns how much it did.
+    fn turn(&mut self, at: usize) -> u64 {
+        let reactor = &mut self.reactors[at];
+        let now = self.world.now();
+        let messages = self.post.lock()[at].len() as u64;
+        let due = match reactor.worker.next() {
+            Next::Now => true,
+            Next::At(time) => time <= now,
+            Next::Ring | Next::Idle => false,
+        };
+        if reactor.sleeping && !due && messages == 0 && !reactor.ring.has_completions() {
+            return 0;
+        }
+        let mut cx = Cx { now, reactor: at, ring: &mut reactor.ring };
+        let mut did = 0;
+        // A turn need not empty the mailbox.
+        for _ in 0..if messages == 0 { 0 } else { self.rng.between(1, messages) } {
+            let Some(message) = self.post.lock()[at].pop_front() else { break };
+            reactor.worker.message(message, &mut cx);
+            did += 1;
+        }
+        did += u64::from(reactor.worker.poll(&mut cx));
+        let (post, rng, mut refused) = (&self.post, &mut self.rng, false);
+        reactor.worker.outgoing(&mut |to, message| {
+            // A full mailbox now and then.
+            if rng.chance(1, 8) {
+                refused = true;
+                return Err(message);
+            }
+            post.lock()[to].push_back(message);
+            did += 1;
+            Ok(())
+        });
+        did += u64::from(refused);
+        reactor.sleeping = did == 0;
+        did
+    }
+}

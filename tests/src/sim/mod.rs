@@ -1,0 +1,17 @@
+//! The simulated world: clock, media, rings and reactors in one thread, all from one seed.
+//!
+//! The real controller and the real devices run in it unchanged: they see [`pollux_core::Ring`] and nothing else of the
+//! outside. Guest memory and eventfds are real ones (they are deterministic as long as one thread uses them); the disk
+//! and the time are not.
+
+mod disk;
+mod fault;
+mod machine;
+mod ring;
+mod world;
+
+pub use disk::{Mark, SECTOR, SimDisk};
+pub use fault::{Effect, Fault, Kind};
+pub use machine::{SimMachine, SimPost};
+pub use ring::SimRing;
+pub use world::{DiskId, SimWorld, Switches};

@@ -7,6 +7,9 @@
 //! - [`daemon`]: starts, kills and restarts the real binary.
 //! - [`model`]: what a disk may return after any mix of writes, crashes and flushes.
 
+pub mod daemon;
+pub mod frontend;
 pub mod guest;
+pub mod model;
 pub mod rng;
 pub mod sim;

@@ -17,21 +17,59 @@ const IDLE_HORIZON_NS: u64 = 10_000_000_000;
 const TURNS_MAX: u64 = 5_000_000;
 
 /// The mailboxes of a simulated machine.
-pub struct SimPost<M>(Mutex<Vec<VecDeque<M>>>);
+pub struct SimPost<M>(Mutex<Mail<M>>);
+
+struct Mail<M> {
+    boxes: Vec<VecDeque<M>>,
+    /// What comes from outside waits at the door while the machine runs beside another thread.
+    closed: bool,
+    door: VecDeque<(usize, M)>,
+}
+
+impl<M> Mail<M> {
+    /// Takes in what waits; false if nothing did.
+    fn open_door(&mut self) -> bool {
+        let some = !self.door.is_empty();
+        for (to, message) in self.door.drain(..) {
+            self.boxes[to].push_back(message);
+        }
+        some
+    }
+}
+
+/// Waits until a thread of this process sleeps in the kernel, or `ended`.
+fn wait_until_asleep(tid: i32, ended: impl Fn() -> bool) {
+    let asleep = || {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('S'))
+    };
+    // Twice, because it may have slept for a lock of ours.
+    while !ended() && !(asleep() && asleep()) {
+        std::thread::yield_now();
+    }
+}
 
 impl<M> SimPost<M> {
-    fn lock(&self) -> MutexGuard<'_, Vec<VecDeque<M>>> {
+    fn lock(&self) -> MutexGuard<'_, Mail<M>> {
         self.0.lock().expect("a test that panics ends the machine")
     }
 }
 
 impl<M: Send> Post<M> for SimPost<M> {
     fn reactors(&self) -> usize {
-        self.lock().len()
+        self.lock().boxes.len()
     }
 
     fn post(&self, reactor: usize, message: M) -> Result<(), PostError> {
-        self.lock().get_mut(reactor).ok_or(PostError::Stopped)?.push_back(message);
+        let mut mail = self.lock();
+        if reactor >= mail.boxes.len() {
+            return Err(PostError::Stopped);
+        }
+        if mail.closed {
+            mail.door.push_back((reactor, message));
+        } else {
+            mail.boxes[reactor].push_back(message);
+        }
         Ok(())
     }
 }
@@ -54,7 +92,8 @@ impl<W: Worker> SimMachine<W> {
     /// A machine with one reactor per worker.
     #[must_use]
     pub fn new(world: &SimWorld, workers: Vec<W>, seed: u64) -> Self {
-        let post = Arc::new(SimPost(Mutex::new(workers.iter().map(|_| VecDeque::new()).collect())));
+        let boxes = workers.iter().map(|_| VecDeque::new()).collect();
+        let post = Arc::new(SimPost(Mutex::new(Mail { boxes, closed: false, door: VecDeque::new() })));
         let reactors =
             workers.into_iter().map(|worker| Reactor { worker, ring: world.ring(), sleeping: false }).collect();
         SimMachine { world: world.clone(), reactors, post, rng: Rng::new(seed) }
@@ -106,21 +145,35 @@ impl<W: Worker> SimMachine<W> {
         panic!("the machine does not come to rest");
     }
 
-    /// Runs the machine while another thread does `f`, which may wait for the reactors.
+    /// Runs `f`, which may post messages and wait for their answers, on a thread of its own, and the machine meanwhile.
+    /// The two take turns: the machine runs only while `f` waits, and sees what `f` posted only then, so that the run
+    /// depends on nothing but the seed.
     ///
     /// # Panics
-    /// If `f` panics.
+    /// If `f` panics, or waits for something that the machine does not do.
     pub fn call<R: Send>(&mut self, f: impl FnOnce() -> R + Send) -> R {
-        std::thread::scope(|scope| {
-            let other = scope.spawn(f);
+        self.post.lock().closed = true;
+        let result = std::thread::scope(|scope| {
+            let (tell, tid) = std::sync::mpsc::channel();
+            let other = scope.spawn(move || {
+                let _ = tell.send(rustix::thread::gettid());
+                f()
+            });
+            let tid = tid.recv().expect("the thread says its id first");
+            let mut rounds_idle = 0;
             while !other.is_finished() {
-                let now = self.world.now();
-                if self.round() == 0 && !self.wait(now) {
-                    std::thread::yield_now();
-                }
+                wait_until_asleep(tid.as_raw_nonzero().get(), || other.is_finished());
+                rounds_idle = if self.post.lock().open_door() { 0 } else { rounds_idle + 1 };
+                assert!(rounds_idle < 1000, "nothing is left to do and the control plane still waits");
+                self.run();
             }
             other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        });
+        let mut post = self.post.lock();
+        post.open_door();
+        post.closed = false;
+        drop(post);
+        result
     }
 
     /// One pass: the world does what is due, then each reactor takes a turn, in random order, some of them none.
@@ -158,7 +211,7 @@ impl<W: Worker> SimMachine<W> {
     fn turn(&mut self, at: usize) -> u64 {
         let reactor = &mut self.reactors[at];
         let now = self.world.now();
-        let messages = self.post.lock()[at].len() as u64;
+        let messages = self.post.lock().boxes[at].len() as u64;
         let due = match reactor.worker.next() {
             Next::Now => true,
             Next::At(time) => time <= now,
@@ -171,7 +224,7 @@ impl<W: Worker> SimMachine<W> {
         let mut did = 0;
         // A turn need not empty the mailbox.
         for _ in 0..if messages == 0 { 0 } else { self.rng.between(1, messages) } {
-            let Some(message) = self.post.lock()[at].pop_front() else { break };
+            let Some(message) = self.post.lock().boxes[at].pop_front() else { break };
             reactor.worker.message(message, &mut cx);
             did += 1;
         }
@@ -183,7 +236,7 @@ impl<W: Worker> SimMachine<W> {
                 refused = true;
                 return Err(message);
             }
-            post.lock()[to].push_back(message);
+            post.lock().boxes[to].push_back(message);
             did += 1;
             Ok(())
         });

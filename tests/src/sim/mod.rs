@@ -6,12 +6,14 @@
 
 mod disk;
 mod fault;
+mod load;
 mod machine;
 mod ring;
 mod world;
 
 pub use disk::{Mark, SECTOR, SimDisk};
 pub use fault::{Effect, Fault, Kind};
+pub use load::{BdevLoad, Mix};
 pub use machine::{SimMachine, SimPost};
 pub use ring::SimRing;
 pub use world::{DiskId, SimWorld, Switches};

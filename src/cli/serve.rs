@@ -1,0 +1,66 @@
+//! `pollux serve`: flags over the configuration file over the defaults, then the daemon.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::CliError;
+use crate::config::{Given, Poll};
+use crate::daemon;
+
+#[derive(Args, Debug)]
+pub(crate) struct ServeArgs {
+    /// Cores, one reactor on each: a list as 0,1 or 2-5, with 0x a mask [default: 0]
+    #[arg(long, value_name = "CORES")]
+    reactors: Option<String>,
+    /// Where the state is kept [default: /var/lib/pollux]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where the controllers' sockets are made [default: /run/pollux/vhost]
+    #[arg(long, value_name = "DIR")]
+    vhost_dir: Option<PathBuf>,
+    /// Serve /metrics and /healthz at this address, for example 127.0.0.1:9500 [default: not at all]
+    #[arg(long, value_name = "ADDR")]
+    metrics_listen: Option<SocketAddr>,
+    /// Whether reactors sleep when there is nothing to do [default: adaptive]
+    #[arg(long)]
+    poll: Option<Poll>,
+    /// Start empty and save nothing
+    #[arg(long)]
+    ephemeral: bool,
+    /// A TOML file with the same names; flags win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Group of the controllers' sockets (name or number)
+    #[arg(long, value_name = "GROUP")]
+    vhost_socket_group: Option<String>,
+    /// Mode of the controllers' sockets, octal [default: 0660]
+    #[arg(long, value_name = "MODE")]
+    vhost_socket_mode: Option<String>,
+    /// Group whose members may use the RPC socket (its mode is then 0660, else 0600)
+    #[arg(long, value_name = "GROUP")]
+    rpc_socket_group: Option<String>,
+}
+
+pub(crate) fn run(args: ServeArgs, rpc_socket: Option<PathBuf>) -> Result<(), CliError> {
+    let usage = |error: crate::config::ConfigError| CliError::Usage(error.to_string());
+    let file = match &args.config {
+        Some(path) => Given::from_file(path).map_err(usage)?,
+        None => Given::default(),
+    };
+    let flags = Given {
+        reactors: args.reactors,
+        state_dir: args.state_dir,
+        rpc_socket,
+        vhost_dir: args.vhost_dir,
+        metrics_listen: args.metrics_listen,
+        poll: args.poll,
+        ephemeral: args.ephemeral.then_some(true),
+        vhost_socket_group: args.vhost_socket_group,
+        vhost_socket_mode: args.vhost_socket_mode,
+        rpc_socket_group: args.rpc_socket_group,
+    };
+    let settings = flags.over(file).settle().map_err(usage)?;
+    daemon::run(&settings).map_err(|error| CliError::Failed(format!("{error:#}")))
+}

@@ -57,6 +57,12 @@ impl Model {
         }
     }
 
+    /// Bytes of a block.
+    #[must_use]
+    pub const fn block_size(&self) -> usize {
+        self.block_size
+    }
+
     /// How many blocks the disk has.
     #[must_use]
     pub fn blocks(&self) -> u64 {
@@ -162,6 +168,11 @@ impl Model {
         let _ = self.end(op);
     }
 
+    /// It will never be answered: a write may take effect at any time from now on.
+    pub fn abandon(&mut self, op: OpId) {
+        let _ = self.end(op);
+    }
+
     fn check(
         &self,
         block: u64,
@@ -202,9 +213,8 @@ impl Model {
         assert!(self.open.is_empty(), "history is dropped with nothing under way");
         for writes in &mut self.blocks {
             let all = writes.clone();
-            writes.retain(|w| {
-                !all.iter().any(|later| later.durable && w.ended.is_some_and(|ended| ended < later.begun))
-            });
+            writes
+                .retain(|w| !all.iter().any(|later| later.durable && w.ended.is_some_and(|ended| ended < later.begun)));
         }
     }
 }

@@ -163,9 +163,9 @@ impl Driver {
             next_ticket: 1,
         };
         for _ in 0..FIRST_REQUEST_QUEUE + options.request_queues {
-            let gpa = driver.arena.alloc(DriverRing::bytes(options.queue_size), 4096, 0).ok_or(io::ErrorKind::OutOfMemory)?;
-            let ring =
-                DriverRing::new(Arc::clone(&driver.memory), gpa, options.queue_size, 0, options.event_idx);
+            let gpa =
+                driver.arena.alloc(DriverRing::bytes(options.queue_size), 4096, 0).ok_or(io::ErrorKind::OutOfMemory)?;
+            let ring = DriverRing::new(Arc::clone(&driver.memory), gpa, options.queue_size, 0, options.event_idx);
             driver.queues.push(Queue {
                 ring,
                 kick: new_eventfd()?,
@@ -281,12 +281,8 @@ impl Driver {
         let head = self.queues[queue].ring.add(&buffers, indirect)?;
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        let entry = InFlight {
-            ticket,
-            response: (response, response_len),
-            data: (data, in_len),
-            memory: std::mem::take(held),
-        };
+        let entry =
+            InFlight { ticket, response: (response, response_len), data: (data, in_len), memory: std::mem::take(held) };
         let before = self.queues[queue].in_flight.insert(head, entry);
         assert!(before.is_none(), "the ring hands out free heads only");
         Some(ticket)

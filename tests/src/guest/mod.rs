@@ -7,15 +7,17 @@
 
 mod arena;
 mod driver;
+mod load;
 mod memory;
 mod ring;
 mod scsi;
 
 pub use arena::Arena;
 pub use driver::{Command, CompletionError, Driver, DriverOptions, Queue, Ticket};
+pub use load::{ScsiLoad, ScsiMix};
 pub use memory::{GuestMemory, Region};
 pub use ring::{Buffer, DriverRing, Indirect, RingError, desc};
-pub use scsi::{Framing, Lun, Response, Tmf, cdb};
+pub use scsi::{Framing, Lun, REQUEST_LEN, RESPONSE_LEN, Response, Tmf, cdb, request_header};
 
 /// Number of the control queue.
 pub const CONTROL_QUEUE: usize = 0;

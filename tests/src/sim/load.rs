@@ -1,6 +1,8 @@
 //! Random requests to one block device in the simulated world, held against the oracle.
 
-use pollux_core::{Bdev, Channel, Completion, Cx, Io, IoError, IoFlags, Next, Op, OpenArgs, Ring, Segment, SegmentList};
+use pollux_core::{
+    Bdev, Channel, Completion, Cx, Io, IoError, IoFlags, Next, Op, OpenArgs, Ring, Segment, SegmentList,
+};
 
 use super::{SimRing, SimWorld};
 use crate::guest::GuestMemory;

@@ -37,17 +37,27 @@ impl<M> Mail<M> {
     }
 }
 
-/// Waits until a thread of this process sleeps in the kernel, or `ended`.
-fn wait_until_asleep(tid: i32, ended: impl Fn() -> bool) {
-    let asleep = || {
+/// Waits until every other thread of this process sleeps in the kernel, or `ended`. A message on its way to a thread
+/// makes that thread runnable before the sender goes on, so then nothing is on its way either.
+fn wait_until_asleep(ended: impl Fn() -> bool) {
+    let own = rustix::thread::gettid().as_raw_nonzero().get().to_string();
+    let asleep = |tid: &str| {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
         stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('S'))
     };
-    // Twice, because it may have slept for a lock of ours.
-    while !ended() && !(asleep() && asleep()) {
+    let all_asleep = || {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("procfs is mounted");
+        let mut names = tasks.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        names.all(|tid| tid == own || asleep(&tid))
+    };
+    // Twice, because one may have slept for a lock of ours.
+    while !ended() && !(all_asleep() && all_asleep()) {
         std::thread::yield_now();
     }
 }
+
+/// Only one machine at a time: it has to know when the rest of the process sleeps.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl<M> SimPost<M> {
     fn lock(&self) -> MutexGuard<'_, Mail<M>> {
@@ -86,17 +96,20 @@ pub struct SimMachine<W: Worker> {
     reactors: Vec<Reactor<W>>,
     post: Arc<SimPost<W::Message>>,
     rng: Rng,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl<W: Worker> SimMachine<W> {
-    /// A machine with one reactor per worker.
+    /// A machine with one reactor per worker. A process has one at a time; a second waits until the first is gone (so no
+    /// thread may hold two).
     #[must_use]
     pub fn new(world: &SimWorld, workers: Vec<W>, seed: u64) -> Self {
+        let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let boxes = workers.iter().map(|_| VecDeque::new()).collect();
         let post = Arc::new(SimPost(Mutex::new(Mail { boxes, closed: false, door: VecDeque::new() })));
         let reactors =
             workers.into_iter().map(|worker| Reactor { worker, ring: world.ring(), sleeping: false }).collect();
-        SimMachine { world: world.clone(), reactors, post, rng: Rng::new(seed) }
+        SimMachine { world: world.clone(), reactors, post, rng: Rng::new(seed), _alone: alone }
     }
 
     /// The way to its mailboxes.
@@ -146,29 +159,29 @@ impl<W: Worker> SimMachine<W> {
     }
 
     /// Runs `f`, which may post messages and wait for their answers, on a thread of its own, and the machine meanwhile.
-    /// The two take turns: the machine runs only while `f` waits, and sees what `f` posted only then, so that the run
-    /// depends on nothing but the seed.
+    /// The machine takes turns with `f` and every other thread: it runs only while all of them sleep, and sees what they
+    /// posted only then, so that the run depends on nothing but the seed.
     ///
     /// # Panics
     /// If `f` panics, or waits for something that the machine does not do.
     pub fn call<R: Send>(&mut self, f: impl FnOnce() -> R + Send) -> R {
         self.post.lock().closed = true;
         let result = std::thread::scope(|scope| {
-            let (tell, tid) = std::sync::mpsc::channel();
-            let other = scope.spawn(move || {
-                let _ = tell.send(rustix::thread::gettid());
-                f()
-            });
-            let tid = tid.recv().expect("the thread says its id first");
+            let other = scope.spawn(f);
             let mut rounds_idle = 0;
             while !other.is_finished() {
-                wait_until_asleep(tid.as_raw_nonzero().get(), || other.is_finished());
+                wait_until_asleep(|| other.is_finished());
                 rounds_idle = if self.post.lock().open_door() { 0 } else { rounds_idle + 1 };
-                assert!(rounds_idle < 1000, "nothing is left to do and the control plane still waits");
+                if rounds_idle > 100 {
+                    // It may wait for the real clock.
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                assert!(rounds_idle < 30_000, "nothing is left to do and the control plane still waits");
                 self.run();
             }
             other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
+        wait_until_asleep(|| false);
         let mut post = self.post.lock();
         post.open_door();
         post.closed = false;

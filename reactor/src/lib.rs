@@ -1,1 +1,31 @@
-//! Under construction.
+//! The loop: one pinned thread per core, one io_uring per thread, mailboxes between them, and one place to wait.
+//!
+//! A *turn* of a reactor: messages from the control plane and from other reactors, [`Worker::poll`], messages for other
+//! reactors, one `io_uring_enter` if there is something to enter for. When turns stop being useful and
+//! [`PollMode::Adaptive`] allows it, the reactor sleeps in its ring; whoever puts something into one of its mailboxes
+//! wakes it by an eventfd that the ring polls (the argument that no wake-up is lost is in `mailbox.rs`).
+//!
+//! Road map, in the order of a reactor's life: [`parse_cores`] (`cores.rs`), [`start`] (`start.rs`), `turn.rs` (the loop),
+//! [`UringRing`] (`ring.rs`; its table of clients is `clients.rs`, an entry's way into the kernel's format `sqe.rs`, and
+//! everything unsafe `kernel.rs`), [`ReactorStats`] (`stats.rs`).
+//!
+//! [`Worker`]: pollux_core::Worker
+//! [`Worker::poll`]: pollux_core::Worker::poll
+
+#![deny(unsafe_code)]
+
+mod clients;
+mod cores;
+mod kernel;
+mod mailbox;
+mod ring;
+mod sqe;
+mod start;
+mod stats;
+mod turn;
+
+pub use cores::{CoresError, parse_cores};
+pub use kernel::{RingFeatures, SetupError};
+pub use ring::{RingConfig, UringRing};
+pub use start::{Config, PollMode, Reactors, StartError, start};
+pub use stats::ReactorStats;

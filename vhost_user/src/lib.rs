@@ -28,3 +28,5 @@ pub use segments::SegmentBuf;
 pub use server::{ListenerId, Server, SocketOptions};
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;

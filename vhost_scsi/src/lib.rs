@@ -1,1 +1,40 @@
-//! Under construction.
+//! The virtio-scsi device: requests, task management and events of many controllers, on many reactors.
+//!
+//! Two halves that share nothing but messages ([`Message`]) and read-only or atomic state:
+//!
+//! - [`ScsiWorker`] is what a reactor runs: the request, control and event queues that were given to it, the logical
+//!   units that are open on it (one channel per unit, shared by all queues of the reactor), and the LUN tables of the
+//!   controllers they belong to. It never blocks and never sees a socket.
+//! - [`Target`] is the control plane: controllers, their sockets and LUNs. It changes a worker's tables by messages and
+//!   waits for the answers on its caller's thread.
+//!
+//! A request's way: `port` (pop) -> `request` (header, copied once) -> `serve` (LUN, CDB, action) -> `units` (channel)
+//! -> `serve` (finish) -> `port` (used ring, one signal a turn).
+
+#![forbid(unsafe_op_in_unsafe_fn)]
+#![deny(unsafe_code)]
+
+mod control;
+mod controller;
+mod events;
+pub mod lun;
+mod luns;
+mod message;
+mod pieces;
+mod port;
+pub mod request;
+mod serve;
+mod session;
+mod stats;
+mod target;
+mod units;
+mod worker;
+
+pub use lun::Address;
+pub use message::{Message, QueueKey, Stopped};
+pub use stats::{LunStats, QueueStats};
+pub use target::{
+    Backing, ControllerInfo, LunInfo, NewStats, QueueInfo, SessionInfo, SocketOptions, Target, TargetError,
+    TargetOptions,
+};
+pub use worker::{ScsiWorker, WorkerConfig};

@@ -1,0 +1,249 @@
+//! Task management: the control queue's requests, and the ending of commands that it asks for.
+//!
+//! The commands of one unit or one session are spread over the workers, so a function is a question to all of them: each
+//! marks the commands in scope, asks the devices to end them early, and says so when the last of them has ended. The
+//! worker that took the function answers the guest when all have said so: no aborted command can touch guest memory
+//! after that.
+
+use pollux_core::{Cx, segment};
+use pollux_vhost_user::Chain;
+
+use crate::lun::Address;
+use crate::luns::Lun;
+use crate::message::{AbortId, Body, Message, Scope};
+use crate::port::{Phase, Port};
+use crate::request::{Control, Function, Response, TMF_LEN};
+use crate::worker::ScsiWorker;
+
+/// A function that waits for the workers.
+pub(crate) struct Pending {
+    id: AbortId,
+    /// The control queue's port and the chain that is to be answered.
+    port: usize,
+    head: u16,
+    function: Function,
+    lun: Option<u32>,
+    workers: usize,
+    count: u32,
+}
+
+/// Commands of this worker that somebody's function waits for.
+pub(crate) struct Ending {
+    id: AbortId,
+    count: u32,
+    /// Port, head and turn of those that have not ended yet.
+    commands: Vec<(usize, u16, u16)>,
+}
+
+impl ScsiWorker {
+    /// Takes one request of a control queue.
+    pub(crate) fn control(&mut self, port: &mut Port, number: usize, chain: &Chain) {
+        port.stats.requests.add(1);
+        let mut bytes = [0; TMF_LEN];
+        let (readable, writable) = self.segments.as_slice().split_at(chain.readable);
+        let got = segment::copy_from(readable, 0, &mut bytes);
+        let Some(control) = Control::parse(&bytes[..got]).filter(|_| chain.writable_bytes > 0) else {
+            port.stats.invalid.add(1);
+            port.complete(chain.head, 0);
+            return;
+        };
+        match control {
+            Control::Tmf { function: Some(function), lun, tag } => {
+                let slot = port.claim(chain.head);
+                slot.phase = Phase::Running;
+                slot.pieces.clear();
+                segment::for_range(writable, 0, 1, |part| slot.pieces.push(part));
+                slot.pieces.response_ends();
+                self.manage(port, number, chain.head, function, lun, tag);
+            }
+            Control::Tmf { function: None, .. } => {
+                segment::copy_to(writable, 0, &[Response::FunctionRejected as u8]);
+                port.complete(chain.head, 1);
+            }
+            Control::Notification => {
+                // event_actual = 0: none of the notifications is offered; response = OK.
+                let written = segment::copy_to(writable, 0, &[0, 0, 0, 0, Response::Ok as u8]);
+                port.complete(chain.head, written as u64);
+            }
+            Control::Unknown => {
+                port.stats.invalid.add(1);
+                segment::copy_to(writable, 0, &[Response::Failure as u8]);
+                port.complete(chain.head, 1);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // the fields of one request, and where to answer it
+    fn manage(
+        &mut self,
+        port: &mut Port,
+        number: usize,
+        head: u16,
+        function: Function,
+        field: [u8; 8],
+        tag: u64,
+    ) {
+        let session = port.key.session;
+        let target = Address::decode(field).target();
+        let Some(target) = target.filter(|&target| self.luns.target(port.controller, target).is_some()) else {
+            answer(port, head, Response::BadTarget);
+            return;
+        };
+        let found = match Address::decode(field) {
+            Address::Unit { lun, .. } => self.luns.find(port.controller, target, lun).map(|index| (lun, index)),
+            _ => None,
+        };
+        let scope = match (function, found) {
+            (Function::NexusReset, _) => Scope::Nexus { session, target },
+            (_, None) => {
+                answer(port, head, Response::IncorrectLun);
+                return;
+            }
+            (Function::ClearAca, _) => {
+                answer(port, head, Response::FunctionRejected);
+                return;
+            }
+            (Function::AbortTask | Function::QueryTask, Some((lun, _))) => Scope::Task { session, target, lun, tag },
+            (Function::AbortTaskSet | Function::QueryTaskSet, Some((lun, _))) => Scope::TaskSet { session, target, lun },
+            (Function::ClearTaskSet | Function::LogicalUnitReset, Some((_, index))) => {
+                Scope::Unit(self.luns.get(index).unit)
+            }
+        };
+        let how = match function {
+            Function::QueryTask | Function::QueryTaskSet => None,
+            Function::LogicalUnitReset | Function::NexusReset => Some(Response::Reset),
+            _ => Some(Response::Aborted),
+        };
+        let lun = found.map(|(_, index)| index);
+        if let Some(lun) = lun {
+            // The LUN stays in the table until the function has ended.
+            self.luns.get_mut(lun).inflight += 1;
+        }
+        self.next_abort += 1;
+        let id = AbortId { worker: self.worker, number: self.next_abort };
+        self.pending.push(Pending { id, port: number, head, function, lun, workers: self.workers, count: 0 });
+        for worker in 0..self.workers {
+            // This worker, too, takes it as a message: its control port is in use here.
+            self.outbox.push_back((worker, Message(Body::Abort { id, scope, how })));
+        }
+    }
+
+    /// Ends (or counts) the commands in scope on this worker.
+    pub(crate) fn abort(&mut self, id: AbortId, scope: Scope, how: Option<Response>, cx: &mut Cx<'_>) {
+        let mut commands = self.in_scope(scope);
+        let count = commands.len() as u32;
+        let Some(how) = how else {
+            self.outbox.push_back((id.worker, Message(Body::AbortDone { id, count })));
+            return;
+        };
+        for &(number, head, _) in &commands {
+            self.abort_command(number, head, how, cx);
+        }
+        commands.retain(|&command| self.is_running(command));
+        self.ending.push(Ending { id, count, commands });
+        self.collect_aborted();
+    }
+
+    fn in_scope(&self, scope: Scope) -> Vec<(usize, u16, u16)> {
+        let mut found = Vec::new();
+        for (number, port) in self.ports() {
+            if port.kind != crate::port::Kind::Requests {
+                continue;
+            }
+            for (head, slot) in port.slots.iter().enumerate() {
+                if slot.phase == Phase::Free {
+                    continue;
+                }
+                let lun = self.luns.get(slot.lun);
+                if is_in_scope(scope, port.key.session, lun, slot.name) {
+                    found.push((number, head as u16, slot.turn));
+                }
+            }
+        }
+        found
+    }
+
+    /// Marks a command and asks its device to end it.
+    pub(crate) fn abort_command(&mut self, number: usize, head: u16, how: Response, cx: &mut Cx<'_>) {
+        let Some(mut port) = self.take_port(number) else { return };
+        let tag = port.tag(head);
+        let slot = &mut port.slots[usize::from(head)];
+        // A reset that comes after an abort does not change what the first one promised.
+        slot.aborted.get_or_insert(how);
+        let unit = self.luns.get(slot.lun).unit;
+        match slot.phase {
+            Phase::Running => self.units.cancel(unit, tag, cx),
+            Phase::Waiting => self.drop_waiter(&mut port, head, cx),
+            Phase::Free => {}
+        }
+        self.put_port(number, port);
+        self.activate(number);
+    }
+
+    fn is_running(&self, (number, head, turn): (usize, u16, u16)) -> bool {
+        self.port(number).is_some_and(|port| {
+            let slot = &port.slots[usize::from(head)];
+            slot.phase != Phase::Free && slot.turn == turn
+        })
+    }
+
+    /// Says so for the functions whose commands have all ended here.
+    pub(crate) fn collect_aborted(&mut self) {
+        let mut ending = std::mem::take(&mut self.ending);
+        ending.retain_mut(|function| {
+            function.commands.retain(|&command| self.is_running(command));
+            if function.commands.is_empty() {
+                let done = Body::AbortDone { id: function.id, count: function.count };
+                self.outbox.push_back((function.id.worker, Message(done)));
+            }
+            !function.commands.is_empty()
+        });
+        self.ending = ending;
+    }
+
+    /// A worker has ended its share of a function.
+    pub(crate) fn abort_done(&mut self, id: AbortId, count: u32) {
+        let Some(at) = self.pending.iter().position(|pending| pending.id == id) else { return };
+        let pending = &mut self.pending[at];
+        pending.workers -= 1;
+        pending.count += count;
+        if pending.workers > 0 {
+            return;
+        }
+        let pending = self.pending.swap_remove(at);
+        let mut port = self.take_port(pending.port).expect("a control port stays while its functions run");
+        if let Some(lun) = pending.lun {
+            let lun = self.luns.get_mut(lun);
+            lun.inflight -= 1;
+            let logical = &self.units.look(lun.unit).logical;
+            match pending.function {
+                Function::LogicalUnitReset => logical.reset(Some(&lun.path)),
+                Function::ClearTaskSet => logical.cleared(&lun.path),
+                _ => {}
+            }
+        }
+        let response = match pending.function {
+            Function::QueryTask | Function::QueryTaskSet if pending.count > 0 => Response::FunctionSucceeded,
+            _ => Response::Ok,
+        };
+        answer(&mut port, pending.head, response);
+        self.put_port(pending.port, port);
+    }
+}
+
+fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
+    match scope {
+        Scope::Task { session, target, lun: number, tag } => {
+            of == session && (lun.target, lun.lun) == (target, number) && name == tag
+        }
+        Scope::TaskSet { session, target, lun: number } => of == session && (lun.target, lun.lun) == (target, number),
+        Scope::Nexus { session, target } => of == session && lun.target == target,
+        Scope::Unit(unit) => lun.unit == unit,
+    }
+}
+
+fn answer(port: &mut Port, head: u16, response: Response) {
+    segment::copy_to(port.slots[usize::from(head)].pieces.response(), 0, &[response as u8]);
+    port.release(head);
+    port.complete(head, 1);
+}

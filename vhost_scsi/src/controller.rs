@@ -1,0 +1,95 @@
+//! One controller as the control plane holds it: its socket, its LUNs, who is connected.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pollux_scsi::{LogicalUnit, Nexus, Path};
+use pollux_vhost_user::ListenerId;
+
+use crate::message::{ControllerId, UnitId};
+use crate::{LunStats, QueueStats};
+
+/// A controller.
+pub(crate) struct Controller {
+    pub(crate) name: String,
+    pub(crate) id: ControllerId,
+    pub(crate) reactors: Vec<usize>,
+    pub(crate) initiator: u64,
+    pub(crate) socket: PathBuf,
+    state: Mutex<State>,
+}
+
+/// What changes while it exists. Held for moments only, never across a wait.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) listener: Option<ListenerId>,
+    pub(crate) nexuses: BTreeMap<u8, Arc<Nexus>>,
+    pub(crate) luns: BTreeMap<(u8, u16), LunEntry>,
+    pub(crate) sessions: BTreeMap<u64, SessionEntry>,
+    queue_stats: BTreeMap<u16, Arc<QueueStats>>,
+}
+
+/// A LUN of a controller.
+pub(crate) struct LunEntry {
+    pub(crate) bdev_name: String,
+    pub(crate) unit: UnitId,
+    pub(crate) logical: Arc<LogicalUnit>,
+    pub(crate) path: Arc<Path>,
+    /// One for each of the controller's reactors.
+    pub(crate) stats: Vec<Arc<LunStats>>,
+}
+
+/// A front end that is connected.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SessionEntry {
+    pub(crate) peer_pid: Option<i32>,
+    /// The queues that run.
+    pub(crate) queues: Vec<u16>,
+}
+
+impl Controller {
+    pub(crate) fn new(
+        name: &str,
+        id: ControllerId,
+        reactors: Vec<usize>,
+        initiator: u64,
+        socket: PathBuf,
+    ) -> Arc<Controller> {
+        Arc::new(Controller { name: name.into(), id, reactors, initiator, socket, state: Mutex::default() })
+    }
+
+    /// The controller's relative target port identifier.
+    pub(crate) const fn relative_port(&self) -> u16 {
+        (self.id % 0xffff) as u16 + 1
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reactor that serves a queue. Control and events share one; requests go round all of them, each controller
+    /// starting at another one.
+    pub(crate) fn reactor_of(&self, index: u16) -> usize {
+        match index {
+            0 | 1 => self.reactors[0],
+            _ => self.reactors[(self.id as usize + usize::from(index) - 2) % self.reactors.len()],
+        }
+    }
+
+    /// The counters of a queue; they go on over all sessions of the controller.
+    pub(crate) fn queue_stats(&self, index: u16) -> Arc<QueueStats> {
+        self.state().queue_stats.entry(index).or_default().clone()
+    }
+
+    /// All queues that ever ran, with their counters.
+    pub(crate) fn all_queue_stats(&self) -> Vec<(u16, Arc<QueueStats>)> {
+        self.state().queue_stats.iter().map(|(&index, stats)| (index, stats.clone())).collect()
+    }
+
+    /// The nexus of a target, made when it gets its first LUN.
+    pub(crate) fn nexus(&self, target: u8) -> Arc<Nexus> {
+        let make = || Nexus::new(self.initiator, self.name.clone(), self.relative_port(), target);
+        self.state().nexuses.entry(target).or_insert_with(make).clone()
+    }
+}

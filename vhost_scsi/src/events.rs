@@ -1,0 +1,90 @@
+//! The event queue: what the guest is told without having asked. An event waits until the guest has given a buffer; if
+//! too many wait, the newest are dropped and the next one sent says that some were missed, so that the driver looks
+//! around by itself.
+
+use std::collections::VecDeque;
+
+use pollux_core::segment;
+use pollux_vhost_user::Chain;
+
+use crate::message::ControllerId;
+use crate::port::Port;
+use crate::request::{EVENT_LEN, Event};
+use crate::worker::ScsiWorker;
+
+const MOST_WAITING: usize = 256;
+
+/// The events that wait for a buffer of one port.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    events: VecDeque<Event>,
+    missed: bool,
+}
+
+impl Waiting {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    fn push(&mut self, event: Event) {
+        if self.events.back() == Some(&event) {
+            return;
+        }
+        if self.events.len() == MOST_WAITING {
+            self.missed = true;
+            return;
+        }
+        self.events.push_back(event);
+    }
+}
+
+impl ScsiWorker {
+    /// Something happened to a LUN of the controller: its guest, if there is one, is told.
+    pub(crate) fn event(&mut self, controller: ControllerId, event: Event) {
+        let of: Vec<usize> = self
+            .ports()
+            .filter(|(_, port)| port.kind == crate::port::Kind::Events && port.controller == controller)
+            .filter(|(_, port)| port.features & event.feature() != 0)
+            .map(|(number, _)| number)
+            .collect();
+        for number in of {
+            self.events.entry(number).or_default().push(event);
+            self.activate(number);
+        }
+    }
+
+    /// Fills one buffer of the guest with the oldest event.
+    pub(crate) fn send_event(&mut self, port: &mut Port, number: usize, chain: &Chain) {
+        port.stats.requests.add(1);
+        let writable = &self.segments.as_slice()[chain.readable..];
+        if chain.writable_bytes < EVENT_LEN as u64 {
+            port.stats.invalid.add(1);
+            port.complete(chain.head, 0);
+            return;
+        }
+        let waiting = self.events.entry(number).or_default();
+        let Some(event) = waiting.events.pop_front() else {
+            unreachable!("a buffer is taken only when an event waits");
+        };
+        segment::copy_to(writable, 0, &event.encode(std::mem::take(&mut waiting.missed)));
+        port.complete(chain.head, EVENT_LEN as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_events_are_counted_as_missed_and_repeats_are_not() {
+        let mut waiting = Waiting::default();
+        for _ in 0..1000 {
+            waiting.push(Event::Added { target: 0, lun: 0 });
+        }
+        assert_eq!((waiting.events.len(), waiting.missed), (1, false));
+        for lun in 0..MOST_WAITING as u16 {
+            waiting.push(Event::Removed { target: 1, lun });
+        }
+        assert_eq!((waiting.events.len(), waiting.missed), (MOST_WAITING, true));
+    }
+}

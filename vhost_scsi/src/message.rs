@@ -1,0 +1,160 @@
+//! What a worker may be told, by the control plane and by other workers. Everything that ends later is answered through
+//! a [`Reply`]: a channel with room for the answer, so that answering never blocks a reactor.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+
+use crossbeam::channel::Sender;
+use pollux_core::{Channel, IoError, IoStats};
+use pollux_scsi::{LogicalUnit, Path};
+use pollux_vhost_user::{Queue, SessionHandle};
+
+use crate::request::{Event, Response};
+use crate::{LunStats, QueueStats};
+
+/// Names a controller on all workers.
+pub(crate) type ControllerId = u32;
+/// Names a logical unit on all workers.
+pub(crate) type UnitId = u32;
+
+/// Names one virtqueue of one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct QueueKey {
+    /// The session.
+    pub session: u64,
+    /// The queue's index: 0 control, 1 events, 2 and up requests.
+    pub index: u16,
+}
+
+/// Where an answer goes. Has room for it, so that sending does not block.
+pub struct Reply<T>(Sender<T>);
+
+impl<T> Reply<T> {
+    /// A reply into a channel that has room for every answer it will get.
+    #[must_use]
+    pub const fn new(sender: Sender<T>) -> Self {
+        Reply(sender)
+    }
+
+    /// Answers. If nobody waits any more, the answer is dropped.
+    pub fn send(self, value: T) {
+        let _ = self.0.try_send(value);
+    }
+}
+
+impl<T> fmt::Debug for Reply<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reply")
+    }
+}
+
+/// A queue that has stopped: nothing of it is in flight and nothing touches guest memory for it any more.
+pub struct Stopped {
+    /// The next entry of the available ring that was not taken.
+    pub next_avail: u16,
+    /// The ring; dropping it may unmap guest memory, which is the receiver's business and not a reactor's.
+    pub queue: Queue,
+}
+
+/// A queue to be served.
+pub struct NewQueue {
+    pub(crate) key: QueueKey,
+    pub(crate) controller: ControllerId,
+    pub(crate) features: u64,
+    pub(crate) queue: Queue,
+    pub(crate) kick: Arc<OwnedFd>,
+    pub(crate) call: Option<Arc<OwnedFd>>,
+    pub(crate) session: SessionHandle,
+    /// Why the worker gave the session up, for the log.
+    pub(crate) failure: Arc<OnceLock<String>>,
+    pub(crate) stats: Arc<QueueStats>,
+}
+
+/// Which commands a task management function is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// The command of this tag.
+    Task { session: u64, target: u8, lun: u16, tag: u64 },
+    /// All commands of the session on one unit.
+    TaskSet { session: u64, target: u8, lun: u16 },
+    /// All commands of the session on all units of one target.
+    Nexus { session: u64, target: u8 },
+    /// All commands of everybody on one unit.
+    Unit(UnitId),
+}
+
+/// Names a task management function in progress: the worker that runs it and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AbortId {
+    pub(crate) worker: usize,
+    pub(crate) number: u64,
+}
+
+/// A message to a worker.
+#[derive(Debug)]
+pub struct Message(pub(crate) Body);
+
+pub(crate) enum Body {
+    OpenUnit {
+        unit: UnitId,
+        logical: Arc<LogicalUnit>,
+        channel: Option<Box<dyn Channel>>,
+        stats: Arc<IoStats>,
+        reply: Reply<Result<(), IoError>>,
+    },
+    /// The device below has appeared or gone. Answers with the old channel when nothing of it is in flight.
+    ReplaceChannel {
+        unit: UnitId,
+        channel: Option<Box<dyn Channel>>,
+        reply: Reply<Result<Option<Box<dyn Channel>>, IoError>>,
+    },
+    /// No LUN leads to the unit any more.
+    CloseUnit { unit: UnitId, reply: Reply<Result<Option<Box<dyn Channel>>, IoError>> },
+    AddLun {
+        controller: ControllerId,
+        target: u8,
+        lun: u16,
+        unit: UnitId,
+        path: Arc<Path>,
+        stats: Arc<LunStats>,
+        reply: Reply<()>,
+    },
+    /// Answers when nothing of the LUN is in flight.
+    RemoveLun { controller: ControllerId, target: u8, lun: u16, reply: Reply<()> },
+    /// Ends what is in flight on the LUN as soon as the device can.
+    CancelLun { controller: ControllerId, target: u8, lun: u16 },
+    StartQueue(Box<NewQueue>),
+    SetCall { key: QueueKey, call: Option<Arc<OwnedFd>> },
+    /// Answers when nothing of the queue is in flight; `None` if there is no such queue.
+    StopQueue { key: QueueKey, reply: Reply<Option<Stopped>> },
+    /// Ends what is in flight on the queue as soon as the devices can.
+    CancelQueue { key: QueueKey },
+    Event { controller: ControllerId, event: Event },
+    /// From a worker: end (or, with `how` = `None`, count) the commands in scope, and say so.
+    Abort { id: AbortId, scope: Scope, how: Option<Response> },
+    /// The answer to that, when the last of them has ended.
+    AbortDone { id: AbortId, count: u32 },
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Body::OpenUnit { unit, .. } => write!(f, "OpenUnit({unit})"),
+            Body::ReplaceChannel { unit, channel, .. } => write!(f, "ReplaceChannel({unit}, {})", channel.is_some()),
+            Body::CloseUnit { unit, .. } => write!(f, "CloseUnit({unit})"),
+            Body::AddLun { controller, target, lun, unit, .. } => {
+                write!(f, "AddLun({controller}:{target}:{lun} -> {unit})")
+            }
+            Body::RemoveLun { controller, target, lun, .. } => write!(f, "RemoveLun({controller}:{target}:{lun})"),
+            Body::CancelLun { controller, target, lun } => write!(f, "CancelLun({controller}:{target}:{lun})"),
+            Body::StartQueue(new) => write!(f, "StartQueue({:?})", new.key),
+            Body::SetCall { key, call } => write!(f, "SetCall({key:?}, {})", call.is_some()),
+            Body::StopQueue { key, .. } => write!(f, "StopQueue({key:?})"),
+            Body::CancelQueue { key } => write!(f, "CancelQueue({key:?})"),
+            Body::Event { controller, event } => write!(f, "Event({controller}, {event:?})"),
+            Body::Abort { id, scope, how } => write!(f, "Abort({id:?}, {scope:?}, {how:?})"),
+            Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),
+        }
+    }
+}

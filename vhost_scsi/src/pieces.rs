@@ -1,0 +1,136 @@
+//! The segments of one request, kept from submission to completion: first those of the response, then those of the data.
+//! Small requests fit in place; a larger list allocates once and is kept for the next large request of the same slot.
+
+#![allow(unsafe_code)]
+
+use pollux_core::{Segment, SegmentList};
+
+const SMALL: usize = 6;
+
+/// A request's segments.
+pub(crate) struct Pieces {
+    small: [Segment; SMALL],
+    large: Vec<Segment>,
+    len: usize,
+    response: usize,
+}
+
+impl Default for Pieces {
+    fn default() -> Self {
+        Pieces { small: [Segment::EMPTY; SMALL], large: Vec::new(), len: 0, response: 0 }
+    }
+}
+
+impl Pieces {
+    /// Forgets all segments.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+        self.response = 0;
+        self.large.clear();
+    }
+
+    /// Appends a segment.
+    pub(crate) fn push(&mut self, segment: Segment) {
+        if self.large.is_empty() && self.len < SMALL {
+            self.small[self.len] = segment;
+        } else {
+            if self.large.is_empty() {
+                self.large.extend_from_slice(&self.small);
+            }
+            self.large.push(segment);
+        }
+        self.len += 1;
+    }
+
+    /// What was pushed so far is the response; what comes after is the data.
+    pub(crate) fn response_ends(&mut self) {
+        self.response = self.len;
+    }
+
+    fn all(&self) -> &[Segment] {
+        if self.large.is_empty() { &self.small[..self.len] } else { &self.large }
+    }
+
+    /// The response's segments.
+    pub(crate) fn response(&self) -> &[Segment] {
+        &self.all()[..self.response]
+    }
+
+    /// The data's segments, to go with a request.
+    pub(crate) fn data(&self) -> SegmentList {
+        // SAFETY: the pieces sit in a slot of a boxed table that lives until the port has nothing in flight, and a
+        // running slot's pieces are not changed (`Slot` lets go of them only when the request has completed).
+        unsafe { SegmentList::new(&self.all()[self.response..]) }
+    }
+}
+
+/// One block repeated over a whole step of a WRITE SAME: a buffer of some copies, and segments that all point to it.
+pub(crate) struct Pattern {
+    /// Only the segments look at it.
+    _bytes: Box<[u8]>,
+    segments: Vec<Segment>,
+}
+
+/// Length of the buffer that the segments repeat: whole blocks of any size.
+const PATTERN_BYTES: usize = 64 << 10;
+
+impl Pattern {
+    /// `block` repeated over steps of at most `step` bytes.
+    pub(crate) fn new(block: &[u8], step: u64) -> Pattern {
+        assert!(PATTERN_BYTES.is_multiple_of(block.len()), "a logical block is a power of two");
+        let mut bytes: Box<[u8]> = block.repeat(PATTERN_BYTES / block.len()).into();
+        let count = usize::try_from(step).expect("a step fits into memory").div_ceil(PATTERN_BYTES);
+        // SAFETY: the buffer lives in the same struct, is never borrowed otherwise, and the struct outlives the
+        // requests made from it (a slot drops its pattern only when its request has completed).
+        let whole = unsafe { Segment::new(bytes.as_mut_ptr() as usize, PATTERN_BYTES) };
+        Pattern { _bytes: bytes, segments: vec![whole; count] }
+    }
+
+    /// The segments for a step of `len` bytes.
+    pub(crate) fn data(&mut self, len: u64) -> SegmentList {
+        let len = usize::try_from(len).expect("a step fits into memory");
+        let count = len.div_ceil(PATTERN_BYTES);
+        // SAFETY: as in `new`; the last segment of a shorter step is cut to fit.
+        let whole = unsafe { Segment::new(self.segments[0].addr(), PATTERN_BYTES) };
+        self.segments.fill(whole);
+        self.segments[count - 1] = whole.slice(0, len - (count - 1) * PATTERN_BYTES);
+        // SAFETY: the list lives as long as the pattern and is not changed before the next step, which starts when this
+        // one has completed.
+        unsafe { SegmentList::new(&self.segments[..count]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_fills_a_step_of_any_length() {
+        let mut pattern = Pattern::new(&[7; 512], 1 << 20);
+        for len in [1 << 20, 512, 66048, 65536, 1 << 20] {
+            let list = pattern.data(len);
+            assert_eq!(list.bytes(), len);
+            let mut bytes = vec![0; len as usize];
+            pollux_core::segment::copy_from(list.as_slice(), 0, &mut bytes);
+            assert!(bytes.iter().all(|&byte| byte == 7));
+        }
+    }
+
+    #[test]
+    fn long_lists_keep_their_order() {
+        let mut pieces = Pieces::default();
+        for round in 0..2 {
+            pieces.clear();
+            for i in 0..20usize {
+                if i == 3 {
+                    pieces.response_ends();
+                }
+                // SAFETY: the segments are never used, only compared.
+                pieces.push(unsafe { Segment::new(i + round, 1) });
+            }
+            let addresses = |s: &[Segment]| s.iter().map(|s| s.addr() - round).collect::<Vec<_>>();
+            assert_eq!(addresses(pieces.response()), [0, 1, 2]);
+            assert_eq!(addresses(pieces.data().as_slice()), (3..20).collect::<Vec<_>>());
+        }
+    }
+}

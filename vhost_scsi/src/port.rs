@@ -1,0 +1,353 @@
+//! One virtqueue on its reactor: the ring, the requests in flight on it (a slot for each descriptor head), and its place
+//! between being polled and waiting for a kick.
+//!
+//! A port is *polled* (kicks suppressed, looked at each turn) or *armed* (kicks requested, its kick descriptor armed once
+//! in the reactor's ring). It ends in stages: nothing more is taken; requests in flight end; the ring gives back the kick
+//! and call descriptors; only then is the ring handed out and the stop answered.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+
+use pollux_core::{ClientId, Cx, Entry, IoFlags, Op, RingOp, Segment, Tag, Token, segment};
+use pollux_scsi::Plan;
+use pollux_vhost_user::{Queue, SessionHandle};
+
+use crate::QueueStats;
+use crate::message::{ControllerId, NewQueue, QueueKey, Reply, Stopped};
+use crate::pieces::{Pattern, Pieces};
+use crate::request::{RESPONSE_LEN, Response, response_header};
+
+/// What a port's requests are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Control,
+    Events,
+    Requests,
+}
+
+/// What a slot's request is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Free,
+    /// In its unit's line.
+    Waiting,
+    /// With the device.
+    Running,
+}
+
+/// A request in flight.
+pub(crate) struct Slot {
+    pub(crate) phase: Phase,
+    /// Counts the slot's requests, so that an answer for an earlier one is recognized.
+    pub(crate) turn: u16,
+    pub(crate) lun: u32,
+    pub(crate) op: Op,
+    pub(crate) flags: IoFlags,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    /// The guest's name for it.
+    pub(crate) name: u64,
+    /// Set by task management: what to answer when it has ended.
+    pub(crate) aborted: Option<Response>,
+    pub(crate) plan: Option<Plan>,
+    pub(crate) pattern: Option<Box<Pattern>>,
+    pub(crate) started: u64,
+    /// Bytes of the guest's buffer that the command does not use.
+    pub(crate) residual: u64,
+    pub(crate) pieces: Pieces,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Slot {
+            phase: Phase::Free,
+            turn: 0,
+            lun: 0,
+            op: Op::Flush,
+            flags: IoFlags::empty(),
+            offset: 0,
+            len: 0,
+            name: 0,
+            aborted: None,
+            plan: None,
+            pattern: None,
+            started: 0,
+            residual: 0,
+            pieces: Pieces::default(),
+        }
+    }
+}
+
+/// Whether a port waits for its kick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kicks {
+    /// Looked at each turn, or (events) not of interest.
+    Suppressed,
+    /// Armed in the ring.
+    Armed,
+    /// Armed, and the ring was asked to give it back.
+    Cancelled,
+}
+
+/// How a command ended, for the guest.
+pub(crate) struct Answer<'a> {
+    pub(crate) response: Response,
+    pub(crate) status: u8,
+    pub(crate) sense: &'a [u8],
+    pub(crate) residual: u64,
+    /// Bytes of data-in that were written behind the response.
+    pub(crate) data_in: u64,
+}
+
+impl Answer<'_> {
+    /// An answer without SCSI status: the command did not reach the unit.
+    pub(crate) const fn response(response: Response, residual: u64) -> Answer<'static> {
+        Answer { response, status: 0, sense: &[], residual, data_in: 0 }
+    }
+}
+
+/// A virtqueue that a worker serves.
+pub(crate) struct Port {
+    pub(crate) key: QueueKey,
+    pub(crate) kind: Kind,
+    pub(crate) controller: ControllerId,
+    pub(crate) features: u64,
+    pub(crate) queue: Queue,
+    pub(crate) slots: Box<[Slot]>,
+    pub(crate) inflight: u32,
+    /// One of its requests is in a unit's line.
+    pub(crate) blocked: bool,
+    /// Something was put into the used ring since the last `publish`.
+    pub(crate) dirty: bool,
+    /// It is in the worker's list of ports to publish.
+    pub(crate) touched: bool,
+    /// It is in the worker's list of ports to look at.
+    pub(crate) active: bool,
+    pub(crate) stopping: Option<Reply<Option<Stopped>>>,
+    /// The ring is broken or the session is ending: nothing more is taken.
+    pub(crate) broken: bool,
+    pub(crate) last_work: u64,
+    pub(crate) stats: Arc<QueueStats>,
+    session: SessionHandle,
+    failure: Arc<OnceLock<String>>,
+    number: u32,
+    kick: Arc<OwnedFd>,
+    kicks: Kicks,
+    /// Entries of the kick client in flight: the poll, and the request to cancel it.
+    kick_entries: u8,
+    call: Option<Arc<OwnedFd>>,
+    /// Earlier call descriptors that a signal in flight may still use.
+    old_calls: Vec<Arc<OwnedFd>>,
+    signals: u32,
+}
+
+/// Marks the token of a cancel request, so that it is told from the poll it cancels.
+const CANCEL: u32 = 1 << 20;
+/// Bits of a port's number in tokens and tags.
+pub(crate) const PORT_BITS: u32 = 16;
+
+impl Port {
+    pub(crate) fn new(new: NewQueue, number: u32, now: u64) -> Port {
+        let NewQueue { key, controller, features, mut queue, kick, call, session, failure, stats } = new;
+        let kind = match key.index {
+            0 => Kind::Control,
+            1 => Kind::Events,
+            _ => Kind::Requests,
+        };
+        let slots = if kind == Kind::Events { 0 } else { usize::from(queue.size()) };
+        queue.suppress_kicks();
+        Port {
+            key,
+            kind,
+            controller,
+            features,
+            queue,
+            slots: std::iter::repeat_with(Slot::default).take(slots).collect(),
+            inflight: 0,
+            blocked: false,
+            dirty: false,
+            touched: false,
+            active: false,
+            stopping: None,
+            broken: false,
+            last_work: now,
+            stats,
+            session,
+            failure,
+            number,
+            kick,
+            kicks: Kicks::Suppressed,
+            kick_entries: 0,
+            call,
+            old_calls: Vec::new(),
+            signals: 0,
+        }
+    }
+
+    /// Whether requests may be taken from the ring now.
+    pub(crate) fn takes(&self) -> bool {
+        !self.blocked && !self.broken && self.stopping.is_none()
+    }
+
+    /// The tag of the request in a slot.
+    pub(crate) fn tag(&self, head: u16) -> Tag {
+        let turn = self.slots[usize::from(head)].turn;
+        u64::from(turn) << 32 | u64::from(self.number) << 16 | u64::from(head)
+    }
+
+    /// The slot that a descriptor head stands for, for a new request.
+    pub(crate) fn claim(&mut self, head: u16) -> &mut Slot {
+        let slot = &mut self.slots[usize::from(head)];
+        assert_eq!(slot.phase, Phase::Free, "the ring hands out a head only when it is free");
+        slot.turn = slot.turn.wrapping_add(1);
+        slot.aborted = None;
+        self.inflight += 1;
+        self.stats.inflight.set(u64::from(self.inflight));
+        slot
+    }
+
+    /// The slot's request has ended: the slot is free again.
+    pub(crate) fn release(&mut self, head: u16) {
+        let slot = &mut self.slots[usize::from(head)];
+        assert_ne!(slot.phase, Phase::Free, "a request ends once");
+        slot.phase = Phase::Free;
+        slot.plan = None;
+        slot.pattern = None;
+        self.inflight -= 1;
+        self.stats.inflight.set(u64::from(self.inflight));
+    }
+
+    /// Gives a chain back to the guest with `written` bytes in it.
+    pub(crate) fn complete(&mut self, head: u16, written: u64) {
+        self.queue.complete(head, u32::try_from(written).unwrap_or(u32::MAX));
+        self.dirty = true;
+    }
+
+    /// Answers a command whose response goes to the start of `writable`.
+    pub(crate) fn answer(&mut self, head: u16, writable: &[Segment], answer: &Answer<'_>) {
+        write_response(writable, answer);
+        self.complete(head, RESPONSE_LEN as u64 + answer.data_in);
+    }
+
+    /// Answers the command in a slot and frees the slot.
+    pub(crate) fn answer_slot(&mut self, head: u16, answer: &Answer<'_>) {
+        write_response(self.slots[usize::from(head)].pieces.response(), answer);
+        self.release(head);
+        self.complete(head, RESPONSE_LEN as u64 + answer.data_in);
+    }
+
+    /// The ring makes no sense: nothing more is taken from it and the session is shut down.
+    pub(crate) fn fail(&mut self, why: &dyn std::fmt::Display) {
+        self.broken = true;
+        self.stats.invalid.add(1);
+        self.failure.get_or_init(|| format!("queue {}: {why}", self.key.index));
+        self.session.shutdown();
+    }
+
+    /// Stores the used index and interrupts the guest if it wants that.
+    pub(crate) fn publish(&mut self, signals: ClientId, cx: &mut Cx<'_>) {
+        if !std::mem::take(&mut self.dirty) || self.broken {
+            return;
+        }
+        let wanted = self.queue.publish();
+        let Some(call) = self.call.as_ref().filter(|_| wanted) else {
+            self.stats.interrupts_suppressed.add(1);
+            return;
+        };
+        self.stats.interrupts_sent.add(1);
+        self.signals += 1;
+        let token = Token { index: self.number, generation: 0 };
+        cx.ring.push(Entry { client: signals, token, op: RingOp::Signal { fd: call.as_raw_fd() } });
+    }
+
+    /// A signal has been sent.
+    pub(crate) fn signalled(&mut self) {
+        self.signals -= 1;
+        if self.signals == 0 {
+            self.old_calls.clear();
+        }
+    }
+
+    /// Replaces the call descriptor.
+    pub(crate) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
+        if let Some(old) = std::mem::replace(&mut self.call, call).filter(|_| self.signals > 0) {
+            self.old_calls.push(old);
+        }
+        // What was completed while there was no descriptor must not wait for the next completion.
+        self.dirty = true;
+    }
+
+    /// Asks the guest for kicks and arms the descriptor. Returns false if there is work after all.
+    pub(crate) fn arm(&mut self, client: ClientId, cx: &mut Cx<'_>) -> bool {
+        assert_eq!(self.kicks, Kicks::Suppressed, "a port is armed once");
+        if self.queue.request_kicks() {
+            self.queue.suppress_kicks();
+            return false;
+        }
+        self.kicks = Kicks::Armed;
+        self.kick_entries += 1;
+        let op = RingOp::PollReadable { fd: self.kick.as_raw_fd() };
+        cx.ring.push(Entry { client, token: Token { index: self.number, generation: 0 }, op });
+        true
+    }
+
+    /// An entry of the kick client has completed. Returns whether the port is to be looked at.
+    pub(crate) fn kick_entry_done(&mut self, token: Token) -> bool {
+        self.kick_entries -= 1;
+        if token.index & CANCEL != 0 {
+            return false;
+        }
+        self.kicks = Kicks::Suppressed;
+        drain(&self.kick);
+        self.stats.kicks.add(1);
+        self.queue.suppress_kicks();
+        true
+    }
+
+    /// Whether it waits for a kick.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.kicks != Kicks::Suppressed
+    }
+
+    /// Goes on ending; returns whether it has ended, so that the ring can be handed out.
+    pub(crate) fn ended(&mut self, client: ClientId, cx: &mut Cx<'_>) -> bool {
+        if self.inflight > 0 {
+            return false;
+        }
+        if self.kicks == Kicks::Armed {
+            self.kicks = Kicks::Cancelled;
+            self.kick_entries += 1;
+            let token = Token { index: self.number | CANCEL, generation: 0 };
+            let target = Token { index: self.number, generation: 0 };
+            cx.ring.push(Entry { client, token, op: RingOp::Cancel { target } });
+        }
+        self.kick_entries == 0 && self.signals == 0 && !self.dirty
+    }
+
+    /// The port that a token of the kick client names.
+    pub(crate) const fn number_of(token: Token) -> usize {
+        (token.index & !CANCEL) as usize
+    }
+}
+
+/// Where a tag leads: the port's number, the head and the slot's turn.
+pub(crate) const fn parse_tag(tag: Tag) -> (usize, u16, u16) {
+    ((tag >> 16) as usize & ((1 << PORT_BITS) - 1), tag as u16, (tag >> 32) as u16)
+}
+
+fn write_response(segments: &[Segment], answer: &Answer<'_>) {
+    let residual = u32::try_from(answer.residual).unwrap_or(u32::MAX);
+    let header = response_header(answer.response, answer.status, answer.sense.len() as u32, residual);
+    segment::copy_to(segments, 0, &header);
+    if !answer.sense.is_empty() {
+        segment::copy_to(segments, header.len(), answer.sense);
+    }
+}
+
+/// Takes the count out of a kick descriptor without ever waiting for it: the VMM may have emptied it, or have made it
+/// blocking, a moment ago.
+fn drain(kick: &OwnedFd) {
+    let mut count = [0; 8];
+    let mut buffers = [std::io::IoSliceMut::new(&mut count)];
+    let _ = rustix::io::preadv2(kick.as_fd(), &mut buffers, u64::MAX, rustix::io::ReadWriteFlags::NOWAIT);
+}

@@ -1,0 +1,440 @@
+//! A command's way through the worker: taken from its ring, given to its logical unit, submitted, answered.
+//!
+//! A command that needs no device is answered on the spot. One that does keeps its slot until the device has answered
+//! each of its steps. What task management has marked is answered as aborted, but not before the device has let go.
+
+use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, SegmentList, Tag, segment};
+use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Sense, Step, io_outcome};
+use pollux_vhost_user::Chain;
+
+use crate::lun::Address;
+use crate::luns::TargetLuns;
+use crate::message::UnitId;
+use crate::pieces::Pattern;
+use crate::port::{Answer, Phase, Port, parse_tag};
+use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response, SENSE_LEN};
+use crate::worker::ScsiWorker;
+
+/// Tags with this bit belong to commands that were answered before they were done (IMMED).
+const BACKGROUND: Tag = 1 << 63;
+
+/// A command that goes on without its guest.
+pub(crate) struct Background {
+    unit: UnitId,
+    lun: u32,
+    plan: Plan,
+    pattern: Option<Box<Pattern>>,
+    step: Io,
+    started: u64,
+}
+
+/// What is known of a command when its unit decides about it.
+struct Given {
+    head: u16,
+    lun: u32,
+    name: u64,
+    data_out: u64,
+    data_in: u64,
+}
+
+impl Given {
+    const fn residual(&self, used: u64) -> u64 {
+        (self.data_in + self.data_out).saturating_sub(used)
+    }
+}
+
+impl ScsiWorker {
+    /// Takes one command whose chain lies in `self.segments`.
+    pub(crate) fn command(&mut self, port: &mut Port, chain: &Chain, cx: &mut Cx<'_>) {
+        port.stats.requests.add(1);
+        let mut header = [0; COMMAND_LEN];
+        let (readable, writable) = self.segments.as_slice().split_at(chain.readable);
+        if chain.writable_bytes < RESPONSE_LEN as u64 || segment::copy_from(readable, 0, &mut header) < COMMAND_LEN {
+            // There is nowhere to say so: the chain goes back empty.
+            port.stats.invalid.add(1);
+            port.complete(chain.head, 0);
+            return;
+        }
+        let command = Command::parse(&header);
+        let data_out = chain.readable_bytes - COMMAND_LEN as u64;
+        let data_in = chain.writable_bytes - RESPONSE_LEN as u64;
+        let mut given = Given { head: chain.head, lun: 0, name: command.tag, data_out, data_in };
+        if data_out > 0 && data_in > 0 {
+            port.stats.invalid.add(1);
+            port.answer(chain.head, writable, &Answer::response(Response::Failure, given.residual(0)));
+            return;
+        }
+        let address = Address::decode(command.lun);
+        let target = address.target().and_then(|target| self.luns.target(port.controller, target));
+        let (Some(target), Some(number)) = (target, address.target()) else {
+            port.answer(chain.head, writable, &Answer::response(Response::BadTarget, given.residual(0)));
+            return;
+        };
+        let cdb = Cdb(command.cdb);
+        let found = match address {
+            Address::Unit { lun, .. } => self.luns.find(port.controller, number, lun),
+            _ => None,
+        };
+        let Some(lun) = found else {
+            let action = match address {
+                Address::WellKnown { .. } => pollux_scsi::execute_well_known(&cdb, target, &mut self.scratch),
+                _ => pollux_scsi::execute_absent(&cdb, target, &mut self.scratch),
+            };
+            self.answer_absent(port, &given, action, chain.readable);
+            return;
+        };
+        given.lun = lun;
+        self.ask_unit(port, &given, &cdb, chain.readable, number, cx);
+    }
+
+    /// Lets the unit decide, and does what it says.
+    fn ask_unit(&mut self, port: &mut Port, given: &Given, cdb: &Cdb, readable: usize, target: u8, cx: &mut Cx<'_>) {
+        let none = TargetLuns::default();
+        let inventory = self.luns.target(port.controller, target).unwrap_or(&none);
+        let lun = self.luns.get(given.lun);
+        let logical: &LogicalUnit = &self.units.look(lun.unit).logical;
+        let mut action = logical.execute(&lun.path, cdb, inventory, &mut self.scratch);
+        if let Action::DataOut { len } = action {
+            if given.data_out < len as u64 || len > self.parameters.len() {
+                self.overrun(port, given, readable);
+                return;
+            }
+            let parameters = &mut self.parameters[..len];
+            segment::copy_from(&self.segments.as_slice()[..readable], COMMAND_LEN, parameters);
+            action = logical.execute_out(&lun.path, cdb, parameters, &mut self.scratch);
+            if let Action::Done(outcome) = &action {
+                let residual = given.residual(len as u64);
+                let sense = Encoded::new(logical, outcome.sense.as_ref());
+                let answer = answer_of(outcome, &sense, residual, 0);
+                port.answer(given.head, &self.segments.as_slice()[readable..], &answer);
+                return;
+            }
+        }
+        match action {
+            Action::Done(outcome) => {
+                let sense = Encoded::new(&self.units.look(self.luns.get(given.lun).unit).logical, outcome.sense.as_ref());
+                self.answer_done(port, given, &outcome, &sense, readable);
+            }
+            Action::Io { op, flags, offset, len } => self.start_io(port, given, Transfer { op, flags, offset, len }, readable, cx),
+            Action::Plan(plan) => self.start_plan(port, given, plan, readable, cx),
+            Action::DataOut { .. } => unreachable!("parameter data is asked for once"),
+        }
+    }
+
+    fn overrun(&self, port: &mut Port, given: &Given, readable: usize) {
+        let writable = &self.segments.as_slice()[readable..];
+        port.answer(given.head, writable, &Answer::response(Response::Overrun, given.residual(0)));
+    }
+
+    fn answer_absent(&self, port: &mut Port, given: &Given, action: Action, readable: usize) {
+        let Action::Done(outcome) = action else { unreachable!("a unit that is not there starts nothing") };
+        let sense = Encoded::fixed(outcome.sense.as_ref());
+        self.answer_done(port, given, &outcome, &sense, readable);
+    }
+
+    /// Answers a command that needed no device, with its data-in from the scratch buffer.
+    fn answer_done(&self, port: &mut Port, given: &Given, outcome: &Outcome, sense: &Encoded, readable: usize) {
+        let len = outcome.data_len as u64;
+        if len > given.data_in {
+            self.overrun(port, given, readable);
+            return;
+        }
+        let writable = &self.segments.as_slice()[readable..];
+        segment::copy_to(writable, RESPONSE_LEN, &self.scratch[..outcome.data_len]);
+        port.answer(given.head, writable, &answer_of(outcome, sense, given.residual(len), len));
+    }
+
+    /// Starts a transfer between the guest's buffer and the device.
+    fn start_io(&mut self, port: &mut Port, given: &Given, transfer: Transfer, readable: usize, cx: &mut Cx<'_>) {
+        let Transfer { op, flags, offset, len } = transfer;
+        let room = if op == Op::Read { given.data_in } else { given.data_out };
+        if len > room {
+            self.overrun(port, given, readable);
+            return;
+        }
+        let slot = port.claim(given.head);
+        let (of_read, of_write) = self.segments.as_slice().split_at(readable);
+        slot.pieces.clear();
+        segment::for_range(of_write, 0, RESPONSE_LEN, |part| slot.pieces.push(part));
+        slot.pieces.response_ends();
+        let (from, skip) = if op == Op::Read { (of_write, RESPONSE_LEN) } else { (of_read, COMMAND_LEN) };
+        let bytes = usize::try_from(len).expect("a length that memory has room for");
+        let got = segment::for_range(from, skip, bytes, |part| slot.pieces.push(part));
+        assert_eq!(got as u64, len, "the chain holds what it was counted to hold");
+        (slot.op, slot.flags, slot.offset, slot.len) = (op, flags, offset, len);
+        slot.residual = given.residual(len);
+        self.start_slot(port, given, cx);
+    }
+
+    /// Starts a command that is one or more operations without guest data.
+    fn start_plan(&mut self, port: &mut Port, given: &Given, mut plan: Plan, readable: usize, cx: &mut Cx<'_>) {
+        let used = given.data_out;
+        let Some(step) = plan.next() else {
+            let writable = &self.segments.as_slice()[readable..];
+            port.answer(given.head, writable, &Answer::response(Response::Ok, given.residual(used)));
+            return;
+        };
+        if plan.immediate() {
+            let writable = &self.segments.as_slice()[readable..];
+            port.answer(given.head, writable, &Answer::response(Response::Ok, given.residual(used)));
+            self.start_background(given.lun, plan, step, cx);
+            return;
+        }
+        let slot = port.claim(given.head);
+        slot.pieces.clear();
+        let of_write = &self.segments.as_slice()[readable..];
+        segment::for_range(of_write, 0, RESPONSE_LEN, |part| slot.pieces.push(part));
+        slot.pieces.response_ends();
+        (slot.op, slot.flags, slot.offset, slot.len) = parts(step);
+        slot.residual = given.residual(used);
+        slot.pattern = pattern_of(&plan);
+        slot.plan = Some(plan);
+        self.start_slot(port, given, cx);
+    }
+
+    fn start_slot(&mut self, port: &mut Port, given: &Given, cx: &mut Cx<'_>) {
+        let slot = &mut port.slots[usize::from(given.head)];
+        slot.lun = given.lun;
+        slot.name = given.name;
+        slot.started = cx.now;
+        let lun = self.luns.get_mut(given.lun);
+        lun.inflight += 1;
+        self.go(port, given.head, cx);
+    }
+
+    /// Submits the slot's next step, or puts it into its unit's line.
+    fn go(&mut self, port: &mut Port, head: u16, cx: &mut Cx<'_>) {
+        let tag = port.tag(head);
+        let slot = &mut port.slots[usize::from(head)];
+        let unit = self.luns.get(slot.lun).unit;
+        let open = self.units.get(unit);
+        if !open.has_slot() || !open.waiting.is_empty() {
+            slot.phase = Phase::Waiting;
+            open.waiting.push_back(tag);
+            port.blocked = true;
+            return;
+        }
+        self.submit_slot(port, head, unit, cx);
+    }
+
+    fn submit_slot(&mut self, port: &mut Port, head: u16, unit: UnitId, cx: &mut Cx<'_>) {
+        let tag = port.tag(head);
+        let slot = &mut port.slots[usize::from(head)];
+        slot.phase = Phase::Running;
+        let data = match (&slot.plan, &mut slot.pattern) {
+            (None, _) => slot.pieces.data(),
+            (Some(_), Some(pattern)) => pattern.data(slot.len),
+            (Some(_), None) => SegmentList::EMPTY,
+        };
+        let io = Io { tag, op: slot.op, flags: slot.flags, offset: slot.offset, len: slot.len, data };
+        if let Err(error) = self.units.submit(unit, io, cx) {
+            self.finish(port, head, Err(error), cx);
+        }
+    }
+
+    /// A step of a slot's command has ended.
+    fn finish(&mut self, port: &mut Port, head: u16, result: Result<(), IoError>, cx: &mut Cx<'_>) {
+        let slot = &mut port.slots[usize::from(head)];
+        if result.is_ok() && slot.aborted.is_none() {
+            if let Some(step) = slot.plan.as_mut().and_then(|plan| plan.next()) {
+                (slot.op, slot.flags, slot.offset, slot.len) = parts(step);
+                self.go(port, head, cx);
+                return;
+            }
+        }
+        let lun = self.luns.get_mut(slot.lun);
+        lun.inflight -= 1;
+        lun.stats.ended(slot.op, slot.len, cx.now.saturating_sub(slot.started), result.is_ok());
+        if let Some(response) = slot.aborted {
+            let residual = slot.residual + slot.len;
+            port.answer_slot(head, &Answer::response(response, residual));
+            return;
+        }
+        let data_in = if slot.op == Op::Read && result.is_ok() { slot.len } else { 0 };
+        let Err(error) = result else {
+            let residual = slot.residual;
+            port.answer_slot(head, &Answer { response: Response::Ok, status: 0, sense: &[], residual, data_in });
+            return;
+        };
+        let logical = &self.units.look(lun.unit).logical;
+        let outcome = match &slot.plan {
+            Some(plan) => plan.fail_outcome(error),
+            None => io_outcome(slot.op, error),
+        };
+        let sense = Encoded::new(logical, outcome.sense.as_ref());
+        let residual = slot.residual + slot.len;
+        port.answer_slot(head, &answer_of(&outcome, &sense, residual, 0));
+    }
+
+    /// Polls the devices and finishes what they have done. Returns how many requests that were.
+    pub(crate) fn poll_units(&mut self, cx: &mut Cx<'_>) -> u32 {
+        let mut done = std::mem::take(&mut self.done);
+        self.units.poll(cx, &mut self.completions, &mut done);
+        if !done.is_empty() {
+            cx.refresh();
+        }
+        let count = done.len() as u32;
+        for (unit, completion) in done.drain(..) {
+            self.completed(unit, completion, cx);
+        }
+        self.done = done;
+        count
+    }
+
+    fn completed(&mut self, unit: UnitId, completion: Completion, cx: &mut Cx<'_>) {
+        let Completion { tag, result } = completion;
+        if tag & BACKGROUND != 0 {
+            self.background_done(unit, tag, result, cx);
+        } else {
+            let (number, head, turn) = parse_tag(tag);
+            let mut port = self.take_port(number).expect("a port stays while its requests are in flight");
+            let slot = &port.slots[usize::from(head)];
+            assert!(slot.turn == turn && slot.phase == Phase::Running, "a completion belongs to a running request");
+            let latency = cx.now.saturating_sub(slot.started);
+            self.units.look(unit).stats.ended(slot.op, slot.len, latency, result);
+            self.finish(&mut port, head, result, cx);
+            self.put_port(number, port);
+        }
+        self.grant(unit, cx);
+    }
+
+    /// Gives free slots of a unit to those who wait for one, in turn.
+    pub(crate) fn grant(&mut self, unit: UnitId, cx: &mut Cx<'_>) {
+        while let Some(tag) = self.next_waiter(unit) {
+            if tag & BACKGROUND != 0 {
+                self.submit_background(tag, cx);
+                continue;
+            }
+            let (number, head, _) = parse_tag(tag);
+            let mut port = self.take_port(number).expect("a port stays while its requests are in flight");
+            port.blocked = false;
+            if port.slots[usize::from(head)].aborted.is_some() {
+                self.finish(&mut port, head, Err(IoError::Aborted), cx);
+            } else {
+                self.submit_slot(&mut port, head, unit, cx);
+            }
+            self.put_port(number, port);
+            self.activate(number);
+        }
+    }
+
+    fn next_waiter(&mut self, unit: UnitId) -> Option<Tag> {
+        let open = self.units.get(unit);
+        if open.has_slot() { open.waiting.pop_front() } else { None }
+    }
+
+    /// A command in its unit's line was aborted: it need not wait for a slot.
+    pub(crate) fn drop_waiter(&mut self, port: &mut Port, head: u16, cx: &mut Cx<'_>) {
+        let tag = port.tag(head);
+        let unit = self.luns.get(port.slots[usize::from(head)].lun).unit;
+        self.units.get(unit).waiting.retain(|&waiting| waiting != tag);
+        port.blocked = false;
+        self.finish(port, head, Err(IoError::Aborted), cx);
+    }
+
+    fn start_background(&mut self, lun: u32, plan: Plan, step: Step, cx: &mut Cx<'_>) {
+        let free = self.background.iter().position(Option::is_none).unwrap_or(self.background.len());
+        if free == self.background.len() {
+            self.background.push(None);
+        }
+        let entry = self.luns.get_mut(lun);
+        entry.inflight += 1;
+        let (op, flags, offset, len) = parts(step);
+        let step = Io::without_data(BACKGROUND | free as u64, op, flags, offset, len);
+        self.background[free] = Some(Background { unit: entry.unit, lun, pattern: pattern_of(&plan), plan, step, started: cx.now });
+        self.background_go(free, cx);
+    }
+
+    fn background_go(&mut self, index: usize, cx: &mut Cx<'_>) {
+        let task = self.background[index].as_ref().expect("a background command stays until it has ended");
+        let (unit, tag) = (task.unit, task.step.tag);
+        let open = self.units.get(unit);
+        if open.has_slot() && open.waiting.is_empty() {
+            self.submit_background(tag, cx);
+        } else {
+            open.waiting.push_back(tag);
+        }
+    }
+
+    fn submit_background(&mut self, tag: Tag, cx: &mut Cx<'_>) {
+        let index = (tag & !BACKGROUND) as usize;
+        let task = self.background[index].as_mut().expect("a background command stays until it has ended");
+        let mut io = task.step;
+        if let Some(pattern) = &mut task.pattern {
+            io.data = pattern.data(io.len);
+        }
+        if self.units.submit(task.unit, io, cx).is_err() {
+            self.background_ended(index);
+        }
+    }
+
+    fn background_done(&mut self, unit: UnitId, tag: Tag, result: Result<(), IoError>, cx: &mut Cx<'_>) {
+        let index = (tag & !BACKGROUND) as usize;
+        let task = self.background[index].as_mut().expect("a background command stays until it has ended");
+        let Io { op, len, .. } = task.step;
+        self.units.look(unit).stats.ended(op, len, cx.now.saturating_sub(task.started), result);
+        match task.plan.next().filter(|_| result.is_ok()) {
+            Some(step) => {
+                let (op, flags, offset, len) = parts(step);
+                task.step = Io::without_data(tag, op, flags, offset, len);
+                self.background_go(index, cx);
+            }
+            None => self.background_ended(index),
+        }
+    }
+
+    fn background_ended(&mut self, index: usize) {
+        if let Some(task) = self.background[index].take() {
+            self.luns.get_mut(task.lun).inflight -= 1;
+        }
+    }
+}
+
+/// What an `Action::Io` says.
+struct Transfer {
+    op: Op,
+    flags: IoFlags,
+    offset: u64,
+    len: u64,
+}
+
+const fn parts(step: Step) -> (Op, IoFlags, u64, u64) {
+    match step {
+        Step::Flush => (Op::Flush, IoFlags::empty(), 0, 0),
+        Step::Discard { offset, len, flags } => (Op::Discard, flags, offset, len),
+        Step::WriteZeroes { offset, len, flags } => (Op::WriteZeroes, flags, offset, len),
+        Step::WritePattern { offset, len, flags } => (Op::Write, flags, offset, len),
+    }
+}
+
+fn pattern_of(plan: &Plan) -> Option<Box<Pattern>> {
+    let block = plan.pattern();
+    if block.is_empty() { None } else { Some(Box::new(Pattern::new(block, PATTERN_STEP_LEN))) }
+}
+
+/// Sense data as bytes.
+struct Encoded {
+    bytes: [u8; SENSE_LEN],
+    len: usize,
+}
+
+impl Encoded {
+    fn new(unit: &LogicalUnit, sense: Option<&Sense>) -> Encoded {
+        Self::encode(unit.descriptor_sense(), sense)
+    }
+
+    fn fixed(sense: Option<&Sense>) -> Encoded {
+        Self::encode(false, sense)
+    }
+
+    fn encode(descriptor: bool, sense: Option<&Sense>) -> Encoded {
+        let mut bytes = [0; SENSE_LEN];
+        let len = sense.map_or(0, |sense| sense.encode(descriptor, &mut bytes));
+        Encoded { bytes, len }
+    }
+}
+
+fn answer_of<'a>(outcome: &Outcome, sense: &'a Encoded, residual: u64, data_in: u64) -> Answer<'a> {
+    let sense = &sense.bytes[..sense.len];
+    Answer { response: Response::Ok, status: outcome.status as u8, sense, residual, data_in }
+}

@@ -1,0 +1,152 @@
+//! One front end's connection to a controller: hands its queues to the workers and takes them back. Runs on the
+//! session's own thread, which may wait; the workers never do.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{RecvTimeoutError, bounded};
+use pollux_core::Post;
+use pollux_vhost_user::{Backend, BackendError, BackendFactory, Queue, QueueEvents, SessionHandle};
+
+use crate::controller::{Controller, SessionEntry};
+use crate::message::{Body, Message, NewQueue, QueueKey, Reply};
+use crate::request::{F_CHANGE, F_HOTPLUG, F_INOUT};
+
+/// Control, events, and 128 for requests.
+const MAX_QUEUES: u16 = 130;
+/// How long a guest's own requests may take to end when it stops a queue, before they are cancelled. A VMM that resets
+/// its guest waits meanwhile.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a wait looks whether the front end is still there.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Makes the back end of each connection to one controller's socket.
+pub(crate) struct Factory {
+    pub(crate) controller: Arc<Controller>,
+    pub(crate) post: Arc<dyn Post<Message>>,
+}
+
+impl BackendFactory for Factory {
+    fn connect(&self, session: SessionHandle) -> Option<Box<dyn Backend>> {
+        let entry = SessionEntry { peer_pid: session.peer_pid(), queues: Vec::new() };
+        self.controller.state().sessions.insert(session.id(), entry);
+        tracing::info!(ctrlr = self.controller.name, session = session.id(), pid = session.peer_pid(), "connected");
+        Some(Box::new(Session {
+            controller: self.controller.clone(),
+            post: self.post.clone(),
+            handle: session,
+            features: 0,
+            running: BTreeMap::new(),
+            failure: Arc::default(),
+        }))
+    }
+}
+
+struct Session {
+    controller: Arc<Controller>,
+    post: Arc<dyn Post<Message>>,
+    handle: SessionHandle,
+    features: u64,
+    /// The queues that run, and their reactors.
+    running: BTreeMap<u16, usize>,
+    failure: Arc<OnceLock<String>>,
+}
+
+impl Session {
+    fn key(&self, index: u16) -> QueueKey {
+        QueueKey { session: self.handle.id(), index }
+    }
+
+    fn send(&self, reactor: usize, body: Body) -> Result<(), BackendError> {
+        self.post.post(reactor, Message(body)).map_err(|error| BackendError(error.to_string()))
+    }
+
+    fn note_queues(&self) {
+        let mut state = self.controller.state();
+        if let Some(entry) = state.sessions.get_mut(&self.handle.id()) {
+            entry.queues = self.running.keys().copied().collect();
+        }
+    }
+}
+
+impl Backend for Session {
+    fn features(&self) -> u64 {
+        F_INOUT | F_HOTPLUG | F_CHANGE
+    }
+
+    fn max_queues(&self) -> u16 {
+        MAX_QUEUES
+    }
+
+    fn features_acked(&mut self, features: u64) {
+        self.features = features;
+    }
+
+    fn start_queue(&mut self, index: u16, queue: Queue, events: QueueEvents) -> Result<(), BackendError> {
+        let reactor = self.controller.reactor_of(index);
+        let new = NewQueue {
+            key: self.key(index),
+            controller: self.controller.id,
+            features: self.features,
+            queue,
+            kick: events.kick,
+            call: events.call,
+            session: self.handle.clone(),
+            failure: self.failure.clone(),
+            stats: self.controller.queue_stats(index),
+        };
+        self.send(reactor, Body::StartQueue(Box::new(new)))?;
+        self.running.insert(index, reactor);
+        self.note_queues();
+        Ok(())
+    }
+
+    fn set_call(&mut self, index: u16, call: Option<Arc<OwnedFd>>) {
+        if let Some(&reactor) = self.running.get(&index) {
+            // A reactor that does not take messages any more has no use for the descriptor.
+            let _ = self.send(reactor, Body::SetCall { key: self.key(index), call });
+        }
+    }
+
+    fn stop_queue(&mut self, index: u16) -> Result<u16, BackendError> {
+        let Some(reactor) = self.running.remove(&index) else {
+            return Err(BackendError(format!("queue {index} was not started")));
+        };
+        self.note_queues();
+        let key = self.key(index);
+        let (sender, stopped) = bounded(1);
+        self.send(reactor, Body::StopQueue { key, reply: Reply::new(sender) })?;
+        let patience = Instant::now() + PATIENCE;
+        let mut cancelled = false;
+        loop {
+            match stopped.recv_timeout(LOOK) {
+                Ok(Some(stopped)) => return Ok(stopped.next_avail),
+                Ok(None) => return Err(BackendError(format!("queue {index} is not on its reactor"))),
+                Err(RecvTimeoutError::Disconnected) => return Err(BackendError("the reactor has stopped".into())),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if !cancelled && (!self.handle.is_connected() || Instant::now() > patience) {
+                cancelled = true;
+                tracing::warn!(ctrlr = self.controller.name, queue = index, "requests in flight are cancelled");
+                self.send(reactor, Body::CancelQueue { key })?;
+            }
+        }
+    }
+
+    fn closed(&mut self) {
+        let nexuses: Vec<_> = {
+            let mut state = self.controller.state();
+            state.sessions.remove(&self.handle.id());
+            state.nexuses.values().cloned().collect()
+        };
+        for nexus in nexuses {
+            nexus.lost();
+        }
+        match self.failure.get() {
+            Some(why) => tracing::warn!(ctrlr = self.controller.name, session = self.handle.id(), "shut down: {why}"),
+            None => tracing::info!(ctrlr = self.controller.name, session = self.handle.id(), "disconnected"),
+        }
+    }
+}

@@ -1,0 +1,593 @@
+//! The control plane of virtio-scsi: controllers, their sockets, their LUNs.
+//!
+//! Changes come one at a time (`changes` is held over each, with its waits); listings and sessions look at the
+//! controllers without waiting for a change to end. A change talks to every reactor of the controller and returns when
+//! all have answered, so what it returns is true on all of them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, bounded};
+use pollux_core::{Bdev, Channel, IoError, IoStats, OpenArgs, OpenError, Post, PostError};
+use pollux_scsi::LogicalUnit;
+use pollux_vhost_user::Server;
+pub use pollux_vhost_user::SocketOptions;
+use uuid::Uuid;
+
+use crate::controller::{Controller, LunEntry};
+use crate::lun::MAX_LUN;
+use crate::message::{Body, Message, Reply, UnitId};
+use crate::request::Event;
+use crate::session::Factory;
+use crate::{LunStats, QueueStats};
+
+/// Requests in flight on one unit and reactor.
+const DEPTH: u32 = 256;
+/// How long a reactor may take to answer a message that needs no waiting for I/O.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long requests in flight may take to end by themselves when their LUN is taken away.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// And how long after they were cancelled.
+const CANCELLED: Duration = Duration::from_secs(30);
+/// How long the sessions of a deleted controller may take to end.
+const SESSIONS: Duration = Duration::from_secs(30);
+
+/// Why a change was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// There is no such controller.
+    #[error("controller '{0}' does not exist")]
+    NoController(String),
+    /// There is one already.
+    #[error("controller '{0}' exists already")]
+    ControllerExists(String),
+    /// The name cannot be a file name.
+    #[error("'{0}' cannot be a controller's name: it becomes a socket's file name, so 1 to 64 of A-Z a-z 0-9 . _ -")]
+    BadName(String),
+    /// The path is too long for a socket.
+    #[error("the socket path '{0}' is longer than the 107 bytes that a socket's address holds; use a shorter --vhost-dir")]
+    PathTooLong(PathBuf),
+    /// The core list names no reactor.
+    #[error("reactor {0} does not exist")]
+    NoReactor(usize),
+    /// There is no such target or LUN.
+    #[error("target {target} of controller '{ctrlr}' has no such LUN")]
+    NoLun {
+        /// Where.
+        ctrlr: String,
+        /// Which.
+        target: u8,
+    },
+    /// There is a LUN already.
+    #[error("target {target} of controller '{ctrlr}' has LUN {lun} already (bdev '{bdev}')")]
+    LunExists {
+        /// Where.
+        ctrlr: String,
+        /// Which.
+        target: u8,
+        /// Which.
+        lun: u16,
+        /// What it leads to.
+        bdev: String,
+    },
+    /// All 256 targets have LUNs.
+    #[error("controller '{0}' has no free target")]
+    NoFreeTarget(String),
+    /// A number beyond the limit.
+    #[error("LUN {0} is beyond the greatest, 16383")]
+    BadLun(u16),
+    /// A front end is connected.
+    #[error("controller '{0}' is in use by a VM; disconnect it, or use force")]
+    Connected(String),
+    /// Requests did not end.
+    #[error("requests in flight did not end; what they are about is not given back")]
+    Draining,
+    /// The device does not open.
+    #[error("the device does not open: {0}")]
+    Open(#[from] OpenError),
+    /// A reactor has no room for it.
+    #[error("a reactor cannot take the device: {0}")]
+    Attach(IoError),
+    /// The socket cannot be had.
+    #[error("{path}: {error}")]
+    Socket {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The reactors are gone or stuck.
+    #[error(transparent)]
+    Post(#[from] PostError),
+}
+
+/// Makes the counters of a bdev for one more opener.
+pub type NewStats = Arc<dyn Fn() -> Arc<IoStats> + Send + Sync>;
+
+/// What a LUN leads to.
+#[derive(Clone)]
+pub struct Backing {
+    /// The bdev's name, for listings.
+    pub bdev_name: String,
+    /// The unit: one for each bdev, shared by all controllers.
+    pub unit: Arc<LogicalUnit>,
+    /// The device, unless it is missing.
+    pub device: Option<Arc<dyn Bdev>>,
+    /// Counters of the bdev.
+    pub new_stats: NewStats,
+}
+
+/// Where and how controllers listen.
+#[derive(Clone, Debug)]
+pub struct TargetOptions {
+    /// Where the sockets are.
+    pub vhost_dir: PathBuf,
+    /// Who may connect.
+    pub socket: SocketOptions,
+}
+
+/// A unit that is open on some reactors.
+struct UnitEntry {
+    id: UnitId,
+    backing: Backing,
+    /// LUNs that lead to it, by reactor.
+    users: BTreeMap<usize, u32>,
+}
+
+type Units = BTreeMap<Uuid, UnitEntry>;
+
+/// All controllers.
+pub struct Target {
+    post: Arc<dyn Post<Message>>,
+    server: Arc<Server>,
+    options: TargetOptions,
+    controllers: RwLock<BTreeMap<String, Arc<Controller>>>,
+    /// Held over each change.
+    changes: Mutex<Units>,
+}
+
+/// A controller, for listings.
+#[derive(Clone, Debug)]
+pub struct ControllerInfo {
+    /// Its name.
+    pub name: String,
+    /// The reactors that serve it.
+    pub reactors: Vec<usize>,
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Whether it listens.
+    pub started: bool,
+    /// Its initiator port's name.
+    pub initiator: u64,
+    /// Its LUNs, in order.
+    pub luns: Vec<LunInfo>,
+    /// Who is connected.
+    pub sessions: Vec<SessionInfo>,
+}
+
+/// A LUN, for listings and metrics.
+#[derive(Clone, Debug)]
+pub struct LunInfo {
+    /// Its target.
+    pub target: u8,
+    /// Its number.
+    pub lun: u16,
+    /// What it leads to.
+    pub bdev_name: String,
+    /// Its counters, one set for each of the controller's reactors.
+    pub stats: Vec<Arc<LunStats>>,
+}
+
+/// A front end that is connected, for listings.
+#[derive(Clone, Debug)]
+pub struct SessionInfo {
+    /// Unique in this process.
+    pub id: u64,
+    /// The front end's process, if known.
+    pub peer_pid: Option<i32>,
+    /// The queues that run.
+    pub queues: Vec<u16>,
+    /// Requests in flight.
+    pub inflight: u64,
+}
+
+/// A queue's counters, for metrics.
+#[derive(Clone, Debug)]
+pub struct QueueInfo {
+    /// Its controller.
+    pub ctrlr: String,
+    /// Its index.
+    pub index: u16,
+    /// Its counters.
+    pub stats: Arc<QueueStats>,
+}
+
+impl Target {
+    /// A target without controllers.
+    #[must_use]
+    pub fn new(post: Arc<dyn Post<Message>>, server: Arc<Server>, options: TargetOptions) -> Arc<Target> {
+        Arc::new(Target { post, server, options, controllers: RwLock::default(), changes: Mutex::default() })
+    }
+
+    /// Creates a controller on these reactors. It does not listen yet.
+    ///
+    /// # Errors
+    /// [`TargetError`] says why not.
+    pub fn create_controller(&self, name: &str, reactors: Vec<usize>, initiator: u64) -> Result<(), TargetError> {
+        let _changes = self.change();
+        if !is_good_name(name) {
+            return Err(TargetError::BadName(name.into()));
+        }
+        let socket = self.options.vhost_dir.join(name);
+        if socket.as_os_str().len() > 107 {
+            return Err(TargetError::PathTooLong(socket));
+        }
+        let reactors = if reactors.is_empty() { (0..self.post.reactors()).collect() } else { reactors };
+        if let Some(&bad) = reactors.iter().find(|&&reactor| reactor >= self.post.reactors()) {
+            return Err(TargetError::NoReactor(bad));
+        }
+        let mut controllers = self.controllers.write().unwrap_or_else(PoisonError::into_inner);
+        if controllers.contains_key(name) {
+            return Err(TargetError::ControllerExists(name.into()));
+        }
+        let id = lowest_free(controllers.values().map(|controller| controller.id));
+        controllers.insert(name.into(), Controller::new(name, id, reactors, initiator, socket));
+        Ok(())
+    }
+
+    /// Has a controller listen. Does nothing if it does already.
+    ///
+    /// # Errors
+    /// [`TargetError`] says why not.
+    pub fn start_controller(&self, name: &str) -> Result<(), TargetError> {
+        let _changes = self.change();
+        let controller = self.controller(name)?;
+        if controller.state().listener.is_some() {
+            return Ok(());
+        }
+        let factory = Arc::new(Factory { controller: controller.clone(), post: self.post.clone() });
+        let listener = self
+            .server
+            .listen(&controller.socket, self.options.socket, factory)
+            .map_err(|error| TargetError::Socket { path: controller.socket.clone(), error })?;
+        controller.state().listener = Some(listener);
+        Ok(())
+    }
+
+    /// Deletes a controller and takes its LUNs away. While a VM is connected only with `force`, which disconnects it.
+    ///
+    /// # Errors
+    /// [`TargetError`] says why not.
+    pub fn delete_controller(&self, name: &str, force: bool) -> Result<(), TargetError> {
+        let mut units = self.change();
+        let controller = self.controller(name)?;
+        if !controller.state().sessions.is_empty() && !force {
+            return Err(TargetError::Connected(name.into()));
+        }
+        let listener = controller.state().listener.take();
+        if let Some(listener) = listener {
+            self.server.unlisten(listener);
+            if !self.server.disconnect(listener, SESSIONS) {
+                return Err(TargetError::Draining);
+            }
+        }
+        let luns: Vec<_> = controller.state().luns.keys().copied().collect();
+        self.take_luns(&mut units, &controller, &luns)?;
+        self.controllers.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        Ok(())
+    }
+
+    /// Adds a LUN; without a target, at the first that has none. Returns the target.
+    ///
+    /// # Errors
+    /// [`TargetError`] says why not.
+    pub fn add_lun(&self, ctrlr: &str, target: Option<u8>, lun: u16, backing: Backing) -> Result<u8, TargetError> {
+        let mut units = self.change();
+        let controller = self.controller(ctrlr)?;
+        if lun > MAX_LUN {
+            return Err(TargetError::BadLun(lun));
+        }
+        let target = free_target(&controller, target, lun)?;
+        let bdev_name = backing.bdev_name.clone();
+        let logical = backing.unit.clone();
+        let unit = self.open_unit(&mut units, &controller, backing)?;
+        let nexus = controller.nexus(target);
+        let path = logical.attach(nexus.clone(), lun);
+        let stats: Vec<_> = controller.reactors.iter().map(|_| Arc::new(LunStats::default())).collect();
+        let mut answers = Vec::new();
+        for (&reactor, stats) in controller.reactors.iter().zip(&stats) {
+            let (reply, answer) = reply();
+            let (path, stats) = (path.clone(), stats.clone());
+            self.send(reactor, Body::AddLun { controller: controller.id, target, lun, unit, path, stats, reply })?;
+            answers.push(answer);
+        }
+        for answer in answers {
+            wait(&answer, ANSWER)?;
+        }
+        let entry = LunEntry { bdev_name, unit, logical, path, stats };
+        controller.state().luns.insert((target, lun), entry);
+        nexus.raise_luns_changed();
+        self.send_event(&controller, Event::Added { target, lun })?;
+        Ok(target)
+    }
+
+    /// Takes one LUN of a target away, or all. Returns when no request of theirs is in flight any more, with what they
+    /// led to.
+    ///
+    /// # Errors
+    /// [`TargetError`] says why not.
+    pub fn remove_lun(&self, ctrlr: &str, target: u8, lun: Option<u16>) -> Result<Vec<(u16, String)>, TargetError> {
+        let mut units = self.change();
+        let controller = self.controller(ctrlr)?;
+        let luns: Vec<_> = {
+            let state = controller.state();
+            let of_target = state.luns.keys().filter(|key| key.0 == target);
+            of_target.filter(|key| lun.is_none_or(|lun| key.1 == lun)).copied().collect()
+        };
+        if luns.is_empty() {
+            return Err(TargetError::NoLun { ctrlr: ctrlr.into(), target });
+        }
+        self.take_luns(&mut units, &controller, &luns)
+    }
+
+    /// A unit's device has appeared or gone: the reactors change over to it.
+    ///
+    /// # Errors
+    /// [`TargetError`] says why not.
+    pub fn device_changed(&self, unit: &LogicalUnit, device: Option<Arc<dyn Bdev>>) -> Result<(), TargetError> {
+        let mut units = self.change();
+        let Some(entry) = units.get_mut(&unit.uuid()) else { return Ok(()) };
+        entry.backing.device = device;
+        let reactors: Vec<_> = entry.users.keys().copied().collect();
+        for reactor in reactors {
+            let channel = open_channel(entry, reactor)?;
+            let (reply, answer) = reply();
+            self.send(reactor, Body::ReplaceChannel { unit: entry.id, channel, reply })?;
+            let _old = wait(&answer, CANCELLED)?.map_err(TargetError::Attach)?;
+        }
+        Ok(())
+    }
+
+    /// A unit raised a unit attention that its guests should look at now.
+    pub fn unit_changed(&self, unit: &LogicalUnit, asc: u8, ascq: u8) {
+        for controller in self.all() {
+            let luns: Vec<_> = {
+                let state = controller.state();
+                let of_unit = state.luns.iter().filter(|(_, entry)| entry.logical.uuid() == unit.uuid());
+                of_unit.map(|(&key, _)| key).collect()
+            };
+            for (target, lun) in luns {
+                // The guest finds out by the unit attention, too.
+                let _ = self.send_event(&controller, Event::Changed { target, lun, asc, ascq });
+            }
+        }
+    }
+
+    /// All controllers, by name.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<ControllerInfo> {
+        self.all().iter().map(|controller| info(controller)).collect()
+    }
+
+    /// The counters of all queues that ever ran.
+    #[must_use]
+    pub fn queues(&self) -> Vec<QueueInfo> {
+        let of = |controller: &Arc<Controller>| {
+            let ctrlr = controller.name.clone();
+            let queues = controller.all_queue_stats().into_iter();
+            queues.map(move |(index, stats)| QueueInfo { ctrlr: ctrlr.clone(), index, stats }).collect::<Vec<_>>()
+        };
+        self.all().iter().flat_map(of).collect()
+    }
+
+    fn all(&self) -> Vec<Arc<Controller>> {
+        self.controllers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn change(&self) -> MutexGuard<'_, Units> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn controller(&self, name: &str) -> Result<Arc<Controller>, TargetError> {
+        let controllers = self.controllers.read().unwrap_or_else(PoisonError::into_inner);
+        controllers.get(name).cloned().ok_or_else(|| TargetError::NoController(name.into()))
+    }
+
+    fn send(&self, reactor: usize, body: Body) -> Result<(), PostError> {
+        self.post.post(reactor, Message(body))
+    }
+
+    fn send_event(&self, controller: &Controller, event: Event) -> Result<(), PostError> {
+        self.send(controller.reactor_of(1), Body::Event { controller: controller.id, event })
+    }
+
+    /// Opens the unit on those of the controller's reactors where it is not yet, and counts one more user on each.
+    fn open_unit(&self, units: &mut Units, controller: &Controller, backing: Backing) -> Result<UnitId, TargetError> {
+        let id = lowest_free(units.values().map(|entry| entry.id));
+        let uuid = backing.unit.uuid();
+        let entry = units.entry(uuid).or_insert_with(|| UnitEntry { id, backing, users: BTreeMap::new() });
+        let id = entry.id;
+        for (at, &reactor) in controller.reactors.iter().enumerate() {
+            if let Err(error) = self.open_on(entry, reactor) {
+                let opened = &controller.reactors[..at];
+                // What has opened is closed again; the first error is the one to tell.
+                let _ = self.close_unit(units, uuid, opened);
+                return Err(error);
+            }
+        }
+        Ok(id)
+    }
+
+    fn open_on(&self, entry: &mut UnitEntry, reactor: usize) -> Result<(), TargetError> {
+        if let Some(users) = entry.users.get_mut(&reactor) {
+            *users += 1;
+            return Ok(());
+        }
+        let channel = open_channel(entry, reactor)?;
+        let (reply, answer) = reply();
+        let logical = entry.backing.unit.clone();
+        let stats = (entry.backing.new_stats)();
+        self.send(reactor, Body::OpenUnit { unit: entry.id, logical, channel, stats, reply })?;
+        wait(&answer, ANSWER)?.map_err(TargetError::Attach)?;
+        entry.users.insert(reactor, 1);
+        Ok(())
+    }
+
+    /// Takes one user off on each of the reactors; where none is left, the unit is closed.
+    fn close_unit(&self, units: &mut Units, uuid: Uuid, reactors: &[usize]) -> Result<(), TargetError> {
+        let Some(entry) = units.get_mut(&uuid) else { return Ok(()) };
+        for reactor in reactors {
+            let Some(users) = entry.users.get_mut(reactor) else { continue };
+            *users -= 1;
+            if *users > 0 {
+                continue;
+            }
+            entry.users.remove(reactor);
+            let (reply, answer) = reply();
+            self.send(*reactor, Body::CloseUnit { unit: entry.id, reply })?;
+            let _channel = wait(&answer, CANCELLED)?.map_err(TargetError::Attach)?;
+        }
+        if entry.users.is_empty() {
+            units.remove(&uuid);
+        }
+        Ok(())
+    }
+
+    fn take_luns(
+        &self,
+        units: &mut Units,
+        controller: &Controller,
+        luns: &[(u8, u16)],
+    ) -> Result<Vec<(u16, String)>, TargetError> {
+        let mut taken = Vec::new();
+        for &(target, lun) in luns {
+            let Some(entry) = controller.state().luns.remove(&(target, lun)) else { continue };
+            self.drain_lun(controller, target, lun)?;
+            entry.logical.detach(&entry.path);
+            self.close_unit(units, entry.logical.uuid(), &controller.reactors)?;
+            controller.nexus(target).raise_luns_changed();
+            self.send_event(controller, Event::Removed { target, lun })?;
+            taken.push((lun, entry.bdev_name));
+        }
+        Ok(taken)
+    }
+
+    /// Hides a LUN on all reactors and waits until nothing of it is in flight.
+    fn drain_lun(&self, controller: &Controller, target: u8, lun: u16) -> Result<(), TargetError> {
+        let id = controller.id;
+        let mut answers = Vec::new();
+        for &reactor in &controller.reactors {
+            let (reply, answer) = reply();
+            self.send(reactor, Body::RemoveLun { controller: id, target, lun, reply })?;
+            answers.push((reactor, answer));
+        }
+        answers.retain(|(_, answer)| wait(answer, PATIENCE).is_err());
+        for (reactor, _) in &answers {
+            self.send(*reactor, Body::CancelLun { controller: id, target, lun })?;
+        }
+        for (_, answer) in &answers {
+            wait(answer, CANCELLED)?;
+        }
+        Ok(())
+    }
+}
+
+fn info(controller: &Controller) -> ControllerInfo {
+    let queues = controller.all_queue_stats();
+    let state = controller.state();
+    let luns = state.luns.iter().map(|(&(target, lun), entry)| LunInfo {
+        target,
+        lun,
+        bdev_name: entry.bdev_name.clone(),
+        stats: entry.stats.clone(),
+    });
+    let sessions = state.sessions.iter().map(|(&id, entry)| {
+        let running = queues.iter().filter(|(index, _)| entry.queues.contains(index));
+        let inflight = running.map(|(_, stats)| stats.inflight.get()).sum();
+        SessionInfo { id, peer_pid: entry.peer_pid, queues: entry.queues.clone(), inflight }
+    });
+    ControllerInfo {
+        name: controller.name.clone(),
+        reactors: controller.reactors.clone(),
+        socket: controller.socket.clone(),
+        started: state.listener.is_some(),
+        initiator: controller.initiator,
+        luns: luns.collect(),
+        sessions: sessions.collect(),
+    }
+}
+
+fn free_target(controller: &Controller, target: Option<u8>, lun: u16) -> Result<u8, TargetError> {
+    let state = controller.state();
+    let Some(target) = target else {
+        let used = |target: &u8| state.luns.keys().any(|key| key.0 == *target);
+        let free = (0..=u8::MAX).find(|target| !used(target));
+        return free.ok_or_else(|| TargetError::NoFreeTarget(controller.name.clone()));
+    };
+    match state.luns.get(&(target, lun)) {
+        None => Ok(target),
+        Some(entry) => {
+            let (ctrlr, bdev) = (controller.name.clone(), entry.bdev_name.clone());
+            Err(TargetError::LunExists { ctrlr, target, lun, bdev })
+        }
+    }
+}
+
+fn open_channel(entry: &UnitEntry, reactor: usize) -> Result<Option<Box<dyn Channel>>, TargetError> {
+    let seed = u64::from(entry.id) << 32 | reactor as u64;
+    let args = OpenArgs { depth: DEPTH, seed };
+    match entry.backing.device.as_ref().map(|device| device.open(args)).transpose() {
+        // It went away a moment ago: the LUN answers NOT READY until it is back.
+        Err(OpenError::Missing) => Ok(None),
+        opened => Ok(opened?),
+    }
+}
+
+fn is_good_name(name: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(good) && name != "." && name != ".."
+}
+
+fn lowest_free(used: impl Iterator<Item = u32>) -> u32 {
+    let mut used: Vec<_> = used.collect();
+    used.sort_unstable();
+    used.iter().enumerate().find(|&(at, &id)| at as u32 != id).map_or(used.len(), |(at, _)| at) as u32
+}
+
+fn reply<T>() -> (Reply<T>, Receiver<T>) {
+    let (sender, receiver) = bounded(1);
+    (Reply::new(sender), receiver)
+}
+
+fn wait<T>(answer: &Receiver<T>, long: Duration) -> Result<T, TargetError> {
+    answer.recv_timeout(long).map_err(|error| match error {
+        crossbeam::channel::RecvTimeoutError::Timeout => TargetError::Draining,
+        crossbeam::channel::RecvTimeoutError::Disconnected => TargetError::Post(PostError::Stopped),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_leave_the_directory_are_refused() {
+        for bad in ["", ".", "..", "a/b", "../x", "a b", "ä", "a\n", &"x".repeat(65)] {
+            assert!(!is_good_name(bad), "{bad:?}");
+        }
+        for good in ["vm1", "VhostScsi0", "a.b-c_d", "..."] {
+            assert!(is_good_name(good), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn the_lowest_free_number_is_taken() {
+        assert_eq!(lowest_free([].into_iter()), 0);
+        assert_eq!(lowest_free([1, 0, 3].into_iter()), 2);
+        assert_eq!(lowest_free([2, 1].into_iter()), 0);
+        assert_eq!(lowest_free([0, 1].into_iter()), 2);
+    }
+}

@@ -1,0 +1,205 @@
+//! The logical units that are open on one worker: one channel into the device for all queues of the reactor, so the
+//! device's slots are shared out here. A request that finds no slot waits in its unit's line, and its queue takes
+//! nothing more from the guest until it has gone: each queue has at most one request in the line, so slots go round the
+//! queues in turn, and what has no slot stays in the virtqueue.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use pollux_core::{Channel, Completion, Cx, Io, IoError, IoStats, Next, Tag};
+use pollux_scsi::LogicalUnit;
+
+use crate::message::{Reply, UnitId};
+
+/// The answer that a channel's end is waited for with.
+pub(crate) type ChannelReply = Reply<Result<Option<Box<dyn Channel>>, IoError>>;
+
+/// What happens when the last request of a channel has ended.
+pub(crate) enum Ending {
+    /// The unit goes.
+    Close(ChannelReply),
+    /// Another channel (or none) takes its place.
+    Replace(Option<Box<dyn Channel>>, ChannelReply),
+}
+
+/// A unit on this reactor.
+pub(crate) struct Unit {
+    pub(crate) logical: Arc<LogicalUnit>,
+    channel: Option<Box<dyn Channel>>,
+    depth: u32,
+    inflight: u32,
+    /// Who waits for a slot, by the tags their requests will have.
+    pub(crate) waiting: VecDeque<Tag>,
+    pub(crate) stats: Arc<IoStats>,
+    listed: bool,
+    ending: Option<Ending>,
+}
+
+impl Unit {
+    /// Whether a request can be submitted now. A unit without a device takes it too: it is answered by `submit`.
+    pub(crate) const fn has_slot(&self) -> bool {
+        self.channel.is_none() || self.inflight < self.depth
+    }
+
+    /// Whether requests can reach a device.
+    pub(crate) const fn is_ready(&self) -> bool {
+        self.channel.is_some() && self.ending.is_none()
+    }
+}
+
+/// All units of a worker.
+#[derive(Default)]
+pub(crate) struct Units {
+    units: Vec<Option<Unit>>,
+    /// Units whose channel has something in flight.
+    busy: Vec<UnitId>,
+}
+
+impl Units {
+    /// A unit that some LUN leads to.
+    pub(crate) fn get(&mut self, unit: UnitId) -> &mut Unit {
+        self.units[unit as usize].as_mut().expect("a unit stays open while a LUN leads to it")
+    }
+
+    /// As `get`, for looking only.
+    pub(crate) fn look(&self, unit: UnitId) -> &Unit {
+        self.units[unit as usize].as_ref().expect("a unit stays open while a LUN leads to it")
+    }
+
+    /// Opens a unit with the channel into its device, if that is there.
+    pub(crate) fn open(
+        &mut self,
+        unit: UnitId,
+        logical: Arc<LogicalUnit>,
+        mut channel: Option<Box<dyn Channel>>,
+        stats: Arc<IoStats>,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), IoError> {
+        let depth = attach(&mut channel, cx)?;
+        let at = unit as usize;
+        if self.units.len() <= at {
+            self.units.resize_with(at + 1, || None);
+        }
+        assert!(self.units[at].is_none(), "the control plane opens a unit once");
+        self.units[at] = Some(Unit {
+            logical,
+            channel,
+            depth,
+            inflight: 0,
+            waiting: VecDeque::with_capacity(16),
+            stats,
+            listed: false,
+            ending: None,
+        });
+        Ok(())
+    }
+
+    /// Ends a unit's channel when its requests have ended; `collect_ended` does it.
+    pub(crate) fn end(&mut self, unit: UnitId, ending: Ending, cx: &mut Cx<'_>) {
+        let Some(open) = self.units.get_mut(unit as usize).and_then(Option::as_mut) else {
+            let (Ending::Close(reply) | Ending::Replace(_, reply)) = ending;
+            reply.send(Ok(None));
+            return;
+        };
+        assert!(open.ending.is_none(), "the control plane waits for one ending before it asks for the next");
+        open.ending = Some(ending);
+        self.collect_ended(cx);
+    }
+
+    /// Carries out the endings whose channels have nothing in flight. Returns whether some still drain.
+    pub(crate) fn collect_ended(&mut self, cx: &mut Cx<'_>) -> bool {
+        let mut draining = false;
+        for slot in &mut self.units {
+            let Some(unit) = slot.as_mut().filter(|unit| unit.ending.is_some()) else { continue };
+            if unit.inflight > 0 || !unit.waiting.is_empty() {
+                draining = true;
+                continue;
+            }
+            let mut old = unit.channel.take();
+            if let Some(channel) = &mut old {
+                channel.detach(cx);
+            }
+            match unit.ending.take() {
+                Some(Ending::Close(reply)) => {
+                    reply.send(Ok(old));
+                    *slot = None;
+                }
+                Some(Ending::Replace(mut channel, reply)) => {
+                    let attached = attach(&mut channel, cx);
+                    if let Ok(depth) = attached {
+                        (unit.channel, unit.depth) = (channel, depth);
+                    }
+                    reply.send(attached.map(|_| old));
+                }
+                None => unreachable!("only units with an ending are looked at"),
+            }
+        }
+        self.busy.retain(|&unit| self.units[unit as usize].is_some());
+        draining
+    }
+
+    /// Submits a request; the caller has seen `has_slot`.
+    ///
+    /// # Errors
+    /// `NotReady` if there is no device.
+    pub(crate) fn submit(&mut self, unit: UnitId, io: Io, cx: &mut Cx<'_>) -> Result<(), IoError> {
+        let open = self.units[unit as usize].as_mut().expect("a unit stays open while a LUN leads to it");
+        if !open.is_ready() {
+            return Err(IoError::NotReady);
+        }
+        let channel = open.channel.as_mut().expect("a ready unit has a channel");
+        assert!(open.inflight < open.depth, "a request was submitted without a slot");
+        open.inflight += 1;
+        open.stats.started();
+        channel.submit(io, cx);
+        if !open.listed {
+            open.listed = true;
+            self.busy.push(unit);
+        }
+        Ok(())
+    }
+
+    /// Asks the device to end a request early.
+    pub(crate) fn cancel(&mut self, unit: UnitId, tag: Tag, cx: &mut Cx<'_>) {
+        if let Some(channel) = &mut self.get(unit).channel {
+            channel.cancel(tag, cx);
+        }
+    }
+
+    /// Polls the busy units; appends what has completed to `done`.
+    pub(crate) fn poll(&mut self, cx: &mut Cx<'_>, scratch: &mut Vec<Completion>, done: &mut Vec<(UnitId, Completion)>) {
+        let mut at = 0;
+        while at < self.busy.len() {
+            let id = self.busy[at];
+            let unit = self.units[id as usize].as_mut().expect("a busy unit is open");
+            let channel = unit.channel.as_mut().expect("a busy unit has a channel");
+            channel.poll(cx, scratch);
+            unit.inflight -= scratch.len() as u32;
+            done.extend(scratch.drain(..).map(|completion| (id, completion)));
+            if unit.inflight == 0 {
+                unit.listed = false;
+                self.busy.swap_remove(at);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// When polling can find something.
+    pub(crate) fn next(&self) -> Next {
+        self.busy.iter().fold(Next::Idle, |next, &unit| match &self.look(unit).channel {
+            Some(channel) => next.or(channel.next()),
+            None => next,
+        })
+    }
+}
+
+fn attach(channel: &mut Option<Box<dyn Channel>>, cx: &mut Cx<'_>) -> Result<u32, IoError> {
+    match channel {
+        Some(channel) => {
+            channel.attach(cx)?;
+            Ok(channel.depth())
+        }
+        None => Ok(0),
+    }
+}

@@ -1,0 +1,410 @@
+//! What a reactor runs for virtio-scsi: its ports, units and LUNs, and the pass over them.
+//!
+//! One pass: kicks that came; each active port, at most [`BATCH`] requests of it; the devices that have something in
+//! flight; the used rings, with one signal for each. What drains (stopping queues, leaving LUNs, ending channels) is looked
+//! at only while there is such a thing.
+
+use std::collections::{HashMap, VecDeque};
+
+use pollux_core::{ClientId, Completion, Cx, Done, Next, Worker};
+use pollux_vhost_user::{QueueError, SegmentBuf};
+
+use crate::control::{Ending, Pending};
+use crate::events::Waiting;
+use crate::luns::{Lun, Luns};
+use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Stopped, UnitId};
+use crate::port::{Kind, PORT_BITS, Phase, Port};
+use crate::request::Response;
+use crate::serve::Background;
+use crate::units::{Ending as ChannelEnding, Units};
+
+/// Requests taken from one port in a pass, so that no guest can keep the others waiting.
+const BATCH: u32 = 32;
+/// Own memory for what commands are given: more than any parameter list.
+const PARAMETERS: usize = 64 << 10;
+/// Ring entries that kicks or signals may have in flight at once on a reactor.
+const NOTIFICATIONS: u32 = 4096;
+
+/// How a worker behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerConfig {
+    /// How long a queue without work is looked at before it waits for a kick; `None`: for ever.
+    pub spin_ns: Option<u64>,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        WorkerConfig { spin_ns: Some(50_000) }
+    }
+}
+
+struct Clients {
+    kicks: ClientId,
+    signals: ClientId,
+}
+
+/// The virtio-scsi work of one reactor.
+pub struct ScsiWorker {
+    config: WorkerConfig,
+    pub(crate) worker: usize,
+    pub(crate) workers: usize,
+    ports: Vec<Option<Box<Port>>>,
+    /// Numbers of the ports that are looked at.
+    active: Vec<usize>,
+    /// Numbers of the ports whose used ring may have something new.
+    touched: Vec<usize>,
+    pub(crate) luns: Luns,
+    pub(crate) units: Units,
+    pub(crate) background: Vec<Option<Background>>,
+    pub(crate) events: HashMap<usize, Waiting>,
+    pub(crate) pending: Vec<Pending>,
+    pub(crate) ending: Vec<Ending>,
+    pub(crate) next_abort: u64,
+    pub(crate) outbox: VecDeque<(usize, Message)>,
+    /// Something drains: look at it each pass.
+    draining: bool,
+    /// The last pass ended with an answer that others may wait for: make another before sleeping.
+    again: bool,
+    clients: Option<Clients>,
+    pub(crate) segments: Box<SegmentBuf>,
+    pub(crate) scratch: Box<[u8]>,
+    pub(crate) parameters: Box<[u8]>,
+    pub(crate) completions: Vec<Completion>,
+    pub(crate) done: Vec<(UnitId, Completion)>,
+    entries: Vec<Done>,
+}
+
+impl ScsiWorker {
+    /// The worker of reactor `worker`, one of `workers`.
+    #[must_use]
+    pub fn new(worker: usize, workers: usize, config: WorkerConfig) -> ScsiWorker {
+        ScsiWorker {
+            config,
+            worker,
+            workers,
+            ports: Vec::new(),
+            active: Vec::new(),
+            touched: Vec::new(),
+            luns: Luns::default(),
+            units: Units::default(),
+            background: Vec::new(),
+            events: HashMap::new(),
+            pending: Vec::new(),
+            ending: Vec::new(),
+            next_abort: 0,
+            outbox: VecDeque::new(),
+            draining: false,
+            again: false,
+            clients: None,
+            segments: Box::new(SegmentBuf::new()),
+            scratch: vec![0; pollux_scsi::SCRATCH_LEN].into(),
+            parameters: vec![0; PARAMETERS].into(),
+            completions: Vec::with_capacity(1024),
+            done: Vec::with_capacity(1024),
+            entries: Vec::with_capacity(NOTIFICATIONS as usize),
+        }
+    }
+
+    /// The ports with their numbers.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = (usize, &Port)> {
+        self.ports.iter().enumerate().filter_map(|(number, port)| port.as_deref().map(|port| (number, port)))
+    }
+
+    pub(crate) fn port(&self, number: usize) -> Option<&Port> {
+        self.ports.get(number)?.as_deref()
+    }
+
+    /// Takes a port out of the table to work on it beside the rest of the worker.
+    pub(crate) fn take_port(&mut self, number: usize) -> Option<Box<Port>> {
+        self.ports.get_mut(number)?.take()
+    }
+
+    /// Puts it back, and remembers it if its used ring has something new.
+    pub(crate) fn put_port(&mut self, number: usize, mut port: Box<Port>) {
+        if port.dirty && !port.touched {
+            port.touched = true;
+            self.touched.push(number);
+        }
+        self.ports[number] = Some(port);
+    }
+
+    /// Has the port looked at from now on, unless it waits for its kick.
+    pub(crate) fn activate(&mut self, number: usize) {
+        if let Some(port) = self.ports.get_mut(number).and_then(Option::as_mut)
+            && !port.active
+            && !port.is_armed()
+        {
+            port.active = true;
+            self.active.push(number);
+        }
+    }
+
+    fn find(&self, key: QueueKey) -> Option<usize> {
+        self.ports().find(|(_, port)| port.key == key).map(|(number, _)| number)
+    }
+
+    fn start_queue(&mut self, new: NewQueue, cx: &mut Cx<'_>) {
+        if self.clients.is_none() {
+            let add = |cx: &mut Cx<'_>| cx.ring.add_client(2 * NOTIFICATIONS);
+            self.clients = match (add(cx), add(cx)) {
+                (Ok(kicks), Ok(signals)) => Some(Clients { kicks, signals }),
+                _ => None,
+            };
+        }
+        let number = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
+        let room = self.clients.is_some() && number < 1 << PORT_BITS;
+        let mut port = Box::new(Port::new(new, number as u32, cx.now));
+        if !room {
+            port.fail(&"the reactor has no room for another queue");
+        }
+        // Whoever waits for an interrupt of the queue's earlier life gets one.
+        port.dirty = true;
+        if number == self.ports.len() {
+            self.ports.push(None);
+        }
+        self.put_port(number, port);
+        self.activate(number);
+    }
+
+    fn stop_queue(&mut self, key: QueueKey, reply: Reply<Option<Stopped>>) {
+        let Some(number) = self.find(key) else {
+            reply.send(None);
+            return;
+        };
+        if let Some(port) = &mut self.ports[number] {
+            port.stopping = Some(reply);
+            self.draining = true;
+        }
+    }
+
+    fn cancel_where(&mut self, of: impl Fn(&Self, &Port, u32) -> bool, cx: &mut Cx<'_>) {
+        let commands: Vec<(usize, u16)> = self
+            .ports()
+            .filter(|(_, port)| port.kind == Kind::Requests)
+            .flat_map(|(number, port)| {
+                let running = port.slots.iter().enumerate().filter(|(_, slot)| slot.phase != Phase::Free);
+                let chosen = running.filter(|(_, slot)| of(self, port, slot.lun));
+                chosen.map(|(head, _)| (number, head as u16)).collect::<Vec<_>>()
+            })
+            .collect();
+        for (number, head) in commands {
+            self.abort_command(number, head, Response::Aborted, cx);
+        }
+    }
+
+    fn take_own(&mut self, cx: &mut Cx<'_>) {
+        for _ in 0..self.outbox.len() {
+            let Some((to, message)) = self.outbox.pop_front() else { break };
+            if to == self.worker {
+                self.message(message, cx);
+            } else {
+                self.outbox.push_back((to, message));
+            }
+        }
+    }
+
+    fn poll_kicks(&mut self, cx: &mut Cx<'_>) -> u32 {
+        let Some(clients) = &self.clients else { return 0 };
+        let mut entries = std::mem::take(&mut self.entries);
+        cx.ring.reap(clients.signals, &mut entries);
+        for done in entries.drain(..) {
+            if let Some(port) = self.ports.get_mut(Port::number_of(done.token)).and_then(Option::as_mut) {
+                port.signalled();
+            }
+        }
+        cx.ring.reap(clients.kicks, &mut entries);
+        let count = entries.len() as u32;
+        for done in entries.drain(..) {
+            let number = Port::number_of(done.token);
+            let Some(port) = self.ports.get_mut(number).and_then(Option::as_mut) else { continue };
+            if port.kick_entry_done(done.token) {
+                port.last_work = cx.now;
+                self.activate(number);
+            }
+        }
+        self.entries = entries;
+        count
+    }
+
+    fn poll_ports(&mut self, cx: &mut Cx<'_>) -> u32 {
+        let mut count = 0;
+        let mut at = 0;
+        while at < self.active.len() {
+            let number = self.active[at];
+            let Some(mut port) = self.take_port(number) else {
+                self.active.swap_remove(at);
+                continue;
+            };
+            let taken = self.take_requests(&mut port, number, cx);
+            count += taken;
+            if taken > 0 {
+                port.last_work = cx.now;
+            }
+            if self.rests(&mut port, number, cx) {
+                port.active = false;
+                self.active.swap_remove(at);
+            } else {
+                at += 1;
+            }
+            self.put_port(number, port);
+        }
+        count
+    }
+
+    /// Whether the port leaves the active ones: it waits for a kick, for a slot, or for nothing any more.
+    fn rests(&mut self, port: &mut Port, number: usize, cx: &mut Cx<'_>) -> bool {
+        if !port.takes() {
+            return true;
+        }
+        let Some(clients) = &self.clients else { return true };
+        if port.kind == Kind::Events && self.events.get(&number).is_none_or(Waiting::is_empty) {
+            return true;
+        }
+        let Some(spin) = self.config.spin_ns else { return false };
+        cx.now.saturating_sub(port.last_work) > spin && port.arm(clients.kicks, cx)
+    }
+
+    fn take_requests(&mut self, port: &mut Port, number: usize, cx: &mut Cx<'_>) -> u32 {
+        let mut taken = 0;
+        while taken < BATCH && port.takes() {
+            if port.kind == Kind::Events && self.events.get(&number).is_none_or(Waiting::is_empty) {
+                break;
+            }
+            match port.queue.pop(&mut self.segments) {
+                Ok(None) => break,
+                Ok(Some(chain)) => {
+                    taken += 1;
+                    match port.kind {
+                        Kind::Requests => self.command(port, &chain, cx),
+                        Kind::Control => self.control(port, number, &chain),
+                        Kind::Events => self.send_event(port, number, &chain),
+                    }
+                }
+                Err(QueueError::Chain { head, .. }) => {
+                    taken += 1;
+                    port.stats.invalid.add(1);
+                    port.complete(head, 0);
+                }
+                Err(why) => port.fail(&why),
+            }
+        }
+        taken
+    }
+
+    fn publish(&mut self, cx: &mut Cx<'_>) {
+        let Some(clients) = &self.clients else { return };
+        for number in self.touched.drain(..) {
+            if let Some(port) = &mut self.ports[number] {
+                port.touched = false;
+                port.publish(clients.signals, cx);
+            }
+        }
+    }
+
+    fn drain(&mut self, cx: &mut Cx<'_>) {
+        self.take_own(cx);
+        self.collect_aborted();
+        self.take_own(cx);
+        let luns = self.luns.collect_removed();
+        let units = self.units.collect_ended(cx);
+        let ports = self.collect_stopped(cx);
+        self.draining = luns || units || ports || !self.ending.is_empty();
+    }
+
+    fn collect_stopped(&mut self, cx: &mut Cx<'_>) -> bool {
+        let Some(clients) = &self.clients else { return false };
+        let mut draining = false;
+        for number in 0..self.ports.len() {
+            let Some(port) = self.ports[number].as_mut().filter(|port| port.stopping.is_some()) else { continue };
+            if !port.ended(clients.kicks, cx) {
+                draining = true;
+                continue;
+            }
+            let Some(port) = self.ports[number].take() else { continue };
+            self.active.retain(|&active| active != number);
+            self.events.remove(&number);
+            let Port { stopping, queue, .. } = *port;
+            if let Some(reply) = stopping {
+                reply.send(Some(Stopped { next_avail: queue.next_avail(), queue }));
+            }
+        }
+        draining
+    }
+}
+
+impl Worker for ScsiWorker {
+    type Message = Message;
+
+    fn message(&mut self, message: Message, cx: &mut Cx<'_>) {
+        match message.0 {
+            Body::OpenUnit { unit, logical, channel, stats, reply } => {
+                reply.send(self.units.open(unit, logical, channel, stats, cx));
+            }
+            Body::ReplaceChannel { unit, channel, reply } => {
+                self.units.end(unit, ChannelEnding::Replace(channel, reply), cx);
+            }
+            Body::CloseUnit { unit, reply } => self.units.end(unit, ChannelEnding::Close(reply), cx),
+            Body::AddLun { controller, target, lun, unit, path, stats, reply } => {
+                self.luns.add(Lun { controller, target, lun, unit, path, stats, inflight: 0, removing: None });
+                reply.send(());
+            }
+            Body::RemoveLun { controller, target, lun, reply } => self.luns.remove(controller, target, lun, reply),
+            Body::CancelLun { controller, target, lun } => self.cancel_where(
+                |worker, port, index| {
+                    let entry = worker.luns.get(index);
+                    port.controller == controller && (entry.target, entry.lun) == (target, lun) && entry.removing.is_some()
+                },
+                cx,
+            ),
+            Body::StartQueue(new) => self.start_queue(*new, cx),
+            Body::SetCall { key, call } => {
+                if let Some(number) = self.find(key)
+                    && let Some(mut port) = self.take_port(number)
+                {
+                    port.set_call(call);
+                    self.put_port(number, port);
+                }
+            }
+            Body::StopQueue { key, reply } => self.stop_queue(key, reply),
+            Body::CancelQueue { key } => self.cancel_where(|_, port, _| port.key == key, cx),
+            Body::Event { controller, event } => self.event(controller, event),
+            Body::Abort { id, scope, how } => self.abort(id, scope, how, cx),
+            Body::AbortDone { id, count } => self.abort_done(id, count),
+        }
+        self.draining = true;
+    }
+
+    fn poll(&mut self, cx: &mut Cx<'_>) -> u32 {
+        let mut count = self.poll_kicks(cx);
+        count += self.poll_ports(cx);
+        count += self.poll_units(cx);
+        self.publish(cx);
+        self.again = false;
+        if self.draining || !self.outbox.is_empty() {
+            self.drain(cx);
+            self.again = !self.touched.is_empty();
+            self.publish(cx);
+        }
+        count
+    }
+
+    fn next(&self) -> Next {
+        if self.again || !self.active.is_empty() || !self.touched.is_empty() || !self.outbox.is_empty() {
+            return Next::Now;
+        }
+        // What drains waits for the ring or for a device; both say so themselves.
+        self.units.next()
+    }
+
+    fn outgoing(&mut self, send: &mut dyn FnMut(usize, Message) -> Result<(), Message>) {
+        for _ in 0..self.outbox.len() {
+            let Some((to, message)) = self.outbox.pop_front() else { break };
+            if to == self.worker {
+                self.outbox.push_back((to, message));
+            } else if let Err(message) = send(to, message) {
+                self.outbox.push_front((to, message));
+                break;
+            }
+        }
+    }
+}

@@ -78,7 +78,8 @@ pub enum RingOp {
         /// Kept open by the client until the completion.
         fd: RawFd,
     },
-    /// Adds one to an eventfd, without ever blocking anybody; completes when that is done or has failed.
+    /// Adds one to an eventfd, without ever blocking anybody; completes when that is done or has failed: with `-EAGAIN`
+    /// if it is full (its reader has been told then) or is not `O_NONBLOCK` (whoever received it has to see to that).
     Signal {
         /// Kept open by the client until the completion.
         fd: RawFd,

@@ -1,1 +1,38 @@
-//! Under construction.
+//! A SCSI target that knows nothing of virtio: a CDB goes in, an [`Action`] comes out.
+//!
+//! A [`LogicalUnit`] is a disk's state, shared by everything that serves it. A front end attaches a [`Path`] for each
+//! initiator that reaches the unit, and hands every command to [`LogicalUnit::execute`], which answers at once: move
+//! data between guest and device ([`Action::Io`]), work on the device without guest data ([`Action::Plan`]), fetch
+//! parameter data and ask again ([`Action::DataOut`]), or done ([`Action::Done`]). Nothing in here blocks, does I/O or
+//! sees guest memory.
+//!
+//! The way of a command: `execute` (fast path, else unit attention, readiness) → `commands` (the table of opcodes: CDB
+//! check, handler) → `commands::*` (handlers by family). `docs/scsi.md` says what is answered, with the clauses.
+
+#![forbid(unsafe_code)]
+
+mod action;
+mod attention;
+mod cdb;
+mod commands;
+mod data_in;
+mod execute;
+mod geometry;
+mod identity;
+mod modes;
+mod nexus;
+mod plan;
+mod sense;
+#[cfg(test)]
+mod testing;
+mod unit;
+
+pub use action::{Action, Outcome, SCRATCH_LEN, SCRATCH_MIN, Status, io_outcome, io_sense};
+pub use attention::Attention;
+pub use cdb::Cdb;
+pub use execute::{Inventory, execute_absent, execute_well_known};
+pub use identity::Identity;
+pub use nexus::{Nexus, Path};
+pub use plan::{PATTERN_STEP_LEN, Plan, STEP_LEN, Step};
+pub use sense::{FieldPointer, Key, SENSE_LEN, Sense, code};
+pub use unit::LogicalUnit;

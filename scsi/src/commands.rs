@@ -1,0 +1,292 @@
+//! The table of commands: one row per opcode and service action, with everything that is true of it. Decoding, the
+//! checks before a handler, and REPORT SUPPORTED OPERATION CODES all read this table; a new command is a row and a
+//! handler.
+
+pub(crate) mod capacity;
+pub(crate) mod discovery;
+pub(crate) mod media;
+pub(crate) mod mode;
+pub(crate) mod opcodes;
+pub(crate) mod provisioning;
+pub(crate) mod vpd;
+
+use bitflags::bitflags;
+
+use crate::data_in::DataIn;
+use crate::geometry::{Flags, Geometry};
+use crate::modes::leftmost;
+use crate::{Action, Cdb, Inventory, LogicalUnit, Path, Sense};
+
+/// A command being executed.
+pub(crate) struct Call<'a> {
+    pub(crate) unit: &'a LogicalUnit,
+    pub(crate) path: &'a Path,
+    pub(crate) cdb: &'a Cdb,
+    /// The unit as it was when the command came in; one moment for the whole command.
+    pub(crate) geometry: Geometry,
+    pub(crate) data: DataIn<'a>,
+}
+
+type Handler = fn(&mut Call<'_>, &dyn Inventory) -> Result<Action, Sense>;
+type ParameterHandler = fn(&mut Call<'_>, &[u8]) -> Result<Action, Sense>;
+
+bitflags! {
+    /// What kind of command it is.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct RowFlags: u8 {
+        /// Data goes to the initiator.
+        const DATA_IN = 1;
+        /// Data comes from the initiator.
+        const DATA_OUT = 1 << 1;
+        /// Served while a unit attention is pending, which stays pending (SAM-5, clause 5.14.4).
+        const WITH_ATTENTION = 1 << 2;
+        /// Served while the device is missing.
+        const WHEN_MISSING = 1 << 3;
+        /// Refused while the medium is write-protected.
+        const CHANGES_MEDIUM = 1 << 4;
+        /// Exists only where the device discards.
+        const NEEDS_DISCARD = 1 << 5;
+        /// Served where there is no unit.
+        const WITHOUT_UNIT = 1 << 6;
+    }
+}
+
+/// A command.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) opcode: u8,
+    pub(crate) service_action: Option<u16>,
+    /// The name in the standard, for people who read the table and for tests.
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub(crate) name: &'static str,
+    /// The CDB USAGE DATA of REPORT SUPPORTED OPERATION CODES (SPC-5, clause 6.29.3): the opcode, then a 1 for each bit
+    /// that is looked at, and the service action in its place. As long as the CDB.
+    pub(crate) usage: &'static [u8],
+    /// Bits that are ignored, by byte: obsolete ones and GROUP NUMBER. All other bits that are not in use are reserved.
+    pub(crate) ignored: &'static [(u8, u8)],
+    pub(crate) flags: RowFlags,
+    pub(crate) handler: Handler,
+    /// Takes the parameter data of commands that have some.
+    pub(crate) parameters: Option<ParameterHandler>,
+}
+
+/// CONTROL: NACA, which is refused (NORMACA is 0).
+const NACA: u8 = 0x04;
+/// CONTROL: vendor-specific bits, and the obsolete FLAG and LINK.
+const CONTROL_IGNORED: u8 = 0xC3;
+/// The logical unit number that SCSI-2 had in byte 1.
+const SCSI2_LUN: (u8, u8) = (1, 0xE0);
+/// RELADR, in byte 1.
+const RELADR: (u8, u8) = (1, 0x01);
+/// SCSI2_LUN and RELADR.
+const LUN_RELADR: (u8, u8) = (1, 0xE1);
+/// FUA_NV, in byte 1.
+const FUA_NV: (u8, u8) = (1, 0x02);
+/// FUA_NV and RELADR.
+const FUA_NV_RELADR: (u8, u8) = (1, 0x03);
+/// RARC: there is no rebuild assist mode, so it means nothing (SBC-4, clause 5.15).
+const RARC_FUA_NV: (u8, u8) = (1, 0x06);
+/// RARC, FUA_NV and RELADR.
+const RARC_FUA_NV_RELADR: (u8, u8) = (1, 0x07);
+
+const IN: RowFlags = RowFlags::DATA_IN;
+const OUT: RowFlags = RowFlags::DATA_OUT;
+const NONE: RowFlags = RowFlags::empty();
+const ALWAYS: RowFlags = IN.union(RowFlags::WITH_ATTENTION).union(RowFlags::WHEN_MISSING).union(RowFlags::WITHOUT_UNIT);
+const CHANGE: RowFlags = OUT.union(RowFlags::CHANGES_MEDIUM);
+const DISCARD: RowFlags = CHANGE.union(RowFlags::NEEDS_DISCARD);
+
+const F: u8 = 0xFF;
+
+macro_rules! row {
+    ($opcode:literal $(/ $action:literal)?, $name:literal, $usage:expr, $ignored:expr, $flags:expr, $handler:expr $(, $parameters:expr)?) => {
+        Row {
+            opcode: $opcode,
+            service_action: row!(@option $($action)?),
+            name: $name,
+            usage: &$usage,
+            ignored: &$ignored,
+            flags: $flags,
+            handler: $handler,
+            parameters: row!(@option $($parameters)?),
+        }
+    };
+    (@option) => { None };
+    (@option $value:expr) => { Some($value) };
+}
+
+/// Every command, by opcode, then service action.
+#[rustfmt::skip]
+pub(crate) static ROWS: &[Row] = &[
+    row!(0x00, "TEST UNIT READY", [0x00, 0, 0, 0, 0, 0], [SCSI2_LUN], NONE, discovery::test_unit_ready),
+    row!(0x03, "REQUEST SENSE", [0x03, 0x01, 0, 0, F, 0], [SCSI2_LUN], ALWAYS, discovery::request_sense),
+    row!(0x08, "READ(6)", [0x08, 0x1F, F, F, F, 0], [SCSI2_LUN], IN, media::read),
+    row!(0x0A, "WRITE(6)", [0x0A, 0x1F, F, F, F, 0], [SCSI2_LUN], CHANGE, media::write),
+    row!(0x12, "INQUIRY", [0x12, 0x01, F, F, F, 0], [SCSI2_LUN], ALWAYS, discovery::inquiry),
+    row!(0x15, "MODE SELECT(6)", [0x15, 0x11, 0, 0, F, 0], [SCSI2_LUN], OUT, mode::select, mode::select_list),
+    row!(0x1A, "MODE SENSE(6)", [0x1A, 0x08, F, F, F, 0], [SCSI2_LUN], IN, mode::sense),
+    row!(0x1B, "START STOP UNIT", [0x1B, 0x01, 0, 0x0F, 0xF7, 0], [SCSI2_LUN], NONE, media::start_stop),
+    row!(0x1E, "PREVENT ALLOW MEDIUM REMOVAL", [0x1E, 0, 0, 0, 0x03, 0], [SCSI2_LUN], NONE, media::prevent_allow),
+    row!(0x25, "READ CAPACITY(10)", [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], [LUN_RELADR, (2, F), (3, F), (4, F), (5, F), (8, 0x01)], IN, capacity::read_capacity_10),
+    row!(0x28, "READ(10)", [0x28, 0xF8, F, F, F, F, 0, F, F, 0], [RARC_FUA_NV_RELADR, (6, 0x3F)], IN, media::read),
+    row!(0x2A, "WRITE(10)", [0x2A, 0xF8, F, F, F, F, 0, F, F, 0], [FUA_NV_RELADR, (6, 0x3F)], CHANGE, media::write),
+    row!(0x35, "SYNCHRONIZE CACHE(10)", [0x35, 0x02, F, F, F, F, 0, F, F, 0], [(1, 0xE5), (6, 0x3F)], NONE, media::synchronize_cache),
+    row!(0x41, "WRITE SAME(10)", [0x41, 0xF8, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
+    row!(0x42, "UNMAP", [0x42, 0x01, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN, (6, 0x3F)], DISCARD, provisioning::unmap, provisioning::unmap_list),
+    row!(0x55, "MODE SELECT(10)", [0x55, 0x11, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], OUT, mode::select, mode::select_list),
+    row!(0x5A, "MODE SENSE(10)", [0x5A, 0x18, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], IN, mode::sense),
+    row!(0x88, "READ(16)", [0x88, 0xF8, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV, (14, 0x3F)], IN, media::read),
+    row!(0x8A, "WRITE(16)", [0x8A, 0xF8, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, media::write),
+    row!(0x91, "SYNCHRONIZE CACHE(16)", [0x91, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(1, 0x05), (14, 0x3F)], NONE, media::synchronize_cache),
+    row!(0x93, "WRITE SAME(16)", [0x93, 0xF9, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
+    row!(0x9E/0x10, "READ CAPACITY(16)", [0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [(2, F), (3, F), (4, F), (5, F), (6, F), (7, F), (8, F), (9, F), (14, 0x01)], IN, capacity::read_capacity_16),
+    row!(0xA0, "REPORT LUNS", [0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, 0], [SCSI2_LUN], ALWAYS, discovery::report_luns_of_unit),
+    row!(0xA3/0x0C, "REPORT SUPPORTED OPERATION CODES", [0xA3, 0x0C, 0x87, F, F, F, F, F, F, F, 0, 0], [], IN, opcodes::report),
+    row!(0xA8, "READ(12)", [0xA8, 0xF8, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV_RELADR, (10, 0x3F)], IN, media::read),
+    row!(0xAA, "WRITE(12)", [0xAA, 0xF8, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV_RELADR, (10, 0x3F)], CHANGE, media::write),
+];
+
+/// For each opcode the number of its first row, or that of no row.
+static FIRST: [u8; 256] = {
+    let mut first = [u8::MAX; 256];
+    let mut index = ROWS.len();
+    while index > 0 {
+        index -= 1;
+        first[ROWS[index].opcode as usize] = index as u8;
+    }
+    first
+};
+
+/// The rows of an opcode that this unit has: none, one, or one per service action.
+pub(crate) fn rows_of(opcode: u8, geometry: Geometry) -> impl Iterator<Item = &'static Row> {
+    let rows = ROWS.get(usize::from(FIRST[usize::from(opcode)])..).unwrap_or_default();
+    rows.iter().take_while(move |row| row.opcode == opcode).filter(move |row| row.exists(geometry))
+}
+
+/// The row of a command: 20h/00h if there is none for the opcode, 24h/00h if there is none for its service action.
+pub(crate) fn find(cdb: &Cdb, geometry: Geometry) -> Result<&'static Row, Sense> {
+    let mut known = false;
+    for row in rows_of(cdb.opcode(), geometry) {
+        known = true;
+        if row.service_action.is_none_or(|action| action == cdb.service_action()) {
+            return Ok(row);
+        }
+    }
+    match (known, cdb.opcode()) {
+        (false, _) => Err(Sense::INVALID_OPCODE),
+        (true, 0x7F) => Err(Sense::invalid_field(8, None)),
+        (true, _) => Err(Sense::invalid_field(1, Some(4))),
+    }
+}
+
+impl Row {
+    /// Whether a unit like this has the command. While the device is missing every command exists, and is not ready.
+    pub(crate) fn exists(&self, geometry: Geometry) -> bool {
+        let discards = geometry.has(Flags::DISCARDS) || !geometry.has(Flags::READY);
+        !self.flags.contains(RowFlags::NEEDS_DISCARD) || discards
+    }
+
+    /// Where the CONTROL byte is.
+    fn control(&self) -> usize {
+        if self.opcode == 0x7F { 1 } else { self.usage.len() - 1 }
+    }
+
+    /// Whether a CDB sets only bits that are in use or ignored; 24h/00h with the first one that is not. NACA is such a
+    /// bit.
+    pub(crate) fn check(&self, cdb: &Cdb) -> Result<(), Sense> {
+        for at in 1..self.usage.len() {
+            let mut wrong = cdb.byte(at) & !self.usage[at];
+            if wrong != 0 {
+                wrong &= !self.ignored_in(at);
+            }
+            if wrong != 0 {
+                return Err(Sense::invalid_field(at as u16, Some(leftmost(wrong))));
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn ignored_in(&self, at: usize) -> u8 {
+        let control = if at == self.control() { CONTROL_IGNORED & !NACA } else { 0 };
+        self.ignored.iter().filter(|(byte, _)| usize::from(*byte) == at).fold(control, |all, (_, mask)| all | mask)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bench, shape};
+    use pollux_core::Shape;
+
+    #[test]
+    fn rows_are_sorted_and_complete() {
+        let mut last = None;
+        for row in ROWS {
+            let key = Some((row.opcode, row.service_action));
+            assert!(last < key, "{} is out of order", row.name);
+            last = key;
+            assert_eq!(row.usage[0], row.opcode, "{}", row.name);
+            let long = matches!(row.opcode, 0x7F);
+            assert!(long || row.usage.len() == Cdb::group_len(row.opcode), "{}", row.name);
+            if let (Some(action), false) = (row.service_action, long) {
+                assert_eq!(u16::from(row.usage[1] & 0x1F), action, "{}", row.name);
+            }
+            assert_eq!(row.usage[row.control()], 0, "{}: no bit of CONTROL is in use", row.name);
+            for (byte, mask) in row.ignored {
+                assert_eq!(row.usage[usize::from(*byte)] & mask, 0, "{}: ignored and in use", row.name);
+            }
+            assert!(row.parameters.is_none() || row.flags.contains(RowFlags::DATA_OUT), "{}", row.name);
+            assert!(!row.flags.contains(RowFlags::DATA_IN | RowFlags::DATA_OUT), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn reserved_bits_are_refused_and_pointed_at() {
+        let mut bench = Bench::new();
+        for row in ROWS {
+            for at in 1..row.usage.len() {
+                for bit in 0..8 {
+                    let mask = 1 << bit;
+                    if (row.usage[at] | row.ignored_in(at)) & mask != 0 {
+                        continue;
+                    }
+                    let mut cdb = [0; 32];
+                    cdb[0] = row.opcode;
+                    cdb[1] = row.service_action.unwrap_or_default() as u8;
+                    cdb[at] |= mask;
+                    if row.service_action.is_some() && at == 1 && bit < 5 {
+                        continue;
+                    }
+                    assert_eq!(bench.sense(&cdb), Sense::invalid_field(at as u16, Some(bit)), "{}", row.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn naca_is_refused_and_link_is_ignored() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.sense(&[0, 0, 0, 0, 0, 0x04]), Sense::invalid_field(5, Some(2)));
+        assert_eq!(bench.sense(&[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0x04]), Sense::invalid_field(9, Some(2)));
+        bench.good(&[0, 0xE0, 0, 0, 0, 0xC3]);
+    }
+
+    #[test]
+    fn unknown_opcodes_and_service_actions() {
+        let mut bench = Bench::new();
+        for opcode in 0..=0xFF {
+            if rows_of(opcode, bench.unit.geometry()).next().is_none() {
+                assert_eq!(bench.sense(&[opcode]), Sense::INVALID_OPCODE, "{opcode:02X}");
+            }
+        }
+        assert_eq!(bench.sense(&[0x9E, 0x1F]), Sense::invalid_field(1, Some(4)));
+        assert_eq!(bench.sense(&[0xA3, 0x00]), Sense::invalid_field(1, Some(4)));
+    }
+
+    #[test]
+    fn unmap_exists_where_the_device_discards() {
+        let mut bench = Bench::with(Some(Shape { discard: None, ..shape() }));
+        assert_eq!(bench.sense(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0]), Sense::INVALID_OPCODE);
+    }
+}

@@ -1,0 +1,126 @@
+//! REPORT SUPPORTED OPERATION CODES (SPC-5, clause 6.34), generated from the table that commands are decoded with.
+
+use crate::commands::{Call, ROWS, Row, rows_of};
+use crate::data_in::DataIn;
+use crate::{Action, Inventory, Sense};
+
+const REPORTING: usize = 2;
+
+/// The command.
+pub(crate) fn report(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
+    const RCTD: u8 = 0x80;
+    let timeouts = call.cdb.bit(REPORTING, RCTD);
+    match call.cdb.byte(REPORTING) & 0x07 {
+        0 => report_all(call, timeouts),
+        option @ 1..=3 => {
+            let row = one(call, option)?;
+            put_one(row, timeouts, &mut call.data);
+        }
+        _ => return Err(Sense::invalid_field(REPORTING as u16, Some(2))),
+    }
+    Ok(call.data.answer(call.cdb.be32(6) as usize))
+}
+
+fn report_all(call: &mut Call<'_>, timeouts: bool) {
+    const SERVACTV: u8 = 0x01;
+    const CTDP: u8 = 0x02;
+    call.data.put(&[0; 4]);
+    for row in ROWS.iter().filter(|row| row.exists(call.geometry)) {
+        let [action_high, action_low] = row.service_action.unwrap_or_default().to_be_bytes();
+        let action = if row.service_action.is_some() { SERVACTV } else { 0 };
+        let flags = action | if timeouts { CTDP } else { 0 };
+        let [len_high, len_low] = (row.usage.len() as u16).to_be_bytes();
+        call.data.put(&[row.opcode, 0, action_high, action_low, 0, flags, len_high, len_low]);
+        if timeouts {
+            put_timeouts(&mut call.data);
+        }
+    }
+    let len = (call.data.len() - 4) as u32;
+    call.data.set(0, &len.to_be_bytes());
+}
+
+/// The row that is asked for. An option that does not fit the opcode (with or without service actions) is an error;
+/// a command that there is not, is `None`.
+fn one(call: &Call<'_>, option: u8) -> Result<Option<&'static Row>, Sense> {
+    const REQUESTED_OPCODE: usize = 3;
+    const REQUESTED_ACTION: usize = 4;
+    let action = call.cdb.be16(REQUESTED_ACTION);
+    let mut rows = rows_of(call.cdb.byte(REQUESTED_OPCODE), call.geometry).peekable();
+    let Some(first) = rows.peek() else { return Ok(None) };
+    match (option, first.service_action.is_some()) {
+        (1, true) | (2, false) => Err(Sense::invalid_field(REPORTING as u16, Some(2))),
+        (_, false) => Ok(rows.next().filter(|_| option == 1 || action == 0)),
+        (_, true) => Ok(rows.find(|row| row.service_action == Some(action))),
+    }
+}
+
+fn put_one(row: Option<&Row>, timeouts: bool, data: &mut DataIn<'_>) {
+    const CTDP: u8 = 0x80;
+    const NOT_SUPPORTED: u8 = 1;
+    const AS_IN_THE_STANDARD: u8 = 3;
+    let Some(row) = row else { return data.put(&[0, NOT_SUPPORTED, 0, 0]) };
+    let [len_high, len_low] = (row.usage.len() as u16).to_be_bytes();
+    data.put(&[0, AS_IN_THE_STANDARD | if timeouts { CTDP } else { 0 }, len_high, len_low]);
+    data.put(row.usage);
+    if timeouts {
+        put_timeouts(data);
+    }
+}
+
+/// A command timeouts descriptor: no timeout is known.
+fn put_timeouts(data: &mut DataIn<'_>) {
+    data.put(&[0x00, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bench, shape};
+    use pollux_core::Shape;
+
+    fn cdb(option: u8, opcode: u8, action: u8) -> [u8; 12] {
+        [0xA3, 0x0C, option, opcode, 0, action, 0, 0, 0xFF, 0xFF, 0, 0]
+    }
+
+    #[test]
+    fn all_commands_of_the_table() {
+        let mut bench = Bench::new();
+        let all = bench.data(&cdb(0, 0, 0));
+        assert_eq!(all.len(), 4 + ROWS.len() * 8);
+        assert_eq!(all[..4], (ROWS.len() as u32 * 8).to_be_bytes());
+        assert_eq!(all[4..12], [0x00, 0, 0, 0, 0, 0, 0, 6]);
+        assert!(all[4..].chunks(8).any(|row| row == [0x9E, 0, 0, 0x10, 0, 0x01, 0, 16]));
+        let timed = bench.data(&cdb(0x80, 0, 0));
+        assert_eq!(timed.len(), 4 + ROWS.len() * 20);
+        assert_eq!(timed[4..24], [0, 0, 0, 0, 0, 2, 0, 6, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn one_command() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.data(&cdb(1, 0x12, 0)), [0, 3, 0, 6, 0x12, 0x01, 0xFF, 0xFF, 0xFF, 0]);
+        let rc16 = bench.data(&cdb(2, 0x9E, 0x10));
+        assert_eq!(rc16[..6], [0, 3, 0, 16, 0x9E, 0x10]);
+        assert_eq!(bench.data(&cdb(3, 0x9E, 0x10)), rc16);
+        assert_eq!(bench.data(&cdb(3, 0x12, 0)).len(), 10);
+        assert_eq!(bench.data(&cdb(0x81, 0x00, 0)).len(), 4 + 6 + 12);
+        for unknown in [cdb(1, 0x5E, 0), cdb(2, 0x5E, 0), cdb(2, 0x9E, 0x12), cdb(3, 0x9E, 0), cdb(3, 0x12, 1)] {
+            assert_eq!(bench.data(&unknown), [0, 1, 0, 0]);
+        }
+    }
+
+    #[test]
+    fn options_that_do_not_fit() {
+        let mut bench = Bench::new();
+        for wrong in [cdb(1, 0x9E, 0x10), cdb(2, 0x12, 0), cdb(4, 0, 0)] {
+            assert_eq!(bench.sense(&wrong), Sense::invalid_field(2, Some(2)));
+        }
+    }
+
+    #[test]
+    fn what_the_device_does_not_do_is_not_reported() {
+        let mut bench = Bench::with(Some(Shape { discard: None, ..shape() }));
+        assert_eq!(bench.data(&cdb(1, 0x42, 0)), [0, 1, 0, 0]);
+        assert!(!bench.data(&cdb(0, 0, 0))[4..].chunks(8).any(|row| row[0] == 0x42));
+    }
+}

@@ -1,0 +1,143 @@
+//! Where commands come in: what is looked at before a command's own handler, and in which order.
+
+use pollux_core::{IoFlags, Op};
+
+use crate::cdb::Blocks;
+use crate::commands::{self, Call, RowFlags, discovery};
+use crate::data_in::DataIn;
+use crate::geometry::{Flags, Geometry};
+use crate::{Action, Cdb, LogicalUnit, Nexus, Path, SCRATCH_MIN, Sense};
+
+/// The units that a target has, for REPORT LUNS.
+pub trait Inventory {
+    /// Visits the number of every unit, in ascending order.
+    fn luns(&self, visit: &mut dyn FnMut(u16));
+
+    /// Whether the front end serves the well-known REPORT LUNS unit (C1h 01h) with [`execute_well_known`].
+    fn well_known(&self) -> bool {
+        false
+    }
+}
+
+impl LogicalUnit {
+    /// Takes a command. `scratch` is the caller's own memory, [`SCRATCH_LEN`](crate::SCRATCH_LEN) bytes of it ideally;
+    /// data-in is put there.
+    ///
+    /// # Panics
+    /// If `scratch` is shorter than [`SCRATCH_MIN`].
+    #[inline]
+    pub fn execute(&self, path: &Path, cdb: &Cdb, inventory: &dyn Inventory, scratch: &mut [u8]) -> Action {
+        match plain_io(self.geometry(), path, cdb) {
+            Some(action) => action,
+            None => self.execute_any(path, cdb, inventory, scratch),
+        }
+    }
+
+    /// Goes on with a command that was answered with [`Action::DataOut`], with the parameter data: the bytes that the
+    /// guest really sent, if it had less than was asked for.
+    pub fn execute_out(&self, path: &Path, cdb: &Cdb, parameters: &[u8], scratch: &mut [u8]) -> Action {
+        let row = match commands::find(cdb, self.geometry()) {
+            Ok(row) => row,
+            Err(sense) => return sense.into(),
+        };
+        let mut call = Call { unit: self, path, cdb, geometry: self.geometry(), data: DataIn::new(scratch) };
+        let ready = usable(call.geometry, row.flags);
+        ready.and_then(|()| row.parameters.ok_or(Sense::INVALID_OPCODE)?(&mut call, parameters)).into()
+    }
+
+    fn execute_any(&self, path: &Path, cdb: &Cdb, inventory: &dyn Inventory, scratch: &mut [u8]) -> Action {
+        assert!(scratch.len() >= SCRATCH_MIN, "{} bytes of scratch", scratch.len());
+        let geometry = self.geometry();
+        let row = commands::find(cdb, geometry);
+        let exempt = row.is_ok_and(|row| row.flags.contains(RowFlags::WITH_ATTENTION));
+        // SAM-5, clause 5.14.4: the attention comes before anything that is wrong with the command.
+        if !exempt && let Some(attention) = path.take() {
+            return attention.sense().into();
+        }
+        let mut call = Call { unit: self, path, cdb, geometry, data: DataIn::new(scratch) };
+        let run = |row: &'static commands::Row| {
+            row.check(cdb)?;
+            usable(geometry, row.flags)?;
+            (row.handler)(&mut call, inventory)
+        };
+        row.and_then(run).into()
+    }
+}
+
+/// Whether the unit is in a state to serve a command of this kind.
+fn usable(geometry: Geometry, flags: RowFlags) -> Result<(), Sense> {
+    if !flags.contains(RowFlags::WHEN_MISSING) && !geometry.has(Flags::READY) {
+        return Err(Sense::NOT_READY);
+    }
+    if flags.contains(RowFlags::CHANGES_MEDIUM) { geometry.writable() } else { Ok(()) }
+}
+
+/// READ and WRITE (10) and (16) in their everyday form, without the table: nothing pending, no bit set that needs a
+/// second thought, a range inside the capacity. Anything else is `None`, and the table finds out what it is.
+#[inline]
+fn plain_io(geometry: Geometry, path: &Path, cdb: &Cdb) -> Option<Action> {
+    const DPO: u8 = 0x10;
+    const FUA: u8 = 0x08;
+    let (op, control, group) = match cdb.opcode() {
+        0x28 => (Op::Read, 9, 6),
+        0x2A => (Op::Write, 9, 6),
+        0x88 => (Op::Read, 15, 14),
+        0x8A => (Op::Write, 15, 14),
+        _ => return None,
+    };
+    let plain = !cdb.bit(1, !(DPO | FUA)) && cdb.byte(group) == 0 && cdb.byte(control) == 0;
+    if !plain || path.has_attention() || !geometry.has(Flags::READY) {
+        return None;
+    }
+    let write = matches!(op, Op::Write);
+    if write && geometry.writable().is_err() {
+        return None;
+    }
+    let Blocks { lba, count } = cdb.blocks();
+    let (offset, len) = geometry.range(lba, count)?;
+    let flags = if write { geometry.write_flags(cdb.bit(1, FUA)) } else { IoFlags::empty() };
+    (len > 0).then_some(Action::Io { op, flags, offset, len })
+}
+
+/// A command for a number of an existing target that has no unit behind it (SPC-5, clause 4.7.1 and SAM-5, clause
+/// 5.11): INQUIRY says so with peripheral qualifier 3, REPORT LUNS and REQUEST SENSE work, all else ends with 25h/00h.
+pub fn execute_absent(cdb: &Cdb, nexus: &Nexus, inventory: &dyn Inventory, scratch: &mut [u8]) -> Action {
+    const NOT_CAPABLE: u8 = 0x7F;
+    execute_without_unit(cdb, nexus, inventory, scratch, NOT_CAPABLE, Sense::LUN_NOT_SUPPORTED)
+}
+
+/// A command for the well-known REPORT LUNS unit (SPC-5, clause 8.2).
+pub fn execute_well_known(cdb: &Cdb, nexus: &Nexus, inventory: &dyn Inventory, scratch: &mut [u8]) -> Action {
+    const WELL_KNOWN: u8 = 0x1E;
+    if cdb.opcode() == 0x00 {
+        return match commands::find(cdb, Geometry::missing(Flags::empty())).and_then(|row| row.check(cdb)) {
+            Ok(()) => Action::Done(crate::Outcome::GOOD),
+            Err(sense) => sense.into(),
+        };
+    }
+    execute_without_unit(cdb, nexus, inventory, scratch, WELL_KNOWN, Sense::NONE)
+}
+
+/// INQUIRY, REPORT LUNS, REQUEST SENSE where there is no disk. `peripheral` is what INQUIRY shows; `sense` is what
+/// REQUEST SENSE reports, and 25h/00h or 20h/00h ends everything else.
+fn execute_without_unit(
+    cdb: &Cdb,
+    nexus: &Nexus,
+    inventory: &dyn Inventory,
+    scratch: &mut [u8],
+    peripheral: u8,
+    sense: Sense,
+) -> Action {
+    let other = if sense == Sense::NONE { Sense::INVALID_OPCODE } else { sense };
+    let row = match commands::find(cdb, Geometry::missing(Flags::empty())) {
+        Ok(row) if row.flags.contains(RowFlags::WITHOUT_UNIT) => row,
+        _ => return other.into(),
+    };
+    let mut data = DataIn::new(scratch);
+    let answer = row.check(cdb).and_then(|()| match cdb.opcode() {
+        0x12 => discovery::inquiry_without_unit(cdb, peripheral, &mut data),
+        0xA0 => discovery::report_luns(cdb, nexus, inventory, &mut data),
+        _ => Ok(discovery::sense_data(cdb, sense, &mut data)),
+    });
+    answer.into()
+}

@@ -1,0 +1,299 @@
+//! Mode pages (SPC-5, clause 7.5; SBC-4, clause 6.5): their bytes, what of them an initiator may change, and what
+//! follows from the values.
+//!
+//! A page is a row of [`PAGES`]; sensing and selecting do not know what is in one. Changing a page changes the unit:
+//! [`Modes::flags`] turns the values into the flags that commands look at.
+
+use crate::Sense;
+use crate::geometry::Flags;
+
+/// PC: which values of a page are meant (SPC-5, table 154).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Values {
+    Current,
+    Changeable,
+    Default,
+}
+
+/// A page: its header and values as they are by default, and a mask of the bits that MODE SELECT may change. PS is 0
+/// everywhere: nothing is saved yet.
+pub(crate) struct Page {
+    default: &'static [u8],
+    changeable: &'static [u8],
+}
+
+const CACHING: usize = 1;
+const CONTROL: usize = 2;
+
+/// Every page in the order of MODE SENSE's page 3Fh: by page code, then subpage code.
+const PAGES: [Page; 4] = [
+    // 01h read-write error recovery: AWRE and ARRE, as the target below repairs silently what it can.
+    Page { default: &[0x01, 0x0A, 0xC0, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 12] },
+    // 08h caching: WCE is changeable where there is a volatile cache.
+    Page {
+        default: &[0x08, 0x12, 0x04, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        changeable: &[0, 0, 0x04, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    },
+    // 0Ah control: GLTSD (no log parameters to save), unrestricted reordering; D_SENSE and SWP are changeable.
+    Page {
+        default: &[0x0A, 0x0A, 0x02, 0x10, 0, 0, 0, 0, 0, 0, 0, 0],
+        changeable: &[0, 0, 0x04, 0, 0x08, 0, 0, 0, 0, 0, 0, 0],
+    },
+    // 1Ch informational exceptions: DEXCPT, as none are reported.
+    Page { default: &[0x1C, 0x0A, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 12] },
+];
+
+/// The longest page, header included.
+const PAGE_MAX: usize = 20;
+
+const ALL_PAGES: u8 = 0x3F;
+const ALL_SUBPAGES: u8 = 0xFF;
+
+impl Page {
+    /// SPF: whether the header is that of a subpage.
+    fn is_subpage(&self) -> bool {
+        self.default[0] & 0x40 != 0
+    }
+
+    fn code(&self) -> u8 {
+        self.default[0] & 0x3F
+    }
+
+    fn subpage(&self) -> u8 {
+        if self.is_subpage() { self.default[1] } else { 0 }
+    }
+
+    fn header_len(&self) -> usize {
+        if self.is_subpage() { 4 } else { 2 }
+    }
+}
+
+/// The current values of a unit's mode pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Modes {
+    pages: [[u8; PAGE_MAX]; PAGES.len()],
+    /// Whether the device has a volatile cache. Without one WCE shows 0 and cannot be changed: there is nothing that it
+    /// could switch.
+    volatile_cache: bool,
+}
+
+impl Modes {
+    /// The default values.
+    pub(crate) fn new(volatile_cache: bool) -> Modes {
+        let mut pages = [[0; PAGE_MAX]; PAGES.len()];
+        for (values, page) in pages.iter_mut().zip(&PAGES) {
+            values[..page.default.len()].copy_from_slice(page.default);
+        }
+        Modes { pages, volatile_cache }
+    }
+
+    /// The device below has been replaced: what was asked for stays, what can be shown follows the device.
+    pub(crate) fn set_volatile_cache(&mut self, volatile_cache: bool) {
+        self.volatile_cache = volatile_cache;
+    }
+
+    /// Back to the defaults, except that a cache which was switched off stays off: see `LogicalUnit::reset`.
+    pub(crate) fn reset(&mut self) {
+        let write_through = self.pages[CACHING][2] & 0x04 == 0;
+        *self = Modes::new(self.volatile_cache);
+        if write_through {
+            self.pages[CACHING][2] &= !0x04;
+        }
+    }
+
+    /// What commands have to know of the values.
+    pub(crate) fn flags(&self) -> Flags {
+        let mut flags = Flags::empty();
+        let write_back = self.pages[CACHING][2] & 0x04 != 0;
+        flags.set(Flags::WRITE_BACK, self.volatile_cache && write_back);
+        flags.set(Flags::WRITE_THROUGH, self.volatile_cache && !write_back);
+        flags.set(Flags::D_SENSE, self.pages[CONTROL][2] & 0x04 != 0);
+        flags.set(Flags::SOFTWARE_PROTECTED, self.pages[CONTROL][4] & 0x08 != 0);
+        flags
+    }
+
+    /// Visits the pages that a page code and subpage code of MODE SENSE mean; whether there is any.
+    pub(crate) fn sense(&self, code: u8, subpage: u8, values: Values, mut visit: impl FnMut(&[u8])) -> bool {
+        let mut found = false;
+        for (index, page) in PAGES.iter().enumerate() {
+            let code_fits = code == ALL_PAGES || code == page.code();
+            if code_fits && (subpage == ALL_SUBPAGES || subpage == page.subpage()) {
+                found = true;
+                visit(&self.values(index, values)[..page.default.len()]);
+            }
+        }
+        // Page 3Fh goes with subpages 00h and FFh only.
+        found && (code != ALL_PAGES || matches!(subpage, 0 | ALL_SUBPAGES))
+    }
+
+    /// Applies the page at the front of `list` and returns its length. `at` is where the page lies in the parameter
+    /// data, for field pointers.
+    pub(crate) fn select(&mut self, list: &[u8], at: usize) -> Result<usize, Sense> {
+        let index = find(list, at)?;
+        let page = &PAGES[index];
+        let (header, len) = (page.header_len(), page.default.len());
+        let given_len = if page.is_subpage() { byte_pair(list, 2)? } else { usize::from(byte(list, 1)?) };
+        if given_len != len - header {
+            return Err(Sense::invalid_parameter(offset(at + header - if header == 4 { 2 } else { 1 }), None));
+        }
+        let given = list.get(..len).ok_or(Sense::LIST_LENGTH)?;
+        let (current, mask) = (self.values(index, Values::Current), self.values(index, Values::Changeable));
+        for byte in header..len {
+            let wrong = (given[byte] ^ current[byte]) & !mask[byte];
+            if wrong != 0 {
+                return Err(Sense::invalid_parameter(offset(at + byte), Some(leftmost(wrong))));
+            }
+        }
+        for byte in header..len {
+            let stored = &mut self.pages[index][byte];
+            *stored = *stored & !mask[byte] | given[byte] & mask[byte];
+        }
+        Ok(len)
+    }
+
+    fn values(&self, index: usize, values: Values) -> [u8; PAGE_MAX] {
+        let page = &PAGES[index];
+        let mut bytes = [0; PAGE_MAX];
+        let header = page.header_len();
+        match values {
+            Values::Current => bytes = self.pages[index],
+            Values::Changeable => {
+                bytes[..page.changeable.len()].copy_from_slice(page.changeable);
+                bytes[..header].copy_from_slice(&page.default[..header]);
+            }
+            Values::Default => bytes[..page.default.len()].copy_from_slice(page.default),
+        }
+        if index == CACHING && !self.volatile_cache {
+            bytes[2] &= !0x04;
+        }
+        bytes
+    }
+}
+
+/// The row of the page at the front of `list`.
+fn find(list: &[u8], at: usize) -> Result<usize, Sense> {
+    let first = byte(list, 0)?;
+    let second = byte(list, 1)?;
+    let has_subpage = first & 0x40 != 0;
+    let fits = |page: &Page| {
+        page.code() == first & 0x3F && page.is_subpage() == has_subpage && (!has_subpage || page.subpage() == second)
+    };
+    PAGES.iter().position(fits).ok_or(Sense::invalid_parameter(offset(at), Some(5)))
+}
+
+fn byte(list: &[u8], at: usize) -> Result<u8, Sense> {
+    list.get(at).copied().ok_or(Sense::LIST_LENGTH)
+}
+
+fn byte_pair(list: &[u8], at: usize) -> Result<usize, Sense> {
+    Ok(usize::from(byte(list, at)?) << 8 | usize::from(byte(list, at + 1)?))
+}
+
+/// The leftmost set bit, as a field pointer counts.
+pub(crate) const fn leftmost(bits: u8) -> u8 {
+    7 - bits.leading_zeros() as u8
+}
+
+/// An offset in parameter data (at most 65535 bytes long) for a field pointer.
+pub(crate) fn offset(at: usize) -> u16 {
+    u16::try_from(at).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_well_formed_and_sorted() {
+        let mut last = None;
+        for page in &PAGES {
+            assert_eq!(page.default.len(), page.changeable.len());
+            assert!(page.default.len() <= PAGE_MAX);
+            assert_eq!(page.default[0] & 0x80, 0, "PS");
+            let len = if page.is_subpage() {
+                usize::from(page.default[3]) + usize::from(page.default[2]) * 256
+            } else {
+                usize::from(page.default[1])
+            };
+            assert_eq!(len + page.header_len(), page.default.len());
+            assert!(page.changeable[..page.header_len()].iter().all(|&b| b == 0));
+            let key = Some((page.code(), page.subpage()));
+            assert!(last < key);
+            last = key;
+        }
+        assert_eq!((PAGES[CACHING].code(), PAGES[CONTROL].code()), (0x08, 0x0A));
+    }
+
+    fn page(modes: &Modes, code: u8, values: Values) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        assert!(modes.sense(code, 0, values, |page| bytes.extend_from_slice(page)));
+        bytes
+    }
+
+    #[test]
+    fn wce_exists_only_with_a_volatile_cache() {
+        let with = Modes::new(true);
+        assert_eq!(page(&with, 0x08, Values::Current)[2], 0x04);
+        assert_eq!(page(&with, 0x08, Values::Changeable)[2], 0x04);
+        assert_eq!(with.flags(), Flags::WRITE_BACK);
+        let mut without = Modes::new(false);
+        for values in [Values::Current, Values::Changeable, Values::Default] {
+            assert_eq!(page(&without, 0x08, values)[2], 0);
+        }
+        assert_eq!(without.flags(), Flags::empty());
+        let mut on = page(&without, 0x08, Values::Current);
+        on[2] = 0x04;
+        assert_eq!(without.select(&on, 4), Err(Sense::invalid_parameter(6, Some(2))));
+    }
+
+    #[test]
+    fn a_select_that_asks_for_more_than_it_may_changes_nothing() {
+        let mut modes = Modes::new(true);
+        let before = modes.clone();
+        let mut control = page(&modes, 0x0A, Values::Current);
+        control[2] |= 0x04;
+        control[3] = 0x20;
+        assert_eq!(modes.select(&control, 8), Err(Sense::invalid_parameter(11, Some(5))));
+        assert_eq!(modes, before);
+        control[3] = 0x10;
+        assert_eq!(modes.select(&control, 8), Ok(12));
+        assert!(modes.flags().contains(Flags::D_SENSE));
+        assert_eq!(page(&modes, 0x0A, Values::Default)[2], 0x02);
+    }
+
+    #[test]
+    fn pages_that_are_cut_off_unknown_or_of_another_length() {
+        let mut modes = Modes::new(true);
+        let caching = page(&modes, 0x08, Values::Current);
+        assert_eq!(modes.select(&caching[..19], 4), Err(Sense::LIST_LENGTH));
+        assert_eq!(modes.select(&caching[..1], 4), Err(Sense::LIST_LENGTH));
+        assert_eq!(modes.select(&[0x02, 0x0E], 4), Err(Sense::invalid_parameter(4, Some(5))));
+        assert_eq!(modes.select(&[0x48, 0x01, 0, 0], 4), Err(Sense::invalid_parameter(4, Some(5))));
+        let mut longer = caching;
+        longer[1] = 0x13;
+        assert_eq!(modes.select(&longer, 4), Err(Sense::invalid_parameter(5, None)));
+    }
+
+    #[test]
+    fn a_reset_keeps_a_cache_off() {
+        let mut modes = Modes::new(true);
+        let mut caching = page(&modes, 0x08, Values::Current);
+        caching[2] = 0;
+        modes.select(&caching, 4).unwrap();
+        modes.reset();
+        assert_eq!(modes.flags(), Flags::WRITE_THROUGH);
+    }
+
+    #[test]
+    fn page_3f_is_all_and_knows_two_subpages() {
+        let modes = Modes::new(true);
+        let mut codes = Vec::new();
+        assert!(modes.sense(0x3F, 0, Values::Current, |page| codes.push(page[0])));
+        assert_eq!(codes, [0x01, 0x08, 0x0A, 0x1C]);
+        assert!(modes.sense(0x3F, 0xFF, Values::Current, |_| ()));
+        assert!(!modes.sense(0x3F, 1, Values::Current, |_| ()));
+        assert!(!modes.sense(0x02, 0, Values::Current, |_| ()));
+        assert!(modes.sense(0x08, 0xFF, Values::Current, |_| ()));
+        assert!(!modes.sense(0x08, 1, Values::Current, |_| ()));
+    }
+}

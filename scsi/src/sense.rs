@@ -1,0 +1,217 @@
+//! Sense data: what went wrong, and its two wire formats (SPC-5, clause 4.5).
+//!
+//! A [`Sense`] is a value; it becomes bytes only when a command is answered, because D_SENSE of the control mode page
+//! decides the format at that moment.
+
+/// How many bytes of sense data a front end keeps room for; nothing here encodes to more.
+pub const SENSE_LEN: usize = 96;
+
+/// Sense keys (SPC-5, table 49).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Key {
+    /// Nothing to say.
+    NoSense = 0x0,
+    /// The unit cannot be accessed now.
+    NotReady = 0x2,
+    /// The medium could not be read or written.
+    MediumError = 0x3,
+    /// A fault in the target that trying again does not heal.
+    HardwareError = 0x4,
+    /// The CDB or the parameter data is wrong.
+    IllegalRequest = 0x5,
+    /// Something happened to the unit that this initiator has to know.
+    UnitAttention = 0x6,
+    /// The medium is protected against this access.
+    DataProtect = 0x7,
+    /// The target ended the command; trying again may help.
+    AbortedCommand = 0xB,
+}
+
+/// Additional sense code (high byte) and qualifier (low byte); SPC-5, annex F.
+pub mod code {
+    #![allow(missing_docs)] // The names are those of the standard's table.
+    pub const NONE: u16 = 0x0000;
+    pub const NOT_READY: u16 = 0x0400;
+    pub const WRITE_ERROR: u16 = 0x0C00;
+    pub const UNRECOVERED_READ_ERROR: u16 = 0x1100;
+    pub const PARAMETER_LIST_LENGTH_ERROR: u16 = 0x1A00;
+    pub const INVALID_OPCODE: u16 = 0x2000;
+    pub const LBA_OUT_OF_RANGE: u16 = 0x2100;
+    pub const INVALID_FIELD_IN_CDB: u16 = 0x2400;
+    pub const LUN_NOT_SUPPORTED: u16 = 0x2500;
+    pub const INVALID_FIELD_IN_PARAMETERS: u16 = 0x2600;
+    pub const WRITE_PROTECTED: u16 = 0x2700;
+    pub const SOFTWARE_WRITE_PROTECTED: u16 = 0x2702;
+    pub const SPACE_ALLOCATION_FAILED: u16 = 0x2707;
+    pub const SAVING_NOT_SUPPORTED: u16 = 0x3900;
+    pub const INTERNAL_TARGET_FAILURE: u16 = 0x4400;
+    pub const INSUFFICIENT_RESOURCES: u16 = 0x5503;
+}
+
+/// Where the illegal field is (SPC-5, clause 4.5.2.4.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FieldPointer {
+    /// Whether it lies in the CDB, else in the parameter data.
+    pub in_cdb: bool,
+    /// The field's first byte.
+    pub byte: u16,
+    /// The field's leftmost bit (7 is the most significant), if the field is not whole bytes.
+    pub bit: Option<u8>,
+}
+
+/// Why a command did not end with GOOD, or what REQUEST SENSE reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sense {
+    /// The sense key.
+    pub key: Key,
+    /// Additional sense code.
+    pub asc: u8,
+    /// Additional sense code qualifier.
+    pub ascq: u8,
+    /// The INFORMATION field, where the command defines one.
+    pub info: Option<u64>,
+    /// The field at fault, for ILLEGAL REQUEST.
+    pub field: Option<FieldPointer>,
+}
+
+impl Sense {
+    /// No sense: the answer to REQUEST SENSE when there is nothing to report.
+    pub const NONE: Sense = Sense::new(Key::NoSense, code::NONE);
+    /// NOT READY, LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE: what is behind the unit is missing.
+    pub const NOT_READY: Sense = Sense::new(Key::NotReady, code::NOT_READY);
+    /// There is no logical unit at this number.
+    pub const LUN_NOT_SUPPORTED: Sense = Sense::new(Key::IllegalRequest, code::LUN_NOT_SUPPORTED);
+    /// The target does not know this command.
+    pub const INVALID_OPCODE: Sense = Sense::new(Key::IllegalRequest, code::INVALID_OPCODE).at_cdb(0, None);
+    /// The range reaches beyond the last block.
+    pub const LBA_OUT_OF_RANGE: Sense = Sense::new(Key::IllegalRequest, code::LBA_OUT_OF_RANGE);
+    /// The parameter list is shorter than it says, or cut off inside a field.
+    pub const LIST_LENGTH: Sense = Sense::new(Key::IllegalRequest, code::PARAMETER_LIST_LENGTH_ERROR);
+
+    /// A sense key with one of [`code`]'s additional sense codes.
+    #[must_use]
+    pub const fn new(key: Key, code: u16) -> Sense {
+        Sense { key, asc: (code >> 8) as u8, ascq: code as u8, info: None, field: None }
+    }
+
+    /// ILLEGAL REQUEST, INVALID FIELD IN CDB. `bit` is the field's leftmost bit.
+    #[must_use]
+    pub const fn invalid_field(byte: u16, bit: Option<u8>) -> Sense {
+        Sense::new(Key::IllegalRequest, code::INVALID_FIELD_IN_CDB).at_cdb(byte, bit)
+    }
+
+    /// ILLEGAL REQUEST, INVALID FIELD IN PARAMETER LIST.
+    #[must_use]
+    pub const fn invalid_parameter(byte: u16, bit: Option<u8>) -> Sense {
+        let mut sense = Sense::new(Key::IllegalRequest, code::INVALID_FIELD_IN_PARAMETERS);
+        sense.field = Some(FieldPointer { in_cdb: false, byte, bit });
+        sense
+    }
+
+    const fn at_cdb(mut self, byte: u16, bit: Option<u8>) -> Sense {
+        self.field = Some(FieldPointer { in_cdb: true, byte, bit });
+        self
+    }
+
+    /// Additional sense code and qualifier as one number, comparable with [`code`].
+    #[must_use]
+    pub const fn code(&self) -> u16 {
+        (self.asc as u16) << 8 | self.ascq as u16
+    }
+
+    /// Writes the sense data in descriptor or fixed format (the unit's D_SENSE says which) and returns its length;
+    /// the bytes of `out` behind it are left alone.
+    pub fn encode(&self, descriptor_format: bool, out: &mut [u8; SENSE_LEN]) -> usize {
+        if descriptor_format { self.encode_descriptors(out) } else { self.encode_fixed(out) }
+    }
+
+    /// SPC-5, clause 4.5.3. INFORMATION has 32 bits here: a greater value is left out, and VALID is 0.
+    fn encode_fixed(&self, out: &mut [u8; SENSE_LEN]) -> usize {
+        const LEN: usize = 18;
+        out[..LEN].fill(0);
+        out[0] = 0x70;
+        out[2] = self.key as u8;
+        if let Some(info) = self.info.and_then(|info| u32::try_from(info).ok()) {
+            out[0] |= 0x80;
+            out[3..7].copy_from_slice(&info.to_be_bytes());
+        }
+        out[7] = (LEN - 8) as u8;
+        out[12] = self.asc;
+        out[13] = self.ascq;
+        if let Some(field) = self.field {
+            out[15..18].copy_from_slice(&field.encode());
+        }
+        LEN
+    }
+
+    /// SPC-5, clause 4.5.2: a header of 8 bytes, an information descriptor (00h), a sense-key-specific one (02h).
+    fn encode_descriptors(&self, out: &mut [u8; SENSE_LEN]) -> usize {
+        let mut len = 8;
+        out[..len].copy_from_slice(&[0x72, self.key as u8, self.asc, self.ascq, 0, 0, 0, 0]);
+        if let Some(info) = self.info {
+            out[len..len + 4].copy_from_slice(&[0x00, 0x0A, 0x80, 0]);
+            out[len + 4..len + 12].copy_from_slice(&info.to_be_bytes());
+            len += 12;
+        }
+        if let Some(field) = self.field {
+            let [a, b, c] = field.encode();
+            out[len..len + 8].copy_from_slice(&[0x02, 0x06, 0, 0, a, b, c, 0]);
+            len += 8;
+        }
+        out[7] = (len - 8) as u8;
+        len
+    }
+}
+
+impl FieldPointer {
+    /// SKSV, C/D, BPV, BIT POINTER, FIELD POINTER.
+    fn encode(self) -> [u8; 3] {
+        let place = if self.in_cdb { 0x40 } else { 0 };
+        let bit = self.bit.map_or(0, |bit| 0x08 | bit & 7);
+        let [high, low] = self.byte.to_be_bytes();
+        [0x80 | place | bit, high, low]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(sense: &Sense, descriptor: bool) -> Vec<u8> {
+        let mut out = [0xEE; SENSE_LEN];
+        let len = sense.encode(descriptor, &mut out);
+        assert!(out[len..].iter().all(|&b| b == 0xEE), "nothing is written behind the length");
+        out[..len].to_vec()
+    }
+
+    #[test]
+    fn fixed_format_with_a_field_pointer() {
+        let sense = Sense::invalid_field(0x0102, Some(4));
+        let want = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0xCC, 1, 2];
+        assert_eq!(encoded(&sense, false), want);
+        let sense = Sense::invalid_parameter(7, None);
+        let want = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x26, 0, 0, 0x80, 0, 7];
+        assert_eq!(encoded(&sense, false), want);
+    }
+
+    #[test]
+    fn descriptor_format_with_a_field_pointer() {
+        let want = [0x72, 5, 0x24, 0, 0, 0, 0, 8, 0x02, 6, 0, 0, 0xC8, 0, 2, 0];
+        assert_eq!(encoded(&Sense::invalid_field(2, Some(0)), true), want);
+        assert_eq!(encoded(&Sense::NOT_READY, true), [0x72, 2, 4, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn information_in_both_formats() {
+        let mut sense = Sense::new(Key::MediumError, code::UNRECOVERED_READ_ERROR);
+        sense.info = Some(0x1234_5678);
+        let want = [0xF0, 0, 3, 0x12, 0x34, 0x56, 0x78, 10, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0];
+        assert_eq!(encoded(&sense, false), want);
+        sense.info = Some(0x01_2345_6789);
+        let want = [0x70, 0, 3, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0];
+        assert_eq!(encoded(&sense, false), want, "what does not fit is not valid");
+        let want = [0x72, 3, 0x11, 0, 0, 0, 0, 12, 0, 10, 0x80, 0, 0, 0, 0, 1, 0x23, 0x45, 0x67, 0x89];
+        assert_eq!(encoded(&sense, true), want);
+    }
+}

@@ -1,0 +1,106 @@
+//! What tests of this crate share.
+
+use std::sync::Arc;
+
+use pollux_core::{Discard, Shape};
+use uuid::Uuid;
+
+use crate::{
+    Action, Attention, Cdb, Identity, Inventory, LogicalUnit, Nexus, Outcome, Path, SCRATCH_LEN, Sense, Status,
+};
+
+/// A disk of 2 MiB with everything.
+pub(crate) fn shape() -> Shape {
+    Shape {
+        block_size: 512,
+        physical_block_size: 4096,
+        num_blocks: 4096,
+        read_only: false,
+        volatile_cache: true,
+        discard: Some(Discard { granularity: 4096, alignment: 0, reads_zero: true }),
+        optimal_io: 65536,
+        rotation_rate: 1,
+    }
+}
+
+pub(crate) fn uuid() -> Uuid {
+    Uuid::from_u128(0x0123_4567_89ab_4cde_8f01_2345_6789_abcd)
+}
+
+/// A unit with two paths by two nexuses, their first attentions taken.
+pub(crate) fn two_paths(shape: Option<Shape>) -> (Arc<LogicalUnit>, [Arc<Path>; 2]) {
+    let unit = LogicalUnit::new(Identity::from_uuid(uuid(), "test disk"), shape);
+    let paths = [1, 2].map(|port| unit.attach(Nexus::new(port, format!("c{port}"), port as u16, 0), 0));
+    paths.iter().for_each(|path| drop(drained(path)));
+    (unit, paths)
+}
+
+pub(crate) fn drained(path: &Path) -> Vec<Attention> {
+    std::iter::from_fn(|| path.take()).collect()
+}
+
+/// Units 0, 3 and 300, and no well-known one.
+pub(crate) struct Luns;
+
+impl Inventory for Luns {
+    fn luns(&self, visit: &mut dyn FnMut(u16)) {
+        [0, 3, 300].into_iter().for_each(visit);
+    }
+}
+
+/// A unit, a path to it, and memory for answers.
+pub(crate) struct Bench {
+    pub(crate) unit: Arc<LogicalUnit>,
+    pub(crate) path: Arc<Path>,
+    pub(crate) other: Arc<Path>,
+    scratch: Vec<u8>,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Bench {
+        Bench::with(Some(shape()))
+    }
+
+    pub(crate) fn with(shape: Option<Shape>) -> Bench {
+        let (unit, [path, other]) = two_paths(shape);
+        Bench { unit, path, other, scratch: vec![0xEE; SCRATCH_LEN] }
+    }
+
+    pub(crate) fn execute(&mut self, cdb: &[u8]) -> Action {
+        self.unit.execute(&self.path, &Cdb::from_slice(cdb), &Luns, &mut self.scratch)
+    }
+
+    /// The data-in of a command that ends with GOOD.
+    pub(crate) fn data(&mut self, cdb: &[u8]) -> Vec<u8> {
+        match self.execute(cdb) {
+            Action::Done(Outcome { status: Status::Good, sense: None, data_len }) => self.scratch[..data_len].to_vec(),
+            other => panic!("{cdb:02X?}: {other:?}"),
+        }
+    }
+
+    pub(crate) fn good(&mut self, cdb: &[u8]) {
+        assert_eq!(self.data(cdb), [], "{cdb:02X?}");
+    }
+
+    /// The sense of a command that ends with CHECK CONDITION.
+    pub(crate) fn sense(&mut self, cdb: &[u8]) -> Sense {
+        sense_of(&self.execute(cdb))
+    }
+
+    /// A command with parameter data.
+    pub(crate) fn send(&mut self, cdb: &[u8], parameters: &[u8]) -> Action {
+        match self.execute(cdb) {
+            Action::DataOut { len } => assert_eq!(len, parameters.len(), "{cdb:02X?}"),
+            other => panic!("{cdb:02X?}: {other:?}"),
+        }
+        self.unit.execute_out(&self.path, &Cdb::from_slice(cdb), parameters, &mut self.scratch)
+    }
+}
+
+/// The sense of an action that is a CHECK CONDITION.
+pub(crate) fn sense_of(action: &Action) -> Sense {
+    match action {
+        Action::Done(Outcome { status: Status::CheckCondition, sense: Some(sense), data_len: 0 }) => *sense,
+        other => panic!("{other:?}"),
+    }
+}

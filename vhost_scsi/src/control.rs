@@ -6,6 +6,7 @@
 //! after that.
 
 use pollux_core::{Cx, segment};
+use pollux_scsi::Attention;
 use pollux_vhost_user::Chain;
 
 use crate::lun::Address;
@@ -74,15 +75,7 @@ impl ScsiWorker {
     }
 
     #[allow(clippy::too_many_arguments)] // the fields of one request, and where to answer it
-    fn manage(
-        &mut self,
-        port: &mut Port,
-        number: usize,
-        head: u16,
-        function: Function,
-        field: [u8; 8],
-        tag: u64,
-    ) {
+    fn manage(&mut self, port: &mut Port, number: usize, head: u16, function: Function, field: [u8; 8], tag: u64) {
         let session = port.key.session;
         let target = Address::decode(field).target();
         let Some(target) = target.filter(|&target| self.luns.target(port.controller, target).is_some()) else {
@@ -104,7 +97,9 @@ impl ScsiWorker {
                 return;
             }
             (Function::AbortTask | Function::QueryTask, Some((lun, _))) => Scope::Task { session, target, lun, tag },
-            (Function::AbortTaskSet | Function::QueryTaskSet, Some((lun, _))) => Scope::TaskSet { session, target, lun },
+            (Function::AbortTaskSet | Function::QueryTaskSet, Some((lun, _))) => {
+                Scope::TaskSet { session, target, lun }
+            }
             (Function::ClearTaskSet | Function::LogicalUnitReset, Some((_, index))) => {
                 Scope::Unit(self.luns.get(index).unit)
             }
@@ -218,7 +213,7 @@ impl ScsiWorker {
             let logical = &self.units.look(lun.unit).logical;
             match pending.function {
                 Function::LogicalUnitReset => logical.reset(Some(&lun.path)),
-                Function::ClearTaskSet => logical.cleared(&lun.path),
+                Function::ClearTaskSet => logical.raise(Attention::CommandsCleared, Some(&lun.path)),
                 _ => {}
             }
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pollux_scsi::{LogicalUnit, Nexus, Path};
 use pollux_vhost_user::ListenerId;
 
-use crate::message::{ControllerId, UnitId};
+use crate::message::ControllerId;
 use crate::{LunStats, QueueStats};
 
 /// A controller.
@@ -33,7 +33,6 @@ pub(crate) struct State {
 /// A LUN of a controller.
 pub(crate) struct LunEntry {
     pub(crate) bdev_name: String,
-    pub(crate) unit: UnitId,
     pub(crate) logical: Arc<LogicalUnit>,
     pub(crate) path: Arc<Path>,
     /// One for each of the controller's reactors.

@@ -31,7 +31,7 @@ mod units;
 mod worker;
 
 pub use lun::Address;
-pub use message::{Message, QueueKey, Stopped};
+pub use message::Message;
 pub use stats::{LunStats, QueueStats};
 pub use target::{
     Backing, ControllerInfo, LunInfo, NewStats, QueueInfo, SessionInfo, SocketOptions, Target, TargetError,

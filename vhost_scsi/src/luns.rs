@@ -26,6 +26,11 @@ pub(crate) struct Lun {
 pub(crate) struct TargetLuns(Vec<(u16, u32)>);
 
 impl TargetLuns {
+    /// The number of the first LUN. A target that `Luns::target` gave has one.
+    pub(crate) fn first(&self) -> u32 {
+        self.0[0].1
+    }
+
     fn get(&self, lun: u16) -> Option<u32> {
         // Nearly every target has one LUN.
         match self.0.first() {
@@ -83,9 +88,8 @@ impl Luns {
         if self.tables.len() <= at {
             self.tables.resize_with(at + 1, || None);
         }
-        let table = self.tables[at].get_or_insert_with(|| Table {
-            targets: std::iter::repeat_with(TargetLuns::default).take(256).collect(),
-        });
+        let table = self.tables[at]
+            .get_or_insert_with(|| Table { targets: std::iter::repeat_with(TargetLuns::default).take(256).collect() });
         let free = self.luns.iter().position(Option::is_none).unwrap_or(self.luns.len());
         let luns = &mut table.targets[usize::from(lun.target)].0;
         let place = luns.binary_search_by_key(&lun.lun, |&(lun, _)| lun);

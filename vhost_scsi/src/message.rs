@@ -20,25 +20,24 @@ pub(crate) type UnitId = u32;
 
 /// Names one virtqueue of one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct QueueKey {
+pub(crate) struct QueueKey {
     /// The session.
-    pub session: u64,
+    pub(crate) session: u64,
     /// The queue's index: 0 control, 1 events, 2 and up requests.
-    pub index: u16,
+    pub(crate) index: u16,
 }
 
 /// Where an answer goes. Has room for it, so that sending does not block.
-pub struct Reply<T>(Sender<T>);
+pub(crate) struct Reply<T>(Sender<T>);
 
 impl<T> Reply<T> {
     /// A reply into a channel that has room for every answer it will get.
-    #[must_use]
-    pub const fn new(sender: Sender<T>) -> Self {
+    pub(crate) const fn new(sender: Sender<T>) -> Self {
         Reply(sender)
     }
 
     /// Answers. If nobody waits any more, the answer is dropped.
-    pub fn send(self, value: T) {
+    pub(crate) fn send(self, value: T) {
         let _ = self.0.try_send(value);
     }
 }
@@ -50,15 +49,16 @@ impl<T> fmt::Debug for Reply<T> {
 }
 
 /// A queue that has stopped: nothing of it is in flight and nothing touches guest memory for it any more.
-pub struct Stopped {
+pub(crate) struct Stopped {
     /// The next entry of the available ring that was not taken.
-    pub next_avail: u16,
+    pub(crate) next_avail: u16,
     /// The ring; dropping it may unmap guest memory, which is the receiver's business and not a reactor's.
-    pub queue: Queue,
+    #[allow(dead_code)] // held for its drop
+    pub(crate) queue: Queue,
 }
 
 /// A queue to be served.
-pub struct NewQueue {
+pub(crate) struct NewQueue {
     pub(crate) key: QueueKey,
     pub(crate) controller: ControllerId,
     pub(crate) features: u64,
@@ -110,7 +110,10 @@ pub(crate) enum Body {
         reply: Reply<Result<Option<Box<dyn Channel>>, IoError>>,
     },
     /// No LUN leads to the unit any more.
-    CloseUnit { unit: UnitId, reply: Reply<Result<Option<Box<dyn Channel>>, IoError>> },
+    CloseUnit {
+        unit: UnitId,
+        reply: Reply<Result<Option<Box<dyn Channel>>, IoError>>,
+    },
     AddLun {
         controller: ControllerId,
         target: u8,
@@ -121,20 +124,47 @@ pub(crate) enum Body {
         reply: Reply<()>,
     },
     /// Answers when nothing of the LUN is in flight.
-    RemoveLun { controller: ControllerId, target: u8, lun: u16, reply: Reply<()> },
+    RemoveLun {
+        controller: ControllerId,
+        target: u8,
+        lun: u16,
+        reply: Reply<()>,
+    },
     /// Ends what is in flight on the LUN as soon as the device can.
-    CancelLun { controller: ControllerId, target: u8, lun: u16 },
+    CancelLun {
+        controller: ControllerId,
+        target: u8,
+        lun: u16,
+    },
     StartQueue(Box<NewQueue>),
-    SetCall { key: QueueKey, call: Option<Arc<OwnedFd>> },
+    SetCall {
+        key: QueueKey,
+        call: Option<Arc<OwnedFd>>,
+    },
     /// Answers when nothing of the queue is in flight; `None` if there is no such queue.
-    StopQueue { key: QueueKey, reply: Reply<Option<Stopped>> },
+    StopQueue {
+        key: QueueKey,
+        reply: Reply<Option<Stopped>>,
+    },
     /// Ends what is in flight on the queue as soon as the devices can.
-    CancelQueue { key: QueueKey },
-    Event { controller: ControllerId, event: Event },
+    CancelQueue {
+        key: QueueKey,
+    },
+    Event {
+        controller: ControllerId,
+        event: Event,
+    },
     /// From a worker: end (or, with `how` = `None`, count) the commands in scope, and say so.
-    Abort { id: AbortId, scope: Scope, how: Option<Response> },
+    Abort {
+        id: AbortId,
+        scope: Scope,
+        how: Option<Response>,
+    },
     /// The answer to that, when the last of them has ended.
-    AbortDone { id: AbortId, count: u32 },
+    AbortDone {
+        id: AbortId,
+        count: u32,
+    },
 }
 
 impl fmt::Debug for Body {

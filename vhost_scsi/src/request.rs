@@ -65,7 +65,12 @@ impl Command {
     /// Reads the header.
     #[must_use]
     pub fn parse(bytes: &[u8; COMMAND_LEN]) -> Command {
-        Command { lun: array(bytes, 0), tag: u64::from_le_bytes(array(bytes, 8)), attribute: bytes[16], cdb: array(bytes, 19) }
+        Command {
+            lun: array(bytes, 0),
+            tag: u64::from_le_bytes(array(bytes, 8)),
+            attribute: bytes[16],
+            cdb: array(bytes, 19),
+        }
     }
 }
 
@@ -250,7 +255,7 @@ mod tests {
         fn control_requests_of_any_bytes_are_told_apart(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             if let Some(Control::Tmf { tag, .. }) = Control::parse(&bytes) {
                 prop_assert!(bytes.len() >= TMF_LEN);
-                prop_assert_eq!(tag.to_le_bytes(), bytes[16..24]);
+                prop_assert_eq!(&tag.to_le_bytes()[..], &bytes[16..24]);
             }
         }
     }

@@ -70,17 +70,18 @@ impl ScsiWorker {
             port.answer(chain.head, writable, &Answer::response(Response::BadTarget, given.residual(0)));
             return;
         };
-        let cdb = Cdb(command.cdb);
+        let cdb = Cdb::new(command.cdb);
         let found = match address {
             Address::Unit { lun, .. } => self.luns.find(port.controller, number, lun),
             _ => None,
         };
         let Some(lun) = found else {
+            let nexus = self.luns.get(target.first()).path.nexus();
             let action = match address {
-                Address::WellKnown { .. } => pollux_scsi::execute_well_known(&cdb, target, &mut self.scratch),
-                _ => pollux_scsi::execute_absent(&cdb, target, &mut self.scratch),
+                Address::WellKnown { .. } => pollux_scsi::execute_well_known(&cdb, nexus, target, &mut self.scratch),
+                _ => pollux_scsi::execute_absent(&cdb, nexus, target, &mut self.scratch),
             };
-            self.answer_absent(port, &given, action, chain.readable);
+            self.answer_absent(port, &given, &action, chain.readable);
             return;
         };
         given.lun = lun;
@@ -112,10 +113,13 @@ impl ScsiWorker {
         }
         match action {
             Action::Done(outcome) => {
-                let sense = Encoded::new(&self.units.look(self.luns.get(given.lun).unit).logical, outcome.sense.as_ref());
+                let sense =
+                    Encoded::new(&self.units.look(self.luns.get(given.lun).unit).logical, outcome.sense.as_ref());
                 self.answer_done(port, given, &outcome, &sense, readable);
             }
-            Action::Io { op, flags, offset, len } => self.start_io(port, given, Transfer { op, flags, offset, len }, readable, cx),
+            Action::Io { op, flags, offset, len } => {
+                self.start_io(port, given, Transfer { op, flags, offset, len }, readable, cx);
+            }
             Action::Plan(plan) => self.start_plan(port, given, plan, readable, cx),
             Action::DataOut { .. } => unreachable!("parameter data is asked for once"),
         }
@@ -126,10 +130,10 @@ impl ScsiWorker {
         port.answer(given.head, writable, &Answer::response(Response::Overrun, given.residual(0)));
     }
 
-    fn answer_absent(&self, port: &mut Port, given: &Given, action: Action, readable: usize) {
+    fn answer_absent(&self, port: &mut Port, given: &Given, action: &Action, readable: usize) {
         let Action::Done(outcome) = action else { unreachable!("a unit that is not there starts nothing") };
         let sense = Encoded::fixed(outcome.sense.as_ref());
-        self.answer_done(port, given, &outcome, &sense, readable);
+        self.answer_done(port, given, outcome, &sense, readable);
     }
 
     /// Answers a command that needed no device, with its data-in from the scratch buffer.
@@ -235,12 +239,13 @@ impl ScsiWorker {
     /// A step of a slot's command has ended.
     fn finish(&mut self, port: &mut Port, head: u16, result: Result<(), IoError>, cx: &mut Cx<'_>) {
         let slot = &mut port.slots[usize::from(head)];
-        if result.is_ok() && slot.aborted.is_none() {
-            if let Some(step) = slot.plan.as_mut().and_then(|plan| plan.next()) {
-                (slot.op, slot.flags, slot.offset, slot.len) = parts(step);
-                self.go(port, head, cx);
-                return;
-            }
+        if result.is_ok()
+            && slot.aborted.is_none()
+            && let Some(step) = slot.plan.as_mut().and_then(Plan::next)
+        {
+            (slot.op, slot.flags, slot.offset, slot.len) = parts(step);
+            self.go(port, head, cx);
+            return;
         }
         let lun = self.luns.get_mut(slot.lun);
         lun.inflight -= 1;
@@ -341,7 +346,8 @@ impl ScsiWorker {
         entry.inflight += 1;
         let (op, flags, offset, len) = parts(step);
         let step = Io::without_data(BACKGROUND | free as u64, op, flags, offset, len);
-        self.background[free] = Some(Background { unit: entry.unit, lun, pattern: pattern_of(&plan), plan, step, started: cx.now });
+        self.background[free] =
+            Some(Background { unit: entry.unit, lun, pattern: pattern_of(&plan), plan, step, started: cx.now });
         self.background_go(free, cx);
     }
 
@@ -391,6 +397,7 @@ impl ScsiWorker {
 }
 
 /// What an `Action::Io` says.
+#[derive(Clone, Copy)]
 struct Transfer {
     op: Op,
     flags: IoFlags,

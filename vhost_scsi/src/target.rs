@@ -48,7 +48,9 @@ pub enum TargetError {
     #[error("'{0}' cannot be a controller's name: it becomes a socket's file name, so 1 to 64 of A-Z a-z 0-9 . _ -")]
     BadName(String),
     /// The path is too long for a socket.
-    #[error("the socket path '{0}' is longer than the 107 bytes that a socket's address holds; use a shorter --vhost-dir")]
+    #[error(
+        "the socket path '{0}' is longer than the 107 bytes that a socket's address holds; use a shorter --vhost-dir"
+    )]
     PathTooLong(PathBuf),
     /// The core list names no reactor.
     #[error("reactor {0} does not exist")]
@@ -307,7 +309,7 @@ impl Target {
         for answer in answers {
             wait(&answer, ANSWER)?;
         }
-        let entry = LunEntry { bdev_name, unit, logical, path, stats };
+        let entry = LunEntry { bdev_name, logical, path, stats };
         controller.state().luns.insert((target, lun), entry);
         nexus.raise_luns_changed();
         self.send_event(&controller, Event::Added { target, lun })?;

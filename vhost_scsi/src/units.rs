@@ -167,7 +167,12 @@ impl Units {
     }
 
     /// Polls the busy units; appends what has completed to `done`.
-    pub(crate) fn poll(&mut self, cx: &mut Cx<'_>, scratch: &mut Vec<Completion>, done: &mut Vec<(UnitId, Completion)>) {
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Cx<'_>,
+        scratch: &mut Vec<Completion>,
+        done: &mut Vec<(UnitId, Completion)>,
+    ) {
         let mut at = 0;
         while at < self.busy.len() {
             let id = self.busy[at];

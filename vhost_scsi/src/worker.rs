@@ -352,7 +352,9 @@ impl Worker for ScsiWorker {
             Body::CancelLun { controller, target, lun } => self.cancel_where(
                 |worker, port, index| {
                     let entry = worker.luns.get(index);
-                    port.controller == controller && (entry.target, entry.lun) == (target, lun) && entry.removing.is_some()
+                    port.controller == controller
+                        && (entry.target, entry.lun) == (target, lun)
+                        && entry.removing.is_some()
                 },
                 cx,
             ),

@@ -85,8 +85,7 @@ pub struct SessionHandle {
 
 impl SessionHandle {
     pub(crate) fn new(id: u64, socket: Arc<OwnedFd>) -> Self {
-        // A front end in another pid namespace shows as 0, which `Pid` has no word for.
-        let peer_pid = rustix::net::sockopt::socket_peercred(&socket).ok().map(|peer| peer.pid.as_raw_nonzero().get());
+        let peer_pid = crate::peer::pid(&socket);
         SessionHandle { id, peer_pid, socket }
     }
 
@@ -107,6 +106,16 @@ impl SessionHandle {
     pub fn shutdown(&self) {
         // An error means that it is closed already.
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+    }
+
+    /// Whether the front end is still there. A back end that waits for requests in flight asks, so as not to wait for a
+    /// guest that has gone.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        let events = rustix::event::PollFlags::RDHUP | rustix::event::PollFlags::HUP;
+        let mut fds = [rustix::event::PollFd::new(&self.socket, events)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        !matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1..))
     }
 
     pub(crate) fn socket(&self) -> &Arc<OwnedFd> {

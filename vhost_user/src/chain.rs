@@ -157,7 +157,7 @@ impl<'a> Walk<'a> {
             return Err(ChainFault::IndirectWithNext);
         }
         let entries = at.len / DESCRIPTOR_BYTES;
-        if entries == 0 || entries > INDIRECT_MAX || at.len % DESCRIPTOR_BYTES != 0 {
+        if entries == 0 || entries > INDIRECT_MAX || !at.len.is_multiple_of(DESCRIPTOR_BYTES) {
             return Err(ChainFault::IndirectLength(at.len));
         }
         at.addr.checked_add(u64::from(at.len)).ok_or(MemoryFault::Overflow)?;

@@ -12,13 +12,21 @@
 
 mod backend;
 mod chain;
+mod descriptors;
+mod features;
 mod mapping;
 mod memory;
+mod peer;
 mod queue;
 mod rings;
 mod segments;
 mod server;
+mod session;
 mod sigbus;
+mod socket;
+mod throttle;
+mod vring;
+mod wire;
 
 pub use backend::{Backend, BackendError, BackendFactory, QueueEvents, SessionHandle};
 pub use chain::{Chain, ChainFault};

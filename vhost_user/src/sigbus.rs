@@ -58,7 +58,7 @@ pub(crate) fn watch(start: usize, len: usize, socket: Option<Arc<OwnedFd>>) -> O
     let entry = &TABLE[index];
     assert_eq!(entry.start.load(Ordering::Relaxed), 0, "a free entry is invisible");
     entry.len.store(len, Ordering::Relaxed);
-    entry.socket.store(socket.as_ref().map_or(-1, |s| s.as_raw_fd()), Ordering::Relaxed);
+    entry.socket.store(socket.as_ref().map_or(-1, AsRawFd::as_raw_fd), Ordering::Relaxed);
     entry.hit.store(false, Ordering::Relaxed);
     entry.start.store(start, Ordering::Release);
     Some(Watch { index, _socket: socket })

@@ -3,6 +3,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use pollux_core::Segment;
 use pollux_core::segment::{copy_from, copy_to};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -19,8 +20,8 @@ fn info(guest_addr: u64, len: u64, user_addr: u64, offset: u64) -> RegionInfo {
     RegionInfo { guest_addr, len, user_addr, offset }
 }
 
-fn refused(regions: Vec<(RegionInfo, File)>) -> MemoryError {
-    Memory::map(&regions).err().expect("refused")
+fn refused(regions: &[(RegionInfo, File)]) -> MemoryError {
+    Memory::map(regions).err().expect("refused")
 }
 
 #[test]
@@ -30,7 +31,7 @@ fn t10_a_range_across_adjacent_regions_is_whole_and_a_hole_is_a_fault() {
     guest.write(0x2ffe, b"abcd");
     let mut out = SegmentBuf::new();
     memory.translate(0x2ffe, 4, &mut out).unwrap();
-    assert_eq!(out.as_slice().iter().map(|s| s.len()).sum::<usize>(), 4);
+    assert_eq!(out.as_slice().iter().map(Segment::len).sum::<usize>(), 4);
     let mut bytes = [0; 4];
     assert_eq!(copy_from(out.as_slice(), 0, &mut bytes), 4);
     assert_eq!(&bytes, b"abcd");
@@ -69,19 +70,19 @@ fn every_hint_finds_every_region() {
 #[test]
 fn t33_bad_tables_are_refused() {
     let page = 4096;
-    assert_eq!(refused(vec![(info(0, 0, 0, 0), memfd(page))]), MemoryError::Empty);
+    assert_eq!(refused(&[(info(0, 0, 0, 0), memfd(page))]), MemoryError::Empty);
     for bad in [info(u64::MAX, 2, 0, 0), info(0, 2, u64::MAX, 0), info(0, 2, 0, u64::MAX)] {
-        assert_eq!(refused(vec![(bad, memfd(page))]), MemoryError::Overflow);
+        assert_eq!(refused(&[(bad, memfd(page))]), MemoryError::Overflow);
     }
     let too_small = MemoryError::FileTooSmall { end: 2 * page, size: page };
-    assert_eq!(refused(vec![(info(0, page, 0, page), memfd(page))]), too_small);
+    assert_eq!(refused(&[(info(0, page, 0, page), memfd(page))]), too_small);
     let first = || (info(0, page, 1 << 30, 0), memfd(page));
-    assert_eq!(refused(vec![first(), (info(page - 1, 1, 0, 0), memfd(page))]), MemoryError::Overlap(page - 1));
+    assert_eq!(refused(&[first(), (info(page - 1, 1, 0, 0), memfd(page))]), MemoryError::Overlap(page - 1));
     assert_eq!(
-        refused(vec![first(), (info(page, 2, (1 << 30) - 1, 0), memfd(page))]),
+        refused(&[first(), (info(page, 2, (1 << 30) - 1, 0), memfd(page))]),
         MemoryError::Overlap((1 << 30) - 1)
     );
-    assert_eq!(refused(vec![(info(0, Memory::BYTES_MAX + 1, 0, 0), memfd(page))]), MemoryError::TooMuch);
+    assert_eq!(refused(&[(info(0, Memory::BYTES_MAX + 1, 0, 0), memfd(page))]), MemoryError::TooMuch);
 }
 
 #[test]
@@ -113,16 +114,16 @@ fn t48_memory_elsewhere_is_refused() {
     let page = 4096;
     let table = |file: File| vec![(info(0, page, 0, 0), file)];
     let pipe: OwnedFd = rustix::pipe::pipe().unwrap().0;
-    assert_eq!(refused(table(pipe.into())), MemoryError::FileKind);
-    assert_eq!(refused(table(File::open("/dev/zero").unwrap())), MemoryError::FileKind);
-    assert_eq!(refused(table(File::open("/proc/self/fd").unwrap())), MemoryError::FileKind);
-    assert_eq!(refused(table(OwnedFd::from(UnixStream::pair().unwrap().0).into())), MemoryError::FileKind);
+    assert_eq!(refused(&table(pipe.into())), MemoryError::FileKind);
+    assert_eq!(refused(&table(File::open("/dev/zero").unwrap())), MemoryError::FileKind);
+    assert_eq!(refused(&table(File::open("/proc/self/fd").unwrap())), MemoryError::FileKind);
+    assert_eq!(refused(&table(OwnedFd::from(UnixStream::pair().unwrap().0).into())), MemoryError::FileKind);
     // procfs stands for every file system that is not made of memory.
-    assert_eq!(refused(table(File::open("/proc/self/status").unwrap())), MemoryError::FileSystem);
+    assert_eq!(refused(&table(File::open("/proc/self/status").unwrap())), MemoryError::FileSystem);
     let file = memfd(page);
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
     let read_only = OpenOptions::new().read(true).open(path).unwrap();
-    assert_eq!(refused(table(read_only)), MemoryError::Os(rustix::io::Errno::ACCESS));
+    assert_eq!(refused(&table(read_only)), MemoryError::Os(rustix::io::Errno::ACCESS));
 }
 
 #[test]

@@ -137,9 +137,11 @@ pub(crate) enum Body {
         lun: u16,
     },
     StartQueue(Box<NewQueue>),
+    /// Answers when later signals go to the new descriptor.
     SetCall {
         key: QueueKey,
         call: Option<Arc<OwnedFd>>,
+        reply: Reply<()>,
     },
     /// Answers when nothing of the queue is in flight; `None` if there is no such queue.
     StopQueue {
@@ -179,7 +181,7 @@ impl fmt::Debug for Body {
             Body::RemoveLun { controller, target, lun, .. } => write!(f, "RemoveLun({controller}:{target}:{lun})"),
             Body::CancelLun { controller, target, lun } => write!(f, "CancelLun({controller}:{target}:{lun})"),
             Body::StartQueue(new) => write!(f, "StartQueue({:?})", new.key),
-            Body::SetCall { key, call } => write!(f, "SetCall({key:?}, {})", call.is_some()),
+            Body::SetCall { key, call, .. } => write!(f, "SetCall({key:?}, {})", call.is_some()),
             Body::StopQueue { key, .. } => write!(f, "StopQueue({key:?})"),
             Body::CancelQueue { key } => write!(f, "CancelQueue({key:?})"),
             Body::Event { controller, event } => write!(f, "Event({controller}, {event:?})"),

@@ -136,15 +136,21 @@ pub(crate) struct Port {
     /// Entries of the kick client in flight: the poll, and the request to cancel it.
     kick_entries: u8,
     call: Option<Arc<OwnedFd>>,
-    /// Earlier call descriptors that a signal in flight may still use.
-    old_calls: Vec<Arc<OwnedFd>>,
-    signals: u32,
+    /// The signal in flight, with the descriptor it uses. At most one: a guest whose descriptor takes nothing has one
+    /// entry waiting in the kernel, not one for each request.
+    signal: Option<Arc<OwnedFd>>,
+    /// Something was published since that signal was sent: another one has to follow it.
+    signal_again: bool,
+    /// The ring was asked to give the signal back.
+    signal_cancelled: bool,
+    /// Entries of the signal client in flight: the signal, and the request to cancel it.
+    signal_entries: u8,
 }
 
 /// Marks the token of a cancel request, so that it is told from the poll it cancels.
 const CANCEL: u32 = 1 << 20;
 /// Bits of a port's number in tokens and tags.
-pub(crate) const PORT_BITS: u32 = 16;
+const PORT_BITS: u32 = 16;
 
 impl Port {
     pub(crate) fn new(new: NewQueue, number: u32, now: u64) -> Port {
@@ -179,8 +185,10 @@ impl Port {
             kicks: Kicks::Suppressed,
             kick_entries: 0,
             call,
-            old_calls: Vec::new(),
-            signals: 0,
+            signal: None,
+            signal_again: false,
+            signal_cancelled: false,
+            signal_entries: 0,
         }
     }
 
@@ -249,32 +257,42 @@ impl Port {
         if !std::mem::take(&mut self.dirty) || self.broken {
             return;
         }
-        let wanted = self.queue.publish();
-        let Some(call) = self.call.as_ref().filter(|_| wanted) else {
+        if self.queue.publish() && self.call.is_some() {
+            self.stats.interrupts_sent.add(1);
+            self.signal(signals, cx);
+        } else {
             self.stats.interrupts_suppressed.add(1);
-            return;
-        };
-        self.stats.interrupts_sent.add(1);
-        self.signals += 1;
-        let token = Token { index: self.number, generation: 0 };
-        cx.ring.push(Entry { client: signals, token, op: RingOp::Signal { fd: call.as_raw_fd() } });
+        }
     }
 
-    /// A signal has been sent.
-    pub(crate) fn signalled(&mut self) {
-        self.signals -= 1;
-        if self.signals == 0 {
-            self.old_calls.clear();
+    fn signal(&mut self, client: ClientId, cx: &mut Cx<'_>) {
+        let Some(call) = &self.call else { return };
+        if self.signal.is_some() {
+            self.signal_again = true;
+            return;
+        }
+        let op = RingOp::Signal { fd: call.as_raw_fd() };
+        self.signal = Some(call.clone());
+        self.signal_entries += 1;
+        cx.ring.push(Entry { client, token: Token { index: self.number, generation: 0 }, op });
+    }
+
+    /// An entry of the signal client has completed.
+    pub(crate) fn signal_entry_done(&mut self, token: Token, client: ClientId, cx: &mut Cx<'_>) {
+        self.signal_entries -= 1;
+        if token.index & CANCEL != 0 {
+            return;
+        }
+        self.signal = None;
+        if std::mem::take(&mut self.signal_again) && self.stopping.is_none() {
+            self.signal(client, cx);
         }
     }
 
     /// Replaces the call descriptor.
     pub(crate) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
-        if let Some(old) = std::mem::replace(&mut self.call, call).filter(|_| self.signals > 0) {
-            self.old_calls.push(old);
-        }
-        // What was completed while there was no descriptor must not wait for the next completion.
-        self.dirty = true;
+        // The session signals the new one itself; a signal in flight keeps the old one open.
+        self.call = call;
     }
 
     /// Asks the guest for kicks and arms the descriptor. Returns false if there is work after all.
@@ -310,18 +328,25 @@ impl Port {
     }
 
     /// Goes on ending; returns whether it has ended, so that the ring can be handed out.
-    pub(crate) fn ended(&mut self, client: ClientId, cx: &mut Cx<'_>) -> bool {
-        if self.inflight > 0 {
+    pub(crate) fn ended(&mut self, kicks: ClientId, signals: ClientId, cx: &mut Cx<'_>) -> bool {
+        if self.inflight > 0 || self.dirty {
             return false;
         }
+        let own = Token { index: self.number, generation: 0 };
+        let token = Token { index: self.number | CANCEL, generation: 0 };
         if self.kicks == Kicks::Armed {
             self.kicks = Kicks::Cancelled;
             self.kick_entries += 1;
-            let token = Token { index: self.number | CANCEL, generation: 0 };
-            let target = Token { index: self.number, generation: 0 };
-            cx.ring.push(Entry { client, token, op: RingOp::Cancel { target } });
+            cx.ring.push(Entry { client: kicks, token, op: RingOp::Cancel { target: own } });
         }
-        self.kick_entries == 0 && self.signals == 0 && !self.dirty
+        if self.signal.is_some() && !self.signal_cancelled {
+            // A signal that is under way is done before the request to cancel it is looked at; one that is not waits
+            // for a descriptor that takes nothing.
+            self.signal_cancelled = true;
+            self.signal_entries += 1;
+            cx.ring.push(Entry { client: signals, token, op: RingOp::Cancel { target: own } });
+        }
+        self.kick_entries == 0 && self.signal_entries == 0
     }
 
     /// The port that a token of the kick client names.

@@ -104,9 +104,12 @@ impl Backend for Session {
     }
 
     fn set_call(&mut self, index: u16, call: Option<Arc<OwnedFd>>) {
-        if let Some(&reactor) = self.running.get(&index) {
-            // A reactor that does not take messages any more has no use for the descriptor.
-            let _ = self.send(reactor, Body::SetCall { key: self.key(index), call });
+        let Some(&reactor) = self.running.get(&index) else { return };
+        let (sender, taken) = bounded(1);
+        let body = Body::SetCall { key: self.key(index), call, reply: Reply::new(sender) };
+        // A reactor that does not take messages any more has no use for the descriptor.
+        if self.send(reactor, body).is_ok() {
+            let _ = taken.recv_timeout(PATIENCE);
         }
     }
 

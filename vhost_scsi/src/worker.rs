@@ -13,7 +13,7 @@ use crate::control::{Ending, Pending};
 use crate::events::Waiting;
 use crate::luns::{Lun, Luns};
 use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Stopped, UnitId};
-use crate::port::{Kind, PORT_BITS, Phase, Port};
+use crate::port::{Kind, Phase, Port};
 use crate::request::Response;
 use crate::serve::Background;
 use crate::units::{Ending as ChannelEnding, Units};
@@ -22,8 +22,8 @@ use crate::units::{Ending as ChannelEnding, Units};
 const BATCH: u32 = 32;
 /// Own memory for what commands are given: more than any parameter list.
 const PARAMETERS: usize = 64 << 10;
-/// Ring entries that kicks or signals may have in flight at once on a reactor.
-const NOTIFICATIONS: u32 = 4096;
+/// Queues on one reactor. Each has at most two kick entries and two signal entries in the ring.
+const MOST_PORTS: usize = 4096;
 
 /// How a worker behaves.
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +101,7 @@ impl ScsiWorker {
             parameters: vec![0; PARAMETERS].into(),
             completions: Vec::with_capacity(1024),
             done: Vec::with_capacity(1024),
-            entries: Vec::with_capacity(NOTIFICATIONS as usize),
+            entries: Vec::with_capacity(2 * MOST_PORTS),
         }
     }
 
@@ -145,14 +145,14 @@ impl ScsiWorker {
 
     fn start_queue(&mut self, new: NewQueue, cx: &mut Cx<'_>) {
         if self.clients.is_none() {
-            let add = |cx: &mut Cx<'_>| cx.ring.add_client(2 * NOTIFICATIONS);
+            let add = |cx: &mut Cx<'_>| cx.ring.add_client(2 * MOST_PORTS as u32);
             self.clients = match (add(cx), add(cx)) {
                 (Ok(kicks), Ok(signals)) => Some(Clients { kicks, signals }),
                 _ => None,
             };
         }
         let number = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
-        let room = self.clients.is_some() && number < 1 << PORT_BITS;
+        let room = self.clients.is_some() && number < MOST_PORTS;
         let mut port = Box::new(Port::new(new, number as u32, cx.now));
         if !room {
             port.fail(&"the reactor has no room for another queue");
@@ -204,15 +204,15 @@ impl ScsiWorker {
     }
 
     fn poll_kicks(&mut self, cx: &mut Cx<'_>) -> u32 {
-        let Some(clients) = &self.clients else { return 0 };
+        let Some(&Clients { kicks, signals }) = self.clients.as_ref() else { return 0 };
         let mut entries = std::mem::take(&mut self.entries);
-        cx.ring.reap(clients.signals, &mut entries);
+        cx.ring.reap(signals, &mut entries);
         for done in entries.drain(..) {
             if let Some(port) = self.ports.get_mut(Port::number_of(done.token)).and_then(Option::as_mut) {
-                port.signalled();
+                port.signal_entry_done(done.token, signals, cx);
             }
         }
-        cx.ring.reap(clients.kicks, &mut entries);
+        cx.ring.reap(kicks, &mut entries);
         let count = entries.len() as u32;
         for done in entries.drain(..) {
             let number = Port::number_of(done.token);
@@ -316,7 +316,7 @@ impl ScsiWorker {
         let mut draining = false;
         for number in 0..self.ports.len() {
             let Some(port) = self.ports[number].as_mut().filter(|port| port.stopping.is_some()) else { continue };
-            if !port.ended(clients.kicks, cx) {
+            if !port.ended(clients.kicks, clients.signals, cx) {
                 draining = true;
                 continue;
             }
@@ -359,13 +359,14 @@ impl Worker for ScsiWorker {
                 cx,
             ),
             Body::StartQueue(new) => self.start_queue(*new, cx),
-            Body::SetCall { key, call } => {
+            Body::SetCall { key, call, reply } => {
                 if let Some(number) = self.find(key)
                     && let Some(mut port) = self.take_port(number)
                 {
                     port.set_call(call);
                     self.put_port(number, port);
                 }
+                reply.send(());
             }
             Body::StopQueue { key, reply } => self.stop_queue(key, reply),
             Body::CancelQueue { key } => self.cancel_where(|_, port, _| port.key == key, cx),

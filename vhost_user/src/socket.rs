@@ -1,14 +1,14 @@
 //! The socket file: made so that nobody connects before it is complete, removed only if it is still ours.
 //!
-//! The socket is bound under a temporary name, gets its mode and group, starts to listen and is then renamed. All names
-//! are resolved through a descriptor of the directory, so that the directory's path may be longer than the 108 bytes
-//! that a socket address holds.
+//! The socket is bound under a temporary name, gets its mode and group, starts to listen and is then renamed. The
+//! temporary name is resolved through a descriptor of the directory: it fits into the 108 bytes of a socket address
+//! even where the real one just does.
 
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, chmodat, chownat, openat, renameat, statat, unlinkat,
@@ -43,6 +43,8 @@ pub(crate) struct SocketFile {
 }
 
 const BACKLOG: i32 = 128;
+/// Sockets made by this process, for their temporary names.
+static MADE: AtomicU32 = AtomicU32::new(0);
 
 impl SocketFile {
     pub(crate) fn listen(path: &Path, options: SocketOptions) -> Result<SocketFile> {
@@ -51,7 +53,7 @@ impl SocketFile {
         let dir = openat(CWD, parent, flags, Mode::empty())
             .map_err(|e| explain(path, "its directory cannot be opened", e))?;
         check_place(path, &dir, &name)?;
-        let temporary = format!(".{name}.{}", std::process::id());
+        let temporary = format!(".pollux-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let made = make(&dir, &temporary, &name, options);
         if made.is_err() {
             let _ = unlinkat(&dir, &temporary, AtFlags::empty());
@@ -103,7 +105,7 @@ fn stat_of(dir: &OwnedFd, name: &str) -> std::result::Result<Option<Stat>, Errno
     }
 }
 
-/// An address for a name in a directory, whatever the length of the directory's path.
+/// An address for a short name in a directory, whatever the length of the directory's path.
 fn address(dir: &OwnedFd, name: &str) -> std::result::Result<SocketAddrUnix, Errno> {
     SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }
@@ -122,7 +124,7 @@ fn check_place(path: &Path, dir: &OwnedFd, name: &str) -> Result<()> {
         return Err(Error::new(ErrorKind::AlreadyExists, error));
     }
     let probe = unix_socket().map_err(os)?;
-    match connect(&probe, &address(dir, name).map_err(os)?) {
+    match connect(&probe, &SocketAddrUnix::new(path).map_err(os)?) {
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
         Ok(()) | Err(Errno::AGAIN) => {
             let error = format!("another process is listening on {}", path.display());

@@ -78,6 +78,11 @@ impl Wire {
         Wire { socket, message_time }
     }
 
+    #[cfg(test)]
+    pub(crate) fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
     /// Waits, without limit for the first byte of a message, and with one for the rest.
     pub(crate) fn wait(&self) -> Result<Arrival, WireError> {
         loop {

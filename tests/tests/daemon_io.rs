@@ -16,7 +16,11 @@ const LUN: Lun = Lun::new(0, 0);
 
 fn verify(bdev: &str, event_idx: bool, indirect: bool, request_queues: usize) -> Result<()> {
     let daemon = Daemon::start()?;
-    if bdev == "ram" { ram(&daemon, "disk", 8192)? } else { drop(file(&daemon, "disk", 4 << 20)?) }
+    if bdev == "ram" {
+        ram(&daemon, "disk", 8192)?
+    } else {
+        drop(file(&daemon, "disk", 4 << 20)?)
+    }
     controller(&daemon, "vm", &["disk"])?;
     let options = DriverOptions { request_queues, event_idx, indirect, ..DriverOptions::default() };
     let mut front = connect(&daemon, "vm", &options)?;
@@ -72,11 +76,8 @@ fn every_target_and_both_address_forms_lead_to_their_own_disk() -> Result<()> {
         daemon.rpc("vhost_scsi_controller_add_target", params)?;
     }
     let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
-    let luns: Vec<Lun> = targets
-        .iter()
-        .map(|t| Lun::new(*t, 0))
-        .chain([1, 255, 256, 16383].iter().map(|l| Lun::new(3, *l)))
-        .collect();
+    let luns: Vec<Lun> =
+        targets.iter().map(|t| Lun::new(*t, 0)).chain([1, 255, 256, 16383].iter().map(|l| Lun::new(3, *l))).collect();
     for (n, lun) in luns.iter().enumerate() {
         front.good(*lun, &cdb::write10(0, 1, false), &[n as u8 + 1; 512], 0)?;
     }
@@ -141,7 +142,10 @@ fn events_without_a_buffer_are_reported_as_missed() -> Result<()> {
         events.push(event);
     }
     ensure!(!events.is_empty(), "nothing was reported");
-    ensure!(events.len() >= 80 || events.iter().any(pollux_tests::frontend::Event::missed), "events were lost silently");
+    ensure!(
+        events.len() >= 80 || events.iter().any(pollux_tests::frontend::Event::missed),
+        "events were lost silently"
+    );
     Ok(())
 }
 

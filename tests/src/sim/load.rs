@@ -262,3 +262,78 @@ impl BdevLoad {
         self.ring.now_ns()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::{Effect, Fault, Kind, SimBdev, Switches};
+
+    const BYTES: u64 = 64 << 10;
+
+    /// Stops the world after `stop` changes, crashes it, and says what the oracle thinks of what is left; `None` if the
+    /// run came to its end before.
+    fn crash_run(seed: u64, stop: u64, switches: Switches) -> Option<Result<(), String>> {
+        let world = SimWorld::new(seed);
+        world.set_switches(switches);
+        world.stop_after(stop);
+        let bdev = SimBdev::new(&world, BYTES);
+        let mut model = Model::new(512, BYTES / 512);
+        let mut load = BdevLoad::new(&world, &bdev, &Mix::default(), seed);
+        let run = load.run(&mut model, &Mix::default(), 60);
+        if world.powered() {
+            return None;
+        }
+        world.crash(seed);
+        Some(run.and_then(|()| world.disk(bdev.disk(), |disk| model.crashed(disk.visible()))))
+    }
+
+    #[test]
+    fn random_requests_read_what_was_written() {
+        for seed in 0..30 {
+            let world = SimWorld::new(seed);
+            let bdev = SimBdev::new(&world, BYTES);
+            let mut model = Model::new(512, BYTES / 512);
+            let mix = Mix { cancel: 4, ..Mix::default() };
+            let mut load = BdevLoad::new(&world, &bdev, &mix, seed);
+            load.run(&mut model, &mix, 200).unwrap();
+            assert!(load.ended.0 > 100, "{:?}", load.ended);
+            assert!(load.errors.iter().all(|e| *e == IoError::Aborted), "{:?}", load.errors);
+        }
+    }
+
+    #[test]
+    fn what_was_acknowledged_as_durable_survives_a_crash_after_every_change() {
+        let mut crashes = 0;
+        for seed in 0..4 {
+            for stop in 1.. {
+                let Some(result) = crash_run(seed, stop, Switches::default()) else { break };
+                result.unwrap_or_else(|why| panic!("seed {seed}, after change {stop}: {why}"));
+                crashes += 1;
+            }
+        }
+        assert!(crashes > 100, "{crashes} crashes");
+    }
+
+    #[test]
+    fn the_sweep_finds_a_flush_and_a_fua_that_do_nothing() {
+        for switches in [
+            Switches { sync_does_nothing: true, ..Switches::default() },
+            Switches { dsync_does_nothing: true, ..Switches::default() },
+        ] {
+            let lost = (1..60).filter(|stop| crash_run(1, *stop, switches).is_some_and(|r| r.is_err())).count();
+            assert!(lost > 0, "{switches:?} was not noticed");
+        }
+    }
+
+    #[test]
+    fn an_error_is_one_requests_own() {
+        let world = SimWorld::new(1);
+        world.fault(Fault { percent: 20, ..Fault::always(Kind::Write, Effect::Error(libc::EIO)) });
+        let bdev = SimBdev::new(&world, BYTES);
+        let mut model = Model::new(512, BYTES / 512);
+        let mut load = BdevLoad::new(&world, &bdev, &Mix::default(), 1);
+        load.run(&mut model, &Mix::default(), 300).unwrap();
+        assert!(load.errors.len() > 5 && load.errors.iter().all(|e| *e == IoError::Medium), "{:?}", load.errors);
+        load.close();
+    }
+}

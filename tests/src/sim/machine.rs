@@ -158,6 +158,17 @@ impl<W: Worker> SimMachine<W> {
         panic!("the machine does not come to rest");
     }
 
+    /// Takes some turns, or fewer if nothing is left to do.
+    pub fn rounds(&mut self, count: u64) {
+        for _ in 0..count {
+            if self.round() > 0 {
+                self.world.tick(self.rng.below(2_000));
+            } else if !self.wait(self.world.now()) {
+                return;
+            }
+        }
+    }
+
     /// Runs `f`, which may post messages and wait for their answers, on a thread of its own, and the machine meanwhile.
     /// The machine takes turns with `f` and every other thread: it runs only while all of them sleep, and sees what they
     /// posted only then, so that the run depends on nothing but the seed.

@@ -76,6 +76,7 @@ pub(super) struct World {
     changes: u64,
     stop_after: u64,
     powered: bool,
+    dead: bool,
     signals: u64,
 }
 
@@ -99,6 +100,7 @@ impl SimWorld {
             changes: 0,
             stop_after: NEVER,
             powered: true,
+            dead: false,
             signals: 0,
         })))
     }
@@ -233,25 +235,35 @@ impl SimWorld {
         true
     }
 
-    /// The power is cut: every disk keeps, drops and tears what was not synced, what is in flight may have been done or
-    /// not and never completes. The memory of writes in flight must still be there. The world goes on afterwards with
-    /// new rings.
+    /// The power is cut: every disk keeps, drops and tears what was not synced, and what is in flight may have been done
+    /// or not. The memory of writes in flight must still be there.
+    ///
+    /// Until [`SimWorld::revive`] no disk changes any more and every entry fails, so that what ran on the old machine
+    /// can be taken down in good order.
     pub fn crash(&self, seed: u64) {
         let mut rng = Rng::new(seed);
         let mut guard = self.lock();
         let world = &mut *guard;
         let mut writes: BTreeMap<DiskId, Vec<(u64, Vec<u8>)>> = BTreeMap::new();
-        for entry in world.pending.drain(..).filter(|e| e.result.is_none()) {
-            if let RingOp::Write { file, data, offset, .. } = entry.op {
+        for entry in &mut world.pending {
+            if io_of(&entry.op).is_none() {
+                continue;
+            }
+            if let (RingOp::Write { file, data, offset, .. }, None) = (entry.op, entry.result) {
                 let id = disk_of(world.rings[entry.ring].file(file));
                 writes.entry(id).or_default().push((offset, gather(data, usize::MAX)));
             }
+            (entry.result, entry.done_at) = (Some(-libc::EIO), world.now);
         }
         for (id, disk) in &mut world.disks {
             disk.crash(writes.get(id).map_or(&[], Vec::as_slice), &mut rng);
         }
-        world.rings.clear();
-        (world.powered, world.stop_after) = (true, NEVER);
+        (world.powered, world.dead, world.stop_after) = (true, true, NEVER);
+    }
+
+    /// The power is back.
+    pub fn revive(&self) {
+        self.lock().dead = false;
     }
 }
 
@@ -413,6 +425,9 @@ impl World {
         let (op, fault, mark) = (entry.op, entry.fault, entry.mark);
         let disk = disk_of(self.rings[entry.ring].file(slot));
         let disk = self.disks.get_mut(&disk).expect("files are registered only with a disk");
+        if self.dead {
+            return -libc::EIO;
+        }
         if kind != Kind::Read {
             self.changes += 1;
         }

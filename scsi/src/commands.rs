@@ -59,8 +59,9 @@ pub(crate) struct Row {
     /// The name in the standard, for people who read the table and for tests.
     #[cfg_attr(not(test), allow(dead_code))]
     pub(crate) name: &'static str,
-    /// The CDB USAGE DATA of REPORT SUPPORTED OPERATION CODES (SPC-5, clause 6.29.3): the opcode, then a 1 for each bit
-    /// that is looked at, and the service action in its place. As long as the CDB.
+    /// The CDB USAGE DATA of REPORT SUPPORTED OPERATION CODES (SPC-5, clause 6.34.3): the opcode, then a 1 for each bit
+    /// that may be set, and the service action in its place. As long as the CDB. What the standard defines and this
+    /// target does not do (RDPROTECT, ANCHOR, SP, power conditions ...) is 0 here like a reserved bit, and refused.
     pub(crate) usage: &'static [u8],
     /// Bits that are ignored, by byte: obsolete ones and GROUP NUMBER. All other bits that are not in use are reserved.
     pub(crate) ignored: &'static [(u8, u8)],
@@ -123,27 +124,27 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x08, "READ(6)", [0x08, 0x1F, F, F, F, 0], [SCSI2_LUN], IN, media::read),
     row!(0x0A, "WRITE(6)", [0x0A, 0x1F, F, F, F, 0], [SCSI2_LUN], CHANGE, media::write),
     row!(0x12, "INQUIRY", [0x12, 0x01, F, F, F, 0], [SCSI2_LUN], ALWAYS, discovery::inquiry),
-    row!(0x15, "MODE SELECT(6)", [0x15, 0x11, 0, 0, F, 0], [SCSI2_LUN], OUT, mode::select, mode::select_list),
+    row!(0x15, "MODE SELECT(6)", [0x15, 0x10, 0, 0, F, 0], [SCSI2_LUN], OUT, mode::select, mode::select_list),
     row!(0x1A, "MODE SENSE(6)", [0x1A, 0x08, F, F, F, 0], [SCSI2_LUN], IN, mode::sense),
-    row!(0x1B, "START STOP UNIT", [0x1B, 0x01, 0, 0x0F, 0xF7, 0], [SCSI2_LUN], NONE, media::start_stop),
+    row!(0x1B, "START STOP UNIT", [0x1B, 0x01, 0, 0, 0x05, 0], [SCSI2_LUN], NONE, media::start_stop),
     row!(0x1E, "PREVENT ALLOW MEDIUM REMOVAL", [0x1E, 0, 0, 0, 0x03, 0], [SCSI2_LUN], NONE, media::prevent_allow),
     row!(0x25, "READ CAPACITY(10)", [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], [LUN_RELADR, (2, F), (3, F), (4, F), (5, F), (8, 0x01)], IN, capacity::read_capacity_10),
-    row!(0x28, "READ(10)", [0x28, 0xF8, F, F, F, F, 0, F, F, 0], [RARC_FUA_NV_RELADR, (6, 0x3F)], IN, media::read),
-    row!(0x2A, "WRITE(10)", [0x2A, 0xF8, F, F, F, F, 0, F, F, 0], [FUA_NV_RELADR, (6, 0x3F)], CHANGE, media::write),
+    row!(0x28, "READ(10)", [0x28, 0x18, F, F, F, F, 0, F, F, 0], [RARC_FUA_NV_RELADR, (6, 0x3F)], IN, media::read),
+    row!(0x2A, "WRITE(10)", [0x2A, 0x18, F, F, F, F, 0, F, F, 0], [FUA_NV_RELADR, (6, 0x3F)], CHANGE, media::write),
     row!(0x35, "SYNCHRONIZE CACHE(10)", [0x35, 0x02, F, F, F, F, 0, F, F, 0], [(1, 0xE5), (6, 0x3F)], NONE, media::synchronize_cache),
-    row!(0x41, "WRITE SAME(10)", [0x41, 0xF8, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
-    row!(0x42, "UNMAP", [0x42, 0x01, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN, (6, 0x3F)], DISCARD, provisioning::unmap, provisioning::unmap_list),
-    row!(0x55, "MODE SELECT(10)", [0x55, 0x11, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], OUT, mode::select, mode::select_list),
+    row!(0x41, "WRITE SAME(10)", [0x41, 0x08, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
+    row!(0x42, "UNMAP", [0x42, 0, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN, (6, 0x3F)], DISCARD, provisioning::unmap, provisioning::unmap_list),
+    row!(0x55, "MODE SELECT(10)", [0x55, 0x10, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], OUT, mode::select, mode::select_list),
     row!(0x5A, "MODE SENSE(10)", [0x5A, 0x18, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], IN, mode::sense),
-    row!(0x88, "READ(16)", [0x88, 0xF8, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV, (14, 0x3F)], IN, media::read),
-    row!(0x8A, "WRITE(16)", [0x8A, 0xF8, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, media::write),
+    row!(0x88, "READ(16)", [0x88, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV, (14, 0x3F)], IN, media::read),
+    row!(0x8A, "WRITE(16)", [0x8A, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, media::write),
     row!(0x91, "SYNCHRONIZE CACHE(16)", [0x91, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(1, 0x05), (14, 0x3F)], NONE, media::synchronize_cache),
-    row!(0x93, "WRITE SAME(16)", [0x93, 0xF9, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
+    row!(0x93, "WRITE SAME(16)", [0x93, 0x09, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
     row!(0x9E/0x10, "READ CAPACITY(16)", [0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [(2, F), (3, F), (4, F), (5, F), (6, F), (7, F), (8, F), (9, F), (14, 0x01)], IN, capacity::read_capacity_16),
     row!(0xA0, "REPORT LUNS", [0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, 0], [SCSI2_LUN], ALWAYS, discovery::report_luns_of_unit),
     row!(0xA3/0x0C, "REPORT SUPPORTED OPERATION CODES", [0xA3, 0x0C, 0x87, F, F, F, F, F, F, F, 0, 0], [], IN, opcodes::report),
-    row!(0xA8, "READ(12)", [0xA8, 0xF8, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV_RELADR, (10, 0x3F)], IN, media::read),
-    row!(0xAA, "WRITE(12)", [0xAA, 0xF8, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV_RELADR, (10, 0x3F)], CHANGE, media::write),
+    row!(0xA8, "READ(12)", [0xA8, 0x18, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV_RELADR, (10, 0x3F)], IN, media::read),
+    row!(0xAA, "WRITE(12)", [0xAA, 0x18, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV_RELADR, (10, 0x3F)], CHANGE, media::write),
 ];
 
 /// For each opcode the number of its first row, or that of no row.

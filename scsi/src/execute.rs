@@ -141,3 +141,61 @@ fn execute_without_unit(
     });
     answer.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bench, Luns, shape, two_paths};
+    use crate::{Attention, SCRATCH_LEN};
+    use pollux_core::Shape;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_fast_way_answers_what_the_table_answers(
+            opcode in prop::sample::select(vec![0x28, 0x2A, 0x88, 0x8A]),
+            flags in prop::sample::select(vec![0, 0x08, 0x10, 0x18, 0x02, 0x20, 0x04]),
+            lba in 0u16..5000, count in 0u8..4, rest in prop::sample::select(vec![0, 0, 0x04, 0x40]),
+            read_only in any::<bool>(),
+        ) {
+            let (unit, [path, _]) = two_paths(Some(Shape { read_only, ..shape() }));
+            let mut cdb = [0; 32];
+            (cdb[0], cdb[1]) = (opcode, flags);
+            let (lba_at, count_at, group, control) = if opcode < 0x80 { (4, 8, 6, 9) } else { (8, 13, 14, 15) };
+            cdb[lba_at..lba_at + 2].copy_from_slice(&lba.to_be_bytes());
+            (cdb[count_at], cdb[group], cdb[control]) = (count, rest & 0x40, rest & 0x04);
+            let cdb = Cdb::new(cdb);
+            let mut scratch = vec![0; SCRATCH_LEN];
+            let table = unit.execute_any(&path, &cdb, &Luns, &mut scratch);
+            if let Some(fast) = plain_io(unit.geometry(), &path, &cdb) {
+                prop_assert_eq!(format!("{fast:?}"), format!("{table:?}"));
+            } else {
+                let everyday = flags & !0x18 == 0 && rest == 0 && !(read_only && opcode & 2 != 0);
+                let inside = count > 0 && u64::from(lba) + u64::from(count) <= shape().num_blocks;
+                prop_assert!(!(everyday && inside), "the everyday form went the long way");
+            }
+        }
+    }
+
+    #[test]
+    fn an_attention_stops_the_fast_way_once() {
+        let mut bench = Bench::new();
+        let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+        bench.path.raise(Attention::CapacityChanged);
+        assert_eq!(bench.sense(&read).code(), 0x2A09);
+        assert!(matches!(bench.execute(&read), Action::Io { .. }));
+    }
+
+    #[test]
+    fn parameters_for_a_command_that_has_none_or_is_unknown() {
+        let (unit, [path, _]) = two_paths(Some(shape()));
+        let mut scratch = vec![0; SCRATCH_MIN];
+        for opcode in [0x00, 0x28, 0xFF] {
+            let action = unit.execute_out(&path, &Cdb::from_slice(&[opcode]), &[0; 64], &mut scratch);
+            assert_eq!(crate::testing::sense_of(&action), Sense::INVALID_OPCODE);
+        }
+        unit.set_shape(None);
+        let action = unit.execute_out(&path, &Cdb::from_slice(&[0x15]), &[0; 64], &mut scratch);
+        assert_eq!(crate::testing::sense_of(&action), Sense::NOT_READY);
+    }
+}

@@ -9,14 +9,12 @@ use crate::{Action, Inventory, Outcome, Plan, Sense};
 /// READ(6), (10), (12), (16). DPO and FUA are accepted and change nothing: there is no cache in front of the device
 /// that could hold older data than the device.
 pub(crate) fn read(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
-    no_protection(call)?;
     transfer(call, Op::Read, IoFlags::empty())
 }
 
 /// WRITE(6), (10), (12), (16).
 pub(crate) fn write(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     const FUA: u8 = 0x08;
-    no_protection(call)?;
     let fua = !is_short(call) && call.cdb.bit(1, FUA);
     transfer(call, Op::Write, call.geometry.write_flags(fua))
 }
@@ -35,12 +33,6 @@ fn is_short(call: &Call<'_>) -> bool {
     call.cdb.opcode() < 0x20
 }
 
-/// RDPROTECT and WRPROTECT have to be 0: there is no protection information (SBC-4, clause 4.21).
-pub(crate) fn no_protection(call: &Call<'_>) -> Result<(), Sense> {
-    const PROTECT: u8 = 0xE0;
-    if !is_short(call) && call.cdb.bit(1, PROTECT) { Err(Sense::invalid_field(1, Some(7))) } else { Ok(()) }
-}
-
 /// SYNCHRONIZE CACHE(10), (16). The range is checked, and then everything is made durable: devices flush as a whole.
 pub(crate) fn synchronize_cache(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     const IMMED: u8 = 0x02;
@@ -49,23 +41,12 @@ pub(crate) fn synchronize_cache(call: &mut Call<'_>, _: &dyn Inventory) -> Resul
     Ok(Action::Plan(Plan::flush(call.cdb.bit(1, IMMED))))
 }
 
-/// START STOP UNIT. A disk that is always ready has nothing to start; stopping it makes it durable, as the standard
-/// asks for before a stop, and leaves it ready. There is nothing to eject and there are no power conditions.
+/// START STOP UNIT (SBC-4, clause 5.31). A disk that is always ready has nothing to start; stopping it makes it durable,
+/// as the standard asks for before a stop, and leaves it ready.
 pub(crate) fn start_stop(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     const IMMED: u8 = 0x01;
-    const POWER_CONDITION: u8 = 0xF0;
     const NO_FLUSH: u8 = 0x04;
-    const LOEJ: u8 = 0x02;
     const START: u8 = 0x01;
-    if call.cdb.byte(3) != 0 {
-        return Err(Sense::invalid_field(3, Some(3)));
-    }
-    if call.cdb.bit(4, POWER_CONDITION) {
-        return Err(Sense::invalid_field(4, Some(7)));
-    }
-    if call.cdb.bit(4, LOEJ) {
-        return Err(Sense::invalid_field(4, Some(1)));
-    }
     if call.cdb.bit(4, START | NO_FLUSH) {
         return Ok(Action::Done(Outcome::GOOD));
     }
@@ -75,4 +56,108 @@ pub(crate) fn start_stop(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Actio
 /// PREVENT ALLOW MEDIUM REMOVAL: the medium cannot be removed anyway.
 pub(crate) fn prevent_allow(_: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     Ok(Action::Done(Outcome::GOOD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Step;
+    use crate::testing::{Bench, shape};
+    use pollux_core::Shape;
+
+    /// Operation, FUA, first block and number of blocks of a transfer.
+    fn io(action: &Action) -> (Op, bool, u64, u64) {
+        match action {
+            Action::Io { op, flags, offset, len } => (*op, flags.contains(IoFlags::FUA), offset / 512, len / 512),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn transfers_of_every_form() {
+        let mut bench = Bench::new();
+        let mut check = |cdb: &[u8], want| assert_eq!(io(&bench.execute(cdb)), want, "{cdb:02X?}");
+        check(&[0x08, 0, 1, 2, 3, 0], (Op::Read, false, 0x102, 3));
+        check(&[0x08, 0xE0, 1, 2, 0, 0], (Op::Read, false, 0x102, 256));
+        check(&[0x0A, 0, 1, 2, 3, 0], (Op::Write, false, 0x102, 3));
+        check(&[0x28, 0, 0, 0, 1, 2, 0, 0, 3, 0], (Op::Read, false, 0x102, 3));
+        check(&[0x28, 0x1F, 0, 0, 1, 2, 0x1F, 0, 3, 0], (Op::Read, false, 0x102, 3));
+        check(&[0x2A, 0, 0, 0, 1, 2, 0, 0, 3, 0], (Op::Write, false, 0x102, 3));
+        check(&[0x2A, 0x18, 0, 0, 1, 2, 0, 0, 3, 0], (Op::Write, true, 0x102, 3));
+        check(&[0x2A, 0x0B, 0, 0, 1, 2, 5, 0, 3, 0x80], (Op::Write, true, 0x102, 3));
+        check(&[0xA8, 0, 0, 0, 1, 2, 0, 0, 0, 3, 0, 0], (Op::Read, false, 0x102, 3));
+        check(&[0xAA, 8, 0, 0, 1, 2, 0, 0, 0, 3, 0, 0], (Op::Write, true, 0x102, 3));
+        check(&[0x88, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 3, 0, 0], (Op::Read, false, 0x102, 3));
+        check(&[0x8A, 8, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 3, 0, 0], (Op::Write, true, 0x102, 3));
+        check(&[0x28, 0, 0, 0, 0x0F, 0xFF, 0, 0, 1, 0], (Op::Read, false, 4095, 1));
+    }
+
+    #[test]
+    fn ranges_beyond_the_end_and_beyond_64_bits() {
+        let mut bench = Bench::new();
+        let mut out = |cdb: &[u8]| assert_eq!(bench.sense(cdb), Sense::LBA_OUT_OF_RANGE, "{cdb:02X?}");
+        out(&[0x08, 0, 0x0F, 0xFF, 2, 0]);
+        out(&[0x0A, 0, 0x10, 0, 1, 0]);
+        out(&[0x28, 0, 0, 0, 0x10, 0, 0, 0, 1, 0]);
+        out(&[0x28, 0, 0, 0, 0x10, 1, 0, 0, 0, 0]);
+        out(&[0x2A, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0]);
+        out(&[0xA8, 0, 0, 0, 0, 1, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]);
+        out(&[0xAA, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let all = 0xFF;
+        out(&[0x88, 0, all, all, all, all, all, all, all, all, 0, 0, 0, 1, 0, 0]);
+        out(&[0x8A, 0, all, all, all, all, all, all, all, all, all, all, all, all, 0, 0]);
+        // LBA * 512 is 0 in 64 bits.
+        out(&[0x88, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]);
+        out(&[0x35, 0, 0, 0, 0x10, 1, 0, 0, 0, 0]);
+        out(&[0x91, 0, 0, 0, 0, 0, 0, 0, 0x0F, 0xFF, 0, 0, 0, 2, 0, 0]);
+    }
+
+    #[test]
+    fn nothing_to_transfer_is_good() {
+        let mut bench = Bench::new();
+        bench.good(&[0x28, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        bench.good(&[0x2A, 0, 0, 0, 0x10, 0, 0, 0, 0, 0]);
+        bench.good(&[0x8A, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn protection_is_refused() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.sense(&[0x28, 0x20, 0, 0, 0, 0, 0, 0, 1, 0]), Sense::invalid_field(1, Some(5)));
+        assert_eq!(bench.sense(&[0x8A, 0xE0]), Sense::invalid_field(1, Some(7)));
+    }
+
+    #[test]
+    fn large_transfers_are_one_action() {
+        let mut bench = Bench::with(Some(Shape { num_blocks: 1 << 24, ..shape() }));
+        let action = bench.execute(&[0x88, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0]);
+        assert_eq!(io(&action), (Op::Read, false, 0, 1 << 23));
+    }
+
+    fn flush(action: Action) -> bool {
+        let Action::Plan(mut plan) = action else { panic!("{action:?}") };
+        assert_eq!((plan.next(), plan.next()), (Some(Step::Flush), None));
+        plan.immediate()
+    }
+
+    #[test]
+    fn synchronize_cache_flushes() {
+        let mut bench = Bench::new();
+        assert!(!flush(bench.execute(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0])));
+        assert!(flush(bench.execute(&[0x35, 0x02, 0, 0, 0x0F, 0xFF, 0, 0, 1, 0])));
+        assert!(flush(bench.execute(&[0x91, 0x06, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])));
+    }
+
+    #[test]
+    fn starting_is_nothing_and_stopping_flushes() {
+        let mut bench = Bench::new();
+        bench.good(&[0x1B, 0, 0, 0, 1, 0]);
+        bench.good(&[0x1B, 1, 0, 0, 4, 0]);
+        assert!(flush(bench.execute(&[0x1B, 1, 0, 0, 0, 0])));
+        bench.good(&[0, 0, 0, 0, 0, 0]);
+        assert_eq!(bench.sense(&[0x1B, 0, 0, 0, 3, 0]), Sense::invalid_field(4, Some(1)), "LOEJ");
+        assert_eq!(bench.sense(&[0x1B, 0, 0, 0, 0x10, 0]), Sense::invalid_field(4, Some(4)), "POWER CONDITION");
+        bench.good(&[0x1E, 0, 0, 0, 1, 0]);
+        bench.good(&[0x1E, 0, 0, 0, 0, 0]);
+    }
 }

@@ -98,13 +98,9 @@ fn put_descriptor(call: &mut Call<'_>, descriptor: Descriptor) {
     }
 }
 
-/// MODE SELECT(6), (10): the CDB. Pages have to be in the standard's format (PF), and cannot be saved (SP).
+/// MODE SELECT(6), (10): the CDB. Pages have to be in the standard's format (PF); the table refuses to save them (SP).
 pub(crate) fn select(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     const PF: u8 = 0x10;
-    const SP: u8 = 0x01;
-    if call.cdb.bit(1, SP) {
-        return Err(Sense::invalid_field(1, Some(0)));
-    }
     let len = if is_long(call) { call.cdb.be16(7).into() } else { usize::from(call.cdb.byte(4)) };
     if len == 0 {
         return Ok(Action::Done(Outcome::GOOD));

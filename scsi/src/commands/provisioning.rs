@@ -3,24 +3,22 @@
 
 use pollux_core::IoFlags;
 
-use crate::commands::{Call, media};
-use crate::geometry::Geometry;
+use crate::commands::Call;
+use crate::geometry::{Flags, Geometry};
 use crate::plan::Range;
 use crate::{Action, Inventory, Outcome, Plan, Sense};
 
 /// MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT.
 pub(crate) const MAX_UNMAP_DESCRIPTORS: u32 = 256;
 
-/// UNMAP: the CDB.
+/// The two lengths at the front of an UNMAP parameter list, and 4 bytes reserved.
+const UNMAP_HEADER: usize = 8;
+
+/// UNMAP: the CDB. The table refuses ANCHOR.
 pub(crate) fn unmap(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
-    const ANCHOR: u8 = 0x01;
-    const HEADER: usize = 8;
-    if call.cdb.bit(1, ANCHOR) {
-        return Err(Sense::invalid_field(1, Some(0)));
-    }
     match usize::from(call.cdb.be16(7)) {
         0 => Ok(Action::Done(Outcome::GOOD)),
-        len if len < HEADER => Err(Sense::LIST_LENGTH),
+        len if len < UNMAP_HEADER => Err(Sense::LIST_LENGTH),
         len => Ok(Action::DataOut { len }),
     }
 }
@@ -28,16 +26,15 @@ pub(crate) fn unmap(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Se
 /// UNMAP: the parameter list. All descriptors are checked before the first one is worked on. An incomplete descriptor
 /// at the end is ignored, as the standard says.
 pub(crate) fn unmap_list(call: &mut Call<'_>, list: &[u8]) -> Result<Action, Sense> {
-    const HEADER: usize = 8;
     const DESCRIPTOR: usize = 16;
-    let Some((header, rest)) = list.split_at_checked(HEADER) else { return Err(Sense::LIST_LENGTH) };
+    let Some((header, rest)) = list.split_at_checked(UNMAP_HEADER) else { return Err(Sense::LIST_LENGTH) };
     let data_len = usize::from(header[0]) << 8 | usize::from(header[1]);
     let descriptors_len = usize::from(header[2]) << 8 | usize::from(header[3]);
     if data_len + 2 > list.len() {
         return Err(Sense::LIST_LENGTH);
     }
     let descriptors = rest.get(..descriptors_len).ok_or(Sense::LIST_LENGTH)?;
-    if descriptors_len > data_len.saturating_sub(HEADER - 2) {
+    if descriptors_len > data_len.saturating_sub(UNMAP_HEADER - 2) {
         return Err(Sense::invalid_parameter(2, None));
     }
     let mut descriptors = descriptors.chunks_exact(DESCRIPTOR);
@@ -64,19 +61,11 @@ fn descriptor_range(bytes: &[u8], geometry: Geometry) -> Result<Range, Sense> {
 const UNMAP: u8 = 0x08;
 
 /// WRITE SAME(10), (16): the CDB. With NDOB there is no block to fetch, and zeroes are meant.
+/// The table refuses ANCHOR (ANC_SUP is 0), and PBDATA and LBDATA: they are obsolete, but had a meaning that nobody may
+/// believe was served.
 pub(crate) fn write_same(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
-    const ANCHOR: u8 = 0x10;
-    const PBDATA: u8 = 0x04;
-    const LBDATA: u8 = 0x02;
     const NDOB: u8 = 0x01;
-    media::no_protection(call)?;
-    // Not supported (ANC_SUP is 0); obsolete with a meaning that nobody may believe was served.
-    for (mask, bit) in [(ANCHOR, 4), (PBDATA, 2), (LBDATA, 1)] {
-        if call.cdb.bit(1, mask) {
-            return Err(Sense::invalid_field(1, Some(bit)));
-        }
-    }
-    if call.cdb.bit(1, UNMAP) && !call.geometry.has(crate::geometry::Flags::DISCARDS) {
+    if call.cdb.bit(1, UNMAP) && !call.geometry.has(Flags::DISCARDS) {
         return Err(Sense::invalid_field(1, Some(3)));
     }
     let range = same_range(call)?;
@@ -246,7 +235,7 @@ mod tests {
     #[test]
     fn write_same_refusals() {
         let mut bench = Bench::new();
-        for (flags, bit) in [(0x10, 4), (0x18, 4), (0x04, 2), (0x02, 1), (0x20, 7)] {
+        for (flags, bit) in [(0x10, 4), (0x18, 4), (0x04, 2), (0x02, 1), (0x20, 5)] {
             assert_eq!(bench.sense(&same_16(flags, 0, 1)), Sense::invalid_field(1, Some(bit)));
         }
         for (lba, count) in [(4096, 1), (4097, 0), (u64::MAX, 1), (u64::MAX, 0), (1 << 63, 1), (1, u32::MAX)] {

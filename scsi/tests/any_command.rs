@@ -1,0 +1,294 @@
+//! Any CDB with any parameter data on any disk: nothing panics, and every answer keeps to what the front end relies on.
+
+use std::sync::Arc;
+
+use pollux_core::{Discard, IoFlags, Op, Shape};
+use pollux_scsi::{
+    Action, Attention, Cdb, Identity, Inventory, LogicalUnit, Nexus, Outcome, Path, SCRATCH_LEN, SENSE_LEN, Status,
+    Step, execute_absent, execute_well_known,
+};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+/// Opcodes of commands that exist, so that random CDBs reach the handlers.
+const KNOWN: [u8; 26] = [
+    0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x1A, 0x1B, 0x1E, 0x25, 0x28, 0x2A, 0x35, 0x41, 0x42, 0x55, 0x5A, 0x88, 0x8A,
+    0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA8, 0xAA,
+];
+
+struct Luns(u16);
+
+impl Inventory for Luns {
+    fn luns(&self, visit: &mut dyn FnMut(u16)) {
+        (0..self.0).for_each(visit);
+    }
+
+    fn well_known(&self) -> bool {
+        self.0.is_multiple_of(2)
+    }
+}
+
+prop_compose! {
+    fn any_shape()(
+        large in any::<bool>(), physical in 0u32..4, bits in 0u32..44, blocks in any::<u64>(), read_only in any::<bool>(),
+        volatile_cache in any::<bool>(), discards in any::<bool>(), granularity in 0u32..8, alignment in 0u32..16,
+        reads_zero in any::<bool>(), optimal_io in any::<u32>(), rotation_rate in any::<u16>(),
+    ) -> Shape {
+        let block_size = if large { 4096 } else { 512 };
+        let discard = Discard { granularity: block_size * granularity, alignment: block_size * alignment, reads_zero };
+        Shape {
+            block_size,
+            physical_block_size: block_size << physical,
+            num_blocks: blocks >> (63 - bits),
+            read_only,
+            volatile_cache,
+            discard: discards.then_some(discard),
+            optimal_io,
+            rotation_rate,
+        }
+    }
+}
+
+/// A CDB of which few bytes are set: most random ones fail at the first reserved bit.
+fn any_cdb() -> impl Strategy<Value = [u8; 32]> {
+    let opcode = prop_oneof![9 => prop::sample::select(KNOWN.to_vec()), 1 => any::<u8>()];
+    let byte =
+        prop_oneof![Just(0u8), Just(0xFF), Just(0x08), Just(0x10), Just(0x0C), Just(0x3F), Just(0xB0), any::<u8>()];
+    (opcode, prop::collection::vec((1usize..16, byte), 0..6)).prop_map(|(opcode, bytes)| {
+        let mut cdb = [0; 32];
+        cdb[0] = opcode;
+        bytes.into_iter().for_each(|(at, byte)| cdb[at] = byte);
+        cdb
+    })
+}
+
+/// The allocation length of the commands that have one.
+fn allocation_length(cdb: &[u8; 32]) -> usize {
+    let number = |range: std::ops::Range<usize>| cdb[range].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    match cdb[0] {
+        0x03 | 0x1A => number(4..5),
+        0x12 => number(3..5),
+        0x25 => 8,
+        0x5A => number(7..9),
+        0x9E => number(10..14),
+        0xA0 | 0xA3 => number(6..10),
+        _ => 0,
+    }
+}
+
+fn unit_on(shape: Option<Shape>) -> (Arc<LogicalUnit>, Arc<Path>, Arc<Path>) {
+    let unit = LogicalUnit::new(Identity::from_uuid(Uuid::from_u128(7), "any"), shape);
+    let paths = [1, 2].map(|port| unit.attach(Nexus::new(port, "c".into(), 1, 0), 0));
+    let [path, other] = paths;
+    (unit, path, other)
+}
+
+fn check_outcome(outcome: &Outcome, limit: usize) {
+    assert_eq!(outcome.sense.is_some(), outcome.status == Status::CheckCondition);
+    assert!(outcome.data_len <= limit && (outcome.sense.is_none() || outcome.data_len == 0));
+    if let Some(sense) = outcome.sense {
+        for descriptor_format in [false, true] {
+            let mut bytes = [0; SENSE_LEN];
+            let len = sense.encode(descriptor_format, &mut bytes);
+            assert!(len >= 8 && usize::from(bytes[7]) + 8 == len);
+        }
+    }
+}
+
+fn check_range(shape: &Shape, offset: u64, len: u64) {
+    let block = u64::from(shape.block_size);
+    let end = offset.checked_add(len).expect("no overflow");
+    assert!(
+        len > 0 && offset.is_multiple_of(block) && len.is_multiple_of(block) && end <= shape.bytes(),
+        "{offset}+{len}"
+    );
+}
+
+fn check_write(unit: &LogicalUnit, shape: &Shape, flags: IoFlags) {
+    assert!(!shape.read_only);
+    let durable = !shape.volatile_cache || unit.write_cache_enabled() || flags.contains(IoFlags::FUA);
+    assert!(durable, "a write that nobody will flush");
+}
+
+fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit: usize) {
+    match action {
+        Action::Done(outcome) => check_outcome(&outcome, limit),
+        Action::DataOut { len } => assert!((1..=65535).contains(&len)),
+        Action::Io { op, flags, offset, len } => {
+            let shape = shape.expect("a device");
+            check_range(shape, offset, len);
+            match op {
+                Op::Write => check_write(unit, shape, flags),
+                op => assert_eq!((op, flags), (Op::Read, IoFlags::empty())),
+            }
+        }
+        Action::Plan(mut plan) => {
+            let shape = shape.expect("a device");
+            for step in std::iter::from_fn(|| plan.next()).take(10_000) {
+                match step {
+                    Step::Flush => continue,
+                    Step::Discard { .. } => assert!(shape.discard.is_some()),
+                    Step::WriteZeroes { .. } | Step::WritePattern { .. } => {}
+                }
+                let (Step::Discard { offset, len, flags }
+                | Step::WriteZeroes { offset, len, flags }
+                | Step::WritePattern { offset, len, flags }) = step
+                else {
+                    continue;
+                };
+                check_range(shape, offset, len);
+                check_write(unit, shape, flags);
+            }
+            let pattern = plan.pattern().len();
+            assert!(pattern == 0 || pattern == shape.block_size as usize);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_command_breaks_the_rules(
+        shape in prop::option::weighted(0.9, any_shape()),
+        commands in prop::collection::vec((any_cdb(), prop::collection::vec(any::<u8>(), 0..64)), 1..12),
+        luns in 0u16..40,
+    ) {
+        let (unit, path, _other) = unit_on(shape);
+        let shape = shape.filter(|shape| shape.num_blocks > 0);
+        let mut scratch = vec![0xAA; SCRATCH_LEN];
+        let mut again = vec![0x55; SCRATCH_LEN];
+        for (bytes, parameters) in commands {
+            let cdb = Cdb::new(bytes);
+            let limit = allocation_length(&bytes).min(SCRATCH_LEN);
+            let action = unit.execute(&path, &cdb, &Luns(luns), &mut scratch);
+            if let Action::DataOut { len } = action {
+                assert!((1..=65535).contains(&len));
+                // Sometimes a list of the length asked for, sometimes one that came short.
+                let mut list = parameters.clone();
+                list.resize(len.min(parameters.len() * 8), 0);
+                let action = unit.execute_out(&path, &cdb, &list, &mut scratch);
+                assert!(!matches!(action, Action::DataOut { .. } | Action::Io { .. }));
+                check_action(&unit, shape.as_ref(), action, 0);
+                continue;
+            }
+            // The same command once more: what the initiator gets does not depend on what was in our memory.
+            if let Action::Done(Outcome { data_len, .. }) = action && bytes[0] != 0x03 {
+                let repeated = unit.execute(&path, &cdb, &Luns(luns), &mut again);
+                if matches!(repeated, Action::Done(outcome) if outcome.data_len == data_len) {
+                    prop_assert!(scratch[..data_len] == again[..data_len]);
+                }
+            }
+            check_action(&unit, shape.as_ref(), action, limit);
+        }
+    }
+
+    #[test]
+    fn no_command_without_a_unit_breaks_the_rules(bytes in any_cdb(), luns in 0u16..40) {
+        let nexus = Nexus::new(1, "c".into(), 1, 0);
+        let limit = allocation_length(&bytes).min(SCRATCH_LEN);
+        for execute in [execute_absent, execute_well_known] {
+            let mut scratch = vec![0xAA; SCRATCH_LEN];
+            match execute(&Cdb::new(bytes), &nexus, &Luns(luns), &mut scratch) {
+                Action::Done(outcome) => check_outcome(&outcome, limit),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn no_mode_select_changes_what_is_not_changeable(
+        volatile_cache in any::<bool>(),
+        edits in prop::collection::vec((0usize..60, any::<u8>()), 0..4),
+        long in any::<bool>(),
+    ) {
+        let shape = Shape {
+            block_size: 512, physical_block_size: 512, num_blocks: 1000, read_only: false, volatile_cache,
+            discard: None, optimal_io: 0, rotation_rate: 0,
+        };
+        let (unit, path, other) = unit_on(Some(shape));
+        let mut scratch = vec![0; SCRATCH_LEN];
+        let tur = Cdb::new([0; 32]);
+        for path in [&path, &other] {
+            unit.execute(path, &tur, &Luns(1), &mut scratch);
+        }
+        let mut sense = |control: u8| -> Vec<u8> {
+            let cdb = Cdb::from_slice(&[0x1A, 0x08, control << 6 | 0x3F, 0, 0xFF, 0]);
+            match unit.execute(&path, &cdb, &Luns(1), &mut scratch) {
+                Action::Done(outcome) => scratch[4..outcome.data_len].to_vec(),
+                action => panic!("{action:?}"),
+            }
+        };
+        let (before, mask) = (sense(0), sense(1));
+        let mut list = vec![0; if long { 8 } else { 4 }];
+        list.extend_from_slice(&before);
+        for (at, byte) in edits {
+            let len = list.len();
+            list[at % len] = byte;
+        }
+        let cdb = if long { vec![0x55, 0x10, 0, 0, 0, 0, 0, 0, list.len() as u8] } else { vec![0x15, 0x10, 0, 0, list.len() as u8] };
+        let mut unused = vec![0; SCRATCH_LEN];
+        let action = unit.execute_out(&path, &Cdb::from_slice(&cdb), &list, &mut unused);
+        let after = sense(0);
+        let Action::Done(outcome) = action else { panic!("{action:?}") };
+        prop_assert!(outcome.status == Status::Good || after == before);
+        let mut at = 0;
+        while at < before.len() {
+            let len = usize::from(before[at + 1]) + 2;
+            prop_assert_eq!(&before[at..at + 2], &after[at..at + 2]);
+            for byte in at + 2..at + len {
+                prop_assert_eq!((before[byte] ^ after[byte]) & !mask[byte], 0);
+            }
+            at += len;
+        }
+        let cdb = Cdb::from_slice(&[0x03, 0, 0, 0, 18, 0]);
+        let Action::Done(outcome) = unit.execute(&other, &cdb, &Luns(1), &mut scratch) else { panic!() };
+        prop_assert_eq!(outcome.data_len, 18);
+        let told = scratch[12..14] == [0x2A, 0x01];
+        prop_assert_eq!(told, before != after, "the other path is told of changes and of nothing else");
+    }
+}
+
+/// Two reactors ask at once: the change of the list of units is told exactly once each time.
+#[test]
+fn a_nexus_is_told_once_also_when_two_reactors_ask() {
+    const ROUNDS: usize = 2000;
+    let nexus = Nexus::new(1, "c".into(), 1, 0);
+    let units = [1u128, 2].map(|id| {
+        let unit = LogicalUnit::new(Identity::from_uuid(Uuid::from_u128(id), "any"), None);
+        let path = unit.attach(nexus.clone(), id as u16);
+        (unit, path)
+    });
+    let barrier = std::sync::Barrier::new(3);
+    let told = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for (unit, path) in &units {
+            scope.spawn(|| {
+                let mut scratch = vec![0; SCRATCH_LEN];
+                for _ in 0..ROUNDS {
+                    barrier.wait();
+                    let cdb = Cdb::new([0; 32]);
+                    while let Action::Done(Outcome { sense: Some(sense), .. }) =
+                        unit.execute(path, &cdb, &Luns(0), &mut scratch)
+                    {
+                        if sense.code() == 0x3F0E {
+                            told.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        }
+                        if sense.code() == 0x0400 {
+                            break;
+                        }
+                    }
+                    barrier.wait();
+                }
+            });
+        }
+        for round in 1..=ROUNDS {
+            nexus.raise_luns_changed();
+            barrier.wait();
+            barrier.wait();
+            assert_eq!(told.load(std::sync::atomic::Ordering::Relaxed), round);
+        }
+    });
+    units[0].1.raise(Attention::PowerOn);
+    assert!(units[0].1.has_attention());
+}

@@ -114,6 +114,12 @@ pub trait Channel: Send {
     /// How many requests may be in flight at once; fixed. The submitter keeps to it, so `submit` cannot fail.
     fn depth(&self) -> u32;
 
+    /// What the address and length of each segment should be a multiple of, a power of two: a request with others is
+    /// served all the same, but through a bounce buffer.
+    fn memory_align(&self) -> usize {
+        1
+    }
+
     /// Enters the reactor: registers files and clients with its ring. Called once, before anything else.
     ///
     /// # Errors

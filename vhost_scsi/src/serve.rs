@@ -167,6 +167,9 @@ impl ScsiWorker {
         assert_eq!(got as u64, len, "the chain holds what it was counted to hold");
         (slot.op, slot.flags, slot.offset, slot.len) = (op, flags, offset, len);
         slot.residual = given.residual(len);
+        if self.units.look(self.luns.get(given.lun).unit).bounces(slot.pieces.data().as_slice()) {
+            port.stats.bounces.add(1);
+        }
         self.start_slot(port, given, cx);
     }
 

@@ -15,6 +15,8 @@ pub struct QueueStats {
     pub interrupts_suppressed: Counter,
     /// Requests taken from the ring.
     pub requests: Counter,
+    /// Requests whose buffers are aligned so badly that the device needs a bounce buffer.
+    pub bounces: Counter,
     /// Requests that were malformed.
     pub invalid: Counter,
     /// Requests in flight now (a gauge).

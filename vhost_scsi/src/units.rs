@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use pollux_core::{Channel, Completion, Cx, Io, IoError, IoStats, Next, Tag};
+use pollux_core::{Channel, Completion, Cx, Io, IoError, IoStats, Next, Segment, Tag};
 use pollux_scsi::LogicalUnit;
 
 use crate::message::{Reply, UnitId};
@@ -27,6 +27,8 @@ pub(crate) struct Unit {
     pub(crate) logical: Arc<LogicalUnit>,
     channel: Option<Box<dyn Channel>>,
     depth: u32,
+    /// Bits that are 0 in well-aligned addresses and lengths.
+    align_mask: usize,
     inflight: u32,
     /// Who waits for a slot, by the tags their requests will have.
     pub(crate) waiting: VecDeque<Tag>,
@@ -39,6 +41,11 @@ impl Unit {
     /// Whether a request can be submitted now. A unit without a device takes it too: it is answered by `submit`.
     pub(crate) const fn has_slot(&self) -> bool {
         self.channel.is_none() || self.inflight < self.depth
+    }
+
+    /// Whether the device needs a bounce buffer for these segments.
+    pub(crate) fn bounces(&self, segments: &[Segment]) -> bool {
+        self.align_mask != 0 && segments.iter().any(|s| (s.addr() | s.len()) & self.align_mask != 0)
     }
 
     /// Whether requests can reach a device.
@@ -75,7 +82,7 @@ impl Units {
         stats: Arc<IoStats>,
         cx: &mut Cx<'_>,
     ) -> Result<(), IoError> {
-        let depth = attach(&mut channel, cx)?;
+        let (depth, align_mask) = attach(&mut channel, cx)?;
         let at = unit as usize;
         if self.units.len() <= at {
             self.units.resize_with(at + 1, || None);
@@ -85,6 +92,7 @@ impl Units {
             logical,
             channel,
             depth,
+            align_mask,
             inflight: 0,
             waiting: VecDeque::with_capacity(16),
             stats,
@@ -126,8 +134,9 @@ impl Units {
                 }
                 Some(Ending::Replace(mut channel, reply)) => {
                     let attached = attach(&mut channel, cx);
-                    if let Ok(depth) = attached {
-                        (unit.channel, unit.depth) = (channel, depth);
+                    if let Ok(limits) = attached {
+                        unit.channel = channel;
+                        (unit.depth, unit.align_mask) = limits;
                     }
                     reply.send(attached.map(|_| old));
                 }
@@ -199,12 +208,14 @@ impl Units {
     }
 }
 
-fn attach(channel: &mut Option<Box<dyn Channel>>, cx: &mut Cx<'_>) -> Result<u32, IoError> {
+/// Has the channel enter the reactor; returns its depth and alignment mask.
+fn attach(channel: &mut Option<Box<dyn Channel>>, cx: &mut Cx<'_>) -> Result<(u32, usize), IoError> {
     match channel {
         Some(channel) => {
             channel.attach(cx)?;
-            Ok(channel.depth())
+            assert!(channel.memory_align().is_power_of_two(), "an alignment is a power of two");
+            Ok((channel.depth(), channel.memory_align() - 1))
         }
-        None => Ok(0),
+        None => Ok((0, 0)),
     }
 }

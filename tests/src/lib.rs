@@ -6,10 +6,15 @@
 //! - [`frontend`]: [`guest`] connected to a vhost-user socket.
 //! - [`daemon`]: starts, kills and restarts the real binary.
 //! - [`model`]: what a disk may return after any mix of writes, crashes and flushes.
+//! - [`vm`]: real guests under QEMU.
+//! - [`logwrites`], [`durability`]: what a medium held at each acknowledgement, and whether that was enough.
 
 pub mod daemon;
+pub mod durability;
 pub mod frontend;
 pub mod guest;
+pub mod logwrites;
 pub mod model;
 pub mod rng;
 pub mod sim;
+pub mod vm;

@@ -39,21 +39,39 @@ impl<M> Mail<M> {
 
 /// Waits until every other thread of this process sleeps in the kernel, or `ended`. A message on its way to a thread
 /// makes that thread runnable before the sender goes on, so then nothing is on its way either.
+///
+/// Two looks that find every thread asleep, with the same count of context switches, show that all slept at once in
+/// between.
 fn wait_until_asleep(ended: impl Fn() -> bool) {
-    let own = rustix::thread::gettid().as_raw_nonzero().get().to_string();
-    let asleep = |tid: &str| {
-        let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('S'))
-    };
-    let all_asleep = || {
-        let tasks = std::fs::read_dir("/proc/self/task").expect("procfs is mounted");
-        let mut names = tasks.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        names.all(|tid| tid == own || asleep(&tid))
-    };
-    // Twice, because one may have slept for a lock of ours.
-    while !ended() && !(all_asleep() && all_asleep()) {
+    let mut last = None;
+    while !ended() {
+        let now = sleepers();
+        if now.is_some() && now == last {
+            return;
+        }
+        last = now;
         std::thread::yield_now();
     }
+}
+
+/// The other threads of this process with their counts of context switches; `None` if one of them is awake.
+fn sleepers() -> Option<Vec<(String, String)>> {
+    let own = rustix::thread::gettid().as_raw_nonzero().get().to_string();
+    let mut all = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").expect("procfs is mounted").flatten() {
+        let tid = task.file_name().into_string().unwrap_or_default();
+        // A thread that has just ended has no status.
+        let Ok(status) = std::fs::read_to_string(task.path().join("status")) else { continue };
+        if tid == own {
+            continue;
+        }
+        if !status.contains("\nState:\tS") {
+            return None;
+        }
+        let switches = status.lines().filter(|line| line.contains("ctxt_switches")).collect();
+        all.push((tid, switches));
+    }
+    Some(all)
 }
 
 /// Only one machine at a time: it has to know when the rest of the process sleeps.
@@ -180,8 +198,11 @@ impl<W: Worker> SimMachine<W> {
         let result = std::thread::scope(|scope| {
             let other = scope.spawn(f);
             let mut rounds_idle = 0;
-            while !other.is_finished() {
+            loop {
                 wait_until_asleep(|| other.is_finished());
+                if other.is_finished() {
+                    break;
+                }
                 rounds_idle = if self.post.lock().open_door() { 0 } else { rounds_idle + 1 };
                 if rounds_idle > 100 {
                     // It may wait for the real clock.
@@ -203,6 +224,7 @@ impl<W: Worker> SimMachine<W> {
     /// One pass: the world does what is due, then each reactor takes a turn, in random order, some of them none.
     /// Returns 0 only if nobody has anything to do now.
     fn round(&mut self) -> u64 {
+        let before = self.rng.clone();
         let mut did = self.world.deliver() as u64;
         let mut order: Vec<usize> = (0..self.reactors.len()).collect();
         for last in (1..order.len()).rev() {
@@ -218,6 +240,10 @@ impl<W: Worker> SimMachine<W> {
         }
         if did == 0 {
             did = skipped.into_iter().map(|at| self.turn(at)).sum();
+        }
+        if did == 0 {
+            // How often somebody looks whether there is work must not change the run.
+            self.rng = before;
         }
         did
     }

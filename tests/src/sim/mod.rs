@@ -4,6 +4,7 @@
 //! outside. Guest memory and eventfds are real ones (they are deterministic as long as one thread uses them); the disk
 //! and the time are not.
 
+mod appliance;
 mod bdev;
 mod disk;
 mod fault;
@@ -12,6 +13,7 @@ mod machine;
 mod ring;
 mod world;
 
+pub use appliance::{SimAppliance, backing, unit_of};
 pub use bdev::SimBdev;
 pub use disk::{Mark, SECTOR, SimDisk};
 pub use fault::{Effect, Fault, Kind};

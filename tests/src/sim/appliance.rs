@@ -1,0 +1,141 @@
+//! The whole data path in the simulated world: workers of the virtio-scsi device on simulated rings, the real control
+//! plane and the real sockets, and front ends that take turns with them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use pollux_core::{Bdev, IoStats};
+use pollux_scsi::{Identity, LogicalUnit};
+use pollux_vhost_scsi::{Backing, Message, ScsiWorker, SocketOptions, Target, TargetOptions, WorkerConfig};
+use pollux_vhost_user::Server;
+use uuid::Uuid;
+
+use super::{SimMachine, SimWorld};
+use crate::frontend::FrontEnd;
+use crate::guest::DriverOptions;
+
+/// A simulated appliance.
+pub struct SimAppliance {
+    /// Its reactors.
+    pub machine: SimMachine<ScsiWorker>,
+    /// Its control plane.
+    pub target: Arc<Target>,
+    server: Arc<Server>,
+    dir: tempfile::TempDir,
+    reactors: usize,
+}
+
+/// A unit for a device.
+#[must_use]
+pub fn unit_of(name: &str, bdev: &dyn Bdev) -> Arc<LogicalUnit> {
+    let uuid = Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes());
+    LogicalUnit::new(Identity::from_uuid(uuid, "simulated"), Some(bdev.shape()))
+}
+
+/// What a LUN needs to lead to a device.
+#[must_use]
+pub fn backing(name: &str, unit: &Arc<LogicalUnit>, bdev: &Arc<dyn Bdev>) -> Backing {
+    Backing {
+        bdev_name: name.into(),
+        unit: Arc::clone(unit),
+        device: Some(Arc::clone(bdev)),
+        new_stats: Arc::new(|| Arc::new(IoStats::default())),
+    }
+}
+
+impl SimAppliance {
+    /// An appliance without controllers.
+    ///
+    /// # Errors
+    /// If the system has no descriptor, thread or folder for it.
+    pub fn new(world: &SimWorld, reactors: usize, seed: u64) -> Result<Self> {
+        let workers = (0..reactors).map(|n| ScsiWorker::new(n, reactors, WorkerConfig::default())).collect();
+        let machine = SimMachine::new(world, workers, seed);
+        let dir = tempfile::Builder::new().prefix("pollux-sim-").tempdir()?;
+        let server = Server::new()?;
+        let post: Arc<dyn pollux_core::Post<Message>> = machine.post();
+        let options = TargetOptions { vhost_dir: dir.path().into(), socket: SocketOptions::default() };
+        let target = Target::new(post, Arc::clone(&server), options);
+        Ok(SimAppliance { machine, target, server, dir, reactors })
+    }
+
+    /// The socket of a controller.
+    #[must_use]
+    pub fn socket(&self, ctrlr: &str) -> PathBuf {
+        self.dir.path().join(ctrlr)
+    }
+
+    /// A control-plane call, which may wait for the reactors.
+    pub fn call<R: Send>(&mut self, f: impl FnOnce(&Target) -> R + Send) -> R {
+        let target = Arc::clone(&self.target);
+        self.machine.call(move || f(&target))
+    }
+
+    /// A controller on all reactors that listens and has these LUNs.
+    ///
+    /// # Errors
+    /// If the control plane refuses.
+    pub fn controller(&mut self, ctrlr: &str, luns: &[(u8, u16, Backing)]) -> Result<()> {
+        let reactors = (0..self.reactors).collect();
+        self.call(|target| -> Result<()> {
+            target.create_controller(ctrlr, reactors, 1)?;
+            for (number, lun, backing) in luns {
+                target.add_lun(ctrlr, Some(*number), *lun, backing.clone())?;
+            }
+            target.start_controller(ctrlr)?;
+            Ok(())
+        })
+    }
+
+    /// A front end of a controller, all queues running.
+    ///
+    /// # Errors
+    /// If the device refuses a step.
+    pub fn connect(&mut self, ctrlr: &str, options: &DriverOptions) -> Result<FrontEnd> {
+        let path = self.socket(ctrlr);
+        self.machine.call(|| FrontEnd::connect(&path, options))
+    }
+
+    /// The VMM dies; returns when the session is gone.
+    ///
+    /// # Panics
+    /// If the session does not go.
+    pub fn disconnect(&mut self, front: FrontEnd) {
+        let target = Arc::clone(&self.target);
+        self.machine.call(move || {
+            let before = sessions(&target);
+            drop(front);
+            for _ in 0..60_000 {
+                if sessions(&target) < before {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            panic!("the session does not end");
+        });
+    }
+
+    /// Takes everything down: the controllers go, and with them what they have open.
+    ///
+    /// # Errors
+    /// If the control plane refuses.
+    pub fn shutdown(mut self) -> Result<()> {
+        self.call(|target| -> Result<()> {
+            for controller in target.controllers() {
+                target.delete_controller(&controller.name, true)?;
+            }
+            Ok(())
+        })?;
+        let server = Arc::clone(&self.server);
+        self.machine.call(move || server.shutdown());
+        let pending = self.machine.world().pending();
+        anyhow::ensure!(pending == 0, "{pending} ring entries are left in flight");
+        Ok(())
+    }
+}
+
+fn sessions(target: &Target) -> usize {
+    target.controllers().iter().map(|c| c.sessions.len()).sum()
+}

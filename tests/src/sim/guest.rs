@@ -1,0 +1,208 @@
+//! A guest in the simulated world: it does random things and checks what it gets.
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use super::SimAppliance;
+use crate::frontend::FrontEnd;
+use crate::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, ScsiLoad, ScsiMix, Tmf, cdb};
+use crate::rng::Rng;
+
+/// The unit that a [`SimGuest`] works on.
+pub const LUN: Lun = Lun::new(0, 0);
+
+/// A guest with a load on LUN 0 of target 0.
+pub struct SimGuest {
+    /// Its driver and session.
+    pub front: FrontEnd,
+    /// Its load, with the oracle.
+    pub load: ScsiLoad,
+    /// What the load is made of.
+    pub mix: ScsiMix,
+    /// Its chances.
+    pub rng: Rng,
+    /// The queues that run.
+    running: Vec<bool>,
+    tmfs: usize,
+}
+
+impl SimGuest {
+    /// A guest that finds `blocks` blocks of zeroes.
+    ///
+    /// # Errors
+    /// If it cannot connect.
+    pub fn connect(appliance: &mut SimAppliance, ctrlr: &str, blocks: u64, seed: u64) -> Result<Self> {
+        let load = ScsiLoad::new(LUN, 512, blocks, seed);
+        Self::connect_with(appliance, ctrlr, seed, load)
+    }
+
+    /// A guest that goes on with a load that an earlier one left.
+    ///
+    /// # Errors
+    /// If it cannot connect.
+    pub fn connect_with(appliance: &mut SimAppliance, ctrlr: &str, seed: u64, load: ScsiLoad) -> Result<Self> {
+        let mut rng = Rng::new(seed);
+        let options = DriverOptions {
+            request_queues: rng.between(1, 4) as usize,
+            queue_size: 1 << rng.between(5, 7),
+            event_idx: rng.chance(1, 2),
+            indirect: rng.chance(1, 2),
+            events: true,
+            memory: vec![(0x10_0000, 8 << 20)],
+            seed,
+        };
+        let mut front = appliance.connect(ctrlr, &options)?;
+        front.driver.post_events(4, 16);
+        let running = vec![true; front.driver.queues.len()];
+        Ok(SimGuest { front, load, mix: ScsiMix::default(), rng, running, tmfs: 0 })
+    }
+
+    /// A random request queue.
+    pub fn request_queue(&mut self) -> usize {
+        FIRST_REQUEST_QUEUE + self.rng.index(self.front.driver.queues.len() - FIRST_REQUEST_QUEUE)
+    }
+
+    /// Something random a guest does.
+    pub fn act(&mut self) {
+        let queue = self.request_queue();
+        if self.load.in_flight() < 48 {
+            self.load.submit(&mut self.front.driver, queue, &self.mix);
+        }
+        if self.rng.chance(2, 3) && self.running[queue] {
+            self.front.driver.queues[queue].flush();
+        }
+    }
+
+    /// Takes all answers.
+    ///
+    /// # Errors
+    /// If one is wrong.
+    pub fn take(&mut self) -> Result<()> {
+        for queue in FIRST_REQUEST_QUEUE..self.front.driver.queues.len() {
+            while let Some((ticket, response)) = self.front.poll(queue)? {
+                let known = self.load.answered(queue, ticket, &response).map_err(|why| anyhow!(why))?;
+                ensure!(known, "queue {queue}: an answer to {ticket}, which nobody asked");
+            }
+        }
+        while let Some((_, response, ..)) =
+            self.front.driver.poll_raw(CONTROL_QUEUE).map_err(|why| anyhow!("control queue: {why:?}"))?
+        {
+            ensure!(matches!(response[0], 0 | 10), "a task management function was answered with {}", response[0]);
+            self.tmfs -= 1;
+        }
+        Ok(())
+    }
+
+    /// Sends a random task management function.
+    pub fn tmf(&mut self) {
+        let queue = self.request_queue();
+        let tickets = self.load.tickets(queue);
+        let (function, tag) = if tickets.is_empty() || self.rng.chance(1, 4) {
+            (Tmf::LunReset, 0)
+        } else {
+            (Tmf::AbortTask, tickets[self.rng.index(tickets.len())])
+        };
+        if self.front.driver.submit_tmf(function, LUN.bytes(), tag).is_some() {
+            self.tmfs += 1;
+        }
+        self.front.driver.queues[CONTROL_QUEUE].flush();
+    }
+
+    /// Stops a queue and, sooner or later, starts it where it stopped.
+    ///
+    /// # Errors
+    /// If the device does not do that, or not rightly.
+    pub fn stop_or_start(&mut self, appliance: &mut SimAppliance) -> Result<()> {
+        let queue = self.request_queue();
+        let front = &mut self.front;
+        if self.running[queue] {
+            let base = appliance.machine.call(|| front.stop_queue(queue))?;
+            self.running[queue] = false;
+            let taken = base.wrapping_sub(self.front.driver.queues[queue].ring.last_used());
+            self.take()?;
+            let left = base.wrapping_sub(self.front.driver.queues[queue].ring.last_used());
+            ensure!(left == 0, "queue {queue} stopped with {left} of {taken} requests taken and not answered");
+        } else {
+            self.start(appliance, queue)?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, appliance: &mut SimAppliance, queue: usize) -> Result<()> {
+        let base = self.front.driver.queues[queue].ring.last_used();
+        let front = &mut self.front;
+        appliance.machine.call(|| front.start_queue(queue, base))?;
+        self.running[queue] = true;
+        self.front.driver.queues[queue].flush();
+        self.front.driver.queues[queue].kick();
+        Ok(())
+    }
+
+    /// Lets everything that was asked be answered.
+    ///
+    /// # Errors
+    /// If something is not.
+    pub fn finish(&mut self, appliance: &mut SimAppliance) -> Result<()> {
+        for queue in FIRST_REQUEST_QUEUE..self.running.len() {
+            if !self.running[queue] {
+                self.start(appliance, queue)?;
+            }
+        }
+        for queue in &mut self.front.driver.queues {
+            queue.flush();
+        }
+        appliance.machine.run();
+        self.take()?;
+        ensure!(
+            self.load.in_flight() == 0 && self.tmfs == 0,
+            "the machine is idle with {} commands and {} task management functions unanswered",
+            self.load.in_flight(),
+            self.tmfs
+        );
+        Ok(())
+    }
+
+    /// One command, answered when the machine is idle.
+    ///
+    /// # Errors
+    /// If it does not end GOOD (unit attentions aside).
+    pub fn command(&mut self, appliance: &mut SimAppliance, cdb: &[u8], out: &[u8], in_len: usize) -> Result<Vec<u8>> {
+        for _ in 0..8 {
+            let ticket = self.front.submit(FIRST_REQUEST_QUEUE, &Command::new(LUN, cdb, out, in_len));
+            appliance.machine.run();
+            let (answered, response) = self.front.poll(FIRST_REQUEST_QUEUE)?.context("no answer")?;
+            ensure!(Some(answered) == ticket, "an answer to another command");
+            match response.sense_key() {
+                Some((6, ..)) => {}
+                _ if response.good() => return Ok(response.data),
+                sense => bail!("{cdb:02x?}: status {} sense {sense:?}", response.status),
+            }
+        }
+        bail!("unit attentions without end")
+    }
+
+    /// Reads the whole disk and asks the oracle.
+    ///
+    /// # Errors
+    /// What the oracle objects to.
+    pub fn verify(&mut self, appliance: &mut SimAppliance) -> Result<()> {
+        self.finish(appliance)?;
+        let blocks = self.load.model.blocks();
+        let read = self.load.model.begin_read(0, blocks);
+        let mut data = Vec::new();
+        for at in (0..blocks).step_by(64) {
+            data.extend(self.command(appliance, &cdb::read10(at as u32, 64), &[], 64 * 512)?);
+        }
+        self.load.model.end_read(read, &data).map_err(|why| anyhow!(why))
+    }
+
+    /// The VMM dies: what was in flight is never answered. The load is what is left.
+    #[must_use]
+    pub fn die(self, appliance: &mut SimAppliance) -> ScsiLoad {
+        let SimGuest { front, mut load, .. } = self;
+        for queue in FIRST_REQUEST_QUEUE..front.driver.queues.len() {
+            load.abandon(queue);
+        }
+        appliance.disconnect(front);
+        load
+    }
+}

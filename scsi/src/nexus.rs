@@ -230,6 +230,25 @@ mod tests {
     }
 
     #[test]
+    fn of_two_paths_that_saw_the_change_one_reports_it() {
+        let nexus = nexus();
+        let paths = [Path::new(nexus.clone(), 0), Path::new(nexus.clone(), 1)];
+        nexus.raise_luns_changed();
+        assert!(nexus.take_luns_changed_from(Some(&paths[0])));
+        assert!(!nexus.take_luns_changed_from(Some(&paths[1])));
+    }
+
+    #[test]
+    fn a_path_that_left_with_the_change_pending_is_done_with_it() {
+        let nexus = nexus();
+        let path = Path::new(nexus.clone(), 0);
+        nexus.raise_luns_changed();
+        path.forget();
+        assert!(nexus.take_luns_changed());
+        assert_eq!(drained(&path), [Attention::PowerOn]);
+    }
+
+    #[test]
     fn a_forgotten_path_is_not_told() {
         let nexus = nexus();
         let path = Path::new(nexus.clone(), 0);

@@ -217,15 +217,15 @@ mod tests {
         #[test]
         fn steps_cover_the_range_once_in_order(offset in 0u64..1 << 40, len in 1u64..1 << 35) {
             let mut plan = Plan::write_zeroes(Range { offset, len }, IoFlags::MAY_DEALLOCATE);
-            let mut at = offset;
+            let (mut at, end) = (offset, offset + len);
             while let Some(step) = plan.next() {
                 let Step::WriteZeroes { offset, len, flags } = step else { panic!("{step:?}") };
                 prop_assert_eq!((offset, flags), (at, IoFlags::MAY_DEALLOCATE));
                 prop_assert!(len > 0 && len <= STEP_LEN);
                 at += len;
-                prop_assert!(at % STEP_LEN == 0 || at == offset + len);
+                prop_assert!(at % STEP_LEN == 0 || at == end);
             }
-            prop_assert_eq!(at, offset + len);
+            prop_assert_eq!(at, end);
         }
     }
 }

@@ -1,0 +1,139 @@
+//! A wrapper that counts: how a stacked device opens its base, so that the base's counters hold its I/O too.
+//!
+//! Front ends count for themselves (they know when a request came in); between layers nobody would, so this does.
+
+use std::sync::Arc;
+
+use pollux_core::{
+    Bdev, Channel, Completion, Cx, Io, IoError, IoStats, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag, Token,
+};
+
+use crate::StatsSet;
+
+/// A device that counts what is done through it.
+pub struct Measured {
+    base: Arc<dyn Bdev>,
+    stats: Arc<StatsSet>,
+}
+
+impl Measured {
+    /// `base`, counted into `stats`.
+    pub fn new(base: Arc<dyn Bdev>, stats: Arc<StatsSet>) -> Self {
+        Measured { base, stats }
+    }
+}
+
+impl Bdev for Measured {
+    fn shape(&self) -> Shape {
+        self.base.shape()
+    }
+
+    fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {
+        let base = self.base.open(args)?;
+        let depth = base.depth();
+        Ok(Box::new(MeasuredChannel {
+            base,
+            stats: self.stats.new_stats(),
+            pending: Slab::new(depth),
+            ended: Vec::with_capacity(depth as usize),
+        }))
+    }
+}
+
+/// What is remembered of a request while it is below.
+struct Pending {
+    tag: Tag,
+    op: Op,
+    len: u64,
+    started: u64,
+}
+
+struct MeasuredChannel {
+    base: Box<dyn Channel>,
+    stats: Arc<IoStats>,
+    /// Requests below go by a name of ours: the index here and its generation.
+    pending: Slab<Pending>,
+    ended: Vec<Completion>,
+}
+
+impl Channel for MeasuredChannel {
+    fn depth(&self) -> u32 {
+        self.pending.capacity()
+    }
+
+    fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {
+        self.base.attach(cx)
+    }
+
+    fn detach(&mut self, cx: &mut Cx<'_>) {
+        self.base.detach(cx);
+    }
+
+    fn submit(&mut self, io: Io, cx: &mut Cx<'_>) {
+        let pending = Pending { tag: io.tag, op: io.op, len: io.len, started: cx.now };
+        let token = self.pending.insert(pending).ok().expect("the submitter keeps to the depth");
+        self.stats.started();
+        self.base.submit(Io { tag: tag_of(token), ..io }, cx);
+    }
+
+    fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Vec<Completion>) {
+        self.base.poll(cx, &mut self.ended);
+        for Completion { tag, result } in self.ended.drain(..) {
+            let pending = self.pending.remove(token_of(tag)).expect("each tag completes once");
+            self.stats.ended(pending.op, pending.len, cx.now.saturating_sub(pending.started), result);
+            done.push(Completion { tag: pending.tag, result });
+        }
+    }
+
+    fn next(&self) -> Next {
+        self.base.next()
+    }
+
+    fn cancel(&mut self, tag: Tag, cx: &mut Cx<'_>) {
+        let found = self.pending.iter_mut().find(|(_, pending)| pending.tag == tag).map(|(token, _)| token);
+        if let Some(token) = found {
+            self.base.cancel(tag_of(token), cx);
+        }
+    }
+}
+
+/// A slab token as the tag of a request to the layer below.
+pub(crate) const fn tag_of(token: Token) -> Tag {
+    (token.generation as u64) << 32 | token.index as u64
+}
+
+/// The token in such a tag.
+pub(crate) const fn token_of(tag: Tag) -> Token {
+    Token { index: tag as u32, generation: (tag >> 32) as u16 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rig, ram};
+    use pollux_core::IoFlags;
+
+    #[test]
+    fn counts_what_goes_through_under_the_submitters_tags() {
+        let stats = Arc::new(StatsSet::new());
+        let mut rig = Rig::new(&Measured::new(ram(512, 64), stats.clone()));
+        rig.write(0, &[1; 1024], IoFlags::empty()).unwrap();
+        assert_eq!(rig.read(512, 512).unwrap(), [1; 512]);
+        let (sum, bytes) = (stats.snapshot(), |op| stats.snapshot().op(op).bytes);
+        assert_eq!((sum.op(Op::Write).ops, bytes(Op::Write), sum.op(Op::Read).ops, bytes(Op::Read)), (1, 1024, 1, 512));
+        assert_eq!(sum.inflight, 0);
+        drop(rig);
+        assert_eq!(stats.snapshot().op(Op::Write).ops, 1);
+    }
+
+    #[test]
+    fn cancels_by_the_submitters_tag() {
+        let stats = Arc::new(StatsSet::new());
+        let mut rig = Rig::new(&Measured::new(ram(512, 64), stats.clone()));
+        rig.submit(Io::without_data(7, Op::WriteZeroes, IoFlags::empty(), 0, 512));
+        rig.cancel(8);
+        rig.cancel(7);
+        assert_eq!(rig.finish(), [Completion { tag: 7, result: Err(IoError::Aborted) }]);
+        assert_eq!(stats.snapshot().errors(IoError::Aborted), 1);
+    }
+}

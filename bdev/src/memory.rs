@@ -1,0 +1,259 @@
+//! Memory that is reached only by address: mappings and aligned buffers, and copies between them and segments.
+//!
+//! No Rust reference to any of these bytes ever exists, so the kernel and other reactors may read and write them at any
+//! time. Two reactors that write the same byte at once get one of the two values or a mixture, as on a real disk.
+//! This is the only file of the crate that takes memory or touches it.
+//!
+//! Invariant: an object of this file outlives every request that one of its segments is put into. A channel that owns
+//! one and is dropped with requests in flight leaks it instead (see [`Mapping::leak`]).
+
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr;
+
+use pollux_core::segment::for_range;
+use pollux_core::{Segment, SegmentList};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+/// The unit in which memory is given back.
+pub(crate) const PAGE: usize = 4096;
+
+/// An anonymous mapping, all zeroes at first. A page takes no memory until it is written.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    addr: usize,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps `len` bytes.
+    pub(crate) fn new(len: usize) -> Result<Self, Errno> {
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        let addr = unsafe {
+            mmap_anonymous(
+                ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )?
+        };
+        // Huge pages would make a written byte cost 2 MiB. Where the kernel knows none the advice fails: no matter.
+        // SAFETY: the advice concerns only the mapping just made and changes no content.
+        let _ = unsafe { madvise(addr, len, Advice::LinuxNoHugepage) };
+        Ok(Mapping { addr: addr as usize, len })
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A part of it. The caller keeps the mapping for as long as the segment is in use.
+    ///
+    /// # Panics
+    /// If the part does not lie inside.
+    pub(crate) fn segment(&self, offset: usize, len: usize) -> Segment {
+        self.check(offset, len);
+        // SAFETY: the range is inside the mapping, which its owner keeps until the request has completed (see the
+        // file's invariant), and nobody has a reference to it.
+        unsafe { Segment::new(self.addr + offset, len) }
+    }
+
+    /// Zeroes a part: whole pages are given back, the edges are written.
+    ///
+    /// # Panics
+    /// If the part does not lie inside.
+    pub(crate) fn zero(&self, offset: usize, len: usize) {
+        self.check(offset, len);
+        let end = offset + len;
+        let (first, last) = (offset.next_multiple_of(PAGE).min(end), end / PAGE * PAGE);
+        if first >= last {
+            return self.fill_zero(offset, len);
+        }
+        self.fill_zero(offset, first - offset);
+        self.fill_zero(last, end - last);
+        // SAFETY: whole pages of a private anonymous mapping that is ours; they read as zeroes afterwards.
+        let dropped = unsafe { madvise((self.addr + first) as *mut _, last - first, Advice::LinuxDontNeed) };
+        if dropped.is_err() {
+            // Locked memory cannot be given back; zeroes are promised all the same.
+            self.fill_zero(first, last - first);
+        }
+    }
+
+    fn fill_zero(&self, offset: usize, len: usize) {
+        // SAFETY: the callers have checked that the range lies inside the mapping.
+        unsafe { ptr::write_bytes((self.addr + offset) as *mut u8, 0, len) };
+    }
+
+    fn check(&self, offset: usize, len: usize) {
+        let end = offset.checked_add(len);
+        assert!(end.is_some_and(|end| end <= self.len), "{len} bytes at {offset} of a mapping of {}", self.len);
+    }
+
+    /// Gives the memory up without unmapping it, because somebody may still use it.
+    pub(crate) fn leak(mut self) {
+        self.len = 0;
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: the mapping is ours and, by the file's invariant, nothing uses it any more. A failure would mean
+            // that it is not mapped, which changes nothing.
+            let _ = unsafe { munmap(self.addr as *mut _, self.len) };
+        }
+    }
+}
+
+/// Bytes of our own as the data of a request, aligned to a page.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    addr: usize,
+    /// The whole buffer, boxed so that a [`SegmentList`] can point to it.
+    whole: Box<Segment>,
+}
+
+impl Buffer {
+    /// A buffer of `len` zeroes; `len` is not 0.
+    pub(crate) fn new(len: usize) -> Self {
+        let layout = Self::layout(len);
+        // SAFETY: the layout's size is not zero (asserted in `layout`).
+        let addr = unsafe { alloc_zeroed(layout) } as usize;
+        if addr == 0 {
+            handle_alloc_error(layout);
+        }
+        // SAFETY: the memory was just allocated; `Buffer`'s owner keeps it until the request has completed.
+        Buffer { addr, whole: Box::new(unsafe { Segment::new(addr, len) }) }
+    }
+
+    /// A buffer with the first `len` bytes of the segments.
+    pub(crate) fn copy_of(segments: &[Segment], len: usize) -> Self {
+        let buffer = Buffer::new(len);
+        assert_eq!(gather(segments, 0, buffer.segment()), len, "the segments hold what the request says");
+        buffer
+    }
+
+    fn layout(len: usize) -> Layout {
+        assert!(len > 0, "a buffer has bytes");
+        Layout::from_size_align(len, PAGE).expect("a request's length is far below isize::MAX")
+    }
+
+    pub(crate) fn segment(&self) -> Segment {
+        *self.whole
+    }
+
+    /// The buffer as a request's data, good while the buffer lives.
+    pub(crate) fn list(&self) -> SegmentList {
+        // SAFETY: the boxed segment stays where it is and unchanged while the buffer lives, and the buffer's owner
+        // keeps it until the request has completed.
+        unsafe { SegmentList::new(std::slice::from_ref(&*self.whole)) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with the same layout, and nothing uses it any more.
+        unsafe { dealloc(self.addr as *mut u8, Self::layout(self.whole.len())) };
+    }
+}
+
+/// Copies out of the segments, starting `at` bytes into them, until `to` is full or they end; returns how many bytes.
+pub(crate) fn gather(segments: &[Segment], at: usize, to: Segment) -> usize {
+    let mut done = 0;
+    for_range(segments, at, to.len(), |part| {
+        copy(part, to.slice(done, part.len()));
+        done += part.len();
+    })
+}
+
+/// Copies `from` into the segments, starting `at` bytes into them; returns how many bytes fitted.
+pub(crate) fn scatter(from: Segment, segments: &[Segment], at: usize) -> usize {
+    let mut done = 0;
+    for_range(segments, at, from.len(), |part| {
+        copy(from.slice(done, part.len()), part);
+        done += part.len();
+    })
+}
+
+fn copy(from: Segment, to: Segment) {
+    assert_eq!(from.len(), to.len(), "both ends of a copy have the same length");
+    // SAFETY: a segment's maker keeps it mapped until its request has completed. `copy` and not `copy_nonoverlapping`:
+    // a hostile guest's two addresses may be the same memory.
+    unsafe { ptr::copy(from.addr() as *const u8, to.addr() as *mut u8, from.len()) };
+}
+
+/// Exclusive-ors one byte.
+///
+/// # Panics
+/// If the segment ends before it.
+pub(crate) fn xor(segment: Segment, at: usize, value: u8) {
+    assert!(at < segment.len(), "the byte lies inside the segment");
+    let byte = (segment.addr() + at) as *mut u8;
+    // SAFETY: inside the segment, whose maker keeps it mapped until its request has completed.
+    unsafe { byte.write_volatile(byte.read_volatile() ^ value) };
+}
+
+/// A list of segments for an entry of the ring.
+///
+/// # Safety
+/// As [`SegmentList::new`]: `segments` stays where it is and unchanged until the entry has completed.
+pub(crate) unsafe fn list(segments: &[Segment]) -> SegmentList {
+    // SAFETY: the caller's promise is the same.
+    unsafe { SegmentList::new(segments) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resident(mapping: &Mapping) -> usize {
+        let mut pages = vec![0u8; mapping.len().div_ceil(PAGE)];
+        // SAFETY: the vector has one byte for each page of the mapping.
+        assert_eq!(unsafe { libc::mincore(mapping.addr as *mut _, mapping.len(), pages.as_mut_ptr()) }, 0);
+        pages.iter().filter(|p| **p & 1 == 1).count()
+    }
+
+    fn fill(mapping: &Mapping) {
+        // SAFETY: the mapping's own bytes.
+        unsafe { ptr::write_bytes(mapping.addr as *mut u8, 7, mapping.len()) };
+    }
+
+    #[test]
+    fn zeroing_gives_back_whole_pages_and_writes_the_edges() {
+        let mapping = Mapping::new(8 * PAGE).unwrap();
+        assert_eq!(resident(&mapping), 0);
+        fill(&mapping);
+        mapping.zero(PAGE / 2, 4 * PAGE);
+        assert_eq!(resident(&mapping), 5);
+        mapping.zero(7 * PAGE + 512, 1024);
+        let copy = Buffer::copy_of(&[mapping.segment(0, 8 * PAGE)], 8 * PAGE);
+        let mut bytes = vec![0; 8 * PAGE];
+        pollux_core::segment::copy_from(copy.list().as_slice(), 0, &mut bytes);
+        for (at, byte) in bytes.iter().enumerate() {
+            let zeroed =
+                (PAGE / 2..PAGE / 2 + 4 * PAGE).contains(&at) || (7 * PAGE + 512..7 * PAGE + 1536).contains(&at);
+            assert_eq!(*byte, if zeroed { 0 } else { 7 }, "byte {at}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "of a mapping of")]
+    fn a_segment_outside_is_refused() {
+        let _ = Mapping::new(PAGE).unwrap().segment(PAGE - 1, 2);
+    }
+
+    #[test]
+    fn copies_go_both_ways_and_stop_at_the_end() {
+        let (a, b) = (Buffer::new(10), Buffer::new(4));
+        xor(b.segment(), 3, 0x55);
+        assert_eq!(scatter(b.segment(), &[a.segment()], 2), 4);
+        assert_eq!(scatter(b.segment(), &[a.segment()], 8), 2);
+        let back = Buffer::new(4);
+        assert_eq!(gather(&[a.segment()], 2, back.segment()), 4);
+        let mut bytes = [0; 4];
+        pollux_core::segment::copy_from(back.list().as_slice(), 0, &mut bytes);
+        assert_eq!(bytes, [0, 0, 0, 0x55]);
+    }
+}

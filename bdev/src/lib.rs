@@ -13,6 +13,7 @@
 mod delay;
 mod device;
 mod error;
+mod file;
 mod measured;
 mod memory;
 mod null;
@@ -28,6 +29,7 @@ mod testing;
 pub use delay::{Delay, LatencyKind};
 pub use device::{Device, Supported};
 pub use error::BdevError;
+pub use file::File;
 pub use measured::Measured;
 pub use null::Null;
 pub use passthru::Passthru;

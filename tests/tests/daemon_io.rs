@@ -223,7 +223,7 @@ fn a_stopped_queue_is_left_alone_and_starts_again_where_it_was() -> Result<()> {
 }
 
 #[test]
-fn two_controllers_share_one_disk_and_two_front_ends_one_controller() -> Result<()> {
+fn two_controllers_share_one_disk() -> Result<()> {
     let daemon = Daemon::start()?;
     ram(&daemon, "disk", 64)?;
     controller(&daemon, "a", &["disk"])?;
@@ -232,11 +232,32 @@ fn two_controllers_share_one_disk_and_two_front_ends_one_controller() -> Result<
         (connect(&daemon, "a", &DriverOptions::default())?, connect(&daemon, "b", &DriverOptions::default())?);
     a.good(LUN, &cdb::write10(0, 1, false), &[1; 512], 0)?;
     ensure!(b.good(LUN, &cdb::read10(0, 1), &[], 512)?.data == [1; 512], "b sees what a wrote");
-    let mut second = connect(&daemon, "a", &DriverOptions::default())?;
-    ensure!(second.good(LUN, &cdb::read10(0, 1), &[], 512)?.data == [1; 512], "a second front end on a");
-    a.good(LUN, &cdb::write10(0, 1, false), &[2; 512], 0)?;
-    ensure!(second.good(LUN, &cdb::read10(0, 1), &[], 512)?.data == [2; 512], "both sessions go on");
+    b.good(LUN, &cdb::write10(0, 1, false), &[2; 512], 0)?;
+    ensure!(a.good(LUN, &cdb::read10(0, 1), &[], 512)?.data == [2; 512], "a sees what b wrote");
+    // A setting of the unit is seen by both, and the other is told.
+    let (command, list) = cdb::set_wce(false);
+    a.good(LUN, &command, &list, 0)?;
+    let told = b.cdb(LUN, &cdb::TEST_UNIT_READY, &[], 0)?;
+    ensure!(told.sense_key() == Some((6, 0x2a, 1)), "{told:?}");
     Ok(())
+}
+
+#[test]
+fn a_second_front_end_gets_its_turn_when_the_first_is_gone() -> Result<()> {
+    let daemon = Daemon::start()?;
+    ram(&daemon, "disk", 64)?;
+    controller(&daemon, "vm", &["disk"])?;
+    let mut first = connect(&daemon, "vm", &DriverOptions::default())?;
+    first.good(LUN, &cdb::write10(0, 1, false), &[1; 512], 0)?;
+    std::thread::scope(|scope| -> Result<()> {
+        let second = scope.spawn(|| connect(&daemon, "vm", &DriverOptions::default()));
+        std::thread::sleep(Duration::from_millis(200));
+        ensure!(!second.is_finished(), "two front ends at once");
+        drop(first);
+        let mut second = second.join().map_err(|_| anyhow::anyhow!("a panic"))??;
+        ensure!(second.good(LUN, &cdb::read10(0, 1), &[], 512)?.data == [1; 512], "the second is served");
+        Ok(())
+    })
 }
 
 #[test]
@@ -385,10 +406,13 @@ fn a_long_transfer_is_served_whole() -> Result<()> {
 fn sixty_four_idle_queues_cost_less_than_a_hundredth_of_a_core() -> Result<()> {
     let daemon = Daemon::start()?;
     ram(&daemon, "disk", 64)?;
-    controller(&daemon, "vm", &["disk"])?;
     let options = DriverOptions { request_queues: 14, memory: vec![(0x10_0000, 8 << 20)], ..DriverOptions::default() };
-    // 4 sessions of 16 queues.
-    let mut fronts = (0..4).map(|_| connect(&daemon, "vm", &options)).collect::<Result<Vec<_>>>()?;
+    // 4 VMs of 16 queues.
+    let mut fronts = Vec::new();
+    for name in ["vm0", "vm1", "vm2", "vm3"] {
+        controller(&daemon, name, &["disk"])?;
+        fronts.push(connect(&daemon, name, &options)?);
+    }
     for front in &mut fronts {
         clear_attentions(front, LUN)?;
     }

@@ -178,7 +178,7 @@ fn answers_the_scsi_tools(world: &mut World) -> Result<()> {
     tool("sg_write_same --10 --in=/tmp/q --lba=64 --num=64 SDA", &[])?;
     tool(&format!("{count} q | wc -c"), &["65536"])?;
     tool("sg_write_same --16 --ndob --lba=128 --num=64 SDA", &[])?;
-    tool("sg_unmap --lba=256 --num=128 SDA", &[])?;
+    tool("sg_unmap --force --lba=256 --num=128 SDA", &[])?;
     tool("sg_write_same --16 --unmap --lba=512 --num=128 SDA", &[])?;
     tool(&format!("{count} p | wc -c"), &[&(MIB - 512 * (64 + 64 + 64 + 128 + 128)).to_string()])?;
     tool("sg_reset --device SDA && sg_turs SDA; sg_turs SDA", &[])?;

@@ -1,6 +1,8 @@
 //! What several tests against the real daemon share.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod attack;
+
 use std::fs::File;
 use std::path::PathBuf;
 

@@ -7,7 +7,7 @@
 //! can change under the submitter's feet (it shrank, it is gone, it became read-only) and answers that as an [`IoError`].
 //! A request that breaks the submitter's duties may end in a panic, never in touching memory or space outside it.
 
-use crate::{Completion, Cx, Io, IoError, Tag};
+use crate::{Completion, Cx, Io, IoError, Segment, Tag};
 
 /// What a device is like. A copy of the moment: size and presence can change, everything else is fixed while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,28 @@ pub trait Bdev: Send + Sync {
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError>;
 }
 
+/// Powers of two that segments should be aligned to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alignment {
+    /// Of the address.
+    pub addr: usize,
+    /// Of the length.
+    pub len: usize,
+}
+
+impl Alignment {
+    /// Any address and length is right.
+    pub const ANY: Alignment = Alignment { addr: 1, len: 1 };
+
+    /// Whether all of the segments are aligned.
+    #[inline]
+    #[must_use]
+    pub fn fits(self, segments: &[Segment]) -> bool {
+        self == Alignment::ANY
+            || segments.iter().all(|s| s.addr() & (self.addr - 1) == 0 && s.len() & (self.len - 1) == 0)
+    }
+}
+
 /// When polling a channel can find something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -114,10 +136,10 @@ pub trait Channel: Send {
     /// How many requests may be in flight at once; fixed. The submitter keeps to it, so `submit` cannot fail.
     fn depth(&self) -> u32;
 
-    /// What the address and length of each segment should be a multiple of, a power of two: a request with others is
-    /// served all the same, but through a bounce buffer.
-    fn memory_align(&self) -> usize {
-        1
+    /// What each segment's address and length should be a multiple of; a request with others is served all the same,
+    /// but through a bounce buffer.
+    fn alignment(&self) -> Alignment {
+        Alignment::ANY
     }
 
     /// Enters the reactor: registers files and clients with its ring. Called once, before anything else.

@@ -18,7 +18,7 @@ pub mod slab;
 pub mod stats;
 pub mod worker;
 
-pub use bdev::{Bdev, Channel, Discard, Next, OpenArgs, OpenError, Shape};
+pub use bdev::{Alignment, Bdev, Channel, Discard, Next, OpenArgs, OpenError, Shape};
 pub use io::{Completion, Io, IoError, IoFlags, Op, Tag};
 pub use ring::{ClientId, Done, Entry, FileSlot, Ring, RingError, RingOp, Token};
 pub use segment::{Segment, SegmentList};

@@ -46,6 +46,10 @@ impl Inventory for TargetLuns {
             visit(lun);
         }
     }
+
+    fn well_known(&self) -> bool {
+        true
+    }
 }
 
 struct Table {

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use pollux_core::{Channel, Completion, Cx, Io, IoError, IoStats, Next, Segment, Tag};
+use pollux_core::{Alignment, Channel, Completion, Cx, Io, IoError, IoStats, Next, Segment, Tag};
 use pollux_scsi::LogicalUnit;
 
 use crate::message::{Reply, UnitId};
@@ -27,8 +27,7 @@ pub(crate) struct Unit {
     pub(crate) logical: Arc<LogicalUnit>,
     channel: Option<Box<dyn Channel>>,
     depth: u32,
-    /// Bits that are 0 in well-aligned addresses and lengths.
-    align_mask: usize,
+    alignment: Alignment,
     inflight: u32,
     /// Who waits for a slot, by the tags their requests will have.
     pub(crate) waiting: VecDeque<Tag>,
@@ -45,7 +44,7 @@ impl Unit {
 
     /// Whether the device needs a bounce buffer for these segments.
     pub(crate) fn bounces(&self, segments: &[Segment]) -> bool {
-        self.align_mask != 0 && segments.iter().any(|s| (s.addr() | s.len()) & self.align_mask != 0)
+        !self.alignment.fits(segments)
     }
 
     /// Whether requests can reach a device.
@@ -82,7 +81,7 @@ impl Units {
         stats: Arc<IoStats>,
         cx: &mut Cx<'_>,
     ) -> Result<(), IoError> {
-        let (depth, align_mask) = attach(&mut channel, cx)?;
+        let (depth, alignment) = attach(&mut channel, cx)?;
         let at = unit as usize;
         if self.units.len() <= at {
             self.units.resize_with(at + 1, || None);
@@ -92,7 +91,7 @@ impl Units {
             logical,
             channel,
             depth,
-            align_mask,
+            alignment,
             inflight: 0,
             waiting: VecDeque::with_capacity(16),
             stats,
@@ -136,7 +135,7 @@ impl Units {
                     let attached = attach(&mut channel, cx);
                     if let Ok(limits) = attached {
                         unit.channel = channel;
-                        (unit.depth, unit.align_mask) = limits;
+                        (unit.depth, unit.alignment) = limits;
                     }
                     reply.send(attached.map(|_| old));
                 }
@@ -208,14 +207,13 @@ impl Units {
     }
 }
 
-/// Has the channel enter the reactor; returns its depth and alignment mask.
-fn attach(channel: &mut Option<Box<dyn Channel>>, cx: &mut Cx<'_>) -> Result<(u32, usize), IoError> {
+/// Has the channel enter the reactor; returns its depth and alignment.
+fn attach(channel: &mut Option<Box<dyn Channel>>, cx: &mut Cx<'_>) -> Result<(u32, Alignment), IoError> {
     match channel {
         Some(channel) => {
             channel.attach(cx)?;
-            assert!(channel.memory_align().is_power_of_two(), "an alignment is a power of two");
-            Ok((channel.depth(), channel.memory_align() - 1))
+            Ok((channel.depth(), channel.alignment()))
         }
-        None => Ok((0, 0)),
+        None => Ok((0, Alignment::ANY)),
     }
 }

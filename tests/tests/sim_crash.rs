@@ -1,13 +1,14 @@
 //! Power cuts under a guest: the world stops after each change of the disk in turn, what was not synced is kept, lost or
-//! torn, and everything that was acknowledged as durable has to be there. Also with a flush that does nothing, to see
-//! that these tests would notice.
+//! torn, and everything that was acknowledged as durable has to be there. The whole data path: front end, socket,
+//! controller, LUN, and the `file` device. Also with a flush that does nothing, to see that these tests would notice.
 
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use pollux_bdev::{File, FileSpec, StatsSet};
 use pollux_core::Bdev;
 use pollux_tests::guest::{ScsiMix, cdb};
-use pollux_tests::sim::{SimAppliance, SimBdev, SimGuest, SimWorld, Switches, backing, unit_of};
+use pollux_tests::sim::{DiskId, SimAppliance, SimDisk, SimGuest, SimWorld, Switches, backing, unit_of};
 
 const BLOCKS: u64 = 64;
 
@@ -31,8 +32,12 @@ enum End {
 fn run(seed: u64, stop: u64, asks: Asks, switches: Switches) -> Result<End> {
     let world = SimWorld::new(seed);
     let mut appliance = SimAppliance::new(&world, 1 + (seed % 2) as usize, seed)?;
-    let disk = SimBdev::new(&world, BLOCKS * 512);
-    let bdev: Arc<dyn Bdev> = Arc::new(disk.clone());
+    let path = tempfile::NamedTempFile::new()?;
+    path.as_file().set_len(BLOCKS * 512)?;
+    let disk = DiskId::of(path.as_file())?;
+    world.add_disk(disk, SimDisk::new(BLOCKS * 512));
+    let spec = FileSpec { block_size: Some(512), ..FileSpec::new("disk", &path.path().to_string_lossy()) };
+    let bdev: Arc<dyn Bdev> = Arc::new(File::new(&spec, Arc::new(StatsSet::new()))?);
     let unit = unit_of("disk", &*bdev);
     appliance.controller("vm", &[(0, 0, backing("disk", &unit, &bdev))])?;
     let mut guest = SimGuest::connect(&mut appliance, "vm", BLOCKS, seed)?;
@@ -61,7 +66,7 @@ fn run(seed: u64, stop: u64, asks: Asks, switches: Switches) -> Result<End> {
     if !crashed {
         return Ok(End::Finished);
     }
-    let verdict = world.disk(disk.disk(), |disk| load.model.crashed(disk.visible()));
+    let verdict = world.disk(disk, |disk| load.model.crashed(disk.visible()));
     Ok(End::Crashed(verdict.map_err(|why| anyhow!(why))))
 }
 

@@ -149,6 +149,44 @@ fn a_vmm_that_dies_with_requests_in_flight_leaves_the_disk_to_the_next() -> Resu
 }
 
 #[test]
+fn stuck_requests_end_by_abort_by_reset_and_with_the_session() -> Result<()> {
+    for_seeds(6, |seed| {
+        let world = SimWorld::new(seed);
+        let (mut appliance, _) = appliance(&world, seed, 2)?;
+        let mut bystander = SimGuest::connect(&mut appliance, "vm1", BLOCKS, seed + 1000)?;
+        let mut guest = SimGuest::connect(&mut appliance, "vm0", BLOCKS, seed)?;
+        for round in 0..3 {
+            world.fault(Fault { percent: 10, ..Fault::always(Kind::Write, Effect::Stuck) });
+            for _ in 0..60 {
+                guest.act();
+                appliance.machine.rounds(guest.rng.below(6));
+                guest.take()?;
+            }
+            world.heal();
+            for _ in 0..30 {
+                bystander.act();
+                appliance.machine.rounds(2);
+                bystander.take()?;
+            }
+            if round == 0 {
+                guest.reset();
+                guest.finish(&mut appliance)?;
+            } else {
+                let load = guest.die(&mut appliance);
+                guest = SimGuest::connect_with(&mut appliance, "vm0", seed + round, load)?;
+            }
+            ensure!(round > 0 || guest.load.others.iter().any(|o| matches!(o.0, 2 | 4)), "nothing was stuck");
+        }
+        world.release();
+        guest.verify(&mut appliance)?;
+        bystander.verify(&mut appliance)?;
+        appliance.disconnect(guest.front);
+        appliance.disconnect(bystander.front);
+        appliance.shutdown()
+    })
+}
+
+#[test]
 fn a_disk_that_errs_costs_the_commands_that_meet_it() -> Result<()> {
     for_seeds(6, |seed| {
         let world = SimWorld::new(seed);

@@ -107,6 +107,14 @@ impl SimGuest {
         self.front.driver.queues[CONTROL_QUEUE].flush();
     }
 
+    /// Resets the unit.
+    pub fn reset(&mut self) {
+        if self.front.driver.submit_tmf(Tmf::LunReset, LUN.bytes(), 0).is_some() {
+            self.tmfs += 1;
+        }
+        self.front.driver.queues[CONTROL_QUEUE].flush();
+    }
+
     /// Stops a queue and, sooner or later, starts it where it stopped.
     ///
     /// # Errors

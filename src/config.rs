@@ -129,8 +129,8 @@ impl Given {
     /// # Errors
     /// [`ConfigError::Unreadable`], [`ConfigError::Bad`].
     pub fn from_file(path: &Path) -> Result<Given, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
         toml::from_str(&text)
             .map_err(|error| ConfigError::Bad { path: path.into(), detail: error.to_string().trim_end().to_owned() })
     }

@@ -245,7 +245,8 @@ mod tests {
     fn what_cannot_be_understood_is_named_and_left_alone() {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::open(dir.path(), Duration::ZERO).expect("opened");
-        let cases: [(&str, fn(&StateError) -> bool); 7] = [
+        type Expected = fn(&StateError) -> bool;
+        let cases: [(&str, Expected); 7] = [
             ("", |error| matches!(error, StateError::Empty(_))),
             ("\0\0\0\0", |error| matches!(error, StateError::Empty(_))),
             ("{\"format\":\"pollux-st", |error| matches!(error, StateError::Corrupt { .. })),

@@ -147,8 +147,8 @@ fn request(create: &Create) -> Result<(&'static str, Map<String, Value>), CliErr
         Create::Null(sized) => ("bdev_null_create", sized_params(sized)),
         Create::File { name, path, block_size, read_only, uuid } => {
             // The daemon has another working directory.
-            let path = std::path::absolute(path)
-                .map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))?;
+            let path =
+                std::path::absolute(path).map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))?;
             let Some(path) = path.to_str() else {
                 return Err(CliError::Usage(format!("{} is not UTF-8, which JSON needs", path.display())));
             };

@@ -59,7 +59,10 @@ impl Client {
             request["params"] = params;
         }
         let broken = |detail: String| CallError::Broken { method: method.into(), detail };
-        self.stream.get_mut().write_all(format!("{request}\n").as_bytes()).map_err(|error| broken(error.to_string()))?;
+        self.stream
+            .get_mut()
+            .write_all(format!("{request}\n").as_bytes())
+            .map_err(|error| broken(error.to_string()))?;
         let mut line = Vec::new();
         let read = (&mut self.stream).take(ANSWER_MAX).read_until(b'\n', &mut line);
         match read {
@@ -67,8 +70,7 @@ impl Client {
             Ok(_) => {}
             Err(error) => return Err(broken(error.to_string())),
         }
-        let mut answer: Value =
-            serde_json::from_slice(&line).map_err(|error| broken(format!("not JSON: {error}")))?;
+        let mut answer: Value = serde_json::from_slice(&line).map_err(|error| broken(format!("not JSON: {error}")))?;
         if let Some(error) = answer.get_mut("error") {
             return Err(CallError::Refused { method: method.into(), error: error.take() });
         }

@@ -24,7 +24,8 @@ fn people(status: &Value) -> String {
         duration(status["uptime_seconds"].as_u64().unwrap_or_default())
     )];
     let mut line = |what: &str, value: String| lines.push(format!("  {what:<12} {value}"));
-    let state = if status["ephemeral"] == json!(true) { "none (--ephemeral)".into() } else { cell(&status["state_dir"]) };
+    let state =
+        if status["ephemeral"] == json!(true) { "none (--ephemeral)".into() } else { cell(&status["state_dir"]) };
     line("state", state);
     line("sockets", cell(&status["vhost_dir"]));
     line("metrics", status["metrics_listen"].as_str().map_or("off".into(), |at| format!("http://{at}/metrics")));

@@ -33,7 +33,11 @@ pub(crate) fn size(bytes: u64) -> String {
     let step = (63 - (bytes | 1).leading_zeros()) / 10;
     let scale = 1u64 << (10 * step);
     let unit = units[step as usize];
-    if bytes % scale == 0 { format!("{} {unit}", bytes / scale) } else { format!("{:.1} {unit}", bytes as f64 / scale as f64) }
+    if bytes.is_multiple_of(scale) {
+        format!("{} {unit}", bytes / scale)
+    } else {
+        format!("{:.1} {unit}", bytes as f64 / scale as f64)
+    }
 }
 
 /// Writes a duration in seconds.

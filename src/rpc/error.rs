@@ -60,15 +60,13 @@ pub struct RpcError {
     pub reason: &'static str,
     /// What exactly, for people.
     pub detail: Option<String>,
-    /// Further members of `data`.
-    pub extra: Map<String, Value>,
 }
 
 impl RpcError {
     /// An error of this code, message and reason.
     #[must_use]
     pub fn new(code: i64, message: impl Into<String>, reason: &'static str) -> Self {
-        RpcError { code, message: message.into(), reason, detail: None, extra: Map::new() }
+        RpcError { code, message: message.into(), reason, detail: None }
     }
 
     /// `-errno` with the text of strerror(3), as most of SPDK's bdev methods answer.
@@ -90,13 +88,6 @@ impl RpcError {
         self
     }
 
-    /// Adds a member to `data`.
-    #[must_use]
-    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.extra.insert(name.into(), value.into());
-        self
-    }
-
     /// The same condition under another code and message.
     #[must_use]
     pub fn recoded(mut self, code: i64, message: impl Into<String>) -> Self {
@@ -113,7 +104,6 @@ impl RpcError {
         if let Some(detail) = &self.detail {
             data.insert("detail".into(), detail.as_str().into());
         }
-        data.extend(self.extra.clone());
         json!({"code": self.code, "message": self.message, "data": data})
     }
 }
@@ -156,11 +146,11 @@ mod tests {
 
     #[test]
     fn every_error_carries_a_reason() {
-        let error = RpcError::errno(errno::ENODEV, "not_found").detail("no bdev 'x'").with("name", "x");
+        let error = RpcError::errno(errno::ENODEV, "not_found").detail("no bdev 'x'");
         assert_eq!(
             error.to_json(),
             json!({"code": -19, "message": "No such device",
-                   "data": {"reason": "not_found", "detail": "no bdev 'x'", "name": "x"}})
+                   "data": {"reason": "not_found", "detail": "no bdev 'x'"}})
         );
         assert_eq!(RpcError::params(errno::EEXIST, "exists_same").code, -32602);
     }

@@ -27,7 +27,7 @@ pub enum Message {
 }
 
 /// A request, or the response that refuses it.
-pub type Incoming = Result<Request, Refused>;
+pub type Incoming = Result<Request, Box<Refused>>;
 
 /// A value that is no request.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,14 +59,14 @@ fn invalid(detail: impl std::fmt::Display) -> RpcError {
 
 fn request(value: Value) -> Incoming {
     let Value::Object(mut members) = value else {
-        return Err(Refused { id: Value::Null, error: invalid("a request is a JSON object") });
+        return Err(Box::new(Refused { id: Value::Null, error: invalid("a request is a JSON object") }));
     };
     let id = members.remove("id");
     let echo = match &id {
         Some(id @ (Value::String(_) | Value::Number(_))) => id.clone(),
         _ => Value::Null,
     };
-    check(members, id).map_err(|error| Refused { id: echo, error })
+    check(members, id).map_err(|error| Box::new(Refused { id: echo, error }))
 }
 
 fn check(mut members: Map<String, Value>, id: Option<Value>) -> Result<Request, RpcError> {

@@ -366,7 +366,10 @@ mod tests {
     fn pipelined_pretty_and_dribbled_requests_are_answered_in_order() {
         let world = World::new();
         let mut client = world.connect();
-        send(&mut client, "{\"method\":\"echo\",\"id\":1,\"params\":{\"a\":1}}{\n \"method\": \"echo\",\n \"id\": \"z\"\n}");
+        send(
+            &mut client,
+            "{\"method\":\"echo\",\"id\":1,\"params\":{\"a\":1}}{\n \"method\": \"echo\",\n \"id\": \"z\"\n}",
+        );
         assert_eq!(line(&mut client), json!({"jsonrpc":"2.0","id":1,"result":{"a":1}}));
         assert_eq!(line(&mut client), json!({"jsonrpc":"2.0","id":"z","result":null}));
         for byte in "{\"method\":\"nope\",\"id\":3}".chars() {

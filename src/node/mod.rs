@@ -1,0 +1,138 @@
+//! The node: everything that RPC methods act upon, and the order in which a change happens.
+//!
+//! Changes come one at a time, under [`Node::change`]'s lock. What is created is made first and saved second (undone if
+//! it cannot be saved); what is deleted is saved first and taken away second (saved again as it was if it cannot be taken
+//! away). So the answer "done" means that the state file says so, and the file never promises more than a restart can
+//! bring back. Listings take no part in this: they look at the live objects.
+
+pub mod bdevs;
+pub mod document;
+mod error;
+pub mod notify;
+mod options;
+mod restore;
+pub mod vhost;
+mod watch;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use pollux_bdev::Registry;
+use pollux_reactor::ReactorStats;
+use pollux_scsi::LogicalUnit;
+use pollux_vhost_scsi::Target;
+use uuid::Uuid;
+
+use crate::config::Settings;
+use crate::logging::Logging;
+use crate::state::Store;
+use document::Document;
+pub use error::{NodeError, Reason};
+use notify::Notifications;
+pub use restore::RestoreError;
+pub use watch::Watch;
+
+/// What the node is made of.
+pub struct Parts {
+    /// What the daemon was started with.
+    pub settings: Settings,
+    /// All bdevs.
+    pub bdevs: Arc<Registry>,
+    /// All controllers.
+    pub target: Arc<Target>,
+    /// The reactors' counters.
+    pub reactors: Vec<Arc<ReactorStats>>,
+    /// Where the state is kept; none: nowhere.
+    pub store: Option<Store>,
+    /// The log's levels.
+    pub logging: Logging,
+}
+
+/// Everything that RPC methods act upon.
+pub struct Node {
+    /// What the daemon was started with.
+    pub settings: Settings,
+    /// When it was started.
+    pub started: Instant,
+    /// All bdevs.
+    pub bdevs: Arc<Registry>,
+    /// All controllers.
+    pub target: Arc<Target>,
+    /// The reactors' counters.
+    pub reactors: Vec<Arc<ReactorStats>>,
+    /// What has happened lately.
+    pub notifications: Notifications,
+    /// The log's levels.
+    pub logging: Logging,
+    units: Mutex<HashMap<Uuid, Arc<LogicalUnit>>>,
+    metrics: OnceLock<SocketAddr>,
+    changes: Mutex<Changes>,
+}
+
+/// What one change at a time may touch.
+struct Changes {
+    document: Document,
+    store: Option<Store>,
+}
+
+impl Changes {
+    /// Makes `next` what a restart brings back.
+    fn save(&mut self, next: Document) -> Result<(), NodeError> {
+        if let Some(store) = &self.store
+            && let Err(error) = store.save(&next)
+        {
+            // The file is as it was, unless only the directory's sync failed: then this puts it back.
+            let _ = store.save(&self.document);
+            tracing::error!("{error}");
+            return Err(error.into());
+        }
+        self.document = next;
+        Ok(())
+    }
+}
+
+impl Node {
+    /// A node without bdevs and controllers.
+    #[must_use]
+    pub fn new(parts: Parts) -> Node {
+        Node {
+            settings: parts.settings,
+            started: Instant::now(),
+            bdevs: parts.bdevs,
+            target: parts.target,
+            reactors: parts.reactors,
+            notifications: Notifications::default(),
+            logging: parts.logging,
+            units: Mutex::default(),
+            metrics: OnceLock::new(),
+            changes: Mutex::new(Changes { document: Document::default(), store: parts.store }),
+        }
+    }
+
+    /// What a restart would bring back.
+    #[must_use]
+    pub fn document(&self) -> Document {
+        self.change().document.clone()
+    }
+
+    /// Where metrics are served, if they are.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.get().copied()
+    }
+
+    /// Says where metrics are served; once.
+    pub fn set_metrics_address(&self, address: SocketAddr) {
+        let _ = self.metrics.set(address);
+    }
+
+    fn change(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn units(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<LogicalUnit>>> {
+        self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,116 @@
+//! Bringing back what the state file says.
+//!
+//! What cannot be opened is not an error: it comes back as missing, with what stands on it. What contradicts itself is
+//! one: the start ends before anything has been saved, so the file stays as it is.
+
+use std::collections::HashSet;
+
+use super::document::{ControllerRecord, Document};
+use super::{Node, NodeError};
+
+/// Why a restore ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The document contradicts itself.
+    #[error("the state file contradicts itself: {0}; restore it from a copy, or move it away to start with nothing")]
+    Inconsistent(String),
+    /// A controller does not come back.
+    #[error("controller '{name}' does not come back: {error}")]
+    Controller {
+        /// Which.
+        name: String,
+        /// Why not.
+        error: NodeError,
+    },
+}
+
+impl Node {
+    /// Makes everything that the document says. Every controller that listened listens again when this returns.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; the daemon should end then.
+    pub fn restore(&self, document: Document) -> Result<(), RestoreError> {
+        check(&document)?;
+        for spec in &document.bdevs {
+            for entry in self.bdevs.create_or_missing(spec.clone()) {
+                if let Err(error) = missing(&entry) {
+                    tracing::warn!("bdev '{}' is missing: {error}; it is opened when it comes back", entry.name());
+                }
+            }
+        }
+        for record in &document.controllers {
+            let failed = |error| RestoreError::Controller { name: record.name.clone(), error };
+            self.restore_controller(record).map_err(failed)?;
+        }
+        for record in document.controllers.iter().filter(|record| record.started) {
+            let failed = |error: pollux_vhost_scsi::TargetError| RestoreError::Controller {
+                name: record.name.clone(),
+                error: error.into(),
+            };
+            self.target.start_controller(&record.name).map_err(failed)?;
+        }
+        self.change().document = document;
+        Ok(())
+    }
+
+    fn restore_controller(&self, record: &ControllerRecord) -> Result<(), NodeError> {
+        let reactors = self.reactors_of(record).unwrap_or_else(|error| {
+            tracing::warn!("controller '{}' runs on all reactors: {error}", record.name);
+            Vec::new()
+        });
+        self.target.create_controller(&record.name, reactors, record.initiator)?;
+        for lun in &record.luns {
+            let entry = self.bdevs.get(&lun.bdev).ok_or_else(|| NodeError::no_bdev(&lun.bdev))?;
+            self.attach(&record.name, Some(lun.target), lun, &entry)?;
+        }
+        Ok(())
+    }
+}
+
+fn missing(entry: &pollux_bdev::Entry) -> Result<(), String> {
+    match entry.state() {
+        pollux_bdev::State::Online => Ok(()),
+        pollux_bdev::State::Missing(reason) => Err(reason.to_string()),
+    }
+}
+
+/// Looks for what no daemon would have written.
+fn check(document: &Document) -> Result<(), RestoreError> {
+    let mut controllers = HashSet::new();
+    for record in &document.controllers {
+        if !controllers.insert(record.name.as_str()) {
+            return Err(RestoreError::Inconsistent(format!("controller '{}' is there twice", record.name)));
+        }
+        let mut luns = HashSet::new();
+        for lun in &record.luns {
+            if !luns.insert((lun.target, lun.lun)) {
+                let (name, target, lun) = (&record.name, lun.target, lun.lun);
+                let detail = format!("controller '{name}' has LUN {lun} of target {target} twice");
+                return Err(RestoreError::Inconsistent(detail));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::document::LunRecord;
+
+    #[test]
+    fn contradictions_are_found() {
+        let lun = LunRecord { target: 0, lun: 0, bdev: "a".into(), exclusive: false };
+        let record = |name: &str, luns: usize| ControllerRecord {
+            name: name.into(),
+            cores: None,
+            initiator: 1,
+            started: true,
+            luns: vec![lun.clone(); luns],
+        };
+        let document = |controllers| Document { controllers, ..Document::default() };
+        assert!(check(&document(vec![record("a", 1), record("b", 1)])).is_ok());
+        assert!(check(&document(vec![record("a", 1), record("a", 0)])).is_err());
+        assert!(check(&document(vec![record("a", 2)])).is_err());
+    }
+}

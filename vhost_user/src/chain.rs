@@ -165,7 +165,8 @@ impl<'a> Walk<'a> {
         let mut hint = *self.hint;
         let mut index = 0u16;
         for _ in 0..entries {
-            let descriptor = self.entry(at.addr + u64::from(index) * u64::from(DESCRIPTOR_BYTES), &mut hint)?;
+            let entry = at.addr + u64::from(index) * u64::from(DESCRIPTOR_BYTES);
+            let descriptor = Descriptor::from_words(self.memory.descriptor(entry, &mut hint)?);
             if descriptor.flags & INDIRECT != 0 {
                 return Err(ChainFault::IndirectNested);
             }
@@ -179,15 +180,5 @@ impl<'a> Walk<'a> {
             }
         }
         Err(ChainFault::Loop)
-    }
-
-    /// One entry of an indirect table, which may lie anywhere, unaligned, and across two regions.
-    #[inline]
-    fn entry(&self, gpa: u64, hint: &mut usize) -> Result<Descriptor, MemoryFault> {
-        let mut bytes = [0u8; DESCRIPTOR_BYTES as usize];
-        self.memory.read(gpa, &mut bytes, hint)?;
-        let (low, high) = bytes.split_at(8);
-        let word = |half: &[u8]| half.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
-        Ok(Descriptor::from_words([word(low).to_le(), word(high).to_le()]))
     }
 }

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use pollux_core::Segment;
 use rustix::fs::{FileType, fstat, fstatfs};
@@ -98,6 +98,7 @@ impl View {
     }
 
     /// The host address of `len` bytes at `offset`; `None` if they are not all inside.
+    #[inline]
     pub(crate) fn host(&self, offset: u64, len: u64) -> Option<usize> {
         (offset < self.len && len <= self.len - offset).then(|| self.addr + offset as usize)
     }
@@ -114,6 +115,19 @@ impl View {
         }
     }
 
+    /// The 16 bytes of a descriptor as two words, each read once; `None` if they are not all inside.
+    #[inline]
+    pub(crate) fn descriptor(&self, offset: u64) -> Option<[u64; 2]> {
+        let from = self.host(offset, 16)?;
+        if !from.is_multiple_of(8) {
+            let mut bytes = [0; 16];
+            return self.read(offset, &mut bytes).then(|| words(bytes));
+        }
+        // SAFETY: 16 bytes inside the view, hence mapped, and aligned for words.
+        let words = unsafe { [&*(from as *const AtomicU64), &*((from + 8) as *const AtomicU64)] };
+        Some(words.map(|word| word.load(Ordering::Relaxed)))
+    }
+
     /// Copies bytes out, each read once; `false` (and nothing copied) if they are not all inside.
     #[must_use]
     pub(crate) fn read(&self, offset: u64, to: &mut [u8]) -> bool {
@@ -124,4 +138,10 @@ impl View {
         }
         true
     }
+}
+
+/// Sixteen bytes of memory as the words that they are.
+pub(crate) fn words(bytes: [u8; 16]) -> [u64; 2] {
+    let all = u128::from_ne_bytes(bytes);
+    if cfg!(target_endian = "little") { [all as u64, (all >> 64) as u64] } else { [(all >> 64) as u64, all as u64] }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use pollux_core::Segment;
 
-use crate::mapping::{Mapping, View};
+use crate::mapping::{Mapping, View, words};
 use crate::segments::SegmentBuf;
 
 /// Where a region lies, as in `VHOST_USER_SET_MEM_TABLE` and `VHOST_USER_ADD_MEM_REG`.
@@ -226,23 +226,30 @@ impl Memory {
         self.pieces(gpa, len, hint, |segment| out.push(segment))
     }
 
-    /// Copies out of guest memory, each byte once.
+    /// Copies the 16 bytes of a descriptor out of guest memory, each read once, wherever they lie: unaligned, across
+    /// two regions.
     ///
     /// # Errors
     /// [`MemoryFault`] where there is no memory.
-    pub(crate) fn read(&self, gpa: u64, to: &mut [u8], hint: &mut usize) -> Result<(), MemoryFault> {
+    #[inline]
+    pub(crate) fn descriptor(&self, gpa: u64, hint: &mut usize) -> Result<[u64; 2], MemoryFault> {
         if let Some(region) = self.regions.get(*hint)
-            && gpa >= region.info.guest_addr
-            && region.view.read(gpa - region.info.guest_addr, to)
+            && let Some(words) = region.view.descriptor(gpa.wrapping_sub(region.info.guest_addr))
         {
-            return Ok(());
+            return Ok(words);
         }
-        let mut done = 0;
-        self.pieces(gpa, to.len() as u64, hint, |segment| {
+        self.scattered_descriptor(gpa, hint)
+    }
+
+    #[cold]
+    fn scattered_descriptor(&self, gpa: u64, hint: &mut usize) -> Result<[u64; 2], MemoryFault> {
+        let (mut bytes, mut done) = ([0; 16], 0);
+        self.pieces(gpa, bytes.len() as u64, hint, |segment| {
             let len = segment.len();
-            done += pollux_core::segment::copy_from(&[segment], 0, &mut to[done..done + len]);
+            done += pollux_core::segment::copy_from(&[segment], 0, &mut bytes[done..done + len]);
             true
-        })
+        })?;
+        Ok(words(bytes))
     }
 
     /// Calls `piece` for the parts of `gpa..gpa + len`, in order.

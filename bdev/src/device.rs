@@ -3,7 +3,7 @@
 use pollux_core::Bdev;
 use serde_json::Value;
 
-use crate::{BdevError, Delay};
+use crate::{BdevError, Delay, Fault};
 
 /// A block device as the registry holds it. Nothing here is called from a reactor; everything may block.
 pub trait Device: Bdev {
@@ -47,6 +47,11 @@ pub trait Device: Bdev {
 
     /// The controls of a `delay` device.
     fn as_delay(&self) -> Option<&Delay> {
+        None
+    }
+
+    /// The controls of a `fault` device.
+    fn as_fault(&self) -> Option<&Fault> {
         None
     }
 }

@@ -13,6 +13,7 @@
 mod delay;
 mod device;
 mod error;
+pub mod fault;
 mod file;
 mod measured;
 mod memory;
@@ -29,6 +30,7 @@ mod testing;
 pub use delay::{Delay, LatencyKind};
 pub use device::{Device, Supported};
 pub use error::BdevError;
+pub use fault::Fault;
 pub use file::File;
 pub use measured::Measured;
 pub use null::Null;

@@ -3,8 +3,11 @@
 //!
 //! Three kinds of rounds in random order: a burst of writes with a flush in or after it, writes with FUA among writes
 //! without, and writes with the write cache off. Writes overlap, and some are in flight while a mark is set.
+//!
+//! One thing is left out because the log cannot tell it: a durable write over blocks with an earlier write that no flush
+//! has covered. dm-log-writes logs the durable one at once and the earlier one with the next flush, as if it were later.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::process::Command as Process;
 use std::time::Duration;
@@ -49,9 +52,9 @@ struct Open {
     kind: Kind,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Flush,
+    /// Covers these writes.
+    Flush(HashSet<u64>),
     Write(Option<Promise>),
 }
 
@@ -63,6 +66,9 @@ struct Client {
     rng: Rng,
     trace: Trace,
     open: HashMap<(usize, Ticket), Open>,
+    /// Plain writes that no acknowledged flush has covered: those of each block, and those of them that are acknowledged.
+    unflushed: Vec<Vec<u64>>,
+    acknowledged: HashSet<u64>,
     next_id: u64,
     marks: u64,
 }
@@ -80,8 +86,20 @@ impl Client {
         ensure!(args.blocks <= last + 1, "the disk has {} blocks, not {}", last + 1, args.blocks);
         let model = Model::new(block_size, args.blocks);
         let trace = Trace { block_size, blocks: args.blocks, events: Vec::new() };
-        let (rng, open) = (Rng::new(args.seed), HashMap::new());
-        Ok(Client { args, front, lun, model, rng, trace, open, next_id: 1, marks: 0 })
+        let rng = Rng::new(args.seed);
+        Ok(Client {
+            unflushed: vec![Vec::new(); usize::try_from(args.blocks)?],
+            args,
+            front,
+            lun,
+            model,
+            rng,
+            trace,
+            open: HashMap::new(),
+            acknowledged: HashSet::new(),
+            next_id: 1,
+            marks: 0,
+        })
     }
 
     fn id(&mut self) -> u64 {
@@ -96,11 +114,26 @@ impl Client {
         Ok(())
     }
 
+    /// Where to write: anywhere, or where everything is durable.
+    fn place(&mut self, durable: bool) -> Result<(u64, u64)> {
+        for _ in 0..10_000 {
+            let count = self.rng.between(1, 16);
+            let first = self.rng.below(self.args.blocks - count);
+            let blocks = &self.unflushed[first as usize..(first + count) as usize];
+            if !durable || blocks.iter().all(Vec::is_empty) {
+                return Ok((first, count));
+            }
+        }
+        bail!("no block is durable; use more of them")
+    }
+
     /// A write of a few blocks, now and then of zeroes by WRITE SAME.
     fn write(&mut self, fua: bool, promise: Option<Promise>) -> Result<()> {
-        let count = self.rng.between(1, 16);
-        let first = self.rng.below(self.args.blocks - count);
+        let (first, count) = self.place(promise.is_some())?;
         let (id, kind) = (self.id(), Kind::Write(promise));
+        if promise.is_none() {
+            self.unflushed[first as usize..(first + count) as usize].iter_mut().for_each(|block| block.push(id));
+        }
         if !fua && self.rng.chance(1, 8) {
             let op = self.model.begin_zero(first, count);
             self.trace.events.push(Event::Zero { id, first, count });
@@ -115,7 +148,8 @@ impl Client {
     fn flush(&mut self) -> Result<()> {
         let (id, op) = (self.id(), self.model.begin_flush());
         self.trace.events.push(Event::Flush { id });
-        self.submit(&cdb::sync10(), &[], Open { id, op, kind: Kind::Flush })
+        let kind = Kind::Flush(self.acknowledged.clone());
+        self.submit(&cdb::sync10(), &[], Open { id, op, kind })
     }
 
     /// Takes answers until at most `left` operations are open.
@@ -135,16 +169,22 @@ impl Client {
     }
 
     fn finish(&mut self, open: &Open) -> Result<()> {
-        let promise = match open.kind {
-            Kind::Flush => Some(Promise::Flush),
-            Kind::Write(promise) => promise,
+        let promise = match &open.kind {
+            Kind::Flush(covered) => {
+                self.model.end_flush(open.op, true);
+                self.unflushed.iter_mut().for_each(|block| block.retain(|id| !covered.contains(id)));
+                self.acknowledged.retain(|id| !covered.contains(id));
+                Some(Promise::Flush)
+            }
+            Kind::Write(promise) => {
+                self.model.end_write(open.op, true, promise.is_some());
+                if promise.is_none() {
+                    self.acknowledged.insert(open.id);
+                }
+                *promise
+            }
         };
-        let durable = promise.is_some() && open.kind != Kind::Flush;
-        if open.kind == Kind::Flush {
-            self.model.end_flush(open.op, true);
-        } else {
-            self.model.end_write(open.op, true, durable);
-        }
+        let durable = promise.is_some() && !matches!(open.kind, Kind::Flush(_));
         self.trace.events.push(Event::Done { id: open.id, durable });
         promise.map_or(Ok(()), |promise| self.mark(promise))
     }

@@ -82,11 +82,7 @@ impl Store {
     /// # Errors
     /// [`StateError::Locked`] with the pid of the holder, or what the system says.
     pub fn open(dir: &Path, patience: Duration) -> Result<Store, StateError> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(failed("create the state directory", dir))?;
+        make_dir(dir).map_err(failed("create the state directory", dir))?;
         let path = dir.join("lock");
         let mut lock = OpenOptions::new()
             .create(true)
@@ -166,6 +162,20 @@ impl Store {
         fs::rename(&temporary, &file).map_err(failed("replace", &file))?;
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", &self.dir))
     }
+}
+
+/// Makes a directory and those above it, each on the medium before anything is promised to be in it.
+fn make_dir(dir: &Path) -> io::Result<()> {
+    if dir.as_os_str().is_empty() || dir.is_dir() {
+        return Ok(());
+    }
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_dir(parent)?;
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    File::open(parent)?.sync_all()
 }
 
 const FORMAT: &str = "pollux-state";

@@ -95,6 +95,9 @@ pub(crate) enum Create {
     Error {
         /// The device below
         base: String,
+        /// Keep acknowledged writes in memory until they are flushed (`bdev_error_power_cut` loses the rest)
+        #[arg(long)]
+        volatile_cache: bool,
     },
 }
 
@@ -182,7 +185,9 @@ fn request(create: &Create) -> Result<(&'static str, Map<String, Value>), CliErr
                 "p99_write_latency": write_p99_us.unwrap_or(*write_us),
             }),
         ),
-        Create::Error { base } => ("bdev_error_create", json!({"base_name": base})),
+        Create::Error { base, volatile_cache } => {
+            ("bdev_error_create", json!({"base_name": base, "volatile_cache": volatile_cache}))
+        }
     };
     match params {
         Value::Object(params) => Ok((method, params)),
@@ -204,7 +209,7 @@ fn put(params: &mut Value, name: &str, value: Option<Value>) {
 
 fn created(create: &Create, answer: &Value) -> String {
     match (create, answer) {
-        (Create::Error { base }, _) => format!("created EE_{base}\n"),
+        (Create::Error { base, .. }, _) => format!("created EE_{base}\n"),
         (_, Value::Array(names)) => {
             format!("created {}\n", names.iter().map(cell).collect::<Vec<_>>().join(" "))
         }

@@ -79,9 +79,7 @@ pub(crate) fn run(
         VhostCommand::Create { name, cores, initiator, delay } => {
             let mut params = json!({"ctrlr": name, "delay": delay});
             if let Some(cores) = cores {
-                // A plain list is a list here, where SPDK would read a mask without 0x.
-                let bracketed = cores.starts_with(['[', '0']) && (cores.starts_with('[') || cores.starts_with("0x"));
-                params["cpumask"] = if bracketed { cores.clone() } else { format!("[{cores}]") }.into();
+                params["cpumask"] = mask(cores).into();
             }
             if let Some(initiator) = initiator {
                 params["initiator"] = initiator.as_str().into();
@@ -113,6 +111,12 @@ pub(crate) fn run(
             output.show(&done, |_| format!("deleted {name}\n"))
         }
     }
+}
+
+/// A core list as the RPC takes it: without brackets and without 0x it would be read as a mask there.
+fn mask(cores: &str) -> String {
+    let plain = !cores.starts_with('[') && !cores.starts_with("0x") && !cores.starts_with("0X");
+    if plain { format!("[{cores}]") } else { cores.to_owned() }
 }
 
 fn list(controllers: &Value) -> String {
@@ -160,6 +164,14 @@ fn luns(controller: &Value) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn core_lists_are_lists() {
+        assert_eq!(
+            (mask("0,1"), mask("10"), mask("0x3"), mask("[2]")),
+            ("[0,1]".into(), "[10]".into(), "0x3".into(), "[2]".into())
+        );
+    }
 
     #[test]
     fn listings_show_each_lun_and_survive_any_answer() {

@@ -16,7 +16,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 use pollux_bdev::Registry;
@@ -68,6 +68,7 @@ pub struct Node {
     pub logging: Logging,
     units: Mutex<HashMap<Uuid, Arc<LogicalUnit>>>,
     metrics: OnceLock<SocketAddr>,
+    shown: Arc<RwLock<Arc<Document>>>,
     changes: Mutex<Changes>,
 }
 
@@ -75,6 +76,8 @@ pub struct Node {
 struct Changes {
     document: Document,
     store: Option<Store>,
+    /// The same document for those who only look: they do not wait for a change to end.
+    shown: Arc<RwLock<Arc<Document>>>,
 }
 
 impl Changes {
@@ -88,8 +91,14 @@ impl Changes {
             tracing::error!("{error}");
             return Err(error.into());
         }
-        self.document = next;
+        self.show(next);
         Ok(())
+    }
+
+    /// Makes `next` the present document without saving it.
+    fn show(&mut self, next: Document) {
+        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next.clone());
+        self.document = next;
     }
 }
 
@@ -97,6 +106,7 @@ impl Node {
     /// A node without bdevs and controllers.
     #[must_use]
     pub fn new(parts: Parts) -> Node {
+        let shown = Arc::<RwLock<Arc<Document>>>::default();
         Node {
             settings: parts.settings,
             started: Instant::now(),
@@ -107,14 +117,15 @@ impl Node {
             logging: parts.logging,
             units: Mutex::default(),
             metrics: OnceLock::new(),
-            changes: Mutex::new(Changes { document: Document::default(), store: parts.store }),
+            shown: Arc::clone(&shown),
+            changes: Mutex::new(Changes { document: Document::default(), store: parts.store, shown }),
         }
     }
 
     /// What a restart would bring back.
     #[must_use]
-    pub fn document(&self) -> Document {
-        self.change().document.clone()
+    pub fn document(&self) -> Arc<Document> {
+        Arc::clone(&self.shown.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Where metrics are served, if they are.

@@ -49,7 +49,7 @@ impl Node {
             };
             self.target.start_controller(&record.name).map_err(failed)?;
         }
-        self.change().document = document;
+        self.change().show(document);
         Ok(())
     }
 

@@ -129,7 +129,6 @@ pub static METHODS: &[Method] = &[
     typed!("bdev_error_delete", changes, Decode, bdev::Delete, bdev::delete_error),
     typed!("bdev_error_inject_error", reads, Decode, fault::Inject, fault::inject_error),
     typed!("bdev_error_resume_pending", reads, Decode, fault::Named, fault::resume_pending),
-    typed!("bdev_error_set_cache_mode", changes, Decode, fault::CacheMode, fault::set_cache_mode),
     typed!("bdev_error_power_cut", reads, Decode, fault::PowerCut, fault::power_cut),
     typed!("vhost_create_scsi_controller", changes, Argument, vhost::Create, vhost::create),
     typed!("vhost_start_scsi_controller", changes, Argument, vhost::Start, vhost::start),

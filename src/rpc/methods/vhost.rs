@@ -261,13 +261,8 @@ pub(crate) fn replay(record: &ControllerRecord) -> Vec<Value> {
 /// Reads a mask as SPDK does: a list in brackets, else hexadecimal digits with or without 0x.
 fn parse_mask(text: &str) -> Result<Vec<usize>, String> {
     let text = text.trim();
-    let spelt = if text.starts_with(['[', '0'])
-        && (text.starts_with('[') || text.starts_with("0x") || text.starts_with("0X"))
-    {
-        text.to_owned()
-    } else {
-        format!("0x{text}")
-    };
+    let spelt = ["[", "0x", "0X"].iter().any(|start| text.starts_with(start));
+    let spelt = if spelt { text.to_owned() } else { format!("0x{text}") };
     pollux_reactor::parse_cores(&spelt).map_err(|error| format!("cpumask '{text}': {error}"))
 }
 

@@ -43,9 +43,14 @@ impl ScsiWorker {
         let mut bytes = [0; TMF_LEN];
         let (readable, writable) = self.segments.as_slice().split_at(chain.readable);
         let got = segment::copy_from(readable, 0, &mut bytes);
-        let Some(control) = Control::parse(&bytes[..got]).filter(|_| chain.writable_bytes > 0) else {
+        if chain.writable_bytes == 0 {
+            port.fail(&"a control request without room for its response");
+            return;
+        }
+        let Some(control) = Control::parse(&bytes[..got]) else {
             port.stats.invalid.add(1);
-            port.complete(chain.head, 0);
+            segment::copy_to(writable, 0, &[Response::Failure as u8]);
+            port.complete(chain.head, 1);
             return;
         };
         match control {

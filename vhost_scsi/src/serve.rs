@@ -49,10 +49,13 @@ impl ScsiWorker {
         port.stats.requests.add(1);
         let mut header = [0; COMMAND_LEN];
         let (readable, writable) = self.segments.as_slice().split_at(chain.readable);
-        if chain.writable_bytes < RESPONSE_LEN as u64 || segment::copy_from(readable, 0, &mut header) < COMMAND_LEN {
-            // There is nowhere to say so: the chain goes back empty.
+        if chain.writable_bytes < RESPONSE_LEN as u64 {
+            port.fail(&"a command without room for its response");
+            return;
+        }
+        if segment::copy_from(readable, 0, &mut header) < COMMAND_LEN {
             port.stats.invalid.add(1);
-            port.complete(chain.head, 0);
+            port.answer(chain.head, writable, &Answer::response(Response::Failure, 0));
             return;
         }
         let command = Command::parse(&header);

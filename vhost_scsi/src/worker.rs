@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use pollux_core::{ClientId, Completion, Cx, Done, Next, Worker};
-use pollux_vhost_user::{QueueError, SegmentBuf};
+use pollux_vhost_user::SegmentBuf;
 
 use crate::control::{Ending, Pending};
 use crate::events::Waiting;
@@ -280,11 +280,8 @@ impl ScsiWorker {
                         Kind::Events => self.send_event(port, number, &chain),
                     }
                 }
-                Err(QueueError::Chain { head, .. }) => {
-                    taken += 1;
-                    port.stats.invalid.add(1);
-                    port.complete(head, 0);
-                }
+                // A chain that cannot be walked has nowhere to put an answer: a driver that makes one is not to be trusted
+                // with the next either.
                 Err(why) => port.fail(&why),
             }
         }

@@ -1,6 +1,5 @@
 //! Why the control plane could not do something with a device.
 
-use pollux_core::OpenError;
 use rustix::io::Errno;
 
 /// An error of the registry or of a device's control side. [`BdevError::reason`] is stable and meant for programs, the
@@ -113,10 +112,6 @@ impl BdevError {
 
     pub(crate) fn not_found(name: &str) -> Self {
         BdevError::NotFound { name: name.to_owned() }
-    }
-
-    pub(crate) fn open(name: &str, error: OpenError) -> Self {
-        BdevError::Missing { name: name.to_owned(), why: error.to_string() }
     }
 }
 

@@ -45,6 +45,7 @@ impl Mapping {
         Ok(Mapping { addr: addr as usize, len })
     }
 
+    #[cfg(test)]
     pub(crate) const fn len(&self) -> usize {
         self.len
     }

@@ -315,6 +315,17 @@ impl Spec {
         }
     }
 
+    /// Calls the device it stands on by another of its names. Does nothing to a spec that stands on none.
+    pub(crate) fn set_base(&mut self, name: &str) {
+        match self {
+            Spec::Null(_) | Spec::Malloc(_) | Spec::File(_) => {}
+            Spec::Passthru(spec) => name.clone_into(&mut spec.base_bdev_name),
+            Spec::Split(spec) => name.clone_into(&mut spec.base_bdev),
+            Spec::Delay(spec) => name.clone_into(&mut spec.base_bdev_name),
+            Spec::Fault(spec) => name.clone_into(&mut spec.base_name),
+        }
+    }
+
     /// The UUIDs of the devices it makes, in the order of [`Spec::names`]; empty as long as they are open.
     #[must_use]
     pub fn uuids(&self) -> Vec<Uuid> {
@@ -382,6 +393,16 @@ impl Spec {
         }
     }
 
+    /// Checks that it names devices, and not too many to list.
+    pub(crate) fn validate_count(&self) -> Result<(), BdevError> {
+        match self {
+            Spec::Split(spec) if !(1..=4096).contains(&spec.split_count) => {
+                Err(BdevError::invalid("split_count", "must be 1 to 4096"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Checks what can be checked without opening anything.
     ///
     /// # Errors
@@ -392,9 +413,7 @@ impl Spec {
             Spec::Malloc(spec) => check_blocks(spec.block_size, spec.num_blocks, spec.physical_block_size)?,
             Spec::File(spec) => check_file(spec)?,
             Spec::Split(spec) => {
-                if spec.split_count == 0 || spec.split_count > 4096 {
-                    return Err(BdevError::invalid("split_count", "must be 1 to 4096"));
-                }
+                self.validate_count()?;
                 if !spec.uuids.is_empty() && spec.uuids.len() != spec.split_count as usize {
                     return Err(BdevError::invalid("uuids", "must be as many as parts"));
                 }

@@ -39,9 +39,9 @@ impl Pool {
         self.free.pop().map(BounceBuffer)
     }
 
-    pub(super) fn give(&mut self, buffer: BounceBuffer) {
-        debug_assert!(!self.free.contains(&buffer.0), "a buffer is given back once");
-        self.free.push(buffer.0);
+    pub(super) fn give(&mut self, BounceBuffer(index): BounceBuffer) {
+        debug_assert!(!self.free.contains(&index), "a buffer is given back once");
+        self.free.push(index);
     }
 
     pub(super) fn has_free(&self) -> bool {

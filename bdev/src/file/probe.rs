@@ -46,7 +46,7 @@ pub(super) fn open(spec: &FileSpec) -> Result<Found, BdevError> {
     let align = if direct { alignment(&file, logical) } else { None };
     let block_size = spec.block_size.or(logical).unwrap_or_else(|| natural_block_size(align));
     check_block_size(block_size)?;
-    if !align.is_some_and(|align| align.offset <= block_size) {
+    if align.is_none_or(|align| align.offset > block_size) {
         warnings.push(why_buffered(spec, align, block_size));
         direct = false;
         go_buffered(&file, spec)?;

@@ -7,6 +7,7 @@
 //! was acknowledged.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Names a write; 0 is zeroes.
 pub type Stamp = u64;
@@ -39,6 +40,7 @@ pub struct Model {
     open: HashMap<OpId, Open>,
     time: Time,
     next_stamp: Stamp,
+    keeps_unflushed: bool,
 }
 
 const ZEROES: Write = Write { stamp: 0, begun: 0, ended: Some(0), good: true, durable: true };
@@ -54,6 +56,7 @@ impl Model {
             open: HashMap::new(),
             time: 1,
             next_stamp: 1,
+            keeps_unflushed: true,
         }
     }
 
@@ -129,6 +132,25 @@ impl Model {
             let write = writes.iter_mut().find(|w| w.begun == open.begun).expect("it was put there when it began");
             (write.ended, write.good, write.durable) = (Some(now), good, good && fua);
         }
+        self.prune(open.first..open.first + open.count);
+    }
+
+    /// Forgets writes that no read under way can return any more, nor any after a crash.
+    fn prune(&mut self, blocks: Range<u64>) {
+        let oldest = self.open.values().map(|open| open.begun).min().unwrap_or(self.time);
+        let keeps = self.keeps_unflushed;
+        for writes in &mut self.blocks[blocks.start as usize..blocks.end as usize] {
+            // The latest beginning of a write that has replaced, for everybody, all that had ended before it.
+            let settled = |w: &&Write| w.good && (w.durable || !keeps) && w.ended.is_some_and(|ended| ended < oldest);
+            if let Some(begun) = writes.iter().filter(settled).map(|w| w.begun).max() {
+                writes.retain(|w| w.ended.is_none_or(|ended| ended >= begun));
+            }
+        }
+    }
+
+    /// There will be no crash: what was replaced can be forgotten before it is flushed.
+    pub fn without_crashes(&mut self) {
+        self.keeps_unflushed = false;
     }
 
     /// A flush is submitted.

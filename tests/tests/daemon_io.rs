@@ -17,9 +17,9 @@ const LUN: Lun = Lun::new(0, 0);
 fn verify(bdev: &str, event_idx: bool, indirect: bool, request_queues: usize) -> Result<()> {
     let daemon = Daemon::start()?;
     if bdev == "ram" {
-        ram(&daemon, "disk", 8192)?
+        ram(&daemon, "disk", 8192)?;
     } else {
-        drop(file(&daemon, "disk", 4 << 20)?)
+        drop(file(&daemon, "disk", 4 << 20)?);
     }
     controller(&daemon, "vm", &["disk"])?;
     let options = DriverOptions { request_queues, event_idx, indirect, ..DriverOptions::default() };

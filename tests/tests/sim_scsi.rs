@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use pollux_core::Bdev;
-use pollux_tests::guest::{FIRST_REQUEST_QUEUE, Lun, ScsiLoad, ScsiMix};
+use pollux_tests::guest::{FIRST_REQUEST_QUEUE, Lun, NotGood, ScsiLoad, ScsiMix};
 use pollux_tests::rng::Rng;
 use pollux_tests::sim::{Effect, Fault, Kind, SimAppliance, SimBdev, SimGuest, SimWorld, backing, unit_of};
 
@@ -40,7 +40,7 @@ fn appliance(world: &SimWorld, seed: u64, guests: usize) -> Result<(SimAppliance
 }
 
 /// Whether a command that did not end GOOD met a unit attention.
-fn attention(other: &(u8, u8, Option<(u8, u8, u8)>)) -> bool {
+fn attention(other: &NotGood) -> bool {
     matches!(other, (0, 2, Some((6, ..))))
 }
 
@@ -117,7 +117,7 @@ fn aborts_and_resets_end_what_they_name_and_nothing_else_goes_wrong() -> Result<
         for load in scenario(seed, 500, tmf)? {
             ensure!(load.good > 10, "only {} commands were done", load.good);
             // ABORTED and RESET; the rest are unit attentions.
-            let by_tmf = |other: &&(u8, u8, _)| matches!(other.0, 2 | 4);
+            let by_tmf = |other: &&NotGood| matches!(other.0, 2 | 4);
             ended.set(ended.get() + load.others.iter().filter(by_tmf).count());
             ensure!(load.others.iter().all(|o| by_tmf(&o) || attention(o)), "commands failed: {:?}", load.others);
         }

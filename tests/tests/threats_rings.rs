@@ -91,9 +91,7 @@ fn threat_05_06_loops_and_chains_too_long() -> Result<()> {
     refused(&mut scene, "two", |_, page| {
         vec![(page.gpa, 51, desc::NEXT, 1), (page.gpa + RESPONSE, 108, desc::NEXT | desc::WRITE, 0)]
     })?;
-    refused(&mut scene, "all", |_, page| {
-        (0..128).map(|n| (page.gpa, 8, desc::NEXT, (n + 1) % 128)).collect()
-    })?;
+    refused(&mut scene, "all", |_, page| (0..128).map(|n| (page.gpa, 8, desc::NEXT, (n + 1) % 128)).collect())?;
     refused(&mut scene, "an indirect table of 1025", |front, page| {
         let table = front.driver.arena.alloc(16 * 1025, 16, 0).unwrap_or(page.gpa);
         vec![(table, 16 * 1025, desc::INDIRECT, 0)]
@@ -156,9 +154,7 @@ fn threat_09_indirect_tables() -> Result<()> {
         let table = table(front, page, false);
         vec![(table, 48, desc::INDIRECT | desc::NEXT, 1), (page.gpa + 0x3000, 8, desc::WRITE, 0)]
     })?;
-    refused(&mut scene, "across the end of memory", |_, _| {
-        vec![(0x10_0000 + (64 << 20) - 32, 64, desc::INDIRECT, 0)]
-    })?;
+    refused(&mut scene, "across the end of memory", |_, _| vec![(0x10_0000 + (64 << 20) - 32, 64, desc::INDIRECT, 0)])?;
     served(&mut scene, "WRITE on an indirect descriptor is ignored", |front, page| {
         vec![(table(front, page, false), 48, desc::INDIRECT | desc::WRITE, 0)]
     })?;
@@ -253,7 +249,10 @@ fn threat_13_a_second_cpu_changes_requests_while_they_are_processed() -> Result<
                 while !stop.load(Ordering::Relaxed) {
                     n = n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     // Length and address of the data descriptor, the CDB, the LUN.
-                    memory.write(table + 32, &(if n >> 33 & 1 == 0 { page.gpa + 0x1000 } else { u64::MAX - n }).to_le_bytes());
+                    memory.write(
+                        table + 32,
+                        &(if n >> 33 & 1 == 0 { page.gpa + 0x1000 } else { u64::MAX - n }).to_le_bytes(),
+                    );
                     memory.write(table + 40, &((n >> 40) as u32 & 0x3ff).to_le_bytes());
                     memory.write(page.gpa + 19, &[(n >> 50) as u8]);
                     memory.write(page.gpa + 1, &[(n >> 62) as u8]);

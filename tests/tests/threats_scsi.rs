@@ -15,14 +15,11 @@ use pollux_tests::guest::{
 };
 use pollux_tests::rng::Rng;
 
+/// Response bytes, incoming data, bytes written.
+type Raw = (Vec<u8>, Vec<u8>, u32);
+
 /// Sends any header and waits for an answer: response bytes, data and length; `None` if the session ends instead.
-fn raw(
-    front: &mut FrontEnd,
-    header: &[u8],
-    out: &[u8],
-    response_len: usize,
-    in_len: usize,
-) -> Result<Option<(Vec<u8>, Vec<u8>, u32)>> {
+fn raw(front: &mut FrontEnd, header: &[u8], out: &[u8], response_len: usize, in_len: usize) -> Result<Option<Raw>> {
     front.driver.submit_raw(QUEUE, header, out, response_len, in_len, Framing::PLAIN).context("no room")?;
     front.driver.queues[QUEUE].flush();
     if !answered(front) {

@@ -126,10 +126,8 @@ fn threat_33_memory_tables() -> Result<()> {
         ("an unaligned offset with the length of all", |r| r.mmap_offset = 1),
     ];
     for (what, change) in changes {
-        let front = pollux_tests::frontend::FrontEnd::negotiate(
-            &scene.daemon.socket("evil"),
-            &DriverOptions::default(),
-        )?;
+        let front =
+            pollux_tests::frontend::FrontEnd::negotiate(&scene.daemon.socket("evil"), &DriverOptions::default())?;
         let mut regions = front.regions();
         change(&mut regions[0]);
         ensure!(front.session.set_mem_table(&regions).is_err(), "{what}: taken");
@@ -138,8 +136,7 @@ fn threat_33_memory_tables() -> Result<()> {
         scene.evil_works().context(what)?;
     }
     // Overlapping.
-    let front =
-        pollux_tests::frontend::FrontEnd::negotiate(&scene.daemon.socket("evil"), &DriverOptions::default())?;
+    let front = pollux_tests::frontend::FrontEnd::negotiate(&scene.daemon.socket("evil"), &DriverOptions::default())?;
     let mut regions = front.regions();
     regions.push(regions[0]);
     ensure!(front.session.set_mem_table(&regions).is_err(), "overlapping regions were taken");
@@ -360,7 +357,9 @@ fn threat_41_rpc_clients() -> Result<()> {
     }
     ensure!(std::fs::read(scene.daemon.vhost_dir().join("taken"))? == b"precious", "a file was replaced");
     // Wrong types everywhere.
-    for params in [json!([]), json!({"name": 5}), json!({"name": {"a": []}}), json!({"num_blocks": -1, "block_size": 1e300})] {
+    for params in
+        [json!([]), json!({"name": 5}), json!({"name": {"a": []}}), json!({"num_blocks": -1, "block_size": 1e300})]
+    {
         let _ = scene.daemon.rpc_error("bdev_malloc_create", params)?;
     }
     // Clients that connect and say nothing, and one that never reads.

@@ -40,6 +40,9 @@ enum Kind {
     Sync,
 }
 
+/// Why a command did not end GOOD: virtio-scsi response, SCSI status, sense key with codes.
+pub type NotGood = (u8, u8, Option<(u8, u8, u8)>);
+
 struct InFlight {
     kind: Kind,
     op: OpId,
@@ -60,8 +63,8 @@ pub struct ScsiLoad {
     rng: Rng,
     /// Commands that ended GOOD.
     pub good: u64,
-    /// Commands that did not, with status and sense.
-    pub others: Vec<(u8, u8, Option<(u8, u8, u8)>)>,
+    /// Commands that did not.
+    pub others: Vec<NotGood>,
 }
 
 impl ScsiLoad {

@@ -10,19 +10,19 @@ use pollux_tests::guest::{DriverOptions, FIRST_REQUEST_QUEUE, Lun, cdb, desc};
 use super::{connect, controller, ram};
 
 /// The unit that both sides use.
-pub const LUN: Lun = Lun::new(0, 0);
+pub(crate) const LUN: Lun = Lun::new(0, 0);
 /// The first request queue.
-pub const QUEUE: usize = FIRST_REQUEST_QUEUE;
+pub(crate) const QUEUE: usize = FIRST_REQUEST_QUEUE;
 
 /// A daemon with a controller `evil` and a controller `good`, each with a disk of its own, and a front end on `good`.
-pub struct Scene {
-    pub daemon: Daemon,
-    pub bystander: FrontEnd,
+pub(crate) struct Scene {
+    pub(crate) daemon: Daemon,
+    pub(crate) bystander: FrontEnd,
     files: usize,
 }
 
 impl Scene {
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let daemon = Daemon::start()?;
         for name in ["evil", "good"] {
             ram(&daemon, &format!("{name}-disk"), 4096)?;
@@ -38,20 +38,20 @@ impl Scene {
     }
 
     /// A front end of the attacker's.
-    pub fn evil(&self) -> Result<FrontEnd> {
+    pub(crate) fn evil(&self) -> Result<FrontEnd> {
         self.evil_with(&DriverOptions::default())
     }
 
-    pub fn evil_with(&self, options: &DriverOptions) -> Result<FrontEnd> {
+    pub(crate) fn evil_with(&self, options: &DriverOptions) -> Result<FrontEnd> {
         connect(&self.daemon, "evil", options)
     }
 
     /// Connects as the attacker, does `f`, and checks that it cost nobody but that session anything.
-    pub fn attack(&mut self, what: &str, f: impl FnOnce(&mut FrontEnd) -> Result<()>) -> Result<()> {
+    pub(crate) fn attack(&mut self, what: &str, f: impl FnOnce(&mut FrontEnd) -> Result<()>) -> Result<()> {
         self.attack_with(what, &DriverOptions::default(), f)
     }
 
-    pub fn attack_with(
+    pub(crate) fn attack_with(
         &mut self,
         what: &str,
         options: &DriverOptions,
@@ -69,7 +69,7 @@ impl Scene {
     }
 
     /// The other VM's disk answers, quickly and with its own data.
-    pub fn bystander_works(&mut self) -> Result<()> {
+    pub(crate) fn bystander_works(&mut self) -> Result<()> {
         ensure!(self.daemon.is_alive(), "the daemon is gone:\n{}", self.daemon.log_tail());
         let data = self.bystander.good(LUN, &cdb::read10(0, 1), &[], 512).context("the bystander's disk")?.data;
         ensure!(data == [0x42; 512], "the bystander reads {:02x?}", &data[..8]);
@@ -77,14 +77,14 @@ impl Scene {
     }
 
     /// A well-behaved front end of the attacker's controller is served again.
-    pub fn evil_works(&mut self) -> Result<()> {
+    pub(crate) fn evil_works(&mut self) -> Result<()> {
         let mut front = self.evil().context("connecting again")?;
         front.good(LUN, &cdb::read10(0, 1), &[], 512).context("the attacker's disk afterwards")?;
         Ok(())
     }
 
     /// Checks that no descriptor was left behind.
-    pub fn no_files_left(&mut self) -> Result<()> {
+    pub(crate) fn no_files_left(&mut self) -> Result<()> {
         let mut now = 0;
         for _ in 0..100 {
             now = self.daemon.open_files()?;
@@ -98,19 +98,19 @@ impl Scene {
 }
 
 /// One descriptor written by hand: address, length, flags, next.
-pub type Desc = (u64, u32, u16, u16);
+pub(crate) type Desc = (u64, u32, u16, u16);
 
 /// A page of memory for the attack's own use: requests at its start, responses in its middle.
-pub struct Page {
-    pub gpa: u64,
+pub(crate) struct Page {
+    pub(crate) gpa: u64,
 }
 
 /// Offset of a response area in a [`Page`].
-pub const RESPONSE: u64 = 0x800;
+pub(crate) const RESPONSE: u64 = 0x800;
 
 impl Page {
     /// A page with the header of a READ (10) of one block at its start.
-    pub fn new(front: &mut FrontEnd) -> Result<Self> {
+    pub(crate) fn new(front: &mut FrontEnd) -> Result<Self> {
         let gpa = front.driver.arena.alloc(0x4000, 4096, 0).context("guest memory")?;
         let header = pollux_tests::guest::request_header(LUN.bytes(), 77, 0, &cdb::read10(0, 1));
         front.driver.memory.write(gpa, &header);
@@ -118,7 +118,7 @@ impl Page {
     }
 
     /// The three descriptors of a proper read.
-    pub fn proper(&self) -> [Desc; 3] {
+    pub(crate) fn proper(&self) -> [Desc; 3] {
         [
             (self.gpa, 51, desc::NEXT, 1),
             (self.gpa + RESPONSE, 108, desc::NEXT | desc::WRITE, 2),
@@ -128,7 +128,7 @@ impl Page {
 }
 
 /// Writes descriptors from index 0 on and makes `heads` available, by hand.
-pub fn offer(front: &mut FrontEnd, descs: &[Desc], heads: &[u16]) {
+pub(crate) fn offer(front: &mut FrontEnd, descs: &[Desc], heads: &[u16]) {
     let ring = &mut front.driver.queues[QUEUE].ring;
     let [table, ..] = ring.addresses();
     for (at, &(gpa, len, flags, next)) in descs.iter().enumerate() {
@@ -142,7 +142,7 @@ pub fn offer(front: &mut FrontEnd, descs: &[Desc], heads: &[u16]) {
 }
 
 /// Waits a moment for what the device makes of it: true if something was put into the used ring.
-pub fn answered(front: &FrontEnd) -> bool {
+pub(crate) fn answered(front: &FrontEnd) -> bool {
     for _ in 0..100 {
         if front.driver.queues[QUEUE].ring.has_used() {
             return true;
@@ -153,7 +153,7 @@ pub fn answered(front: &FrontEnd) -> bool {
 }
 
 /// Whether the device has closed the session within a moment.
-pub fn closed(front: &FrontEnd) -> bool {
+pub(crate) fn closed(front: &FrontEnd) -> bool {
     use std::os::fd::{AsRawFd, BorrowedFd};
     // SAFETY: the session is open as long as `front`.
     let socket = unsafe { BorrowedFd::borrow_raw(front.session.as_raw_fd()) };

@@ -1,7 +1,7 @@
 //! What several tests against the real daemon share.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-pub mod attack;
+pub(crate) mod attack;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -14,13 +14,13 @@ use pollux_tests::rng::Rng;
 use serde_json::json;
 
 /// A RAM disk.
-pub fn ram(daemon: &Daemon, name: &str, blocks: u64) -> Result<()> {
+pub(crate) fn ram(daemon: &Daemon, name: &str, blocks: u64) -> Result<()> {
     daemon.rpc("bdev_malloc_create", json!({"name": name, "num_blocks": blocks, "block_size": 512}))?;
     Ok(())
 }
 
 /// A file of `bytes` zeroes as a disk.
-pub fn file(daemon: &Daemon, name: &str, bytes: u64) -> Result<PathBuf> {
+pub(crate) fn file(daemon: &Daemon, name: &str, bytes: u64) -> Result<PathBuf> {
     let path = daemon.disks_dir().join(name);
     File::create(&path)?.set_len(bytes)?;
     daemon.rpc("bdev_aio_create", json!({"name": name, "filename": path, "block_size": 512}))?;
@@ -28,7 +28,7 @@ pub fn file(daemon: &Daemon, name: &str, bytes: u64) -> Result<PathBuf> {
 }
 
 /// A controller that listens, with these bdevs as LUN 0 of targets 0, 1, ...
-pub fn controller(daemon: &Daemon, name: &str, bdevs: &[&str]) -> Result<()> {
+pub(crate) fn controller(daemon: &Daemon, name: &str, bdevs: &[&str]) -> Result<()> {
     daemon.rpc("vhost_create_scsi_controller", json!({"ctrlr": name}))?;
     for (target, bdev) in bdevs.iter().enumerate() {
         attach(daemon, name, target as i64, bdev)?;
@@ -37,26 +37,26 @@ pub fn controller(daemon: &Daemon, name: &str, bdevs: &[&str]) -> Result<()> {
 }
 
 /// Attaches a bdev as LUN 0 of a target.
-pub fn attach(daemon: &Daemon, ctrlr: &str, target: i64, bdev: &str) -> Result<i64> {
+pub(crate) fn attach(daemon: &Daemon, ctrlr: &str, target: i64, bdev: &str) -> Result<i64> {
     let params = json!({"ctrlr": ctrlr, "scsi_target_num": target, "bdev_name": bdev});
     let number = daemon.rpc("vhost_scsi_controller_add_target", params)?;
     Ok(number.as_i64().unwrap_or(-1))
 }
 
 /// A front end of a controller.
-pub fn connect(daemon: &Daemon, ctrlr: &str, options: &DriverOptions) -> Result<FrontEnd> {
+pub(crate) fn connect(daemon: &Daemon, ctrlr: &str, options: &DriverOptions) -> Result<FrontEnd> {
     FrontEnd::connect(&daemon.socket(ctrlr), options)
 }
 
 /// Clears what a new nexus reports first.
-pub fn clear_attentions(front: &mut FrontEnd, lun: Lun) -> Result<()> {
+pub(crate) fn clear_attentions(front: &mut FrontEnd, lun: Lun) -> Result<()> {
     front.good(lun, &[0; 6], &[], 0)?;
     Ok(())
 }
 
 /// Runs `count` random commands on the load's unit over all request queues, at most `depth` at once, and checks every
 /// answer.
-pub fn run_load(
+pub(crate) fn run_load(
     front: &mut FrontEnd,
     load: &mut ScsiLoad,
     mix: &ScsiMix,
@@ -64,15 +64,14 @@ pub fn run_load(
     depth: usize,
     seed: u64,
 ) -> Result<()> {
+    load.model.without_crashes();
     let mut rng = Rng::new(seed);
     let queues: Vec<usize> = (FIRST_REQUEST_QUEUE..front.driver.queues.len()).collect();
     let mut left = count;
     while left > 0 || load.in_flight() > 0 {
         let queue = queues[rng.index(queues.len())];
-        if left > 0 && load.in_flight() < depth {
-            if load.submit(&mut front.driver, queue, mix) {
-                left -= 1;
-            }
+        if left > 0 && load.in_flight() < depth && load.submit(&mut front.driver, queue, mix) {
+            left -= 1;
             if rng.chance(1, 2) {
                 front.driver.queues[queue].flush();
             }
@@ -92,7 +91,7 @@ pub fn run_load(
 }
 
 /// The blocks of 512 bytes that a file takes on its file system.
-pub fn allocated(path: &std::path::Path) -> Result<u64> {
+pub(crate) fn allocated(path: &std::path::Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
     Ok(std::fs::metadata(path)?.blocks() * 512)
 }

@@ -168,6 +168,14 @@ impl FrontEnd {
         self.session.set_vring_num(queue, size).context("SET_VRING_NUM")?;
         self.session.set_vring_addr(queue, &config).context("SET_VRING_ADDR")?;
         self.session.set_vring_base(queue, base).context("SET_VRING_BASE")?;
+        self.start_queue_as_is(queue)
+    }
+
+    /// The last messages that start a queue: its eventfds, and enable. Size, addresses and index are as they were sent.
+    ///
+    /// # Errors
+    /// If the device refuses a step.
+    pub fn start_queue_as_is(&mut self, queue: usize) -> Result<()> {
         self.session.set_vring_call(queue, &self.event_fd(queue, false)?).context("SET_VRING_CALL")?;
         self.session.set_vring_kick(queue, &self.event_fd(queue, true)?).context("SET_VRING_KICK")?;
         self.session.set_vring_enable(queue, true).context("SET_VRING_ENABLE")?;

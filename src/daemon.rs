@@ -53,6 +53,10 @@ pub fn run(settings: &Settings) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1]).context("cannot take signals")?;
     raise_limits();
     let (store, document) = open_state(settings)?;
+    if let Some(parent) = settings.rpc_socket.parent() {
+        std::fs::create_dir_all(parent)
+            .with_context(|| format!("cannot make the directory {} (--rpc-socket)", parent.display()))?;
+    }
     let mode = if settings.rpc_socket_group.is_some() { 0o660 } else { 0o600 };
     let bound = socket::bind(&settings.rpc_socket, mode, settings.rpc_socket_group)?;
     std::fs::create_dir_all(&settings.vhost_dir)

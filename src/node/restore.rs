@@ -32,7 +32,12 @@ impl Node {
     pub fn restore(&self, document: Document) -> Result<(), RestoreError> {
         check(&document)?;
         for spec in &document.bdevs {
-            for entry in self.bdevs.create_or_missing(spec.clone()) {
+            let entries = self.bdevs.create_or_missing(spec.clone());
+            if entries.is_empty() {
+                let names = spec.names().join(", ");
+                return Err(RestoreError::Inconsistent(format!("bdev {names}: its name or UUID is there twice")));
+            }
+            for entry in entries {
                 if let Err(error) = missing(&entry) {
                     tracing::warn!("bdev '{}' is missing: {error}; it is opened when it comes back", entry.name());
                 }

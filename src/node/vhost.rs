@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pollux_bdev::{Entry, FrontEnd, FrontEndKind};
-use pollux_core::{Bdev, Op};
+use pollux_core::Bdev;
 use pollux_scsi::{Identity, LogicalUnit};
 use pollux_vhost_scsi::Backing;
 
@@ -315,9 +315,6 @@ fn draw_initiator() -> u64 {
     let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
     (high ^ low) >> 4 | 3 << 60
 }
-
-/// The operations that metrics and listings name, in order.
-pub const OPS: [Op; Op::ALL.len()] = Op::ALL;
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use common::{connect, controller, file, ram};
 use pollux_tests::daemon::{Daemon, binary};
 use pollux_tests::guest::{DriverOptions, Lun};
@@ -411,6 +411,82 @@ fn documented(shown: &str) {
     for name in types.map(|line| line.split(' ').next().unwrap_or(line)) {
         assert!(rows.contains(name), "docs/metrics.md does not know pollux_{name}");
     }
+}
+
+/// Runs SPDK's own client, if `SPDK_RPC` names its `spdk-rpc` (from the Python package `spdk`).
+fn spdk_rpc(daemon: &Daemon, args: &[&str], input: &str) -> Result<Option<String>> {
+    let Some(program) = std::env::var_os("SPDK_RPC") else { return Ok(None) };
+    let mut child = Command::new(program)
+        .arg("-s")
+        .arg(daemon.rpc_path())
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("running spdk-rpc")?;
+    child.stdin.take().context("its input")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("spdk-rpc {args:?}: {}", text(&output));
+    }
+    Ok(Some(String::from_utf8(output.stdout)?))
+}
+
+#[test]
+fn spdks_own_client_configures_saves_and_loads() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let path = daemon.disks_dir().join("f0");
+    std::fs::File::create(&path)?.set_len(16 << 20)?;
+    let path = path.to_str().context("text")?;
+    let calls: [(&[&str], &str); 26] = [
+        (&["spdk_get_version"], "26"),
+        (&["rpc_get_methods"], "vhost_get_controllers"),
+        (&["bdev_set_options", "--bdev-io-pool-size", "4096"], ""),
+        (&["iobuf_set_options", "--small-pool-count", "8192"], ""),
+        (&["sock_impl_set_options", "-i", "posix", "--recv-buf-size", "4096"], ""),
+        (&["accel_set_options", "--task-count", "64"], ""),
+        (&["bdev_malloc_create", "-b", "m0", "64", "512"], "m0"),
+        (&["bdev_null_create", "n0", "100", "4096"], "n0"),
+        (&["bdev_null_resize", "n0", "200"], "true"),
+        (&["bdev_aio_create", path, "a0", "512"], "a0"),
+        (&["bdev_aio_rescan", "a0"], "true"),
+        (&["bdev_split_create", "m0", "2"], "m0p0 m0p1"),
+        (&["bdev_passthru_create", "-b", "m0p0", "-p", "p0"], "p0"),
+        (&["bdev_delay_create", "-b", "n0", "-d", "d0", "-r", "1", "-t", "2", "-w", "3", "-n", "4"], "d0"),
+        (&["bdev_error_create", "m0p1"], ""),
+        (&["bdev_wait_for_examine"], ""),
+        (&["bdev_get_bdevs", "-b", "EE_m0p1"], "Error Injection Disk"),
+        (&["bdev_get_iostat", "--names", "a0,n0"], "num_read_ops"),
+        (&["vhost_create_scsi_controller", "vm1", "--cpumask", "0x1"], ""),
+        (&["vhost_scsi_controller_add_target", "vm1", "-1", "p0"], "0"),
+        (&["vhost_get_controllers"], "Target 0"),
+        (&["scsi_get_devices"], "Target 0"),
+        (&["framework_get_reactors"], "lcore"),
+        (&["thread_get_stats"], "reactor_0"),
+        (&["log_set_level", "INFO"], ""),
+        (&["notify_get_notifications"], "bdev_register"),
+    ];
+    for (args, says) in calls {
+        match spdk_rpc(&daemon, args, "")? {
+            Some(printed) => assert!(printed.contains(says), "{args:?}: {printed}"),
+            None => {
+                eprintln!("SPDK_RPC is not set: SPDK's client is not tried");
+                return Ok(());
+            }
+        }
+    }
+    let saved = spdk_rpc(&daemon, &["save_config"], "")?.context("ran before")?;
+    drop(daemon);
+    let fresh = Daemon::start()?;
+    // The file of the first daemon is gone with it.
+    std::fs::create_dir_all(std::path::Path::new(path).parent().context("a parent")?)?;
+    std::fs::File::create(path)?.set_len(16 << 20)?;
+    spdk_rpc(&fresh, &["load_config"], &saved)?;
+    assert_eq!(spdk_rpc(&fresh, &["save_config"], "")?, Some(saved));
+    drop(fresh);
+    std::fs::remove_dir_all(std::path::Path::new(path).ancestors().nth(2).context("its folder")?)?;
+    Ok(())
 }
 
 #[test]

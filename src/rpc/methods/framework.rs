@@ -119,7 +119,7 @@ pub(crate) fn get_reactors(node: &Node, _: &NoParams) -> Answer {
             "lw_threads": [{
                 "name": format!("reactor_{}", stats.reactor),
                 "id": stats.reactor + 1,
-                "cpumask": vhost::mask(&[stats.core]),
+                "cpumask": vhost::mask(&[stats.core]).trim_start_matches("0x"),
                 "elapsed": stats.busy_ns.get() + stats.idle_ns.get(),
             }],
         })
@@ -133,7 +133,7 @@ pub(crate) fn get_thread_stats(node: &Node, _: &NoParams) -> Answer {
         json!({
             "name": format!("reactor_{}", stats.reactor),
             "id": stats.reactor + 1,
-            "cpumask": vhost::mask(&[stats.core]),
+            "cpumask": vhost::mask(&[stats.core]).trim_start_matches("0x"),
             "busy": stats.busy_ns.get(),
             "idle": stats.idle_ns.get(),
             "active_pollers_count": 1,

@@ -385,6 +385,7 @@ fn threat_16_17_nonsense_in_used_event_and_storms_of_kicks() -> Result<()> {
     })?;
     scene.attack("a call descriptor that is full", |front| {
         clear_attentions(front, LUN)?;
+        let _ = front.driver.queues[QUEUE].interrupts();
         let full = (u64::MAX - 1).to_ne_bytes();
         rustix::io::write(&*front.driver.queues[QUEUE].call, &full)?;
         for _ in 0..50 {

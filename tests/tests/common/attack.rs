@@ -1,6 +1,6 @@
 //! An attacker and a bystander on one daemon: whatever the first does, the second must notice nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use pollux_tests::daemon::Daemon;
@@ -76,9 +76,17 @@ impl Scene {
         Ok(())
     }
 
-    /// A well-behaved front end of the attacker's controller is served again.
+    /// A well-behaved front end of the attacker's controller is served again. It may be turned away while a storm of
+    /// sessions before it ends, as a VMM that connects again would be.
     pub(crate) fn evil_works(&mut self) -> Result<()> {
-        let mut front = self.evil().context("connecting again")?;
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut front = loop {
+            match self.evil() {
+                Ok(front) => break front,
+                Err(error) if Instant::now() > end => return Err(error.context("connecting again")),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
         front.good(LUN, &cdb::read10(0, 1), &[], 512).context("the attacker's disk afterwards")?;
         Ok(())
     }

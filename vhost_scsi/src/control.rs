@@ -10,9 +10,9 @@ use pollux_scsi::Attention;
 use pollux_vhost_user::Chain;
 
 use crate::lun::Address;
-use crate::luns::Lun;
+use crate::luns::{Lun, TargetLuns};
 use crate::message::{AbortId, Body, Message, Scope};
-use crate::port::{Phase, Port};
+use crate::port::{Kind, Phase, Port};
 use crate::request::{Control, Function, Response, TMF_LEN};
 use crate::worker::ScsiWorker;
 
@@ -106,7 +106,7 @@ impl ScsiWorker {
                 Scope::TaskSet { session, target, lun }
             }
             (Function::ClearTaskSet | Function::LogicalUnitReset, Some((_, index))) => {
-                Scope::Unit(self.luns.get(index).unit)
+                Scope::Unit { session, unit: self.luns.get(index).unit }
             }
         };
         let how = match function {
@@ -114,7 +114,8 @@ impl ScsiWorker {
             Function::LogicalUnitReset | Function::NexusReset => Some(Response::Reset),
             _ => Some(Response::Aborted),
         };
-        let lun = found.map(|(_, index)| index);
+        let any = self.luns.target(port.controller, target).map(TargetLuns::first);
+        let lun = found.map(|(_, index)| index).or(any);
         if let Some(lun) = lun {
             // The LUN stays in the table until the function has ended.
             self.luns.get_mut(lun).inflight += 1;
@@ -130,6 +131,7 @@ impl ScsiWorker {
 
     /// Ends (or counts) the commands in scope on this worker.
     pub(crate) fn abort(&mut self, id: AbortId, scope: Scope, how: Option<Response>, cx: &mut Cx<'_>) {
+        self.take_available(scope, cx);
         let mut commands = self.in_scope(scope);
         let count = commands.len() as u32;
         let Some(how) = how else {
@@ -144,10 +146,29 @@ impl ScsiWorker {
         self.collect_aborted();
     }
 
+    /// Takes what the session has made available before it asked: to the guest those commands are as much in flight as
+    /// the others, so none of them may run after the answer.
+    fn take_available(&mut self, scope: Scope, cx: &mut Cx<'_>) {
+        let (Scope::Task { session, .. }
+        | Scope::TaskSet { session, .. }
+        | Scope::Nexus { session, .. }
+        | Scope::Unit { session, .. }) = scope;
+        let of: Vec<usize> = self
+            .ports()
+            .filter(|(_, port)| port.kind == Kind::Requests && port.key.session == session)
+            .map(|(number, _)| number)
+            .collect();
+        for number in of {
+            let Some(mut port) = self.take_port(number) else { continue };
+            self.take_all(&mut port, cx);
+            self.put_port(number, port);
+        }
+    }
+
     fn in_scope(&self, scope: Scope) -> Vec<(usize, u16, u16)> {
         let mut found = Vec::new();
         for (number, port) in self.ports() {
-            if port.kind != crate::port::Kind::Requests {
+            if port.kind != Kind::Requests || port.inflight == 0 || !may_hold(scope, port.key.session) {
                 continue;
             }
             for (head, slot) in port.slots.iter().enumerate() {
@@ -218,6 +239,7 @@ impl ScsiWorker {
             let logical = &self.units.look(lun.unit).logical;
             match pending.function {
                 Function::LogicalUnitReset => logical.reset(Some(&lun.path)),
+                Function::NexusReset => lun.path.nexus().lost(),
                 Function::ClearTaskSet => logical.raise(Attention::CommandsCleared, Some(&lun.path)),
                 _ => {}
             }
@@ -231,6 +253,14 @@ impl ScsiWorker {
     }
 }
 
+/// Whether a session's commands can be in scope.
+const fn may_hold(scope: Scope, of: u64) -> bool {
+    match scope {
+        Scope::Task { session, .. } | Scope::TaskSet { session, .. } | Scope::Nexus { session, .. } => of == session,
+        Scope::Unit { .. } => true,
+    }
+}
+
 fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
     match scope {
         Scope::Task { session, target, lun: number, tag } => {
@@ -238,7 +268,7 @@ fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
         }
         Scope::TaskSet { session, target, lun: number } => of == session && (lun.target, lun.lun) == (target, number),
         Scope::Nexus { session, target } => of == session && lun.target == target,
-        Scope::Unit(unit) => lun.unit == unit,
+        Scope::Unit { unit, .. } => lun.unit == unit,
     }
 }
 

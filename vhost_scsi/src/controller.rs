@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crossbeam::channel::Receiver;
 use pollux_scsi::{LogicalUnit, Nexus, Path};
 use pollux_vhost_user::ListenerId;
 
@@ -37,6 +38,8 @@ pub(crate) struct LunEntry {
     pub(crate) path: Arc<Path>,
     /// One for each of the controller's reactors.
     pub(crate) stats: Vec<Arc<LunStats>>,
+    /// It is being taken away: the reactors that have not let go yet.
+    pub(crate) leaving: Option<Vec<(usize, Receiver<()>)>>,
 }
 
 /// A front end that is connected.
@@ -60,7 +63,7 @@ impl Controller {
 
     /// The controller's relative target port identifier.
     pub(crate) const fn relative_port(&self) -> u16 {
-        (self.id % 0xffff) as u16 + 1
+        (self.id.place % 0xffff) as u16 + 1
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -72,7 +75,7 @@ impl Controller {
     pub(crate) fn reactor_of(&self, index: u16) -> usize {
         match index {
             0 | 1 => self.reactors[0],
-            _ => self.reactors[(self.id as usize + usize::from(index) - 2) % self.reactors.len()],
+            _ => self.reactors[(self.id.place() + usize::from(index) - 2) % self.reactors.len()],
         }
     }
 

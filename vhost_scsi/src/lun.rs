@@ -55,10 +55,12 @@ impl Address {
     }
 }
 
-/// The LUN field of a unit as events carry it: the form that Linux uses itself.
+/// The LUN field of a unit as events carry it: in the same form as REPORT LUNS gives it (peripheral below 256, flat
+/// above), because Linux compares the two.
 #[must_use]
 pub const fn encode(target: u8, lun: u16) -> [u8; 8] {
-    [1, target, 0x40 | (lun >> 8) as u8, lun as u8, 0, 0, 0, 0]
+    let high = if lun < 256 { 0 } else { 0x40 | (lun >> 8) as u8 };
+    [1, target, high, lun as u8, 0, 0, 0, 0]
 }
 
 #[cfg(test)]
@@ -77,6 +79,13 @@ mod tests {
         for lun in 0..=MAX_LUN {
             assert_eq!(Address::decode(encode(255, lun)), Address::Unit { target: 255, lun });
         }
+    }
+
+    #[test]
+    fn events_name_small_luns_as_report_luns_does() {
+        assert_eq!(encode(7, 0), [1, 7, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(encode(7, 255), [1, 7, 0, 255, 0, 0, 0, 0]);
+        assert_eq!(encode(7, 256), [1, 7, 0x41, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -31,7 +31,8 @@ impl TargetLuns {
         self.0[0].1
     }
 
-    fn get(&self, lun: u16) -> Option<u32> {
+    /// The number of a LUN.
+    pub(crate) fn get(&self, lun: u16) -> Option<u32> {
         // Nearly every target has one LUN.
         match self.0.first() {
             Some(&(first, index)) if first == lun => Some(index),
@@ -53,6 +54,8 @@ impl Inventory for TargetLuns {
 }
 
 struct Table {
+    /// A controller's id is never used again; its place in the list of tables is.
+    controller: ControllerId,
     targets: Box<[TargetLuns]>,
 }
 
@@ -61,12 +64,14 @@ struct Table {
 pub(crate) struct Luns {
     tables: Vec<Option<Table>>,
     luns: Vec<Option<Lun>>,
+    /// How many LUNs are hidden but still here.
+    removing: u32,
 }
 
 impl Luns {
     /// The LUNs of a target; `None` if it has none (then there is no such target).
     pub(crate) fn target(&self, controller: ControllerId, target: u8) -> Option<&TargetLuns> {
-        let table = self.tables.get(controller as usize)?.as_ref()?;
+        let table = self.tables.get(controller.place())?.as_ref().filter(|table| table.controller == controller)?;
         let luns = &table.targets[usize::from(target)];
         if luns.0.is_empty() { None } else { Some(luns) }
     }
@@ -86,24 +91,30 @@ impl Luns {
         self.luns[index as usize].as_mut().expect("a LUN stays while its requests are in flight")
     }
 
-    /// Puts a LUN in.
-    pub(crate) fn add(&mut self, lun: Lun) {
-        let at = lun.controller as usize;
+    /// Puts a LUN in. False if there is one already, or LUNs of an earlier controller are still in its place.
+    pub(crate) fn add(&mut self, lun: Lun) -> bool {
+        let at = lun.controller.place();
         if self.tables.len() <= at {
             self.tables.resize_with(at + 1, || None);
         }
-        let table = self.tables[at]
-            .get_or_insert_with(|| Table { targets: std::iter::repeat_with(TargetLuns::default).take(256).collect() });
+        let table = self.tables[at].get_or_insert_with(|| Table {
+            controller: lun.controller,
+            targets: std::iter::repeat_with(TargetLuns::default).take(256).collect(),
+        });
+        if table.controller != lun.controller {
+            return false;
+        }
         let free = self.luns.iter().position(Option::is_none).unwrap_or(self.luns.len());
         let luns = &mut table.targets[usize::from(lun.target)].0;
         let place = luns.binary_search_by_key(&lun.lun, |&(lun, _)| lun);
-        let place = place.expect_err("the control plane adds a LUN only where there is none");
+        let Err(place) = place else { return false };
         luns.insert(place, (lun.lun, free as u32));
         if free == self.luns.len() {
             self.luns.push(Some(lun));
         } else {
             self.luns[free] = Some(lun);
         }
+        true
     }
 
     /// Hides a LUN from new requests; `collect_removed` takes it out when nothing of it is in flight.
@@ -112,27 +123,30 @@ impl Luns {
             reply.send(());
             return;
         };
-        let table = self.tables[controller as usize].as_mut().expect("the LUN was found in it");
+        let table = self.tables[controller.place()].as_mut().expect("the LUN was found in it");
         table.targets[usize::from(target)].0.retain(|&(at, _)| at != lun);
         if table.targets.iter().all(|target| target.0.is_empty()) {
-            self.tables[controller as usize] = None;
+            self.tables[controller.place()] = None;
         }
         self.get_mut(index).removing = Some(reply);
+        self.removing += 1;
     }
 
     /// Takes out what is hidden and has nothing in flight. Returns whether something is still draining.
     pub(crate) fn collect_removed(&mut self) -> bool {
-        let mut draining = false;
+        if self.removing == 0 {
+            return false;
+        }
         for slot in &mut self.luns {
             let Some(lun) = slot.as_mut().filter(|lun| lun.removing.is_some()) else { continue };
             if lun.inflight > 0 {
-                draining = true;
                 continue;
             }
+            self.removing -= 1;
             if let Some(reply) = slot.take().and_then(|lun| lun.removing) {
                 reply.send(());
             }
         }
-        draining
+        self.removing > 0
     }
 }

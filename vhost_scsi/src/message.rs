@@ -10,11 +10,23 @@ use pollux_core::{Channel, IoError, IoStats};
 use pollux_scsi::{LogicalUnit, Path};
 use pollux_vhost_user::{Queue, SessionHandle};
 
+use crate::port::Slot;
 use crate::request::{Event, Response};
 use crate::{LunStats, QueueStats};
 
-/// Names a controller on all workers.
-pub(crate) type ControllerId = u32;
+/// Names a controller on all workers: a place that is used again, and a count that makes the name unique, so that a
+/// queue that is late in ending can never reach the LUNs of a controller that came after its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ControllerId {
+    pub(crate) place: u32,
+    pub(crate) count: u32,
+}
+
+impl ControllerId {
+    pub(crate) const fn place(self) -> usize {
+        self.place as usize
+    }
+}
 /// Names a logical unit on all workers.
 pub(crate) type UnitId = u32;
 
@@ -55,6 +67,8 @@ pub(crate) struct Stopped {
     /// The ring; dropping it may unmap guest memory, which is the receiver's business and not a reactor's.
     #[allow(dead_code)] // held for its drop
     pub(crate) queue: Queue,
+    #[allow(dead_code)] // held for its drop
+    pub(crate) slots: Box<[Slot]>,
 }
 
 /// A queue to be served.
@@ -63,6 +77,8 @@ pub(crate) struct NewQueue {
     pub(crate) controller: ControllerId,
     pub(crate) features: u64,
     pub(crate) queue: Queue,
+    /// Made by the session, so that the reactor does not wait for memory: one for each descriptor head.
+    pub(crate) slots: Box<[Slot]>,
     pub(crate) kick: Arc<OwnedFd>,
     pub(crate) call: Option<Arc<OwnedFd>>,
     pub(crate) session: SessionHandle,
@@ -80,8 +96,8 @@ pub(crate) enum Scope {
     TaskSet { session: u64, target: u8, lun: u16 },
     /// All commands of the session on all units of one target.
     Nexus { session: u64, target: u8 },
-    /// All commands of everybody on one unit.
-    Unit(UnitId),
+    /// All commands of everybody on one unit; those that the session has made available before it asked, too.
+    Unit { session: u64, unit: UnitId },
 }
 
 /// Names a task management function in progress: the worker that runs it and its number there.
@@ -121,7 +137,7 @@ pub(crate) enum Body {
         unit: UnitId,
         path: Arc<Path>,
         stats: Arc<LunStats>,
-        reply: Reply<()>,
+        reply: Reply<bool>,
     },
     /// Answers when nothing of the LUN is in flight.
     RemoveLun {
@@ -135,6 +151,14 @@ pub(crate) enum Body {
         controller: ControllerId,
         target: u8,
         lun: u16,
+    },
+    /// Ends what is in flight on the unit as soon as the device can.
+    CancelUnit {
+        unit: UnitId,
+    },
+    /// The session has ended: nothing waits for it any more.
+    ForgetSession {
+        session: u64,
     },
     StartQueue(Box<NewQueue>),
     /// Answers when later signals go to the new descriptor.
@@ -176,15 +200,19 @@ impl fmt::Debug for Body {
             Body::ReplaceChannel { unit, channel, .. } => write!(f, "ReplaceChannel({unit}, {})", channel.is_some()),
             Body::CloseUnit { unit, .. } => write!(f, "CloseUnit({unit})"),
             Body::AddLun { controller, target, lun, unit, .. } => {
-                write!(f, "AddLun({controller}:{target}:{lun} -> {unit})")
+                write!(f, "AddLun({}:{target}:{lun} -> {unit})", controller.place)
             }
-            Body::RemoveLun { controller, target, lun, .. } => write!(f, "RemoveLun({controller}:{target}:{lun})"),
-            Body::CancelLun { controller, target, lun } => write!(f, "CancelLun({controller}:{target}:{lun})"),
+            Body::RemoveLun { controller, target, lun, .. } => {
+                write!(f, "RemoveLun({}:{target}:{lun})", controller.place)
+            }
+            Body::CancelLun { controller, target, lun } => write!(f, "CancelLun({}:{target}:{lun})", controller.place),
+            Body::CancelUnit { unit } => write!(f, "CancelUnit({unit})"),
+            Body::ForgetSession { session } => write!(f, "ForgetSession({session})"),
             Body::StartQueue(new) => write!(f, "StartQueue({:?})", new.key),
             Body::SetCall { key, call, .. } => write!(f, "SetCall({key:?}, {})", call.is_some()),
             Body::StopQueue { key, .. } => write!(f, "StopQueue({key:?})"),
             Body::CancelQueue { key } => write!(f, "CancelQueue({key:?})"),
-            Body::Event { controller, event } => write!(f, "Event({controller}, {event:?})"),
+            Body::Event { controller, event } => write!(f, "Event({}, {event:?})", controller.place),
             Body::Abort { id, scope, how } => write!(f, "Abort({id:?}, {scope:?}, {how:?})"),
             Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),
         }

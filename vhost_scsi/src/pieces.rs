@@ -6,6 +6,8 @@
 use pollux_core::{Segment, SegmentList};
 
 const SMALL: usize = 6;
+/// A list longer than this is given back when its request ends; else each slot of a queue could keep one.
+const KEPT: usize = 64;
 
 /// A request's segments.
 pub(crate) struct Pieces {
@@ -26,7 +28,11 @@ impl Pieces {
     pub(crate) fn clear(&mut self) {
         self.len = 0;
         self.response = 0;
-        self.large.clear();
+        if self.large.capacity() > KEPT {
+            self.large = Vec::new();
+        } else {
+            self.large.clear();
+        }
     }
 
     /// Appends a segment.

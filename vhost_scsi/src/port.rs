@@ -25,6 +25,22 @@ pub(crate) enum Kind {
     Requests,
 }
 
+impl Kind {
+    const fn of(index: u16) -> Kind {
+        match index {
+            0 => Kind::Control,
+            1 => Kind::Events,
+            _ => Kind::Requests,
+        }
+    }
+
+    /// The slots of a queue of this index and size.
+    pub(crate) fn slots(index: u16, size: u16) -> Box<[Slot]> {
+        let count = if Kind::of(index) == Kind::Events { 0 } else { usize::from(size) };
+        std::iter::repeat_with(Slot::default).take(count).collect()
+    }
+}
+
 /// What a slot's request is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -78,6 +94,14 @@ impl Default for Slot {
     }
 }
 
+impl Slot {
+    /// The residual if none of the command's data was moved.
+    pub(crate) const fn residual_of_nothing(&self) -> u64 {
+        // A plan's steps are not the guest's data.
+        if self.plan.is_none() { self.residual + self.len } else { self.residual }
+    }
+}
+
 /// Whether a port waits for its kick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kicks {
@@ -115,8 +139,8 @@ pub(crate) struct Port {
     pub(crate) queue: Queue,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) inflight: u32,
-    /// One of its requests is in a unit's line.
-    pub(crate) blocked: bool,
+    /// How many of its requests are in a unit's line. Nothing is taken from the ring while there is one.
+    pub(crate) waiting: u32,
     /// Something was put into the used ring since the last `publish`.
     pub(crate) dirty: bool,
     /// It is in the worker's list of ports to publish.
@@ -154,13 +178,8 @@ const PORT_BITS: u32 = 16;
 
 impl Port {
     pub(crate) fn new(new: NewQueue, number: u32, now: u64) -> Port {
-        let NewQueue { key, controller, features, mut queue, kick, call, session, failure, stats } = new;
-        let kind = match key.index {
-            0 => Kind::Control,
-            1 => Kind::Events,
-            _ => Kind::Requests,
-        };
-        let slots = if kind == Kind::Events { 0 } else { usize::from(queue.size()) };
+        let NewQueue { key, controller, features, mut queue, slots, kick, call, session, failure, stats } = new;
+        let kind = Kind::of(key.index);
         queue.suppress_kicks();
         Port {
             key,
@@ -168,9 +187,9 @@ impl Port {
             controller,
             features,
             queue,
-            slots: std::iter::repeat_with(Slot::default).take(slots).collect(),
+            slots,
             inflight: 0,
-            blocked: false,
+            waiting: 0,
             dirty: false,
             touched: false,
             active: false,
@@ -194,7 +213,7 @@ impl Port {
 
     /// Whether requests may be taken from the ring now.
     pub(crate) fn takes(&self) -> bool {
-        !self.blocked && !self.broken && self.stopping.is_none()
+        self.waiting == 0 && !self.broken && self.stopping.is_none()
     }
 
     /// The tag of the request in a slot.
@@ -221,6 +240,7 @@ impl Port {
         slot.phase = Phase::Free;
         slot.plan = None;
         slot.pattern = None;
+        slot.pieces.clear();
         self.inflight -= 1;
         self.stats.inflight.set(u64::from(self.inflight));
     }
@@ -265,7 +285,7 @@ impl Port {
         }
     }
 
-    fn signal(&mut self, client: ClientId, cx: &mut Cx<'_>) {
+    pub(crate) fn signal(&mut self, client: ClientId, cx: &mut Cx<'_>) {
         let Some(call) = &self.call else { return };
         if self.signal.is_some() {
             self.signal_again = true;

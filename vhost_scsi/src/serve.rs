@@ -3,12 +3,11 @@
 //! A command that needs no device is answered on the spot. One that does keeps its slot until the device has answered
 //! each of its steps. What task management has marked is answered as aborted, but not before the device has let go.
 
-use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, SegmentList, Tag, segment};
+use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, Segment, SegmentList, Tag, segment};
 use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Sense, Step, io_outcome};
-use pollux_vhost_user::Chain;
+use pollux_vhost_user::{Chain, SegmentBuf};
 
 use crate::lun::Address;
-use crate::luns::TargetLuns;
 use crate::message::UnitId;
 use crate::pieces::Pattern;
 use crate::port::{Answer, Phase, Port, parse_tag};
@@ -35,6 +34,10 @@ struct Given {
     name: u64,
     data_out: u64,
     data_in: u64,
+    /// Bytes of parameter data that the command has used.
+    used: u64,
+    /// Segments of the chain that are readable.
+    readable: usize,
 }
 
 impl Given {
@@ -61,107 +64,89 @@ impl ScsiWorker {
         let command = Command::parse(&header);
         let data_out = chain.readable_bytes - COMMAND_LEN as u64;
         let data_in = chain.writable_bytes - RESPONSE_LEN as u64;
-        let mut given = Given { head: chain.head, lun: 0, name: command.tag, data_out, data_in };
+        let readable = chain.readable;
+        let mut given = Given { head: chain.head, lun: 0, name: command.tag, data_out, data_in, used: 0, readable };
         if data_out > 0 && data_in > 0 {
             port.stats.invalid.add(1);
             port.answer(chain.head, writable, &Answer::response(Response::Failure, given.residual(0)));
             return;
         }
         let address = Address::decode(command.lun);
-        let target = address.target().and_then(|target| self.luns.target(port.controller, target));
-        let (Some(target), Some(number)) = (target, address.target()) else {
-            port.answer(chain.head, writable, &Answer::response(Response::BadTarget, given.residual(0)));
+        let Some(target) = address.target().and_then(|target| self.luns.target(port.controller, target)) else {
+            port.answer(
+                chain.head,
+                writable_of(&self.segments, readable),
+                &Answer::response(Response::BadTarget, given.residual(0)),
+            );
             return;
         };
         let cdb = Cdb::new(command.cdb);
-        let found = match address {
-            Address::Unit { lun, .. } => self.luns.find(port.controller, number, lun),
-            _ => None,
-        };
+        let found = if let Address::Unit { lun, .. } = address { target.get(lun) } else { None };
         let Some(lun) = found else {
             let nexus = self.luns.get(target.first()).path.nexus();
             let action = match address {
                 Address::WellKnown { .. } => pollux_scsi::execute_well_known(&cdb, nexus, target, &mut self.scratch),
                 _ => pollux_scsi::execute_absent(&cdb, nexus, target, &mut self.scratch),
             };
-            self.answer_absent(port, &given, &action, chain.readable);
+            let Action::Done(outcome) = action else { unreachable!("a unit that is not there starts nothing") };
+            self.answer_done(port, &given, &outcome, &Encoded::fixed(outcome.sense.as_ref()));
             return;
         };
         given.lun = lun;
-        self.ask_unit(port, &given, &cdb, chain.readable, number, cx);
-    }
-
-    /// Lets the unit decide, and does what it says.
-    fn ask_unit(&mut self, port: &mut Port, given: &Given, cdb: &Cdb, readable: usize, target: u8, cx: &mut Cx<'_>) {
-        let none = TargetLuns::default();
-        let inventory = self.luns.target(port.controller, target).unwrap_or(&none);
-        let lun = self.luns.get(given.lun);
+        // The unit decides; what it says is done below.
+        let lun = self.luns.get(lun);
         let logical: &LogicalUnit = &self.units.look(lun.unit).logical;
-        let mut action = logical.execute(&lun.path, cdb, inventory, &mut self.scratch);
+        let mut action = logical.execute(&lun.path, &cdb, target, &mut self.scratch);
         if let Action::DataOut { len } = action {
-            if given.data_out < len as u64 || len > self.parameters.len() {
-                self.overrun(port, given, readable);
+            if data_out < len as u64 || len > self.parameters.len() {
+                self.overrun(port, &given);
                 return;
             }
+            given.used = len as u64;
             let parameters = &mut self.parameters[..len];
             segment::copy_from(&self.segments.as_slice()[..readable], COMMAND_LEN, parameters);
-            action = logical.execute_out(&lun.path, cdb, parameters, &mut self.scratch);
-            if let Action::Done(outcome) = &action {
-                let residual = given.residual(len as u64);
-                let sense = Encoded::new(logical, outcome.sense.as_ref());
-                let answer = answer_of(outcome, &sense, residual, 0);
-                port.answer(given.head, &self.segments.as_slice()[readable..], &answer);
-                return;
-            }
+            action = logical.execute_out(&lun.path, &cdb, parameters, &mut self.scratch);
         }
         match action {
-            Action::Done(outcome) => {
-                let sense =
-                    Encoded::new(&self.units.look(self.luns.get(given.lun).unit).logical, outcome.sense.as_ref());
-                self.answer_done(port, given, &outcome, &sense, readable);
-            }
             Action::Io { op, flags, offset, len } => {
-                self.start_io(port, given, Transfer { op, flags, offset, len }, readable, cx);
+                self.start_io(port, &given, Transfer { op, flags, offset, len }, cx);
             }
-            Action::Plan(plan) => self.start_plan(port, given, plan, readable, cx),
+            Action::Done(outcome) => {
+                let sense = Encoded::new(logical, outcome.sense.as_ref());
+                self.answer_done(port, &given, &outcome, &sense);
+            }
+            Action::Plan(plan) => self.start_plan(port, &given, plan, cx),
             Action::DataOut { .. } => unreachable!("parameter data is asked for once"),
         }
     }
 
-    fn overrun(&self, port: &mut Port, given: &Given, readable: usize) {
-        let writable = &self.segments.as_slice()[readable..];
-        port.answer(given.head, writable, &Answer::response(Response::Overrun, given.residual(0)));
-    }
-
-    fn answer_absent(&self, port: &mut Port, given: &Given, action: &Action, readable: usize) {
-        let Action::Done(outcome) = action else { unreachable!("a unit that is not there starts nothing") };
-        let sense = Encoded::fixed(outcome.sense.as_ref());
-        self.answer_done(port, given, outcome, &sense, readable);
+    fn overrun(&self, port: &mut Port, given: &Given) {
+        let answer = Answer::response(Response::Overrun, given.residual(0));
+        port.answer(given.head, writable_of(&self.segments, given.readable), &answer);
     }
 
     /// Answers a command that needed no device, with its data-in from the scratch buffer.
-    fn answer_done(&self, port: &mut Port, given: &Given, outcome: &Outcome, sense: &Encoded, readable: usize) {
+    fn answer_done(&self, port: &mut Port, given: &Given, outcome: &Outcome, sense: &Encoded) {
         let len = outcome.data_len as u64;
         if len > given.data_in {
-            self.overrun(port, given, readable);
+            self.overrun(port, given);
             return;
         }
-        let writable = &self.segments.as_slice()[readable..];
+        let writable = writable_of(&self.segments, given.readable);
         segment::copy_to(writable, RESPONSE_LEN, &self.scratch[..outcome.data_len]);
-        port.answer(given.head, writable, &answer_of(outcome, sense, given.residual(len), len));
+        port.answer(given.head, writable, &answer_of(outcome, sense, given.residual(given.used + len), len));
     }
 
     /// Starts a transfer between the guest's buffer and the device.
-    fn start_io(&mut self, port: &mut Port, given: &Given, transfer: Transfer, readable: usize, cx: &mut Cx<'_>) {
+    fn start_io(&mut self, port: &mut Port, given: &Given, transfer: Transfer, cx: &mut Cx<'_>) {
         let Transfer { op, flags, offset, len } = transfer;
         let room = if op == Op::Read { given.data_in } else { given.data_out };
         if len > room {
-            self.overrun(port, given, readable);
+            self.overrun(port, given);
             return;
         }
         let slot = port.claim(given.head);
-        let (of_read, of_write) = self.segments.as_slice().split_at(readable);
-        slot.pieces.clear();
+        let (of_read, of_write) = self.segments.as_slice().split_at(given.readable);
         segment::for_range(of_write, 0, RESPONSE_LEN, |part| slot.pieces.push(part));
         slot.pieces.response_ends();
         let (from, skip) = if op == Op::Read { (of_write, RESPONSE_LEN) } else { (of_read, COMMAND_LEN) };
@@ -177,26 +162,25 @@ impl ScsiWorker {
     }
 
     /// Starts a command that is one or more operations without guest data.
-    fn start_plan(&mut self, port: &mut Port, given: &Given, mut plan: Plan, readable: usize, cx: &mut Cx<'_>) {
-        let used = given.data_out;
+    fn start_plan(&mut self, port: &mut Port, given: &Given, mut plan: Plan, cx: &mut Cx<'_>) {
+        let writable = writable_of(&self.segments, given.readable);
+        let residual = given.residual(given.used);
         let Some(step) = plan.next() else {
-            let writable = &self.segments.as_slice()[readable..];
-            port.answer(given.head, writable, &Answer::response(Response::Ok, given.residual(used)));
+            port.answer(given.head, writable, &Answer::response(Response::Ok, residual));
             return;
         };
-        if plan.immediate() {
-            let writable = &self.segments.as_slice()[readable..];
-            port.answer(given.head, writable, &Answer::response(Response::Ok, given.residual(used)));
+        // Answered at once only if it starts at once. Else it keeps its place in the guest's ring, as any other: what
+        // was answered takes none, and there would be no end to how many a guest could have going on.
+        if plan.immediate() && self.units.get(self.luns.get(given.lun).unit).is_free() {
+            port.answer(given.head, writable, &Answer::response(Response::Ok, residual));
             self.start_background(given.lun, plan, step, cx);
             return;
         }
         let slot = port.claim(given.head);
-        slot.pieces.clear();
-        let of_write = &self.segments.as_slice()[readable..];
-        segment::for_range(of_write, 0, RESPONSE_LEN, |part| slot.pieces.push(part));
+        segment::for_range(writable, 0, RESPONSE_LEN, |part| slot.pieces.push(part));
         slot.pieces.response_ends();
         (slot.op, slot.flags, slot.offset, slot.len) = parts(step);
-        slot.residual = given.residual(used);
+        slot.residual = residual;
         slot.pattern = pattern_of(&plan);
         slot.plan = Some(plan);
         self.start_slot(port, given, cx);
@@ -218,10 +202,10 @@ impl ScsiWorker {
         let slot = &mut port.slots[usize::from(head)];
         let unit = self.luns.get(slot.lun).unit;
         let open = self.units.get(unit);
-        if !open.has_slot() || !open.waiting.is_empty() {
+        if !open.is_free() {
             slot.phase = Phase::Waiting;
             open.waiting.push_back(tag);
-            port.blocked = true;
+            port.waiting += 1;
             return;
         }
         self.submit_slot(port, head, unit, cx);
@@ -257,7 +241,7 @@ impl ScsiWorker {
         lun.inflight -= 1;
         lun.stats.ended(slot.op, slot.len, cx.now.saturating_sub(slot.started), result.is_ok());
         if let Some(response) = slot.aborted {
-            let residual = slot.residual + slot.len;
+            let residual = slot.residual_of_nothing();
             port.answer_slot(head, &Answer::response(response, residual));
             return;
         }
@@ -273,7 +257,7 @@ impl ScsiWorker {
             None => io_outcome(slot.op, error),
         };
         let sense = Encoded::new(logical, outcome.sense.as_ref());
-        let residual = slot.residual + slot.len;
+        let residual = slot.residual_of_nothing();
         port.answer_slot(head, &answer_of(&outcome, &sense, residual, 0));
     }
 
@@ -318,7 +302,7 @@ impl ScsiWorker {
             }
             let (number, head, _) = parse_tag(tag);
             let mut port = self.take_port(number).expect("a port stays while its requests are in flight");
-            port.blocked = false;
+            port.waiting -= 1;
             if port.slots[usize::from(head)].aborted.is_some() {
                 self.finish(&mut port, head, Err(IoError::Aborted), cx);
             } else {
@@ -339,12 +323,12 @@ impl ScsiWorker {
         let tag = port.tag(head);
         let unit = self.luns.get(port.slots[usize::from(head)].lun).unit;
         self.units.get(unit).waiting.retain(|&waiting| waiting != tag);
-        port.blocked = false;
+        port.waiting -= 1;
         self.finish(port, head, Err(IoError::Aborted), cx);
     }
 
     fn start_background(&mut self, lun: u32, plan: Plan, step: Step, cx: &mut Cx<'_>) {
-        let free = self.background.iter().position(Option::is_none).unwrap_or(self.background.len());
+        let free = self.background_free.pop().unwrap_or(self.background.len());
         if free == self.background.len() {
             self.background.push(None);
         }
@@ -361,7 +345,7 @@ impl ScsiWorker {
         let task = self.background[index].as_ref().expect("a background command stays until it has ended");
         let (unit, tag) = (task.unit, task.step.tag);
         let open = self.units.get(unit);
-        if open.has_slot() && open.waiting.is_empty() {
+        if open.is_free() {
             self.submit_background(tag, cx);
         } else {
             open.waiting.push_back(tag);
@@ -398,6 +382,25 @@ impl ScsiWorker {
     fn background_ended(&mut self, index: usize) {
         if let Some(task) = self.background[index].take() {
             self.luns.get_mut(task.lun).inflight -= 1;
+            self.background_free.push(index);
+        }
+    }
+
+    /// Asks the devices to end the background commands of some LUNs early; those that wait for a slot just go.
+    pub(crate) fn cancel_background(&mut self, of: impl Fn(&Self, u32) -> bool, cx: &mut Cx<'_>) {
+        for index in 0..self.background.len() {
+            let Some(task) = &self.background[index] else { continue };
+            let (unit, tag) = (task.unit, task.step.tag);
+            if !of(self, task.lun) {
+                continue;
+            }
+            let waiting = &mut self.units.get(unit).waiting;
+            if let Some(at) = waiting.iter().position(|&other| other == tag) {
+                waiting.remove(at);
+                self.background_ended(index);
+            } else {
+                self.units.cancel(unit, tag, cx);
+            }
         }
     }
 }
@@ -423,6 +426,10 @@ const fn parts(step: Step) -> (Op, IoFlags, u64, u64) {
 fn pattern_of(plan: &Plan) -> Option<Box<Pattern>> {
     let block = plan.pattern();
     if block.is_empty() { None } else { Some(Box::new(Pattern::new(block, PATTERN_STEP_LEN))) }
+}
+
+fn writable_of(segments: &SegmentBuf, readable: usize) -> &[Segment] {
+    &segments.as_slice()[readable..]
 }
 
 /// Sense data as bytes.

@@ -12,10 +12,13 @@ use pollux_vhost_user::{Backend, BackendError, BackendFactory, Queue, QueueEvent
 
 use crate::controller::{Controller, SessionEntry};
 use crate::message::{Body, Message, NewQueue, QueueKey, Reply};
+use crate::port::Kind;
 use crate::request::{F_CHANGE, F_HOTPLUG, F_INOUT};
 
 /// Control, events, and 128 for requests.
 const MAX_QUEUES: u16 = 130;
+/// The largest queue that a VMM can ask for.
+const MAX_QUEUE_SIZE: u16 = 1024;
 /// How long a guest's own requests may take to end when it stops a queue, before they are cancelled. A VMM that resets
 /// its guest waits meanwhile.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,11 +88,15 @@ impl Backend for Session {
     }
 
     fn start_queue(&mut self, index: u16, queue: Queue, events: QueueEvents) -> Result<(), BackendError> {
+        if queue.size() > MAX_QUEUE_SIZE {
+            return Err(BackendError(format!("queue {index}: {} entries, more than {MAX_QUEUE_SIZE}", queue.size())));
+        }
         let reactor = self.controller.reactor_of(index);
         let new = NewQueue {
             key: self.key(index),
             controller: self.controller.id,
             features: self.features,
+            slots: Kind::slots(index, queue.size()),
             queue,
             kick: events.kick,
             call: events.call,
@@ -144,6 +151,8 @@ impl Backend for Session {
             state.sessions.remove(&self.handle.id());
             state.nexuses.values().cloned().collect()
         };
+        // A reactor that has stopped remembers nothing.
+        let _ = self.send(self.controller.reactor_of(1), Body::ForgetSession { session: self.handle.id() });
         for nexus in nexuses {
             nexus.lost();
         }

@@ -4,8 +4,9 @@ use std::sync::OnceLock;
 
 use pollux_core::{Counter, Histogram, Op};
 
-/// What happened on one virtqueue.
+/// What happened on one virtqueue. On cache lines of its own: queues of different reactors count beside each other.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct QueueStats {
     /// Notifications from the guest that were taken.
     pub kicks: Counter,
@@ -23,8 +24,9 @@ pub struct QueueStats {
     pub inflight: Counter,
 }
 
-/// What one reactor did for one LUN.
+/// What one reactor did for one LUN. On cache lines of its own.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct LunStats {
     ops: [LunOp; Op::ALL.len()],
     latency: OnceLock<Box<[Histogram; Op::ALL.len()]>>,

@@ -4,22 +4,23 @@
 //! controllers without waiting for a change to end. A change talks to every reactor of the controller and returns when
 //! all have answered, so what it returns is true on all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
 use pollux_core::{Bdev, Channel, IoError, IoStats, OpenArgs, OpenError, Post, PostError};
-use pollux_scsi::LogicalUnit;
+use pollux_scsi::{LogicalUnit, Path};
 use pollux_vhost_user::Server;
 pub use pollux_vhost_user::SocketOptions;
 use uuid::Uuid;
 
 use crate::controller::{Controller, LunEntry};
 use crate::lun::MAX_LUN;
-use crate::message::{Body, Message, Reply, UnitId};
+use crate::message::{Body, ControllerId, Message, Reply, UnitId};
 use crate::request::Event;
 use crate::session::Factory;
 use crate::{LunStats, QueueStats};
@@ -147,6 +148,8 @@ pub struct Target {
     server: Arc<Server>,
     options: TargetOptions,
     controllers: RwLock<BTreeMap<String, Arc<Controller>>>,
+    /// Controllers that were ever created.
+    count: AtomicU32,
     /// Held over each change.
     changes: Mutex<Units>,
 }
@@ -211,7 +214,14 @@ impl Target {
     /// A target without controllers.
     #[must_use]
     pub fn new(post: Arc<dyn Post<Message>>, server: Arc<Server>, options: TargetOptions) -> Arc<Target> {
-        Arc::new(Target { post, server, options, controllers: RwLock::default(), changes: Mutex::default() })
+        Arc::new(Target {
+            post,
+            server,
+            options,
+            controllers: RwLock::default(),
+            count: AtomicU32::new(0),
+            changes: Mutex::default(),
+        })
     }
 
     /// Creates a controller on these reactors. It does not listen yet.
@@ -227,7 +237,9 @@ impl Target {
         if socket.as_os_str().len() > 107 {
             return Err(TargetError::PathTooLong(socket));
         }
-        let reactors = if reactors.is_empty() { (0..self.post.reactors()).collect() } else { reactors };
+        let mut reactors = if reactors.is_empty() { (0..self.post.reactors()).collect() } else { reactors };
+        let mut seen = BTreeSet::new();
+        reactors.retain(|&reactor| seen.insert(reactor));
         if let Some(&bad) = reactors.iter().find(|&&reactor| reactor >= self.post.reactors()) {
             return Err(TargetError::NoReactor(bad));
         }
@@ -235,7 +247,8 @@ impl Target {
         if controllers.contains_key(name) {
             return Err(TargetError::ControllerExists(name.into()));
         }
-        let id = lowest_free(controllers.values().map(|controller| controller.id));
+        let place = lowest_free(controllers.values().map(|controller| controller.id.place));
+        let id = ControllerId { place, count: self.count.fetch_add(1, Ordering::Relaxed) };
         controllers.insert(name.into(), Controller::new(name, id, reactors, initiator, socket));
         Ok(())
     }
@@ -269,12 +282,14 @@ impl Target {
         if !controller.state().sessions.is_empty() && !force {
             return Err(TargetError::Connected(name.into()));
         }
-        let listener = controller.state().listener.take();
+        let listener = controller.state().listener;
         if let Some(listener) = listener {
             self.server.unlisten(listener);
-            if !self.server.disconnect(listener, SESSIONS) {
+            // Only when the last queue has ended is it safe to give away what its requests were about.
+            if !self.server.disconnect(listener, SESSIONS) || !controller.state().sessions.is_empty() {
                 return Err(TargetError::Draining);
             }
+            controller.state().listener = None;
         }
         let luns: Vec<_> = controller.state().luns.keys().copied().collect();
         self.take_luns(&mut units, &controller, &luns)?;
@@ -299,21 +314,43 @@ impl Target {
         let nexus = controller.nexus(target);
         let path = logical.attach(nexus.clone(), lun);
         let stats: Vec<_> = controller.reactors.iter().map(|_| Arc::new(LunStats::default())).collect();
+        let place = Place { target, lun, unit };
+        if let Err(error) = self.add_to_reactors(&controller, place, &path, &stats) {
+            // Nothing was said to the guest yet: take it back everywhere. The first error is the one to tell.
+            let _ = self
+                .hide(&controller, target, lun)
+                .and_then(|mut left| self.await_leaving(&controller, target, lun, &mut left));
+            logical.detach(&path);
+            let _ = self.close_unit(&mut units, logical.uuid(), &controller.reactors);
+            return Err(error);
+        }
+        let entry = LunEntry { bdev_name, logical, path, stats, leaving: None };
+        controller.state().luns.insert((target, lun), entry);
+        nexus.raise_luns_changed();
+        self.send_event(&controller, Event::Added { target, lun });
+        Ok(target)
+    }
+
+    fn add_to_reactors(
+        &self,
+        controller: &Controller,
+        Place { target, lun, unit }: Place,
+        path: &Arc<Path>,
+        stats: &[Arc<LunStats>],
+    ) -> Result<(), TargetError> {
         let mut answers = Vec::new();
-        for (&reactor, stats) in controller.reactors.iter().zip(&stats) {
+        for (&reactor, stats) in controller.reactors.iter().zip(stats) {
             let (reply, answer) = reply();
             let (path, stats) = (path.clone(), stats.clone());
             self.send(reactor, Body::AddLun { controller: controller.id, target, lun, unit, path, stats, reply })?;
             answers.push(answer);
         }
         for answer in answers {
-            wait(&answer, ANSWER)?;
+            if !wait(&answer, ANSWER)? {
+                return Err(TargetError::Draining);
+            }
         }
-        let entry = LunEntry { bdev_name, logical, path, stats };
-        controller.state().luns.insert((target, lun), entry);
-        nexus.raise_luns_changed();
-        self.send_event(&controller, Event::Added { target, lun })?;
-        Ok(target)
+        Ok(())
     }
 
     /// Takes one LUN of a target away, or all. Returns when no request of theirs is in flight any more, with what they
@@ -343,12 +380,19 @@ impl Target {
         let mut units = self.change();
         let Some(entry) = units.get_mut(&unit.uuid()) else { return Ok(()) };
         entry.backing.device = device;
-        let reactors: Vec<_> = entry.users.keys().copied().collect();
-        for reactor in reactors {
+        let mut answers = Vec::new();
+        for &reactor in entry.users.keys() {
             let channel = open_channel(entry, reactor)?;
             let (reply, answer) = reply();
             self.send(reactor, Body::ReplaceChannel { unit: entry.id, channel, reply })?;
-            let _old = wait(&answer, CANCELLED)?.map_err(TargetError::Attach)?;
+            answers.push((reactor, answer));
+        }
+        for (reactor, answer) in answers {
+            let answered = wait(&answer, PATIENCE).or_else(|_| {
+                self.send(reactor, Body::CancelUnit { unit: entry.id })?;
+                wait(&answer, CANCELLED)
+            });
+            let _old = answered?.map_err(TargetError::Attach)?;
         }
         Ok(())
     }
@@ -362,8 +406,7 @@ impl Target {
                 of_unit.map(|(&key, _)| key).collect()
             };
             for (target, lun) in luns {
-                // The guest finds out by the unit attention, too.
-                let _ = self.send_event(&controller, Event::Changed { target, lun, asc, ascq });
+                self.send_event(&controller, Event::Changed { target, lun, asc, ascq });
             }
         }
     }
@@ -402,8 +445,9 @@ impl Target {
         self.post.post(reactor, Message(body))
     }
 
-    fn send_event(&self, controller: &Controller, event: Event) -> Result<(), PostError> {
-        self.send(controller.reactor_of(1), Body::Event { controller: controller.id, event })
+    /// Tells the guest. It would find out by a unit attention, too, so what cannot be posted is not an error.
+    fn send_event(&self, controller: &Controller, event: Event) {
+        let _ = self.send(controller.reactor_of(1), Body::Event { controller: controller.id, event });
     }
 
     /// Opens the unit on those of the controller's reactors where it is not yet, and counts one more user on each.
@@ -441,6 +485,7 @@ impl Target {
     /// Takes one user off on each of the reactors; where none is left, the unit is closed.
     fn close_unit(&self, units: &mut Units, uuid: Uuid, reactors: &[usize]) -> Result<(), TargetError> {
         let Some(entry) = units.get_mut(&uuid) else { return Ok(()) };
+        let mut first = Ok(());
         for reactor in reactors {
             let Some(users) = entry.users.get_mut(reactor) else { continue };
             *users -= 1;
@@ -449,13 +494,14 @@ impl Target {
             }
             entry.users.remove(reactor);
             let (reply, answer) = reply();
-            self.send(*reactor, Body::CloseUnit { unit: entry.id, reply })?;
-            let _channel = wait(&answer, CANCELLED)?.map_err(TargetError::Attach)?;
+            let closed = self.send(*reactor, Body::CloseUnit { unit: entry.id, reply }).map_err(TargetError::from);
+            let closed = closed.and_then(|()| wait(&answer, CANCELLED)?.map(drop).map_err(TargetError::Attach));
+            first = first.and(closed);
         }
         if entry.users.is_empty() {
             units.remove(&uuid);
         }
-        Ok(())
+        first
     }
 
     fn take_luns(
@@ -464,37 +510,78 @@ impl Target {
         controller: &Controller,
         luns: &[(u8, u16)],
     ) -> Result<Vec<(u16, String)>, TargetError> {
+        // All of them let go first. Where one does not, all stay listed and hidden, and the next call goes on waiting.
+        let mut hidden = Vec::new();
+        for &(target, lun) in luns {
+            let leaving = controller.state().luns.get_mut(&(target, lun)).and_then(|entry| entry.leaving.take());
+            let leaving = leaving.map_or_else(|| self.hide(controller, target, lun), Ok)?;
+            hidden.push((target, lun, leaving));
+        }
+        let mut first = Ok(());
+        for (target, lun, mut leaving) in hidden {
+            first = first.and(self.await_leaving(controller, target, lun, &mut leaving));
+            if let Some(entry) = controller.state().luns.get_mut(&(target, lun)) {
+                entry.leaving = Some(leaving);
+            }
+        }
+        first?;
         let mut taken = Vec::new();
         for &(target, lun) in luns {
             let Some(entry) = controller.state().luns.remove(&(target, lun)) else { continue };
-            self.drain_lun(controller, target, lun)?;
             entry.logical.detach(&entry.path);
-            self.close_unit(units, entry.logical.uuid(), &controller.reactors)?;
+            if let Err(error) = self.close_unit(units, entry.logical.uuid(), &controller.reactors) {
+                tracing::error!(
+                    ctrlr = controller.name,
+                    target,
+                    lun,
+                    "the unit is gone, but its channel is not: {error}"
+                );
+            }
             controller.nexus(target).raise_luns_changed();
-            self.send_event(controller, Event::Removed { target, lun })?;
+            self.send_event(controller, Event::Removed { target, lun });
             taken.push((lun, entry.bdev_name));
         }
         Ok(taken)
     }
 
-    /// Hides a LUN on all reactors and waits until nothing of it is in flight.
-    fn drain_lun(&self, controller: &Controller, target: u8, lun: u16) -> Result<(), TargetError> {
-        let id = controller.id;
-        let mut answers = Vec::new();
+    /// Hides a LUN on all reactors; they answer when nothing of it is in flight.
+    fn hide(&self, controller: &Controller, target: u8, lun: u16) -> Result<Leaving, TargetError> {
+        let mut leaving = Vec::new();
         for &reactor in &controller.reactors {
             let (reply, answer) = reply();
-            self.send(reactor, Body::RemoveLun { controller: id, target, lun, reply })?;
-            answers.push((reactor, answer));
+            self.send(reactor, Body::RemoveLun { controller: controller.id, target, lun, reply })?;
+            leaving.push((reactor, answer));
         }
-        answers.retain(|(_, answer)| wait(answer, PATIENCE).is_err());
-        for (reactor, _) in &answers {
-            self.send(*reactor, Body::CancelLun { controller: id, target, lun })?;
-        }
-        for (_, answer) in &answers {
-            wait(answer, CANCELLED)?;
-        }
-        Ok(())
+        Ok(leaving)
     }
+
+    /// Waits until nothing of a hidden LUN is in flight; what takes too long is cancelled. Leaves in `leaving` whom it
+    /// has waited for in vain.
+    fn await_leaving(
+        &self,
+        controller: &Controller,
+        target: u8,
+        lun: u16,
+        leaving: &mut Leaving,
+    ) -> Result<(), TargetError> {
+        leaving.retain(|(_, answer)| wait(answer, PATIENCE).is_err());
+        for (reactor, _) in leaving.iter() {
+            self.send(*reactor, Body::CancelLun { controller: controller.id, target, lun })?;
+        }
+        leaving.retain(|(_, answer)| wait(answer, CANCELLED).is_err());
+        if leaving.is_empty() { Ok(()) } else { Err(TargetError::Draining) }
+    }
+}
+
+/// Reactors that have not let a LUN go yet.
+type Leaving = Vec<(usize, Receiver<()>)>;
+
+/// Where a LUN is and what it leads to.
+#[derive(Clone, Copy)]
+struct Place {
+    target: u8,
+    lun: u16,
+    unit: UnitId,
 }
 
 fn info(controller: &Controller) -> ControllerInfo {

@@ -42,6 +42,11 @@ impl Unit {
         self.channel.is_none() || self.inflight < self.depth
     }
 
+    /// Whether a request that comes now can be submitted now: there is a slot, and nobody waits for it.
+    pub(crate) fn is_free(&self) -> bool {
+        self.has_slot() && self.waiting.is_empty()
+    }
+
     /// Whether the device needs a bounce buffer for these segments.
     pub(crate) fn bounces(&self, segments: &[Segment]) -> bool {
         !self.alignment.fits(segments)
@@ -59,6 +64,8 @@ pub(crate) struct Units {
     units: Vec<Option<Unit>>,
     /// Units whose channel has something in flight.
     busy: Vec<UnitId>,
+    /// How many units have an ending.
+    ending: u32,
 }
 
 impl Units {
@@ -70,6 +77,11 @@ impl Units {
     /// As `get`, for looking only.
     pub(crate) fn look(&self, unit: UnitId) -> &Unit {
         self.units[unit as usize].as_ref().expect("a unit stays open while a LUN leads to it")
+    }
+
+    /// Whether the unit is open here.
+    pub(crate) fn is_open(&self, unit: UnitId) -> bool {
+        self.units.get(unit as usize).is_some_and(Option::is_some)
     }
 
     /// Opens a unit with the channel into its device, if that is there.
@@ -86,7 +98,13 @@ impl Units {
         if self.units.len() <= at {
             self.units.resize_with(at + 1, || None);
         }
-        assert!(self.units[at].is_none(), "the control plane opens a unit once");
+        if self.units[at].is_some() {
+            // An earlier life of the unit has not ended yet: the control plane gave up waiting for it.
+            if let Some(channel) = &mut channel {
+                channel.detach(cx);
+            }
+            return Err(IoError::Busy);
+        }
         self.units[at] = Some(Unit {
             logical,
             channel,
@@ -108,20 +126,28 @@ impl Units {
             reply.send(Ok(None));
             return;
         };
-        assert!(open.ending.is_none(), "the control plane waits for one ending before it asks for the next");
+        if open.ending.is_some() {
+            // The control plane gave up waiting for the one before.
+            let (Ending::Close(reply) | Ending::Replace(_, reply)) = ending;
+            reply.send(Err(IoError::Busy));
+            return;
+        }
         open.ending = Some(ending);
+        self.ending += 1;
         self.collect_ended(cx);
     }
 
     /// Carries out the endings whose channels have nothing in flight. Returns whether some still drain.
     pub(crate) fn collect_ended(&mut self, cx: &mut Cx<'_>) -> bool {
-        let mut draining = false;
+        if self.ending == 0 {
+            return false;
+        }
         for slot in &mut self.units {
             let Some(unit) = slot.as_mut().filter(|unit| unit.ending.is_some()) else { continue };
             if unit.inflight > 0 || !unit.waiting.is_empty() {
-                draining = true;
                 continue;
             }
+            self.ending -= 1;
             let mut old = unit.channel.take();
             if let Some(channel) = &mut old {
                 channel.detach(cx);
@@ -143,7 +169,7 @@ impl Units {
             }
         }
         self.busy.retain(|&unit| self.units[unit as usize].is_some());
-        draining
+        self.ending > 0
     }
 
     /// Submits a request; the caller has seen `has_slot`.

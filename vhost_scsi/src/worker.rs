@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use pollux_core::{ClientId, Completion, Cx, Done, Next, Worker};
-use pollux_vhost_user::SegmentBuf;
+use pollux_vhost_user::{Chain, SegmentBuf};
 
 use crate::control::{Ending, Pending};
 use crate::events::Waiting;
@@ -20,6 +20,8 @@ use crate::units::{Ending as ChannelEnding, Units};
 
 /// Requests taken from one port in a pass, so that no guest can keep the others waiting.
 const BATCH: u32 = 32;
+/// Task management functions taken from one port in a pass: each may look at every command in flight.
+const CONTROL_BATCH: u32 = 2;
 /// Own memory for what commands are given: more than any parameter list.
 const PARAMETERS: usize = 64 << 10;
 /// Queues on one reactor. Each has at most two kick entries and two signal entries in the ring.
@@ -56,13 +58,17 @@ pub struct ScsiWorker {
     pub(crate) luns: Luns,
     pub(crate) units: Units,
     pub(crate) background: Vec<Option<Background>>,
-    pub(crate) events: HashMap<usize, Waiting>,
+    pub(crate) background_free: Vec<usize>,
+    /// By session.
+    pub(crate) events: HashMap<u64, Waiting>,
     pub(crate) pending: Vec<Pending>,
     pub(crate) ending: Vec<Ending>,
     pub(crate) next_abort: u64,
     pub(crate) outbox: VecDeque<(usize, Message)>,
-    /// Something drains: look at it each pass.
+    /// Something drains: look at it in each pass that did something.
     draining: bool,
+    /// A message came since the last pass.
+    told: bool,
     /// The last pass ended with an answer that others may wait for: make another before sleeping.
     again: bool,
     clients: Option<Clients>,
@@ -88,12 +94,14 @@ impl ScsiWorker {
             luns: Luns::default(),
             units: Units::default(),
             background: Vec::new(),
+            background_free: Vec::new(),
             events: HashMap::new(),
             pending: Vec::new(),
             ending: Vec::new(),
             next_abort: 0,
             outbox: VecDeque::new(),
             draining: false,
+            told: false,
             again: false,
             clients: None,
             segments: Box::new(SegmentBuf::new()),
@@ -139,31 +147,42 @@ impl ScsiWorker {
         }
     }
 
-    fn find(&self, key: QueueKey) -> Option<usize> {
+    pub(crate) fn find(&self, key: QueueKey) -> Option<usize> {
         self.ports().find(|(_, port)| port.key == key).map(|(number, _)| number)
     }
 
     fn start_queue(&mut self, new: NewQueue, cx: &mut Cx<'_>) {
-        if self.clients.is_none() {
-            let add = |cx: &mut Cx<'_>| cx.ring.add_client(2 * MOST_PORTS as u32);
-            self.clients = match (add(cx), add(cx)) {
-                (Ok(kicks), Ok(signals)) => Some(Clients { kicks, signals }),
-                _ => None,
-            };
-        }
         let number = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
-        let room = self.clients.is_some() && number < MOST_PORTS;
+        let Some(signals) = self.register(cx).filter(|_| number < MOST_PORTS) else {
+            new.failure.get_or_init(|| "the reactor has no room for another queue".into());
+            new.session.shutdown();
+            return;
+        };
         let mut port = Box::new(Port::new(new, number as u32, cx.now));
-        if !room {
-            port.fail(&"the reactor has no room for another queue");
+        // Whoever still waits for an interrupt of the queue's earlier life gets one.
+        port.signal(signals, cx);
+        if port.kind == Kind::Events {
+            let waiting = Waiting::new(port.controller, port.features);
+            self.events.entry(port.key.session).or_insert(waiting);
         }
-        // Whoever waits for an interrupt of the queue's earlier life gets one.
-        port.dirty = true;
         if number == self.ports.len() {
             self.ports.push(None);
         }
         self.put_port(number, port);
         self.activate(number);
+    }
+
+    /// Registers with the ring, once; `None` if that has no room.
+    fn register(&mut self, cx: &mut Cx<'_>) -> Option<ClientId> {
+        if self.clients.is_none() {
+            let kicks = cx.ring.add_client(2 * MOST_PORTS as u32).ok()?;
+            let Ok(signals) = cx.ring.add_client(2 * MOST_PORTS as u32) else {
+                cx.ring.remove_client(kicks);
+                return None;
+            };
+            self.clients = Some(Clients { kicks, signals });
+        }
+        self.clients.as_ref().map(|clients| clients.signals)
     }
 
     fn stop_queue(&mut self, key: QueueKey, reply: Reply<Option<Stopped>>) {
@@ -207,13 +226,14 @@ impl ScsiWorker {
         let Some(&Clients { kicks, signals }) = self.clients.as_ref() else { return 0 };
         let mut entries = std::mem::take(&mut self.entries);
         cx.ring.reap(signals, &mut entries);
+        let mut count = entries.len() as u32;
         for done in entries.drain(..) {
             if let Some(port) = self.ports.get_mut(Port::number_of(done.token)).and_then(Option::as_mut) {
                 port.signal_entry_done(done.token, signals, cx);
             }
         }
         cx.ring.reap(kicks, &mut entries);
-        let count = entries.len() as u32;
+        count += entries.len() as u32;
         for done in entries.drain(..) {
             let number = Port::number_of(done.token);
             let Some(port) = self.ports.get_mut(number).and_then(Option::as_mut) else { continue };
@@ -240,7 +260,7 @@ impl ScsiWorker {
             if taken > 0 {
                 port.last_work = cx.now;
             }
-            if self.rests(&mut port, number, cx) {
+            if self.rests(&mut port, cx) {
                 port.active = false;
                 self.active.swap_remove(at);
             } else {
@@ -252,12 +272,12 @@ impl ScsiWorker {
     }
 
     /// Whether the port leaves the active ones: it waits for a kick, for a slot, or for nothing any more.
-    fn rests(&mut self, port: &mut Port, number: usize, cx: &mut Cx<'_>) -> bool {
+    fn rests(&self, port: &mut Port, cx: &mut Cx<'_>) -> bool {
         if !port.takes() {
             return true;
         }
         let Some(clients) = &self.clients else { return true };
-        if port.kind == Kind::Events && self.events.get(&number).is_none_or(Waiting::is_empty) {
+        if port.kind == Kind::Events && !self.has_event(port) {
             return true;
         }
         let Some(spin) = self.config.spin_ns else { return false };
@@ -265,27 +285,44 @@ impl ScsiWorker {
     }
 
     fn take_requests(&mut self, port: &mut Port, number: usize, cx: &mut Cx<'_>) -> u32 {
+        let batch = if port.kind == Kind::Control { CONTROL_BATCH } else { BATCH };
         let mut taken = 0;
-        while taken < BATCH && port.takes() {
-            if port.kind == Kind::Events && self.events.get(&number).is_none_or(Waiting::is_empty) {
+        while taken < batch && port.takes() {
+            if port.kind == Kind::Events && !self.has_event(port) {
                 break;
             }
-            match port.queue.pop(&mut self.segments) {
-                Ok(None) => break,
-                Ok(Some(chain)) => {
-                    taken += 1;
-                    match port.kind {
-                        Kind::Requests => self.command(port, &chain, cx),
-                        Kind::Control => self.control(port, number, &chain),
-                        Kind::Events => self.send_event(port, number, &chain),
-                    }
-                }
-                // A chain that cannot be walked has nowhere to put an answer: a driver that makes one is not to be trusted
-                // with the next either.
-                Err(why) => port.fail(&why),
+            let Some(chain) = self.pop(port) else { break };
+            taken += 1;
+            match port.kind {
+                Kind::Requests => self.command(port, &chain, cx),
+                Kind::Control => self.control(port, number, &chain),
+                Kind::Events => self.send_event(port, &chain),
             }
         }
         taken
+    }
+
+    /// Takes everything that is available now, whether or not there are slots for it.
+    pub(crate) fn take_all(&mut self, port: &mut Port, cx: &mut Cx<'_>) {
+        for _ in 0..port.queue.available() {
+            if port.broken || port.stopping.is_some() {
+                break;
+            }
+            let Some(chain) = self.pop(port) else { break };
+            self.command(port, &chain, cx);
+        }
+    }
+
+    fn pop(&mut self, port: &mut Port) -> Option<Chain> {
+        match port.queue.pop(&mut self.segments) {
+            Ok(chain) => chain,
+            // A chain that cannot be walked has nowhere to put an answer: a driver that makes one is not to be trusted
+            // with the next either.
+            Err(why) => {
+                port.fail(&why);
+                None
+            }
+        }
     }
 
     fn publish(&mut self, cx: &mut Cx<'_>) {
@@ -319,10 +356,9 @@ impl ScsiWorker {
             }
             let Some(port) = self.ports[number].take() else { continue };
             self.active.retain(|&active| active != number);
-            self.events.remove(&number);
-            let Port { stopping, queue, .. } = *port;
+            let Port { stopping, queue, slots, .. } = *port;
             if let Some(reply) = stopping {
-                reply.send(Some(Stopped { next_avail: queue.next_avail(), queue }));
+                reply.send(Some(Stopped { next_avail: queue.next_avail(), queue, slots }));
             }
         }
         draining
@@ -342,19 +378,26 @@ impl Worker for ScsiWorker {
             }
             Body::CloseUnit { unit, reply } => self.units.end(unit, ChannelEnding::Close(reply), cx),
             Body::AddLun { controller, target, lun, unit, path, stats, reply } => {
-                self.luns.add(Lun { controller, target, lun, unit, path, stats, inflight: 0, removing: None });
-                reply.send(());
+                let lun = Lun { controller, target, lun, unit, path, stats, inflight: 0, removing: None };
+                reply.send(self.units.is_open(unit) && self.luns.add(lun));
             }
             Body::RemoveLun { controller, target, lun, reply } => self.luns.remove(controller, target, lun, reply),
-            Body::CancelLun { controller, target, lun } => self.cancel_where(
-                |worker, port, index| {
+            Body::CancelLun { controller, target, lun } => {
+                let of = move |worker: &Self, index| {
                     let entry = worker.luns.get(index);
-                    port.controller == controller
-                        && (entry.target, entry.lun) == (target, lun)
-                        && entry.removing.is_some()
-                },
-                cx,
-            ),
+                    entry.removing.is_some() && (entry.controller, entry.target, entry.lun) == (controller, target, lun)
+                };
+                self.cancel_where(move |worker, _, index| of(worker, index), cx);
+                self.cancel_background(of, cx);
+            }
+            Body::CancelUnit { unit } => {
+                let of = move |worker: &Self, index| worker.luns.get(index).unit == unit;
+                self.cancel_where(move |worker, _, index| of(worker, index), cx);
+                self.cancel_background(of, cx);
+            }
+            Body::ForgetSession { session } => {
+                self.events.remove(&session);
+            }
             Body::StartQueue(new) => self.start_queue(*new, cx),
             Body::SetCall { key, call, reply } => {
                 if let Some(number) = self.find(key)
@@ -372,6 +415,7 @@ impl Worker for ScsiWorker {
             Body::AbortDone { id, count } => self.abort_done(id, count),
         }
         self.draining = true;
+        self.told = true;
     }
 
     fn poll(&mut self, cx: &mut Cx<'_>) -> u32 {
@@ -379,8 +423,8 @@ impl Worker for ScsiWorker {
         count += self.poll_ports(cx);
         count += self.poll_units(cx);
         self.publish(cx);
-        self.again = false;
-        if self.draining || !self.outbox.is_empty() {
+        let changed = count > 0 || std::mem::take(&mut self.told) || std::mem::take(&mut self.again);
+        if (self.draining && changed) || !self.outbox.is_empty() {
             self.drain(cx);
             self.again = !self.touched.is_empty();
             self.publish(cx);

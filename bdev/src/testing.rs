@@ -260,7 +260,12 @@ impl Rig {
             all.push(self.memory.segment().slice(start + at, piece));
             (at, nth) = (at + piece, nth + 1);
         }
-        self.lists.push(all.into_boxed_slice());
+        self.keep(all)
+    }
+
+    /// A list of these segments that lives as long as the rig.
+    pub(crate) fn keep(&mut self, segments: Vec<Segment>) -> SegmentList {
+        self.lists.push(segments.into_boxed_slice());
         // SAFETY: the rig keeps its lists until it is dropped, and then nothing is in flight.
         unsafe { list(self.lists.last().expect("just pushed")) }
     }

@@ -134,7 +134,8 @@ impl Request {
         self.ways = match self.io.op {
             Op::Discard if geometry.discard.is_some_and(|discard| !discard.reads_zero) => HINT,
             Op::Discard => GIVE_BACK,
-            _ if self.io.flags.contains(IoFlags::MAY_DEALLOCATE) => GIVE_BACK,
+            // Who has switched discards off wants to keep the space.
+            _ if self.io.flags.contains(IoFlags::MAY_DEALLOCATE) && geometry.discard.is_some() => GIVE_BACK,
             _ => KEEP,
         };
         self.advance(env)
@@ -284,7 +285,8 @@ impl Request {
     fn window(&mut self) -> SegmentList {
         let segments = self.io.data.as_slice();
         let (mut first, mut skip) = (0, self.done as usize);
-        while skip > 0 && skip >= segments[first].len() {
+        // Past empty ones too, so that every entry moves something.
+        while skip >= segments[first].len() {
             skip -= segments[first].len();
             first += 1;
         }

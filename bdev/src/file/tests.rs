@@ -340,6 +340,35 @@ fn discards_and_deallocating_zeroes_give_space_back() {
 }
 
 #[test]
+fn space_is_kept_where_discards_are_switched_off() {
+    let file = image(1 << 20);
+    let device = File::new(&FileSpec { discard: false, ..spec(&file) }, Arc::default()).unwrap();
+    let mut rig = Rig::new(&device);
+    rig.write(0, &vec![7; 1 << 20], EMPTY).unwrap();
+    rig.flush().unwrap();
+    let full = used(&file);
+    assert_eq!(rig.without_data(Op::Discard, EMPTY, 0, 1 << 20), Err(IoError::Unsupported));
+    rig.without_data(Op::WriteZeroes, IoFlags::MAY_DEALLOCATE, 0, 1 << 20).unwrap();
+    assert!(used(&file) >= full);
+    assert_eq!(rig.read(0, 4096).unwrap(), [0; 4096]);
+}
+
+#[test]
+fn empty_segments_are_no_obstacle() {
+    let file = image(8192);
+    let device = open_as(&file, buffered);
+    let mut rig = Rig::new(&device);
+    rig.write(0, &[7; 1024], EMPTY).unwrap();
+    let real = rig.segments(0, &[512], 1024);
+    let mut segments = vec![Segment::EMPTY; 1500];
+    segments.insert(0, real.as_slice()[0]);
+    segments.extend([real.as_slice()[1], Segment::EMPTY]);
+    let data = rig.keep(segments);
+    rig.run(Io { tag: 0, op: Op::Read, flags: EMPTY, offset: 0, len: 1024, data }).unwrap();
+    assert_eq!(entries(&rig, READS), 2);
+}
+
+#[test]
 fn zeroes_are_written_where_the_kernel_does_nothing_for_us() {
     for mode in [strict, buffered] {
         let file = image(16 << 20);

@@ -9,7 +9,9 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use pollux_core::{Bdev, Channel, Completion, Cx, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag};
+use pollux_core::{
+    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag,
+};
 use serde_json::{Value, json};
 
 use crate::measured::{tag_of, token_of};
@@ -171,6 +173,10 @@ impl DelayChannel {
 impl Channel for DelayChannel {
     fn depth(&self) -> u32 {
         self.below.capacity()
+    }
+
+    fn alignment(&self) -> Alignment {
+        self.base.alignment()
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {

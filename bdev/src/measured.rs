@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use pollux_core::{
-    Bdev, Channel, Completion, Cx, Io, IoError, IoStats, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag, Token,
+    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, IoStats, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag,
+    Token,
 };
 
 use crate::StatsSet;
@@ -59,6 +60,10 @@ struct MeasuredChannel {
 impl Channel for MeasuredChannel {
     fn depth(&self) -> u32 {
         self.pending.capacity()
+    }
+
+    fn alignment(&self) -> Alignment {
+        self.base.alignment()
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {

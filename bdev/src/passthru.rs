@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use pollux_core::{Bdev, Channel, Completion, Cx, Io, IoError, Next, OpenArgs, OpenError, Shape, Tag};
+use pollux_core::{Alignment, Bdev, Channel, Completion, Cx, Io, IoError, Next, OpenArgs, OpenError, Shape, Tag};
 use serde_json::{Value, json};
 
 use crate::Device;
@@ -68,6 +68,11 @@ impl Channel for PassthruChannel {
     /// because each request of ours becomes one of the base's.
     fn depth(&self) -> u32 {
         self.base.depth()
+    }
+
+    /// What memory the device likes best. Data goes by us untouched, so it is the base that knows.
+    fn alignment(&self) -> Alignment {
+        self.base.alignment()
     }
 
     /// The first call on the reactor. A device that talks to the kernel registers its files with `cx.ring` here.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use pollux_core::{Bdev, Channel, Completion, Cx, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag};
+use pollux_core::{Alignment, Bdev, Channel, Completion, Cx, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag};
 use serde_json::{Value, json};
 
 use crate::Device;
@@ -72,6 +72,10 @@ struct PartChannel {
 impl Channel for PartChannel {
     fn depth(&self) -> u32 {
         self.base.depth()
+    }
+
+    fn alignment(&self) -> Alignment {
+        self.base.alignment()
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {

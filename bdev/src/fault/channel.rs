@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pollux_core::segment::{copy_from, copy_to, for_range};
 use pollux_core::{
-    Bdev, Channel, Completion, Cx, Io, IoError, IoFlags, Next, Op, OpenArgs, OpenError, Slab, Tag, Token,
+    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, IoFlags, Next, Op, OpenArgs, OpenError, Slab, Tag, Token,
 };
 
 use super::Shared;
@@ -435,6 +435,10 @@ fn next_run(left: &mut VecDeque<Dirty>, most: usize) -> Vec<Dirty> {
 impl Channel for FaultChannel {
     fn depth(&self) -> u32 {
         self.requests.capacity()
+    }
+
+    fn alignment(&self) -> Alignment {
+        self.base.alignment()
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pollux_core::{
-    Channel, ClientId, Completion, Cx, Done, Entry, FileSlot, Io, IoError, IoStats, Next, RingError, RingOp, Slab, Tag,
-    Token,
+    Alignment, Channel, ClientId, Completion, Cx, Done, Entry, FileSlot, Io, IoError, IoStats, Next, RingError, RingOp,
+    Slab, Tag, Token,
 };
 use rustix::io::Errno;
 
@@ -208,6 +208,15 @@ impl FileChannel {
 impl Channel for FileChannel {
     fn depth(&self) -> u32 {
         self.requests.capacity()
+    }
+
+    fn alignment(&self) -> Alignment {
+        let geometry = &self.open.geometry;
+        if geometry.direct {
+            Alignment { addr: geometry.mem_align as usize, len: geometry.offset_align as usize }
+        } else {
+            Alignment::ANY
+        }
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {

@@ -49,8 +49,6 @@ impl Dispatch for Methods {
 pub fn run(settings: &Settings) -> Result<()> {
     let level = std::env::var(LOG_VARIABLE).ok().and_then(|name| Level::parse(&name)).unwrap_or(Level::Notice);
     let logging = Logging::start(level);
-    // Before anything else: a signal during the start waits for its orderly end.
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1]).context("cannot take signals")?;
     raise_limits();
     let (store, document) = open_state(settings)?;
     if let Some(parent) = settings.rpc_socket.parent() {
@@ -78,6 +76,8 @@ pub fn run(settings: &Settings) -> Result<()> {
     }));
     let metrics = start_metrics(settings, &node)?;
     node.restore(document)?;
+    // From here on a signal ends the daemon in order. Before, it just ends it: nothing has been promised to anybody.
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1]).context("cannot take signals")?;
     let watch = Watch::start(Arc::clone(&node)).context("cannot start the housekeeping thread")?;
     let rpc = RpcServer::start(bound, settings.rpc_socket_group, Arc::new(Methods(Arc::clone(&node))))?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);

@@ -10,9 +10,13 @@ use super::units::duration;
 pub(crate) fn run(client: &mut Client, output: &Output) -> Result<(), CliError> {
     let status = client.call("pollux_get_status", Value::Null)?;
     let reactors = client.call("framework_get_reactors", Value::Null)?;
-    let mut both = status;
-    both["reactors"] = reactors["reactors"].clone();
-    both["tick_rate"] = reactors["tick_rate"].clone();
+    let mut both = match status {
+        Value::Object(members) => members,
+        _ => serde_json::Map::new(),
+    };
+    both.insert("reactors".into(), reactors["reactors"].clone());
+    both.insert("tick_rate".into(), reactors["tick_rate"].clone());
+    let both = Value::Object(both);
     output.show(&both, people)
 }
 

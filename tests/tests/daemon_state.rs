@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -254,6 +255,33 @@ fn an_ephemeral_daemon_keeps_nothing() -> Result<()> {
     assert_eq!(fs::read_dir(daemon.state_dir())?.count(), 0);
     daemon.restart()?;
     assert_eq!(daemon.rpc("bdev_get_bdevs", Value::Null)?, json!([]));
+    Ok(())
+}
+
+#[test]
+fn sigterm_ends_a_daemon_that_serves_a_vm() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    ram(&daemon, "m0", 2048)?;
+    controller(&daemon, "vm1", &["m0"])?;
+    let mut front = connect(&daemon, "vm1", &DriverOptions::default())?;
+    front.good(Lun::new(0, 0), &[0; 6], &[], 0)?;
+    let began = Instant::now();
+    assert_eq!(daemon.terminate()?.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+    Ok(())
+}
+
+#[test]
+fn sockets_are_opened_to_whom_the_flags_say_and_no_wider() -> Result<()> {
+    let mode = |path: &Path| -> Result<u32> { Ok(fs::metadata(path)?.permissions().mode() & 0o777) };
+    let daemon = Daemon::start()?;
+    controller(&daemon, "vm1", &[])?;
+    assert_eq!((mode(&daemon.rpc_path())?, mode(&daemon.socket("vm1"))?), (0o600, 0o660));
+    assert_eq!(mode(&daemon.state_dir().join("state.json"))?, 0o600);
+    let args = ["--rpc-socket-group", "0", "--vhost-socket-mode", "0600"].map(String::from).to_vec();
+    let daemon = Daemon::start_with(DaemonOptions { args, ..DaemonOptions::default() })?;
+    controller(&daemon, "vm1", &[])?;
+    assert_eq!((mode(&daemon.rpc_path())?, mode(&daemon.socket("vm1"))?), (0o660, 0o600));
     Ok(())
 }
 

@@ -160,7 +160,7 @@ fn answers_the_scsi_tools(world: &mut World) -> Result<()> {
     tool("sg_turs -v SDA 2>&1", &[])?;
     tool("sg_inq SDA", &["PQual=0", "PDT=0", "Vendor identification: POLLUX", "CmdQue=1"])?;
     tool("sg_vpd -p sv SDA", &["Device identification", "Block limits", "Logical block provisioning"])?;
-    tool("sg_vpd -p di SDA", &["NAA 6", "0x6025"])?;
+    tool("sg_vpd -p di SDA", &["NAA", "0x602504f", "Relative target port"])?;
     tool("sg_vpd -p bl SDA", &["Maximum unmap LBA count"])?;
     tool("sg_vpd -p lbpv SDA", &["Unmap command supported (LBPU): 1", "(LBPWS): 1"])?;
     tool("sg_readcap --long SDA", &["Logical block length=512 bytes", "lbpme=1, lbprz=1"])?;
@@ -249,6 +249,11 @@ fn sees_luns_come_and_go(world: &mut World) -> Result<()> {
     let remove = |lun: Option<u16>| json!({"ctrlr": "vm", "scsi_target_num": LATE, "lun": lun});
     world.daemon.rpc("vhost_scsi_controller_remove_target", remove(Some(1)))?;
     world.wait_lun(LATE, 1, false)?;
+    // Beyond 255 Linux counts the bits that say so.
+    world.daemon.rpc("vhost_scsi_controller_add_target", add(300, "other"))?;
+    world.wait_lun(LATE, 0x4000 + 300, true)?;
+    world.daemon.rpc("vhost_scsi_controller_remove_target", remove(Some(300)))?;
+    world.wait_lun(LATE, 0x4000 + 300, false)?;
     ensure!(world.disk(LATE, 0)?.is_some(), "only LUN 1 was removed");
     world.daemon.rpc("vhost_scsi_controller_remove_target", json!({"ctrlr": "vm", "scsi_target_num": LATE}))?;
     world.wait_lun(LATE, 0, false)?;

@@ -4,13 +4,15 @@
 //! opened deep enough for one errand of every request and the window of one write-back (one at a time: whoever writes
 //! back holds the cache's medium).
 
+mod cached;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use pollux_core::segment::{copy_from, copy_to, for_range};
+use pollux_core::segment::{copy_to, for_range};
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, IoFlags, Next, Op, OpenArgs, OpenError, Slab, Tag, Token,
+    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, Next, Op, OpenArgs, OpenError, Slab, Tag, Token,
 };
 
 use super::Shared;
@@ -22,10 +24,6 @@ use crate::rng::Rng;
 
 /// Most errands of one write-back at once.
 const WINDOW: u32 = 16;
-/// Most blocks of one errand of a write-back, in bytes.
-const RUN: usize = 1 << 20;
-/// Longest write-zeroes that goes into the cache; longer ones change the base directly.
-const CACHED_ZEROES: u64 = 1 << 20;
 /// How often what is stuck looks whether it may go on, in nanoseconds.
 const STUCK_NS: u64 = 10_000_000;
 /// How often who wants the medium looks whether it is free, in nanoseconds.
@@ -194,7 +192,7 @@ impl FaultChannel {
         match io.op {
             Op::Read => self.read(token, cx),
             Op::Write => self.write(token, cx),
-            Op::WriteZeroes if io.len <= CACHED_ZEROES => self.write(token, cx),
+            Op::WriteZeroes if io.len <= cached::LONGEST_ZEROES => self.write(token, cx),
             Op::WriteZeroes | Op::Discard | Op::Flush => self.want_medium(token, cx),
         }
     }
@@ -210,129 +208,6 @@ impl FaultChannel {
     fn errand(&mut self, errand: Errand, io: Io, cx: &mut Cx<'_>) {
         let token = self.errands.insert(errand).ok().expect("the base is as deep as there can be errands");
         self.base.submit(Io { tag: tag_of(token), ..io }, cx);
-    }
-
-    /// What the cache holds now counts, even if it is written back and overwritten while the base reads.
-    fn read(&mut self, token: Token, cx: &mut Cx<'_>) {
-        let Io { offset, len, .. } = self.request(token).io;
-        let size = self.block_size;
-        let cache = self.shared.cache().expect("only called with a cache");
-        let blocks = cache.blocks_of(offset, len);
-        let first = blocks.start;
-        let over = cache.read(blocks);
-        drop(cache);
-        let all = over.len() as u64 * size as u64 == len;
-        let request = self.request(token);
-        request.over = over.into_iter().map(|(block, content)| ((block - first) as usize * size, content)).collect();
-        if all { self.end(token, Ok(())) } else { self.pass_on(token, cx) }
-    }
-
-    fn write(&mut self, token: Token, cx: &mut Cx<'_>) {
-        let size = self.block_size;
-        let io = self.request(token).io;
-        // The base would say so only when the write is written back, which is too late.
-        let shape = self.device.shape();
-        if shape.read_only {
-            return self.end(token, Err(IoError::ReadOnly));
-        }
-        if io.end().is_none_or(|end| end > shape.bytes()) {
-            return self.end(token, Err(IoError::OutOfRange));
-        }
-        let zeroes: Content = Arc::from(vec![0; size]);
-        let contents = (0..io.len as usize / size).map(|nth| {
-            if io.op == Op::WriteZeroes {
-                return zeroes.clone();
-            }
-            let mut bytes = vec![0; size];
-            assert_eq!(copy_from(io.data.as_slice(), nth * size, &mut bytes), size, "the segments hold the data");
-            Content::from(bytes)
-        });
-        let mut cache = self.shared.cache().expect("only called with a cache");
-        let first = cache.blocks_of(io.offset, io.len).start;
-        cache.write(first, contents);
-        let full = cache.is_over_limit();
-        drop(cache);
-        if full || io.flags.contains(IoFlags::FUA) {
-            self.want_medium(token, cx);
-        } else {
-            self.end(token, Ok(()));
-        }
-    }
-
-    fn want_medium(&mut self, token: Token, cx: &mut Cx<'_>) {
-        self.request(token).stage = Stage::Medium;
-        self.want_medium.push_back(token);
-        self.serve_medium(cx);
-    }
-
-    /// Lets the first of those who wait have the medium, if it is free.
-    fn serve_medium(&mut self, cx: &mut Cx<'_>) {
-        let Some(token) = self.want_medium.front().copied() else { return };
-        let mut cache = self.shared.cache().expect("only called with a cache");
-        if !cache.take_medium() {
-            return;
-        }
-        let now = cache.now();
-        drop(cache);
-        self.want_medium.pop_front();
-        let request = self.request(token);
-        request.holds_medium = true;
-        request.after = now;
-        match request.io.op {
-            Op::Discard => self.pass_on(token, cx),
-            Op::WriteZeroes if request.io.len > CACHED_ZEROES => self.pass_on(token, cx),
-            _ => self.start_write_back(token, cx),
-        }
-    }
-
-    fn start_write_back(&mut self, token: Token, cx: &mut Cx<'_>) {
-        let io = self.request(token).io;
-        let mut cache = self.shared.cache().expect("only called with a cache");
-        let only_own = io.op != Op::Flush && !cache.is_over_limit();
-        let blocks = if only_own { cache.blocks_of(io.offset, io.len) } else { 0..u64::MAX };
-        let left = cache.leave(blocks).into();
-        drop(cache);
-        self.request(token).stage = Stage::WriteBack(WriteBack { left, errands: 0, failed: None });
-        self.write_back(token, cx);
-    }
-
-    /// Sends errands as long as there is something to write and room for them; at the end, goes on.
-    fn write_back(&mut self, token: Token, cx: &mut Cx<'_>) {
-        let (size, window) = (self.block_size, self.window);
-        let request = self.requests.get_mut(token).expect("the request is in flight");
-        let (op, fua) = (request.io.op, request.io.flags & IoFlags::FUA);
-        let Stage::WriteBack(work) = &mut request.stage else { unreachable!("it writes back") };
-        let mut errands = Vec::new();
-        while work.failed.is_none() && work.errands < window && !work.left.is_empty() {
-            work.errands += 1;
-            errands.push(next_run(&mut work.left, RUN / size));
-        }
-        let (errands_left, failed) = (work.errands, work.failed);
-        let given_up: Vec<_> = if failed.is_some() { work.left.drain(..).collect() } else { Vec::new() };
-        if !given_up.is_empty() {
-            let mut cache = self.shared.cache().expect("only called with a cache");
-            given_up.iter().for_each(|dirty| cache.stay(dirty.block, dirty.seq));
-        }
-        for run in errands {
-            let buffer = Buffer::new(run.len() * size);
-            for (nth, dirty) in run.iter().enumerate() {
-                copy_to(&[buffer.segment()], nth * size, &dirty.content);
-            }
-            let (offset, len) = (run[0].block * size as u64, buffer.segment().len() as u64);
-            let io = Io { tag: 0, op: Op::Write, flags: fua, offset, len, data: buffer.list() };
-            let writes = run.iter().map(|dirty| (dirty.block, dirty.seq)).collect();
-            self.errand(Errand { owner: token, writes, buffer: Some(buffer) }, io, cx);
-        }
-        match (errands_left, failed) {
-            (0, Some(error)) => self.end(token, Err(error)),
-            (0, None) if op == Op::Flush => {
-                self.request(token).stage = Stage::Flush;
-                let flush = Io::without_data(0, Op::Flush, IoFlags::empty(), 0, 0);
-                self.errand(Errand { owner: token, writes: Vec::new(), buffer: None }, flush, cx);
-            }
-            (0, None) => self.end(token, Ok(())),
-            _ => {}
-        }
     }
 
     /// An errand has ended.
@@ -418,18 +293,6 @@ impl Request {
         self.io.data = buffer.list();
         self.buffer = Some(buffer);
     }
-}
-
-/// Takes blocks that lie behind each other off the front, at most so many.
-fn next_run(left: &mut VecDeque<Dirty>, most: usize) -> Vec<Dirty> {
-    let mut run: Vec<Dirty> = Vec::new();
-    while let Some(dirty) = left.front()
-        && run.len() < most.max(1)
-        && run.last().is_none_or(|last| last.block + 1 == dirty.block)
-    {
-        run.extend(left.pop_front());
-    }
-    run
 }
 
 impl Channel for FaultChannel {

@@ -217,6 +217,16 @@ impl Model {
         Err(format!("block {block} holds write {stamp}, which it cannot; it may hold one of {known:?}"))
     }
 
+    /// How many blocks of `disk` hold what a read before the crash could not have returned any more: acknowledged writes
+    /// that are lost, with or without a promise.
+    #[must_use]
+    pub fn lost(&self, disk: &[u8]) -> usize {
+        let gone = |(block, bytes): &(usize, &[u8])| {
+            self.check(*block as u64, bytes, |_| true, |w| w.good && w.ended.is_some()).is_err()
+        };
+        disk.chunks(self.block_size).enumerate().filter(gone).count()
+    }
+
     /// The power failed and came back, and this is what the whole disk holds now. The model goes on from there.
     ///
     /// # Errors

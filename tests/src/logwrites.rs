@@ -25,7 +25,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-const MAGIC: u64 = 0x6a73_6677_7368_72;
+const MAGIC: u64 = 0x006a_7366_7773_6872;
 const VERSION: u64 = 1;
 const ENTRY_LEN: usize = 32;
 

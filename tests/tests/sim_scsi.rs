@@ -92,9 +92,13 @@ fn random_commands_are_answered_once_and_right() -> Result<()> {
 #[test]
 fn queues_stop_and_start_with_requests_in_flight() -> Result<()> {
     for_seeds(8, |seed| {
-        let loads = scenario(seed, 300, |appliance, guest, rng| {
-            if rng.chance(1, 12) { guest.stop_or_start(appliance) } else { Ok(()) }
-        })?;
+        let loads = scenario(
+            seed,
+            300,
+            |appliance, guest, rng| {
+                if rng.chance(1, 12) { guest.stop_or_start(appliance) } else { Ok(()) }
+            },
+        )?;
         ensure!(loads.iter().all(|load| load.good > 20), "hardly a command was done");
         Ok(())
     })

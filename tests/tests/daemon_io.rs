@@ -6,10 +6,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use common::{allocated, attach, clear_attentions, connect, controller, file, ram, run_load};
 use pollux_tests::daemon::{Daemon, DaemonOptions};
 use pollux_tests::guest::{Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, ScsiLoad, ScsiMix, Tmf, cdb};
+use pollux_tests::rng::Rng;
 use serde_json::json;
 
 const LUN: Lun = Lun::new(0, 0);
@@ -445,5 +446,29 @@ fn what_was_done_shows_in_the_metrics() -> Result<()> {
     ensure!((bytes - 10240.0).abs() < 0.5, "{bytes} bytes were counted");
     ensure!(daemon.metric("pollux_queue_requests_total", &[("ctrlr", "vm")])? >= 10.0, "requests are counted");
     ensure!(daemon.metric("pollux_sessions", &[("ctrlr", "vm")])? >= 1.0, "the session is counted");
+    Ok(())
+}
+
+#[test]
+fn no_kick_and_no_interrupt_is_lost_whenever_it_comes() -> Result<()> {
+    let daemon = Daemon::start()?;
+    ram(&daemon, "disk", 64)?;
+    controller(&daemon, "vm", &["disk"])?;
+    for event_idx in [true, false] {
+        let mut front = connect(&daemon, "vm", &DriverOptions { event_idx, ..DriverOptions::default() })?;
+        clear_attentions(&mut front, LUN)?;
+        let mut rng = Rng::new(1);
+        for n in 0..15_000 {
+            // Around the moment when the reactor stops looking at an idle queue and asks for kicks.
+            let start = Instant::now();
+            let pause = Duration::from_nanos(rng.between(0, 120_000));
+            while start.elapsed() < pause {
+                std::hint::spin_loop();
+            }
+            let command = Command::new(LUN, &cdb::TEST_UNIT_READY, &[], 0);
+            ensure!(front.submit(FIRST_REQUEST_QUEUE, &command).is_some(), "no room");
+            front.wait(FIRST_REQUEST_QUEUE, Duration::from_secs(5)).with_context(|| format!("command {n}"))?;
+        }
+    }
     Ok(())
 }

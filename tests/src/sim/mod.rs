@@ -9,6 +9,7 @@ mod bdev;
 mod disk;
 mod fault;
 mod guest;
+mod kernel;
 mod load;
 mod machine;
 mod ring;

@@ -34,7 +34,7 @@ pub use lun::Address;
 pub use message::Message;
 pub use stats::{LunStats, QueueStats};
 pub use target::{
-    Backing, ControllerInfo, LunInfo, NewStats, QueueInfo, SessionInfo, SocketOptions, Target, TargetError,
+    Backing, ControllerInfo, LunInfo, NewStats, Patience, QueueInfo, SessionInfo, SocketOptions, Target, TargetError,
     TargetOptions,
 };
 pub use worker::{ScsiWorker, WorkerConfig};

@@ -29,12 +29,26 @@ use crate::{LunStats, QueueStats};
 const DEPTH: u32 = 256;
 /// How long a reactor may take to answer a message that needs no waiting for I/O.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How long requests in flight may take to end by themselves when their LUN is taken away.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// And how long after they were cancelled.
-const CANCELLED: Duration = Duration::from_secs(30);
-/// How long the sessions of a deleted controller may take to end.
-const SESSIONS: Duration = Duration::from_secs(30);
+/// How long a change waits for what does not end by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For requests in flight on a LUN that is taken away, before they are cancelled.
+    pub requests: Duration,
+    /// For them after that.
+    pub cancelled: Duration,
+    /// For the sessions of a controller that is deleted by force.
+    pub sessions: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience {
+            requests: Duration::from_secs(2),
+            cancelled: Duration::from_secs(30),
+            sessions: Duration::from_secs(30),
+        }
+    }
+}
 
 /// Why a change was refused.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +164,7 @@ pub struct Target {
     controllers: RwLock<BTreeMap<String, Arc<Controller>>>,
     /// Controllers that were ever created.
     count: AtomicU32,
+    patience: RwLock<Patience>,
     /// Held over each change.
     changes: Mutex<Units>,
 }
@@ -220,8 +235,18 @@ impl Target {
             options,
             controllers: RwLock::default(),
             count: AtomicU32::new(0),
+            patience: RwLock::default(),
             changes: Mutex::default(),
         })
+    }
+
+    /// Sets how long changes wait.
+    pub fn set_patience(&self, patience: Patience) {
+        *self.patience.write().unwrap_or_else(PoisonError::into_inner) = patience;
+    }
+
+    fn patience(&self) -> Patience {
+        *self.patience.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Creates a controller on these reactors. It does not listen yet.
@@ -286,7 +311,7 @@ impl Target {
         if let Some(listener) = listener {
             self.server.unlisten(listener);
             // Only when the last queue has ended is it safe to give away what its requests were about.
-            if !self.server.disconnect(listener, SESSIONS) || !controller.state().sessions.is_empty() {
+            if !self.server.disconnect(listener, self.patience().sessions) || !controller.state().sessions.is_empty() {
                 return Err(TargetError::Draining);
             }
             controller.state().listener = None;
@@ -388,9 +413,9 @@ impl Target {
             answers.push((reactor, answer));
         }
         for (reactor, answer) in answers {
-            let answered = wait(&answer, PATIENCE).or_else(|_| {
+            let answered = wait(&answer, self.patience().requests).or_else(|_| {
                 self.send(reactor, Body::CancelUnit { unit: entry.id })?;
-                wait(&answer, CANCELLED)
+                wait(&answer, self.patience().cancelled)
             });
             let _old = answered?.map_err(TargetError::Attach)?;
         }
@@ -495,7 +520,7 @@ impl Target {
             entry.users.remove(reactor);
             let (reply, answer) = reply();
             let closed = self.send(*reactor, Body::CloseUnit { unit: entry.id, reply }).map_err(TargetError::from);
-            let closed = closed.and_then(|()| wait(&answer, CANCELLED)?.map(drop).map_err(TargetError::Attach));
+            let closed = closed.and_then(|()| wait(&answer, self.patience().cancelled)?.map(drop).map_err(TargetError::Attach));
             first = first.and(closed);
         }
         if entry.users.is_empty() {
@@ -564,11 +589,11 @@ impl Target {
         lun: u16,
         leaving: &mut Leaving,
     ) -> Result<(), TargetError> {
-        leaving.retain(|(_, answer)| wait(answer, PATIENCE).is_err());
+        leaving.retain(|(_, answer)| wait(answer, self.patience().requests).is_err());
         for (reactor, _) in leaving.iter() {
             self.send(*reactor, Body::CancelLun { controller: controller.id, target, lun })?;
         }
-        leaving.retain(|(_, answer)| wait(answer, CANCELLED).is_err());
+        leaving.retain(|(_, answer)| wait(answer, self.patience().cancelled).is_err());
         if leaving.is_empty() { Ok(()) } else { Err(TargetError::Draining) }
     }
 }

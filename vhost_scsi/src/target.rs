@@ -520,7 +520,8 @@ impl Target {
             entry.users.remove(reactor);
             let (reply, answer) = reply();
             let closed = self.send(*reactor, Body::CloseUnit { unit: entry.id, reply }).map_err(TargetError::from);
-            let closed = closed.and_then(|()| wait(&answer, self.patience().cancelled)?.map(drop).map_err(TargetError::Attach));
+            let closed =
+                closed.and_then(|()| wait(&answer, self.patience().cancelled)?.map(drop).map_err(TargetError::Attach));
             first = first.and(closed);
         }
         if entry.users.is_empty() {

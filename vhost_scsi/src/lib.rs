@@ -16,7 +16,9 @@
 
 mod control;
 mod controller;
+mod error;
 mod events;
+mod listing;
 pub mod lun;
 mod luns;
 mod message;
@@ -30,11 +32,10 @@ mod target;
 mod units;
 mod worker;
 
+pub use error::TargetError;
+pub use listing::{ControllerInfo, LunInfo, QueueInfo, SessionInfo};
 pub use lun::Address;
 pub use message::Message;
 pub use stats::{LunStats, QueueStats};
-pub use target::{
-    Backing, ControllerInfo, LunInfo, NewStats, Patience, QueueInfo, SessionInfo, SocketOptions, Target, TargetError,
-    TargetOptions,
-};
+pub use target::{Backing, NewStats, Patience, SocketOptions, Target, TargetOptions};
 pub use worker::{ScsiWorker, WorkerConfig};

@@ -5,25 +5,26 @@
 //! all have answered, so what it returns is true on all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
-use pollux_core::{Bdev, Channel, IoError, IoStats, OpenArgs, OpenError, Post, PostError};
+use pollux_core::{Bdev, Channel, IoStats, OpenArgs, OpenError, Post, PostError};
 use pollux_scsi::{LogicalUnit, Path};
 use pollux_vhost_user::Server;
 pub use pollux_vhost_user::SocketOptions;
 use uuid::Uuid;
 
+use crate::LunStats;
 use crate::controller::{Controller, LunEntry};
+use crate::error::TargetError;
+use crate::listing::{ControllerInfo, QueueInfo};
 use crate::lun::MAX_LUN;
 use crate::message::{Body, ControllerId, Message, Reply, UnitId};
 use crate::request::Event;
 use crate::session::Factory;
-use crate::{LunStats, QueueStats};
 
 /// Requests in flight on one unit and reactor.
 const DEPTH: u32 = 256;
@@ -48,77 +49,6 @@ impl Default for Patience {
             sessions: Duration::from_secs(30),
         }
     }
-}
-
-/// Why a change was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum TargetError {
-    /// There is no such controller.
-    #[error("controller '{0}' does not exist")]
-    NoController(String),
-    /// There is one already.
-    #[error("controller '{0}' exists already")]
-    ControllerExists(String),
-    /// The name cannot be a file name.
-    #[error("'{0}' cannot be a controller's name: it becomes a socket's file name, so 1 to 64 of A-Z a-z 0-9 . _ -")]
-    BadName(String),
-    /// The path is too long for a socket.
-    #[error(
-        "the socket path '{0}' is longer than the 107 bytes that a socket's address holds; use a shorter --vhost-dir"
-    )]
-    PathTooLong(PathBuf),
-    /// The core list names no reactor.
-    #[error("reactor {0} does not exist")]
-    NoReactor(usize),
-    /// There is no such target or LUN.
-    #[error("target {target} of controller '{ctrlr}' has no such LUN")]
-    NoLun {
-        /// Where.
-        ctrlr: String,
-        /// Which.
-        target: u8,
-    },
-    /// There is a LUN already.
-    #[error("target {target} of controller '{ctrlr}' has LUN {lun} already (bdev '{bdev}')")]
-    LunExists {
-        /// Where.
-        ctrlr: String,
-        /// Which.
-        target: u8,
-        /// Which.
-        lun: u16,
-        /// What it leads to.
-        bdev: String,
-    },
-    /// All 256 targets have LUNs.
-    #[error("controller '{0}' has no free target")]
-    NoFreeTarget(String),
-    /// A number beyond the limit.
-    #[error("LUN {0} is beyond the greatest, 16383")]
-    BadLun(u16),
-    /// A front end is connected.
-    #[error("controller '{0}' is in use by a VM; disconnect it, or use force")]
-    Connected(String),
-    /// Requests did not end.
-    #[error("requests in flight did not end; what they are about is not given back")]
-    Draining,
-    /// The device does not open.
-    #[error("the device does not open: {0}")]
-    Open(#[from] OpenError),
-    /// A reactor has no room for it.
-    #[error("a reactor cannot take the device: {0}")]
-    Attach(IoError),
-    /// The socket cannot be had.
-    #[error("{path}: {error}")]
-    Socket {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// The reactors are gone or stuck.
-    #[error(transparent)]
-    Post(#[from] PostError),
 }
 
 /// Makes the counters of a bdev for one more opener.
@@ -167,62 +97,6 @@ pub struct Target {
     patience: RwLock<Patience>,
     /// Held over each change.
     changes: Mutex<Units>,
-}
-
-/// A controller, for listings.
-#[derive(Clone, Debug)]
-pub struct ControllerInfo {
-    /// Its name.
-    pub name: String,
-    /// The reactors that serve it.
-    pub reactors: Vec<usize>,
-    /// Its socket.
-    pub socket: PathBuf,
-    /// Whether it listens.
-    pub started: bool,
-    /// Its initiator port's name.
-    pub initiator: u64,
-    /// Its LUNs, in order.
-    pub luns: Vec<LunInfo>,
-    /// Who is connected.
-    pub sessions: Vec<SessionInfo>,
-}
-
-/// A LUN, for listings and metrics.
-#[derive(Clone, Debug)]
-pub struct LunInfo {
-    /// Its target.
-    pub target: u8,
-    /// Its number.
-    pub lun: u16,
-    /// What it leads to.
-    pub bdev_name: String,
-    /// Its counters, one set for each of the controller's reactors.
-    pub stats: Vec<Arc<LunStats>>,
-}
-
-/// A front end that is connected, for listings.
-#[derive(Clone, Debug)]
-pub struct SessionInfo {
-    /// Unique in this process.
-    pub id: u64,
-    /// The front end's process, if known.
-    pub peer_pid: Option<i32>,
-    /// The queues that run.
-    pub queues: Vec<u16>,
-    /// Requests in flight.
-    pub inflight: u64,
-}
-
-/// A queue's counters, for metrics.
-#[derive(Clone, Debug)]
-pub struct QueueInfo {
-    /// Its controller.
-    pub ctrlr: String,
-    /// Its index.
-    pub index: u16,
-    /// Its counters.
-    pub stats: Arc<QueueStats>,
 }
 
 impl Target {
@@ -439,7 +313,7 @@ impl Target {
     /// All controllers, by name.
     #[must_use]
     pub fn controllers(&self) -> Vec<ControllerInfo> {
-        self.all().iter().map(|controller| info(controller)).collect()
+        self.all().iter().map(|controller| ControllerInfo::of(controller)).collect()
     }
 
     /// The counters of all queues that ever ran.
@@ -608,31 +482,6 @@ struct Place {
     target: u8,
     lun: u16,
     unit: UnitId,
-}
-
-fn info(controller: &Controller) -> ControllerInfo {
-    let queues = controller.all_queue_stats();
-    let state = controller.state();
-    let luns = state.luns.iter().map(|(&(target, lun), entry)| LunInfo {
-        target,
-        lun,
-        bdev_name: entry.bdev_name.clone(),
-        stats: entry.stats.clone(),
-    });
-    let sessions = state.sessions.iter().map(|(&id, entry)| {
-        let running = queues.iter().filter(|(index, _)| entry.queues.contains(index));
-        let inflight = running.map(|(_, stats)| stats.inflight.get()).sum();
-        SessionInfo { id, peer_pid: entry.peer_pid, queues: entry.queues.clone(), inflight }
-    });
-    ControllerInfo {
-        name: controller.name.clone(),
-        reactors: controller.reactors.clone(),
-        socket: controller.socket.clone(),
-        started: state.listener.is_some(),
-        initiator: controller.initiator,
-        luns: luns.collect(),
-        sessions: sessions.collect(),
-    }
 }
 
 fn free_target(controller: &Controller, target: Option<u8>, lun: u16) -> Result<u8, TargetError> {

@@ -1,0 +1,77 @@
+//! Why the control plane refuses a change, in words that say what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+use pollux_core::{IoError, OpenError, PostError};
+
+/// Why a change was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// There is no such controller.
+    #[error("controller '{0}' does not exist")]
+    NoController(String),
+    /// There is one already.
+    #[error("controller '{0}' exists already")]
+    ControllerExists(String),
+    /// The name cannot be a file name.
+    #[error("'{0}' cannot be a controller's name: it becomes a socket's file name, so 1 to 64 of A-Z a-z 0-9 . _ -")]
+    BadName(String),
+    /// The path is too long for a socket.
+    #[error(
+        "the socket path '{0}' is longer than the 107 bytes that a socket's address holds; use a shorter --vhost-dir"
+    )]
+    PathTooLong(PathBuf),
+    /// The core list names no reactor.
+    #[error("reactor {0} does not exist")]
+    NoReactor(usize),
+    /// There is no such target or LUN.
+    #[error("target {target} of controller '{ctrlr}' has no such LUN")]
+    NoLun {
+        /// Where.
+        ctrlr: String,
+        /// Which.
+        target: u8,
+    },
+    /// There is a LUN already.
+    #[error("target {target} of controller '{ctrlr}' has LUN {lun} already (bdev '{bdev}')")]
+    LunExists {
+        /// Where.
+        ctrlr: String,
+        /// Which.
+        target: u8,
+        /// Which.
+        lun: u16,
+        /// What it leads to.
+        bdev: String,
+    },
+    /// All 256 targets have LUNs.
+    #[error("controller '{0}' has no free target")]
+    NoFreeTarget(String),
+    /// A number beyond the limit.
+    #[error("LUN {0} is beyond the greatest, 16383")]
+    BadLun(u16),
+    /// A front end is connected.
+    #[error("controller '{0}' is in use by a VM; disconnect it, or use force")]
+    Connected(String),
+    /// Requests did not end.
+    #[error("requests in flight did not end; what they are about is not given back")]
+    Draining,
+    /// The device does not open.
+    #[error("the device does not open: {0}")]
+    Open(#[from] OpenError),
+    /// A reactor has no room for it.
+    #[error("a reactor cannot take the device: {0}")]
+    Attach(IoError),
+    /// The socket cannot be had.
+    #[error("{path}: {error}")]
+    Socket {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The reactors are gone or stuck.
+    #[error(transparent)]
+    Post(#[from] PostError),
+}

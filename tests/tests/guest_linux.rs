@@ -93,7 +93,10 @@ impl World {
                 wwid: wwid.into(),
             })
         };
-        text.lines().map(parse).collect()
+        let mut disks: Vec<Disk> = text.lines().map(parse).collect::<Result<_>>()?;
+        // Disks are probed side by side: which of them is /dev/sda is chance.
+        disks.sort_by(|a, b| a.address.cmp(&b.address));
+        Ok(disks)
     }
 
     fn disk(&mut self, target: u8, lun: u16) -> Result<Option<Disk>> {
@@ -124,8 +127,11 @@ impl World {
 
 fn finds_its_disks(world: &mut World) -> Result<()> {
     let disks = world.disks()?;
-    let found: Vec<_> = disks.iter().map(|disk| (disk.device.as_str(), disk.bytes)).collect();
-    ensure!(found == [("/dev/sda", RAM_BYTES), ("/dev/sdb", FILE_BYTES)], "{disks:#?}");
+    let mut names: Vec<_> = disks.iter().map(|disk| disk.device.as_str()).collect();
+    names.sort_unstable();
+    ensure!(names == ["/dev/sda", "/dev/sdb"], "{disks:#?}");
+    let sizes: Vec<_> = disks.iter().map(|disk| disk.bytes).collect();
+    ensure!(sizes == [RAM_BYTES, FILE_BYTES], "{disks:#?}");
     ensure!(disks.iter().all(|disk| disk.vendor == "POLLUX" && disk.model != "-"), "{disks:#?}");
     // Linux names a disk by the last NAA of page 83h.
     ensure!(disks.iter().all(|disk| disk.wwid.starts_with("naa.6") && disk.wwid.len() == 36), "{disks:#?}");
@@ -136,11 +142,12 @@ fn finds_its_disks(world: &mut World) -> Result<()> {
 fn uses_both_queues(world: &mut World) -> Result<()> {
     let requests =
         |world: &World, queue| world.daemon.metric("pollux_queue_requests_total", &[("ctrlr", "vm"), ("queue", queue)]);
+    let ram = world.device(RAM)?;
     let before = (requests(world, "2")?, requests(world, "3")?);
     for cpu in 0..2 {
         world
             .guest
-            .sh(&format!("taskset -c {cpu} dd if=/dev/sda of=/dev/null bs=4k count=200 iflag=direct status=none"))?;
+            .sh(&format!("taskset -c {cpu} dd if={ram} of=/dev/null bs=4k count=200 iflag=direct status=none"))?;
     }
     let grown = (requests(world, "2")? - before.0, requests(world, "3")? - before.1);
     ensure!(grown.0 >= 150.0 && grown.1 >= 150.0, "requests on the two queues: {grown:?}");
@@ -149,65 +156,65 @@ fn uses_both_queues(world: &mut World) -> Result<()> {
 
 /// Tools that no one here wrote, each around one command, on the disk in memory.
 fn answers_the_scsi_tools(world: &mut World) -> Result<()> {
-    let sda = world.device(RAM)?;
+    let ram = world.device(RAM)?;
     let mut tool = |command: &str, wants: &[&str]| -> Result<()> {
-        let text = world.guest.sh(&command.replace("SDA", &sda))?;
+        let text = world.guest.sh(&command.replace("DISK", &ram))?;
         for want in wants {
             ensure!(text.contains(want), "{command}: `{want}` is missing in\n{text}");
         }
         Ok(())
     };
-    tool("sg_turs -v SDA 2>&1", &[])?;
-    tool("sg_inq SDA", &["PQual=0", "PDT=0", "Vendor identification: POLLUX", "CmdQue=1"])?;
-    tool("sg_vpd -p sv SDA", &["Device identification", "Block limits", "Logical block provisioning"])?;
-    tool("sg_vpd -p di SDA", &["NAA", "0x602504f", "Relative target port"])?;
-    tool("sg_vpd -p bl SDA", &["Maximum unmap LBA count"])?;
-    tool("sg_vpd -p lbpv SDA", &["Unmap command supported (LBPU): 1", "(LBPWS): 1"])?;
-    tool("sg_readcap --long SDA", &["Logical block length=512 bytes", "lbpme=1, lbprz=1"])?;
-    tool("sg_readcap SDA", &[&format!("Number of logical blocks={}", RAM_BYTES / 512)])?;
-    tool("sg_luns SDA", &["Lun list length = 8"])?;
-    tool("sg_modes -p 8 SDA", &["Caching"])?;
-    tool("sg_sync SDA && sg_sync --16 SDA", &[])?;
-    tool("sg_raw SDA ff 00 00 00 00 00 2>&1 || true", &["Invalid command operation code"])?;
+    tool("sg_turs -v DISK 2>&1", &[])?;
+    tool("sg_inq DISK", &["PQual=0", "PDT=0", "Vendor identification: POLLUX", "CmdQue=1"])?;
+    tool("sg_vpd -p sv DISK", &["Device identification", "Block limits", "Logical block provisioning"])?;
+    tool("sg_vpd -p di DISK", &["NAA", "0x602504f", "Relative target port"])?;
+    tool("sg_vpd -p bl DISK", &["Maximum unmap LBA count"])?;
+    tool("sg_vpd -p lbpv DISK", &["Unmap command supported (LBPU): 1", "(LBPWS): 1"])?;
+    tool("sg_readcap --long DISK", &["Logical block length=512 bytes", "lbpme=1, lbprz=1"])?;
+    tool("sg_readcap DISK", &[&format!("Number of logical blocks={}", RAM_BYTES / 512)])?;
+    tool("sg_luns DISK", &["Lun list length = 8"])?;
+    tool("sg_modes -p 8 DISK", &["Caching"])?;
+    tool("sg_sync DISK && sg_sync --16 DISK", &[])?;
+    tool("sg_raw DISK ff 00 00 00 00 00 2>&1 || true", &["Invalid command operation code"])?;
 
-    let fill = "head -c 1048576 /dev/zero | tr '\\0' 'p' | dd of=SDA bs=1M oflag=direct status=none iflag=fullblock";
-    let count = "dd if=SDA bs=64k count=16 iflag=direct status=none | tr -cd";
+    let fill = "head -c 1048576 /dev/zero | tr '\\0' 'p' | dd of=DISK bs=1M oflag=direct status=none iflag=fullblock";
+    let count = "dd if=DISK bs=64k count=16 iflag=direct status=none | tr -cd";
     tool(fill, &[])?;
     // A block of 'q' to 64 blocks, then zeroes to 64, then 128 unmapped by each of two commands.
-    tool("head -c 512 /dev/zero | tr '\\0' 'q' >/tmp/q && sg_write_same --16 --in=/tmp/q --lba=0 --num=64 SDA", &[])?;
-    tool("sg_write_same --10 --in=/tmp/q --lba=64 --num=64 SDA", &[])?;
+    tool("head -c 512 /dev/zero | tr '\\0' 'q' >/tmp/q && sg_write_same --16 --in=/tmp/q --lba=0 --num=64 DISK", &[])?;
+    tool("sg_write_same --10 --in=/tmp/q --lba=64 --num=64 DISK", &[])?;
     tool(&format!("{count} q | wc -c"), &["65536"])?;
-    tool("sg_write_same --16 --ndob --lba=128 --num=64 SDA", &[])?;
-    tool("sg_unmap --force --lba=256 --num=128 SDA", &[])?;
-    tool("sg_write_same --16 --unmap --lba=512 --num=128 SDA", &[])?;
+    tool("sg_write_same --16 --ndob --lba=128 --num=64 DISK", &[])?;
+    tool("sg_unmap --force --lba=256 --num=128 DISK", &[])?;
+    tool("sg_write_same --16 --unmap --lba=512 --num=128 DISK", &[])?;
     tool(&format!("{count} p | wc -c"), &[&(MIB - 512 * (64 + 64 + 64 + 128 + 128)).to_string()])?;
-    tool("sg_reset --device SDA && sg_turs SDA; sg_turs SDA", &[])?;
+    tool("sg_reset --device DISK && sg_turs DISK; sg_turs DISK", &[])?;
     tool(&format!("{count} q | wc -c"), &["65536"])?;
     Ok(())
 }
 
 fn discards_give_space_back(world: &mut World) -> Result<()> {
-    let sdb = world.device(FILE)?;
+    let disk = world.device(FILE)?;
     ensure!(world.du()? <= 1, "{} MiB before anything was written", world.du()?);
-    world.guest.sh(&format!("dd if=/dev/urandom of={sdb} bs=1M count=32 oflag=direct status=none"))?;
+    world.guest.sh(&format!("dd if=/dev/urandom of={disk} bs=1M count=32 oflag=direct status=none"))?;
     let full = world.du()?;
     ensure!(full >= 32, "{full} MiB after 32 were written");
-    world.guest.sh(&format!("blkdiscard -o 8M -l 8M {sdb}"))?;
+    world.guest.sh(&format!("blkdiscard -o 8M -l 8M {disk}"))?;
     let less = world.du()?;
     ensure!(less + 8 <= full, "{less} of {full} MiB are left after 8 were discarded");
-    world.guest.sh(&format!("blkdiscard {sdb}"))?;
+    world.guest.sh(&format!("blkdiscard {disk}"))?;
     ensure!(world.du()? <= 1, "{} MiB after everything was discarded", world.du()?);
     let zeroes =
-        world.guest.sh(&format!("dd if={sdb} bs=1M count=32 iflag=direct status=none | tr -d '\\0' | wc -c"))?;
+        world.guest.sh(&format!("dd if={disk} bs=1M count=32 iflag=direct status=none | tr -d '\\0' | wc -c"))?;
     ensure!(zeroes == "0", "{zeroes} bytes are not zero after the discard");
     Ok(())
 }
 
 fn verifies_a_file_system(world: &mut World) -> Result<()> {
-    let sdb = world.device(FILE)?;
+    let disk = world.device(FILE)?;
     let long = std::env::var("POLLUX_LONG").is_ok_and(|value| value == "1");
     let mib = if long || world.parts.fast() { 512 } else { 96 };
-    world.guest.sh(&format!("mkfs.ext4 -q {sdb} && mkdir -p /mnt/a && mount {sdb} /mnt/a"))?;
+    world.guest.sh(&format!("mkfs.ext4 -q {disk} && mkdir -p /mnt/a && mount {disk} /mnt/a"))?;
     let empty = world.du()?;
     let report = world.guest.sh_within(
         &format!(
@@ -304,8 +311,8 @@ fn survives_a_reset(world: &mut World) -> Result<()> {
     world.guest.reset()?;
     ensure!(session(world)? == 1.0, "QEMU keeps its connection over a reset");
     ensure!(world.disks()?.len() == 3, "{:#?}", world.disks()?);
-    let sdb = world.device(FILE)?;
-    world.guest.sh(&format!("mkdir -p /mnt/a && mount {sdb} /mnt/a && {CHECK}"))?;
+    let disk = world.device(FILE)?;
+    world.guest.sh(&format!("mkdir -p /mnt/a && mount {disk} /mnt/a && {CHECK}"))?;
     uses_both_queues(world)
 }
 
@@ -346,16 +353,17 @@ fn survives_kill_9_of_the_daemon(world: &mut World) -> Result<()> {
     } else {
         world.daemon.restart()?;
         world.guest = Guest::boot(&world.options)?;
-        let sdb = world.device(FILE)?;
-        world.guest.sh(&format!("mkdir -p /mnt/a && mount {sdb} /mnt/a"))?;
+        let disk = world.device(FILE)?;
+        world.guest.sh(&format!("mkdir -p /mnt/a && mount {disk} /mnt/a"))?;
     }
     let after = configuration(&world.daemon)?;
     ensure!(after == before, "before: {before:#}\nafter: {after:#}");
-    ensure!(world.disks()? == disks, "{disks:#?} became {:#?}", world.disks()?);
+    let identities = |disks: &[Disk]| disks.iter().map(|disk| (disk.bytes, disk.wwid.clone())).collect::<Vec<_>>();
+    ensure!(identities(&world.disks()?) == identities(&disks), "{disks:#?} became {:#?}", world.disks()?);
     world.guest.sh(CHECK)?;
     world.guest.sh("umount /mnt/a")?;
-    let sdb = world.device(FILE)?;
-    world.guest.sh(&format!("e2fsck -f -n {sdb}"))?;
+    let disk = world.device(FILE)?;
+    world.guest.sh(&format!("e2fsck -f -n {disk}"))?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Invariants: the file always holds one complete document, the one last acknowledged or the one about to be (written
 //! beside it, synced, renamed over it, the directory synced); a file that cannot be understood is never touched; nobody
-//! writes without the lock. What the document says is in [`document`](crate::document).
+//! writes without the lock. What the document says is in `node::document`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};

@@ -2,7 +2,7 @@
 //!
 //! Invariants: only the thread that made the ring uses it ([`Kernel`] is neither `Send` nor `Sync`), because the kernel
 //! refuses others under `SINGLE_ISSUER` and because a registered ring descriptor belongs to its thread. Only
-//! [`Sqe`](crate::sqe::Sqe)s are pushed, whose pointers are good until they complete.
+//! [`Sqe`]s are pushed, whose pointers are good until they complete.
 
 #![allow(unsafe_code)]
 

@@ -5,7 +5,7 @@
 //! [`PollMode::Adaptive`] allows it, the reactor sleeps in its ring; whoever puts something into one of its mailboxes
 //! wakes it by an eventfd that the ring polls (the argument that no wake-up is lost is in `mailbox.rs`).
 //!
-//! Road map, in the order of a reactor's life: [`parse_cores`] (`cores.rs`), [`start`] (`start.rs`), `turn.rs` (the loop),
+//! Road map, in the order of a reactor's life: [`parse_cores`] (`cores.rs`), [`start()`] (`start.rs`), `turn.rs` (the loop),
 //! [`UringRing`] (`ring.rs`; its table of clients is `clients.rs`, an entry's way into the kernel's format `sqe.rs`, and
 //! everything unsafe `kernel.rs`), [`ReactorStats`] (`stats.rs`).
 //!

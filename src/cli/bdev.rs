@@ -35,7 +35,7 @@ pub(crate) enum Create {
     /// In memory: contents are lost when the daemon ends
     #[command(visible_alias = "ram")]
     Malloc(Sized),
-    /// Stores nothing and reads zeroes
+    /// Stores nothing; reads bring nothing
     Null(Sized),
     /// A file or block device of this machine
     #[command(visible_aliases = ["aio", "uring"])]

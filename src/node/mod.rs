@@ -1,6 +1,6 @@
 //! The node: everything that RPC methods act upon, and the order in which a change happens.
 //!
-//! Changes come one at a time, under [`Node::change`]'s lock. What is created is made first and saved second (undone if
+//! Changes come one at a time, under `Node::change`'s lock. What is created is made first and saved second (undone if
 //! it cannot be saved); what is deleted is saved first and taken away second (saved again as it was if it cannot be taken
 //! away). So the answer "done" means that the state file says so, and the file never promises more than a restart can
 //! bring back. Listings take no part in this: they look at the live objects.

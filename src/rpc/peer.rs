@@ -1,6 +1,6 @@
 //! Who is at the other end of an RPC connection, and whether it may speak.
 //!
-//! The kernel tells ([`SO_PEERCRED`], [`SO_PEERGROUPS`], taken at connect time); nothing the client sends is believed.
+//! The kernel tells (`SO_PEERCRED`, `SO_PEERGROUPS`, taken at connect time); nothing the client sends is believed.
 //! The one `unsafe` block of this package is here: the standard library has no safe call for the peer's groups.
 
 #![allow(unsafe_code)]

@@ -154,7 +154,7 @@ impl Bdev for File {
         let open = self.open.clone();
         let channel = FileChannel::new(open, depth, self.stats.new_stats()).map_err(|errno| {
             tracing::error!(bdev = self.spec.name, "cannot open a channel: {errno}");
-            OpenError::Missing
+            OpenError::Resources(errno.raw_os_error())
         })?;
         Ok(Box::new(channel))
     }

@@ -67,6 +67,9 @@ pub enum OpenError {
     /// It was closed for good.
     #[error("the device was removed")]
     Removed,
+    /// The process has no descriptor or memory left for it.
+    #[error("no file descriptor or memory is left for the device (errno {0}): raise the limits of the process")]
+    Resources(i32),
 }
 
 /// A block device as the control plane sees it.

@@ -5,6 +5,8 @@
 //! worker that took the function answers the guest when all have said so: no aborted command can touch guest memory
 //! after that.
 
+use std::collections::BTreeSet;
+
 use pollux_core::{Cx, segment};
 use pollux_scsi::Attention;
 use pollux_vhost_user::Chain;
@@ -131,16 +133,16 @@ impl ScsiWorker {
 
     /// Ends (or counts) the commands in scope on this worker.
     pub(crate) fn abort(&mut self, id: AbortId, scope: Scope, how: Option<Response>, cx: &mut Cx<'_>) {
-        self.take_available(scope, cx);
+        if let Some(how) = how {
+            self.take_available(scope, how, cx);
+        }
         let mut commands = self.in_scope(scope);
         let count = commands.len() as u32;
         let Some(how) = how else {
             self.outbox.push_back((id.worker, Message(Body::AbortDone { id, count })));
             return;
         };
-        for &(number, head, _) in &commands {
-            self.abort_command(number, head, how, cx);
-        }
+        self.abort_commands(&commands, how, cx);
         commands.retain(|&command| self.is_running(command));
         self.ending.push(Ending { id, count, commands });
         self.collect_aborted();
@@ -148,7 +150,7 @@ impl ScsiWorker {
 
     /// Takes what the session has made available before it asked: to the guest those commands are as much in flight as
     /// the others, so none of them may run after the answer.
-    fn take_available(&mut self, scope: Scope, cx: &mut Cx<'_>) {
+    fn take_available(&mut self, scope: Scope, how: Response, cx: &mut Cx<'_>) {
         let (Scope::Task { session, .. }
         | Scope::TaskSet { session, .. }
         | Scope::Nexus { session, .. }
@@ -160,7 +162,7 @@ impl ScsiWorker {
             .collect();
         for number in of {
             let Some(mut port) = self.take_port(number) else { continue };
-            self.take_all(&mut port, cx);
+            self.take_all(&mut port, scope, how, cx);
             self.put_port(number, port);
         }
     }
@@ -184,21 +186,26 @@ impl ScsiWorker {
         found
     }
 
-    /// Marks a command and asks its device to end it.
-    pub(crate) fn abort_command(&mut self, number: usize, head: u16, how: Response, cx: &mut Cx<'_>) {
-        let Some(mut port) = self.take_port(number) else { return };
-        let tag = port.tag(head);
-        let slot = &mut port.slots[usize::from(head)];
-        // A reset that comes after an abort does not change what the first one promised.
-        slot.aborted.get_or_insert(how);
-        let unit = self.luns.get(slot.lun).unit;
-        match slot.phase {
-            Phase::Running => self.units.cancel(unit, tag, cx),
-            Phase::Waiting => self.drop_waiter(&mut port, head, cx),
-            Phase::Free => {}
+    /// Marks commands and asks their devices to end them; those that wait for a slot end here.
+    pub(crate) fn abort_commands(&mut self, commands: &[(usize, u16, u16)], how: Response, cx: &mut Cx<'_>) {
+        let mut lines = BTreeSet::new();
+        for &(number, head, _) in commands {
+            let Some(mut port) = self.take_port(number) else { continue };
+            let tag = port.tag(head);
+            let slot = &mut port.slots[usize::from(head)];
+            // A reset that comes after an abort does not change what the first one promised.
+            slot.aborted.get_or_insert(how);
+            let unit = self.luns.get(slot.lun).unit;
+            match slot.phase {
+                Phase::Running => self.units.cancel(unit, tag, cx),
+                Phase::Waiting => drop(lines.insert(unit)),
+                Phase::Free => {}
+            }
+            self.put_port(number, port);
         }
-        self.put_port(number, port);
-        self.activate(number);
+        for unit in lines {
+            self.drop_aborted(unit, cx);
+        }
     }
 
     fn is_running(&self, (number, head, turn): (usize, u16, u16)) -> bool {
@@ -261,7 +268,7 @@ const fn may_hold(scope: Scope, of: u64) -> bool {
     }
 }
 
-fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
+pub(crate) fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
     match scope {
         Scope::Task { session, target, lun: number, tag } => {
             of == session && (lun.target, lun.lun) == (target, number) && name == tag

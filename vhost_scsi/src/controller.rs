@@ -25,6 +25,8 @@ pub(crate) struct Controller {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) listener: Option<ListenerId>,
+    /// A listener that listens no more, but whose sessions had not ended when a deletion gave up waiting for them.
+    pub(crate) ending: Option<ListenerId>,
     pub(crate) nexuses: BTreeMap<u8, Arc<Nexus>>,
     pub(crate) luns: BTreeMap<(u8, u16), LunEntry>,
     pub(crate) sessions: BTreeMap<u64, SessionEntry>,

@@ -29,6 +29,11 @@ impl Waiting {
         Waiting { controller, features, events: VecDeque::new(), missed: false }
     }
 
+    /// What the driver took.
+    pub(crate) const fn features(&self) -> u64 {
+        self.features
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.events.is_empty()
     }

@@ -17,8 +17,8 @@ pub(crate) struct Lun {
     pub(crate) path: Arc<Path>,
     pub(crate) stats: Arc<LunStats>,
     pub(crate) inflight: u32,
-    /// Hidden from new requests; answered when `inflight` is 0.
-    pub(crate) removing: Option<Reply<()>>,
+    /// If not empty: hidden from new requests, and who waits until `inflight` is 0.
+    pub(crate) removing: Vec<Reply<()>>,
 }
 
 /// The LUNs of one target, in order.
@@ -120,7 +120,12 @@ impl Luns {
     /// Hides a LUN from new requests; `collect_removed` takes it out when nothing of it is in flight.
     pub(crate) fn remove(&mut self, controller: ControllerId, target: u8, lun: u16, reply: Reply<()>) {
         let Some(index) = self.find(controller, target, lun) else {
-            reply.send(());
+            let key = (controller, target, lun);
+            let hidden = self.luns.iter_mut().flatten().find(|l| (l.controller, l.target, l.lun) == key);
+            match hidden {
+                Some(hidden) => hidden.removing.push(reply),
+                None => reply.send(()),
+            }
             return;
         };
         let table = self.tables[controller.place()].as_mut().expect("the LUN was found in it");
@@ -128,8 +133,13 @@ impl Luns {
         if table.targets.iter().all(|target| target.0.is_empty()) {
             self.tables[controller.place()] = None;
         }
-        self.get_mut(index).removing = Some(reply);
+        self.get_mut(index).removing.push(reply);
         self.removing += 1;
+    }
+
+    /// Whether any LUN, hidden or not, leads to the unit.
+    pub(crate) fn lead_to(&self, unit: UnitId) -> bool {
+        self.luns.iter().flatten().any(|lun| lun.unit == unit)
     }
 
     /// Takes out what is hidden and has nothing in flight. Returns whether something is still draining.
@@ -138,12 +148,12 @@ impl Luns {
             return false;
         }
         for slot in &mut self.luns {
-            let Some(lun) = slot.as_mut().filter(|lun| lun.removing.is_some()) else { continue };
+            let Some(lun) = slot.as_mut().filter(|lun| !lun.removing.is_empty()) else { continue };
             if lun.inflight > 0 {
                 continue;
             }
             self.removing -= 1;
-            if let Some(reply) = slot.take().and_then(|lun| lun.removing) {
+            for reply in slot.take().into_iter().flat_map(|lun| lun.removing) {
                 reply.send(());
             }
         }

@@ -7,8 +7,9 @@ use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, Segment, SegmentList
 use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Sense, Step, io_outcome};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
+use crate::control::is_in_scope;
 use crate::lun::Address;
-use crate::message::UnitId;
+use crate::message::{Scope, UnitId};
 use crate::pieces::Pattern;
 use crate::port::{Answer, Phase, Port, parse_tag};
 use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response, SENSE_LEN};
@@ -318,13 +319,49 @@ impl ScsiWorker {
         if open.has_slot() { open.waiting.pop_front() } else { None }
     }
 
-    /// A command in its unit's line was aborted: it need not wait for a slot.
-    pub(crate) fn drop_waiter(&mut self, port: &mut Port, head: u16, cx: &mut Cx<'_>) {
-        let tag = port.tag(head);
-        let unit = self.luns.get(port.slots[usize::from(head)].lun).unit;
-        self.units.get(unit).waiting.retain(|&waiting| waiting != tag);
-        port.waiting -= 1;
-        self.finish(port, head, Err(IoError::Aborted), cx);
+    /// Takes the aborted commands out of a unit's line: they need not wait for a slot. One pass over the line, however
+    /// many they are.
+    pub(crate) fn drop_aborted(&mut self, unit: UnitId, cx: &mut Cx<'_>) {
+        let mut line = std::mem::take(&mut self.units.get(unit).waiting);
+        line.retain(|&tag| {
+            if tag & BACKGROUND != 0 {
+                return true;
+            }
+            let (number, head, _) = parse_tag(tag);
+            let mut port = self.take_port(number).expect("a port stays while its requests are in flight");
+            let aborted = port.slots[usize::from(head)].aborted.is_some();
+            if aborted {
+                port.waiting -= 1;
+                self.finish(&mut port, head, Err(IoError::Aborted), cx);
+            }
+            self.put_port(number, port);
+            if aborted {
+                self.activate(number);
+            }
+            !aborted
+        });
+        let open = self.units.get(unit);
+        assert!(open.waiting.is_empty(), "what was aborted starts nothing");
+        open.waiting = line;
+    }
+
+    /// Answers a chain in `self.segments` at once if its command is in scope of a task management function.
+    pub(crate) fn answer_in_scope(&self, port: &mut Port, chain: &Chain, scope: Scope, how: Response) -> bool {
+        let mut header = [0; COMMAND_LEN];
+        let (readable, writable) = self.segments.as_slice().split_at(chain.readable);
+        if chain.writable_bytes < RESPONSE_LEN as u64 || segment::copy_from(readable, 0, &mut header) < COMMAND_LEN {
+            return false;
+        }
+        let command = Command::parse(&header);
+        let Address::Unit { target, lun } = Address::decode(command.lun) else { return false };
+        let Some(index) = self.luns.find(port.controller, target, lun) else { return false };
+        if !is_in_scope(scope, port.key.session, self.luns.get(index), command.tag) {
+            return false;
+        }
+        port.stats.requests.add(1);
+        let residual = chain.readable_bytes - COMMAND_LEN as u64 + chain.writable_bytes - RESPONSE_LEN as u64;
+        port.answer(chain.head, writable, &Answer::response(how, residual));
+        true
     }
 
     fn start_background(&mut self, lun: u32, plan: Plan, step: Step, cx: &mut Cx<'_>) {

@@ -181,14 +181,19 @@ impl Target {
         if !controller.state().sessions.is_empty() && !force {
             return Err(TargetError::Connected(name.into()));
         }
-        let listener = controller.state().listener;
+        let listener = {
+            let mut state = controller.state();
+            // It does not listen from here on; what is left of its sessions is asked for by the same name.
+            state.ending = state.listener.take().or(state.ending);
+            state.ending
+        };
         if let Some(listener) = listener {
             self.server.unlisten(listener);
             // Only when the last queue has ended is it safe to give away what its requests were about.
             if !self.server.disconnect(listener, self.patience().sessions) || !controller.state().sessions.is_empty() {
                 return Err(TargetError::Draining);
             }
-            controller.state().listener = None;
+            controller.state().ending = None;
         }
         let luns: Vec<_> = controller.state().luns.keys().copied().collect();
         self.take_luns(&mut units, &controller, &luns)?;
@@ -215,12 +220,20 @@ impl Target {
         let stats: Vec<_> = controller.reactors.iter().map(|_| Arc::new(LunStats::default())).collect();
         let place = Place { target, lun, unit };
         if let Err(error) = self.add_to_reactors(&controller, place, &path, &stats) {
-            // Nothing was said to the guest yet: take it back everywhere. The first error is the one to tell.
-            let _ = self
-                .hide(&controller, target, lun)
-                .and_then(|mut left| self.await_leaving(&controller, target, lun, &mut left));
-            logical.detach(&path);
-            let _ = self.close_unit(&mut units, logical.uuid(), &controller.reactors);
+            // Take it back everywhere; the first error is the one to tell.
+            let mut left = Vec::new();
+            let hidden = self.hide(&controller, target, lun).and_then(|hidden| {
+                left = hidden;
+                self.await_leaving(&controller, target, lun, &mut left)
+            });
+            if hidden.is_ok() {
+                logical.detach(&path);
+                let _ = self.close_unit(&mut units, logical.uuid(), &controller.reactors);
+            } else {
+                // Some reactor still has it: it stays listed, on its way out, until a removal has seen it go.
+                let entry = LunEntry { bdev_name, logical, path, stats, leaving: Some(left) };
+                controller.state().luns.insert((target, lun), entry);
+            }
             return Err(error);
         }
         let entry = LunEntry { bdev_name, logical, path, stats, leaving: None };
@@ -376,7 +389,13 @@ impl Target {
         let logical = entry.backing.unit.clone();
         let stats = (entry.backing.new_stats)();
         self.send(reactor, Body::OpenUnit { unit: entry.id, logical, channel, stats, reply })?;
-        wait(&answer, ANSWER)?.map_err(TargetError::Attach)?;
+        let answered = wait(&answer, ANSWER).inspect_err(|_| {
+            // It may open yet: then this closes it, since messages keep their order.
+            let (nobody, _) = bounded(1);
+            let close = Body::CloseUnit { unit: entry.id, reply: Reply::new(nobody) };
+            let _ = self.send(reactor, close);
+        });
+        answered?.map_err(TargetError::Attach)?;
         entry.users.insert(reactor, 1);
         Ok(())
     }

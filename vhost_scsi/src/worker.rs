@@ -6,13 +6,13 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use pollux_core::{ClientId, Completion, Cx, Done, Next, Worker};
+use pollux_core::{ClientId, Completion, Cx, Done, IoError, Next, Worker};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
 use crate::control::{Ending, Pending};
 use crate::events::Waiting;
 use crate::luns::{Lun, Luns};
-use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Stopped, UnitId};
+use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Scope, Stopped, UnitId};
 use crate::port::{Kind, Phase, Port};
 use crate::request::Response;
 use crate::serve::Background;
@@ -162,8 +162,12 @@ impl ScsiWorker {
         // Whoever still waits for an interrupt of the queue's earlier life gets one.
         port.signal(signals, cx);
         if port.kind == Kind::Events {
-            let waiting = Waiting::new(port.controller, port.features);
-            self.events.entry(port.key.session).or_insert(waiting);
+            let waiting = |port: &Port| Waiting::new(port.controller, port.features);
+            // Kept over a restart of the queue, but not for another driver, which took other features.
+            let kept = self.events.entry(port.key.session).or_insert_with(|| waiting(&port));
+            if kept.features() != port.features {
+                *kept = waiting(&port);
+            }
         }
         if number == self.ports.len() {
             self.ports.push(None);
@@ -197,18 +201,16 @@ impl ScsiWorker {
     }
 
     fn cancel_where(&mut self, of: impl Fn(&Self, &Port, u32) -> bool, cx: &mut Cx<'_>) {
-        let commands: Vec<(usize, u16)> = self
+        let commands: Vec<(usize, u16, u16)> = self
             .ports()
             .filter(|(_, port)| port.kind == Kind::Requests)
             .flat_map(|(number, port)| {
                 let running = port.slots.iter().enumerate().filter(|(_, slot)| slot.phase != Phase::Free);
                 let chosen = running.filter(|(_, slot)| of(self, port, slot.lun));
-                chosen.map(|(head, _)| (number, head as u16)).collect::<Vec<_>>()
+                chosen.map(|(head, slot)| (number, head as u16, slot.turn)).collect::<Vec<_>>()
             })
             .collect();
-        for (number, head) in commands {
-            self.abort_command(number, head, Response::Aborted, cx);
-        }
+        self.abort_commands(&commands, Response::Aborted, cx);
     }
 
     fn take_own(&mut self, cx: &mut Cx<'_>) {
@@ -302,14 +304,17 @@ impl ScsiWorker {
         taken
     }
 
-    /// Takes everything that is available now, whether or not there are slots for it.
-    pub(crate) fn take_all(&mut self, port: &mut Port, cx: &mut Cx<'_>) {
+    /// Takes everything that is available now, whether or not there are slots for it; what is in scope of the function
+    /// that asks for this is answered at once.
+    pub(crate) fn take_all(&mut self, port: &mut Port, scope: Scope, how: Response, cx: &mut Cx<'_>) {
         for _ in 0..port.queue.available() {
             if port.broken || port.stopping.is_some() {
                 break;
             }
             let Some(chain) = self.pop(port) else { break };
-            self.command(port, &chain, cx);
+            if !self.answer_in_scope(port, &chain, scope, how) {
+                self.command(port, &chain, cx);
+            }
         }
     }
 
@@ -376,16 +381,20 @@ impl Worker for ScsiWorker {
             Body::ReplaceChannel { unit, channel, reply } => {
                 self.units.end(unit, ChannelEnding::Replace(channel, reply), cx);
             }
+            Body::CloseUnit { reply, unit } if self.luns.lead_to(unit) => {
+                reply.send(Err(IoError::Busy));
+            }
             Body::CloseUnit { unit, reply } => self.units.end(unit, ChannelEnding::Close(reply), cx),
             Body::AddLun { controller, target, lun, unit, path, stats, reply } => {
-                let lun = Lun { controller, target, lun, unit, path, stats, inflight: 0, removing: None };
+                let lun = Lun { controller, target, lun, unit, path, stats, inflight: 0, removing: Vec::new() };
                 reply.send(self.units.is_open(unit) && self.luns.add(lun));
             }
             Body::RemoveLun { controller, target, lun, reply } => self.luns.remove(controller, target, lun, reply),
             Body::CancelLun { controller, target, lun } => {
                 let of = move |worker: &Self, index| {
                     let entry = worker.luns.get(index);
-                    entry.removing.is_some() && (entry.controller, entry.target, entry.lun) == (controller, target, lun)
+                    !entry.removing.is_empty()
+                        && (entry.controller, entry.target, entry.lun) == (controller, target, lun)
                 };
                 self.cancel_where(move |worker, _, index| of(worker, index), cx);
                 self.cancel_background(of, cx);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use pollux_core::{Bdev, Channel, Completion, Cx, Discard, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag};
 use serde_json::{Value, json};
 
+use crate::spec::check_blocks;
 use crate::{BdevError, Device, MAX_DEPTH, NullSpec};
 
 /// The device.
@@ -66,10 +67,12 @@ impl Device for Null {
 
     fn resize(&self, bytes: u64) -> Result<(), BdevError> {
         let size = u64::from(self.block_size);
-        if bytes == 0 || !bytes.is_multiple_of(size) {
-            return Err(BdevError::invalid("new_size", format!("must be a multiple of the block size {size}, not 0")));
+        let blocks = bytes / size;
+        if !bytes.is_multiple_of(size) || check_blocks(self.block_size, blocks, None).is_err() {
+            let why = format!("must be a multiple of the block size {size}, not 0, and less than 2^63 bytes");
+            return Err(BdevError::invalid("new_size", why));
         }
-        self.num_blocks.store(bytes / size, Relaxed);
+        self.num_blocks.store(blocks, Relaxed);
         Ok(())
     }
 }
@@ -154,6 +157,24 @@ mod tests {
         assert_eq!(rig.finish()[0].result, Ok(()), "a flush has no range");
         device.resize(16 * 512).unwrap();
         assert_eq!(rig.read(15 * 512, 512).map(|_| ()), Ok(()));
-        assert!(device.resize(0).is_err() && device.resize(513).is_err());
+    }
+
+    #[test]
+    fn a_size_that_could_not_be_created_is_refused() {
+        let device = null(8);
+        for bytes in [0, 513, 1 << 63, u64::MAX - 511] {
+            let error = device.resize(bytes).expect_err("refused");
+            assert!(matches!(error, BdevError::Invalid { field: "new_size", .. }), "{bytes}: {error}");
+        }
+        assert_eq!(device.shape().num_blocks, 8);
+        device.resize((1 << 63) - 512).unwrap();
+        let made = NullSpec {
+            name: "n".into(),
+            block_size: 512,
+            num_blocks: device.shape().num_blocks,
+            physical_block_size: None,
+            uuid: None,
+        };
+        crate::Spec::Null(made).validate().unwrap();
     }
 }

@@ -128,6 +128,10 @@ pub struct FileSpec {
     /// 512 or 4096; if not given, the smallest that allows direct I/O.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u32>,
+    /// The block size found when the file was opened first and none was given. Kept for good: a disk that comes back
+    /// with another one has lost its partition table and file systems.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_block_size: Option<u32>,
     /// A power of two, at least the block size; if not given, that of the device or file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub physical_block_size: Option<u32>,
@@ -158,6 +162,7 @@ impl FileSpec {
             filename: filename.to_owned(),
             flavor: Flavor::Aio,
             block_size: None,
+            found_block_size: None,
             physical_block_size: None,
             readonly: false,
             fallocate: false,
@@ -373,6 +378,9 @@ impl Spec {
                 mine.part_blocks = mine.part_blocks.or(theirs.part_blocks);
             }
             _ => {
+                if let (Spec::File(mine), Spec::File(theirs)) = (&mut completed, made) {
+                    mine.found_block_size = theirs.found_block_size;
+                }
                 if let ([], Some(theirs)) = (&self.uuids()[..], made.uuids().first()) {
                     completed.set_uuid(*theirs);
                 }
@@ -437,7 +445,7 @@ fn check_file(spec: &FileSpec) -> Result<(), BdevError> {
     check_physical(spec.block_size.unwrap_or(512), spec.physical_block_size)
 }
 
-fn check_blocks(block_size: u32, num_blocks: u64, physical: Option<u32>) -> Result<(), BdevError> {
+pub(crate) fn check_blocks(block_size: u32, num_blocks: u64, physical: Option<u32>) -> Result<(), BdevError> {
     check_block_size(block_size)?;
     let bytes = num_blocks.checked_mul(u64::from(block_size));
     if !bytes.is_some_and(|bytes| bytes > 0 && i64::try_from(bytes).is_ok()) {

@@ -63,12 +63,14 @@ pub(super) struct Cache {
     next_seq: u64,
     versions: u64,
     medium_taken: bool,
+    /// Power cuts so far.
+    cuts: u64,
 }
 
 impl Cache {
     pub(super) fn new(block_size: u32, limit: u64) -> Self {
         let block_size = block_size as usize;
-        Cache { block_size, limit, blocks: BTreeMap::new(), next_seq: 1, versions: 0, medium_taken: false }
+        Cache { block_size, limit, blocks: BTreeMap::new(), next_seq: 1, versions: 0, medium_taken: false, cuts: 0 }
     }
 
     /// Bytes in it.
@@ -151,6 +153,11 @@ impl Cache {
         self.next_seq - 1
     }
 
+    /// How often the power was cut. Who has waited through a cut cannot promise that anything is durable.
+    pub(super) const fn cuts(&self) -> u64 {
+        self.cuts
+    }
+
     /// Everything in a range that was written up to `seq` is overtaken by something on the base.
     pub(super) fn overtaken(&mut self, blocks: Range<u64>, seq: u64) {
         let touched: Vec<u64> = self.blocks.range(blocks).map(|(block, _)| *block).collect();
@@ -183,6 +190,7 @@ impl Cache {
 
     /// Leaves of each block the newest version that survives, which is durable from now on.
     fn cut(&mut self, fate: impl Fn(u64) -> Fate, survives_tear: impl Fn(u64, u64) -> bool) -> PowerCut {
+        self.cuts += 1;
         let mut writes = BTreeSet::new();
         self.blocks.retain(|block, versions| {
             let survives = |version: &Version| {

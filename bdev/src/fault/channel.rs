@@ -64,6 +64,8 @@ struct Request {
     over: Vec<(usize, Content)>,
     /// On a direct change of the base: the cache's last write before it.
     after: u64,
+    /// The cache's power cuts when it was submitted.
+    cuts: u64,
     holds_medium: bool,
     buffer: Option<Buffer>,
 }
@@ -316,6 +318,7 @@ impl Channel for FaultChannel {
         self.now = cx.now;
         let in_flight = self.requests.len() as usize + self.ended.len();
         assert!(in_flight < self.requests.capacity() as usize, "the submitter keeps to the depth");
+        let cuts = self.shared.cache().map_or(0, |cache| cache.cuts());
         let request = Request {
             io,
             stage: Stage::New,
@@ -323,6 +326,7 @@ impl Channel for FaultChannel {
             corrupt: None,
             over: Vec::new(),
             after: 0,
+            cuts,
             holds_medium: false,
             buffer: None,
         };

@@ -259,6 +259,30 @@ fn one_reactor_at_a_time_writes_back() {
 }
 
 #[test]
+fn what_waits_for_the_medium_through_a_cut_is_not_acknowledged_as_durable() {
+    let (_, device) = volatile();
+    let (mut one, mut two) = (Rig::new(&*device), Rig::new(&*device));
+    one.write(0, &[1; 512], EMPTY).unwrap();
+    two.write(512, &[2; 512], EMPTY).unwrap();
+    one.submit(Io::without_data(1, Op::Flush, EMPTY, 0, 0));
+    two.write(1024, &[3; 512], EMPTY).unwrap();
+    two.submit(Io::without_data(2, Op::Flush, EMPTY, 0, 0));
+    two.submit(Io::without_data(3, Op::WriteZeroes, IoFlags::FUA, 2048, 512));
+    assert_eq!(device.drop_cache(), Some(PowerCut { lost: 2, ..PowerCut::default() }));
+    assert_eq!(one.finish(), [Completion { tag: 1, result: Ok(()) }], "what is leaving is kept");
+    let failed = |tag| Completion { tag, result: Err(IoError::Medium) };
+    assert_eq!(two.finish(), [failed(2), failed(3)]);
+    two.flush().unwrap();
+    assert_eq!(two.read(0, 1536).unwrap(), [[1; 512], [2; 512], [0; 512]].concat());
+
+    two.write(0, &[4; 512], EMPTY).unwrap();
+    device.inject(Some(Op::Flush), Rule::new(Effect::Delay(5_000), 1)).unwrap();
+    two.submit(Io::without_data(4, Op::Flush, EMPTY, 0, 0));
+    let _ = device.drop_cache();
+    assert_eq!(two.finish(), [failed(4)], "held by a rule meanwhile");
+}
+
+#[test]
 fn a_write_back_that_fails_fails_the_flush_and_keeps_the_data() {
     let base = plain();
     let device = Fault::new(&FaultSpec { volatile_cache: true, ..FaultSpec::new("e") }, base.clone());

@@ -44,7 +44,8 @@ pub(super) fn open(spec: &FileSpec) -> Result<Found, BdevError> {
     let sysfs = Sysfs::of(&file, device);
     let logical = if device { Some(logical_block_size(&file, spec)?) } else { None };
     let align = if direct { alignment(&file, logical) } else { None };
-    let block_size = spec.block_size.or(logical).unwrap_or_else(|| natural_block_size(align));
+    let wanted = spec.block_size.or(spec.found_block_size);
+    let block_size = wanted.or(logical).unwrap_or_else(|| natural_block_size(align));
     check_block_size(block_size)?;
     if align.is_none_or(|align| align.offset > block_size) {
         warnings.push(why_buffered(spec, align, block_size));

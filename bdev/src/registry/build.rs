@@ -5,10 +5,12 @@ use std::sync::Arc;
 use pollux_core::Bdev;
 
 use super::Entry;
-use crate::{BdevError, Delay, Device, Fault, File, Measured, Null, Part, Passthru, Ram, Spec, SplitSpec, StatsSet};
+use crate::{
+    BdevError, Delay, Device, Fault, File, FileSpec, Measured, Null, Part, Passthru, Ram, Spec, SplitSpec, StatsSet,
+};
 
 /// Makes the devices of a complete spec, in the order of its names. `stats` are the counters of the first of them. What
-/// depends on the base's size is fixed in the spec.
+/// depends on the base's size, or was found in a file, is fixed in the spec.
 pub(super) fn build(
     spec: &mut Spec,
     base: Option<&Entry>,
@@ -18,12 +20,20 @@ pub(super) fn build(
     match spec {
         Spec::Null(spec) => one(Arc::new(Null::new(spec))),
         Spec::Malloc(spec) => one(Arc::new(Ram::new(spec)?)),
-        Spec::File(spec) => one(Arc::new(File::new(spec, stats.clone())?)),
+        Spec::File(spec) => one(Arc::new(file(spec, stats)?)),
         Spec::Passthru(spec) => one(Arc::new(Passthru::new(&spec.name, &spec.base_bdev_name, below(base)?))),
         Spec::Delay(spec) => one(Arc::new(Delay::new(spec, below(base)?))),
         Spec::Fault(spec) => one(Arc::new(Fault::new(spec, below(base)?))),
         Spec::Split(spec) => split(spec, &below(base)?),
     }
+}
+
+fn file(spec: &mut FileSpec, stats: &Arc<StatsSet>) -> Result<File, BdevError> {
+    let file = File::new(spec, stats.clone())?;
+    if spec.block_size.is_none() {
+        spec.found_block_size = Some(file.shape().block_size);
+    }
+    Ok(file)
 }
 
 /// The base, counting for it what the layer above does.

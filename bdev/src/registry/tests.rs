@@ -316,6 +316,40 @@ fn sizes_are_looked_at_again() {
 }
 
 #[test]
+fn a_block_size_that_was_found_is_kept() {
+    let (images, registry) = (Images::new(), Registry::new());
+    images.make("f");
+    let Spec::File(given) = images.spec("f") else { unreachable!() };
+    let request = Spec::File(FileSpec { block_size: None, ..given.clone() });
+    let shape = |registry: &Registry| registry.get("f").unwrap().device().unwrap().shape();
+    registry.create(request.clone()).unwrap();
+    let Spec::File(made) = registry.specs().remove(0) else { unreachable!() };
+    let found = shape(&registry).block_size;
+    assert_eq!((made.block_size, made.found_block_size), (None, Some(found)));
+    drop(registry);
+
+    // As if the host had allowed the other one when the disk was made.
+    let other = 512 + 4096 - found;
+    let saved = serde_json::to_value(Spec::File(FileSpec { found_block_size: Some(other), ..made })).unwrap();
+    let restored = || serde_json::from_value::<Spec>(saved.clone()).unwrap();
+    let registry = Registry::new();
+    images.remove("f");
+    registry.create_or_missing(restored());
+    images.make("f");
+    assert_eq!(registry.retry_missing().len(), 1);
+    assert_eq!(shape(&registry).block_size, other);
+    registry.reopen("f").unwrap();
+    assert_eq!(shape(&registry).block_size, other);
+    assert_eq!(registry.specs(), [restored()]);
+
+    let device = registry.get("f").unwrap().device().unwrap();
+    assert_eq!(device.driver_specific()["aio"]["block_size_override"], false);
+    assert_eq!(reason(registry.create(request)), "exists_same");
+    let given = Spec::File(FileSpec { block_size: Some(other), ..given });
+    assert_eq!(reason(registry.create(given)), "exists_different");
+}
+
+#[test]
 fn an_open_file_is_closed_when_its_device_is_deleted_or_opened_again() {
     let (images, registry) = (Images::new(), Registry::new());
     images.make("f");

@@ -8,7 +8,7 @@ use pollux_core::segment::{copy_from, copy_to};
 use pollux_core::{Cx, Io, IoError, IoFlags, Op, Token};
 
 use super::super::cache::{Content, Dirty};
-use super::{Errand, FaultChannel, Stage, WriteBack};
+use super::{Errand, FaultChannel, Request, Stage, WriteBack};
 use crate::memory::Buffer;
 
 /// Most blocks of one errand of a write-back, in bytes.
@@ -91,8 +91,13 @@ impl FaultChannel {
     }
 
     fn start_write_back(&mut self, token: Token, cx: &mut Cx<'_>) {
-        let io = self.request(token).io;
+        let Request { io, cuts, .. } = *self.request(token);
         let mut cache = self.shared.cache().expect("only called with a cache");
+        if cache.cuts() != cuts {
+            // What it was to make durable may be lost.
+            drop(cache);
+            return self.end(token, Err(IoError::Medium));
+        }
         let only_own = io.op != Op::Flush && !cache.is_over_limit();
         let blocks = if only_own { cache.blocks_of(io.offset, io.len) } else { 0..u64::MAX };
         let left = cache.leave(blocks).into();

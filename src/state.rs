@@ -68,6 +68,8 @@ pub enum StateError {
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
+    /// The directory itself, kept open: no save fails for want of a descriptor once the file has been replaced.
+    medium: File,
     _lock: File,
 }
 
@@ -111,7 +113,8 @@ impl Store {
             writeln!(lock, "{}", std::process::id())
         };
         write_pid(&mut lock).map_err(failed("write", &path))?;
-        Ok(Store { dir: dir.into(), _lock: lock })
+        let medium = File::open(dir).map_err(failed("open", dir))?;
+        Ok(Store { dir: dir.into(), medium, _lock: lock })
     }
 
     /// The directory.
@@ -159,8 +162,9 @@ impl Store {
             .map_err(failed("create", &temporary))?;
         out.write_all(&text).map_err(failed("write", &temporary))?;
         out.sync_all().map_err(failed("sync", &temporary))?;
+        drop(out);
         fs::rename(&temporary, &file).map_err(failed("replace", &file))?;
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", &self.dir))
+        self.medium.sync_all().map_err(failed("sync", &self.dir))
     }
 }
 

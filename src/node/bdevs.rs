@@ -172,7 +172,7 @@ impl Node {
     pub(super) fn save_bdevs(&self, changes: &mut Changes) -> Result<(), NodeError> {
         let mut next = changes.document.clone();
         next.bdevs = self.bdevs.specs();
-        if next == changes.document { Ok(()) } else { changes.save(next) }
+        changes.save_if_new(next)
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Node {
 struct Changes {
     document: Document,
     store: Option<Store>,
+    /// The file may hold a change that was refused: even a change of nothing has to save.
+    stale: bool,
     /// The same document for those who only look: they do not wait for a change to end.
     shown: Arc<RwLock<Arc<Document>>>,
 }
@@ -86,13 +88,28 @@ impl Changes {
         if let Some(store) = &self.store
             && let Err(error) = store.save(&next)
         {
-            // The file is as it was, unless only the directory's sync failed: then this puts it back.
-            let _ = store.save(&self.document);
             tracing::error!("{error}");
+            // The file is as it was, unless only the directory's sync failed: then this puts it back.
+            let put_back = store.save(&self.document);
+            if let Err(error) = &put_back {
+                let file = store.file();
+                tracing::error!(
+                    "{} may hold a change that was refused, and cannot be put back: {error}; the next change saves \
+                     it again, until then a restart may bring back what was refused",
+                    file.display()
+                );
+            }
+            self.stale = put_back.is_err();
             return Err(error.into());
         }
+        self.stale = false;
         self.show(next);
         Ok(())
+    }
+
+    /// As `save`, but does nothing if the file says so already.
+    fn save_if_new(&mut self, next: Document) -> Result<(), NodeError> {
+        if next == self.document && !self.stale { Ok(()) } else { self.save(next) }
     }
 
     /// Makes `next` the present document without saving it.
@@ -118,7 +135,7 @@ impl Node {
             units: Mutex::default(),
             metrics: OnceLock::new(),
             shown: Arc::clone(&shown),
-            changes: Mutex::new(Changes { document: Document::default(), store: parts.store, shown }),
+            changes: Mutex::new(Changes { document: Document::default(), store: parts.store, stale: false, shown }),
         }
     }
 
@@ -145,5 +162,33 @@ impl Node {
 
     fn units(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<LogicalUnit>>> {
         self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::time::Duration;
+
+    #[test]
+    fn what_could_not_be_put_back_is_saved_by_the_next_change_even_of_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(dir.path(), Duration::ZERO).expect("opened");
+        let (file, obstacle) = (store.file(), dir.path().join("state.json.new"));
+        let document = Document::default();
+        let shown = Arc::default();
+        let mut changes = Changes { document: document.clone(), store: Some(store), stale: false, shown };
+        changes.save_if_new(document.clone()).expect("nothing to do");
+        assert!(!file.exists(), "a change of nothing was written");
+        fs::create_dir(&obstacle).expect("in the way");
+        assert!(changes.save(document.clone()).is_err());
+        assert!(changes.save_if_new(document.clone()).is_err(), "acknowledged though the file may say otherwise");
+        fs::remove_dir(&obstacle).expect("out of the way");
+        changes.save_if_new(document.clone()).expect("saved");
+        assert!(file.exists());
+        fs::remove_file(&file).expect("removed");
+        changes.save_if_new(document).expect("nothing to do");
+        assert!(!file.exists(), "a change of nothing was written");
     }
 }

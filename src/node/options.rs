@@ -17,9 +17,6 @@ impl Node {
             Value::Object(kept) => kept.extend(params),
             other => *other = Value::Object(params),
         }
-        if next == changes.document {
-            return Ok(());
-        }
-        changes.save(next)
+        changes.save_if_new(next)
     }
 }

@@ -1,12 +1,13 @@
 //! What is looked at each second: bdevs that were missing, and sizes that have changed.
 
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pollux_bdev::Entry;
 use pollux_core::Bdev;
+use uuid::Uuid;
 
 use super::Node;
 use super::notify::Kind;
@@ -14,12 +15,17 @@ use super::notify::Kind;
 /// How often.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// How long the end waits for a look that has begun.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// CAPACITY DATA HAS CHANGED: the unit attention after which guests ask for the size again.
 const CAPACITY_CHANGED: (u8, u8) = (0x2A, 0x09);
 
 /// The housekeeping thread.
 pub struct Watch {
     stop: Sender<()>,
+    /// Hangs up when the thread ends.
+    ended: Receiver<()>,
     thread: JoinHandle<()>,
 }
 
@@ -29,58 +35,102 @@ impl Watch {
     /// # Errors
     /// If no thread can be had.
     pub fn start(node: Arc<Node>) -> std::io::Result<Watch> {
-        let (stop, stopped) = channel();
-        let thread = std::thread::Builder::new().name("watch".into()).spawn(move || {
-            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(EVERY) {
-                node.look();
-            }
-        })?;
-        Ok(Watch { stop, thread })
+        let mut waiting = Vec::new();
+        Watch::repeat(EVERY, move || node.look(&mut waiting))
     }
 
-    /// Ends it.
+    fn repeat(every: Duration, mut look: impl FnMut() + Send + 'static) -> std::io::Result<Watch> {
+        let (stop, stopped) = channel();
+        let (running, ended) = channel();
+        let thread = std::thread::Builder::new().name("watch".into()).spawn(move || {
+            let _running = running;
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
+                look();
+            }
+        })?;
+        Ok(Watch { stop, ended, thread })
+    }
+
+    /// Ends it. A thread that hangs in a disk that does not answer is left behind: it goes with the process.
     pub fn stop(self) {
+        self.stop_within(PATIENCE);
+    }
+
+    fn stop_within(self, patience: Duration) {
         drop(self.stop);
+        if self.ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("a disk that is looked for does not answer; ending without waiting for it");
+            return;
+        }
         let _ = self.thread.join();
     }
 }
 
 impl Node {
-    /// Opens what has come back.
-    pub(super) fn look(&self) {
+    /// Opens what has come back. `waiting` are the bdevs that are back and whose LUNs are not: the next look tries again.
+    fn look(&self, waiting: &mut Vec<Uuid>) {
         for entry in self.bdevs.retry_missing() {
             tracing::info!("bdev '{}' is back", entry.name());
-            let changes = self.change();
-            self.came_back(&entry);
-            drop(changes);
+            self.notifications.add(Kind::BdevOnline, entry.name());
+            waiting.push(entry.uuid());
         }
+        waiting.retain(|uuid| {
+            let _changes = self.change();
+            // One that was deleted meanwhile waits for nothing.
+            self.bdevs.get(&uuid.to_string()).is_some_and(|entry| !self.came_back(&entry))
+        });
     }
 
-    /// A device is there again: the reactors get channels into it, then the guests hear that it is ready.
-    fn came_back(&self, entry: &Arc<Entry>) {
-        let Some(device) = entry.device() else { return };
-        self.notifications.add(Kind::BdevOnline, entry.name());
-        let Some(unit) = self.units().get(&entry.uuid()).cloned() else { return };
+    /// A device is there again: the reactors get channels into it, then the guests hear that it is ready. Whether that
+    /// went well.
+    fn came_back(&self, entry: &Entry) -> bool {
+        let Some(device) = entry.device() else { return true };
+        let Some(unit) = self.units().get(&entry.uuid()).cloned() else { return true };
         let shape = device.shape();
         let device: Arc<dyn Bdev> = device;
         if let Err(error) = self.target.device_changed(&unit, Some(device)) {
-            tracing::error!("bdev '{}' is back, but its LUNs are not: {error}", entry.name());
-            return;
+            tracing::error!("bdev '{}' is back, but its LUNs are not, which is tried again: {error}", entry.name());
+            return false;
         }
         unit.set_shape(Some(shape));
         self.target.unit_changed(&unit, CAPACITY_CHANGED.0, CAPACITY_CHANGED.1);
+        true
     }
 
-    /// Tells guests and listeners about every device whose size is not what its unit says any more.
+    /// Tells guests about every device whose size is not what its unit says any more. A unit without a size is left
+    /// alone: it is not ready before [`Node::came_back`] has given the reactors channels.
     pub(super) fn refresh_sizes(&self) {
         for entry in self.bdevs.list() {
             let Some(device) = entry.device() else { continue };
             let Some(unit) = self.units().get(&entry.uuid()).cloned() else { continue };
             let shape = device.shape();
-            if unit.shape() != Some(shape) {
+            if unit.shape().is_some_and(|known| known != shape) {
                 unit.set_shape(Some(shape));
                 self.target.unit_changed(&unit, CAPACITY_CHANGED.0, CAPACITY_CHANGED.1);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn a_look_that_hangs_does_not_hold_up_the_end() {
+        let (looking, begun) = channel();
+        let (answer, disk) = channel::<()>();
+        let hang = move || {
+            looking.send(()).expect("the test waits");
+            let _ = disk.recv();
+        };
+        let watch = Watch::repeat(Duration::ZERO, hang).expect("started");
+        begun.recv().expect("it looks");
+        let patience = Duration::from_millis(50);
+        let began = Instant::now();
+        watch.stop_within(patience);
+        assert!(began.elapsed() >= patience, "it did not wait for the disk");
+        drop(answer);
     }
 }

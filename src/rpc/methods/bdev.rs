@@ -14,7 +14,7 @@ use crate::rpc::error::{RpcError, errno};
 use crate::rpc::table::Answer;
 
 /// The longest that `bdev_get_bdevs` waits for a bdev.
-const WAIT_MAX: Duration = Duration::from_secs(3600);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Parameters of `bdev_get_bdevs`.
 #[derive(Debug, Deserialize)]

@@ -238,22 +238,31 @@ pub struct Split {
     split_count: u32,
     #[serde(default)]
     split_size_mb: u64,
+    #[serde(default)]
+    part_blocks: Option<u64>,
+    #[serde(default)]
+    uuids: Vec<Uuid>,
+}
+
+impl Split {
+    fn spec(&self) -> Spec {
+        Spec::Split(SplitSpec {
+            base_bdev: self.base_bdev.clone(),
+            split_count: self.split_count,
+            split_size_mb: self.split_size_mb,
+            part_blocks: self.part_blocks,
+            uuids: self.uuids.clone(),
+        })
+    }
 }
 
 pub(crate) fn split(node: &Node, params: &Split) -> Answer {
-    let spec = SplitSpec {
-        base_bdev: params.base_bdev.clone(),
-        split_count: params.split_count,
-        split_size_mb: params.split_size_mb,
-        part_blocks: None,
-        uuids: Vec::new(),
-    };
     let failed = |error: NodeError| {
         let (count, base) = (params.split_count, &params.base_bdev);
         let message = format!("Failed to create {count} split bdevs from '{base}': {}", strerror(error.errno));
         error.by_errno().recoded(code::INTERNAL_ERROR, message)
     };
-    node.create_bdev(Spec::Split(spec)).map(Value::from).map_err(failed)
+    node.create_bdev(params.spec()).map(Value::from).map_err(failed)
 }
 
 /// Parameters of `bdev_delay_create`.
@@ -342,6 +351,7 @@ fn replay_params(spec: &Spec) -> Value {
         }),
         Spec::Split(split) => json!({
             "base_bdev": split.base_bdev, "split_count": split.split_count, "split_size_mb": split.split_size_mb,
+            "part_blocks": split.part_blocks, "uuids": split.uuids,
         }),
         Spec::Delay(delay) => json!({
             "name": delay.name, "base_bdev_name": delay.base_bdev_name, "uuid": delay.uuid,
@@ -368,6 +378,7 @@ mod tests {
     use super::*;
     use crate::rpc::params::decode;
     use crate::rpc::table::find;
+    use pollux_bdev::Registry;
 
     #[test]
     fn sizes_are_given_once() {
@@ -401,8 +412,8 @@ mod tests {
             p99_write_latency: 4,
             uuid,
         };
-        let split =
-            SplitSpec { base_bdev: "f".into(), split_count: 2, split_size_mb: 0, part_blocks: None, uuids: vec![] };
+        let uuids = vec![Uuid::from_u128(8), Uuid::from_u128(9)];
+        let split = SplitSpec { base_bdev: "f".into(), split_count: 2, split_size_mb: 0, part_blocks: Some(4), uuids };
         let ram = RamSpec { name: name.clone(), block_size: 512, num_blocks: 8, physical_block_size: Some(4096), uuid };
         let call = |spec: &Spec| replay(spec)["params"].clone();
         assert!(decode::<Malloc>(call(&Spec::Malloc(ram)), Habit::Decode).is_ok());
@@ -411,9 +422,35 @@ mod tests {
         assert!(decode::<Uring>(call(&uring), Habit::Decode).is_ok());
         assert!(decode::<Error>(call(&Spec::Fault(fault)), Habit::Decode).is_ok());
         assert!(decode::<Delay>(call(&Spec::Delay(delay)), Habit::Decode).is_ok());
-        assert!(decode::<Split>(call(&Spec::Split(split)), Habit::Decode).is_ok());
+        let split = Spec::Split(split);
+        assert_eq!(decode::<Split>(call(&split), Habit::Decode).expect("good").spec(), split);
         let passthru = Spec::Passthru(PassthruSpec { name, base_bdev_name, uuid });
         assert!(decode::<Passthru>(call(&passthru), Habit::Decode).is_ok());
         assert!(find(replay(&passthru)["method"].as_str().unwrap_or_default()).is_some());
+    }
+
+    #[test]
+    fn parts_stay_where_they_are_when_the_base_has_grown() {
+        let null = |num_blocks| {
+            Spec::Null(NullSpec {
+                name: "n".into(),
+                block_size: 512,
+                num_blocks,
+                physical_block_size: None,
+                uuid: None,
+            })
+        };
+        let params = json!({"base_bdev": "n", "split_count": 2});
+        let asked = decode::<Split>(params, Habit::Decode).expect("good").spec();
+        let saved = Registry::new();
+        saved.create(null(8)).expect("made");
+        saved.create(asked).expect("made");
+        let made = saved.specs().remove(1);
+        let again = decode::<Split>(replay(&made)["params"].clone(), Habit::Decode).expect("good").spec();
+        let loaded = Registry::new();
+        loaded.create(null(16)).expect("made");
+        let parts = loaded.create(again).expect("made");
+        assert_eq!(loaded.specs().remove(1), made);
+        assert_eq!(parts[1].device().expect("online").shape().num_blocks, 4);
     }
 }

@@ -1,12 +1,14 @@
 //! The segments of one request, kept from submission to completion: first those of the response, then those of the data.
-//! Small requests fit in place; a larger list allocates once and is kept for the next large request of the same slot.
+//! Small requests fit in place. A larger list is allocated once and kept for the slot's next large request; one of more
+//! than [`KEPT`] segments (a transfer of 256 KiB in single pages, or more) is allocated each time, which such a transfer
+//! does not notice, and given back, because a guest could have one for each slot.
 
 #![allow(unsafe_code)]
 
 use pollux_core::{Segment, SegmentList};
 
 const SMALL: usize = 6;
-/// A list longer than this is given back when its request ends; else each slot of a queue could keep one.
+/// A list longer than this is given back when its request ends.
 const KEPT: usize = 64;
 
 /// A request's segments.

@@ -48,8 +48,15 @@ impl Given {
 }
 
 impl ScsiWorker {
-    /// Takes one command whose chain lies in `self.segments`.
-    pub(crate) fn command(&mut self, port: &mut Port, chain: &Chain, cx: &mut Cx<'_>) {
+    /// Takes one command whose chain lies in `self.segments`. If it is in scope of `ending`, a task management function
+    /// that is at work, it is answered as that says and never runs.
+    pub(crate) fn command(
+        &mut self,
+        port: &mut Port,
+        chain: &Chain,
+        ending: Option<(Scope, Response)>,
+        cx: &mut Cx<'_>,
+    ) {
         port.stats.requests.add(1);
         let mut header = [0; COMMAND_LEN];
         let (readable, writable) = self.segments.as_slice().split_at(chain.readable);
@@ -94,8 +101,15 @@ impl ScsiWorker {
             return;
         };
         given.lun = lun;
-        // The unit decides; what it says is done below.
         let lun = self.luns.get(lun);
+        if let Some((scope, how)) = ending
+            && is_in_scope(scope, port.key.session, lun, command.tag)
+        {
+            let answer = Answer::response(how, given.residual(0));
+            port.answer(chain.head, writable_of(&self.segments, readable), &answer);
+            return;
+        }
+        // The unit decides; what it says is done below.
         let logical: &LogicalUnit = &self.units.look(lun.unit).logical;
         let mut action = logical.execute(&lun.path, &cdb, target, &mut self.scratch);
         if let Action::DataOut { len } = action {
@@ -343,25 +357,6 @@ impl ScsiWorker {
         let open = self.units.get(unit);
         assert!(open.waiting.is_empty(), "what was aborted starts nothing");
         open.waiting = line;
-    }
-
-    /// Answers a chain in `self.segments` at once if its command is in scope of a task management function.
-    pub(crate) fn answer_in_scope(&self, port: &mut Port, chain: &Chain, scope: Scope, how: Response) -> bool {
-        let mut header = [0; COMMAND_LEN];
-        let (readable, writable) = self.segments.as_slice().split_at(chain.readable);
-        if chain.writable_bytes < RESPONSE_LEN as u64 || segment::copy_from(readable, 0, &mut header) < COMMAND_LEN {
-            return false;
-        }
-        let command = Command::parse(&header);
-        let Address::Unit { target, lun } = Address::decode(command.lun) else { return false };
-        let Some(index) = self.luns.find(port.controller, target, lun) else { return false };
-        if !is_in_scope(scope, port.key.session, self.luns.get(index), command.tag) {
-            return false;
-        }
-        port.stats.requests.add(1);
-        let residual = chain.readable_bytes - COMMAND_LEN as u64 + chain.writable_bytes - RESPONSE_LEN as u64;
-        port.answer(chain.head, writable, &Answer::response(how, residual));
-        true
     }
 
     fn start_background(&mut self, lun: u32, plan: Plan, step: Step, cx: &mut Cx<'_>) {

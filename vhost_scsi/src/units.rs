@@ -1,7 +1,8 @@
 //! The logical units that are open on one worker: one channel into the device for all queues of the reactor, so the
 //! device's slots are shared out here. A request that finds no slot waits in its unit's line, and its queue takes
-//! nothing more from the guest until it has gone: each queue has at most one request in the line, so slots go round the
-//! queues in turn, and what has no slot stays in the virtqueue.
+//! nothing more from the guest until it has gone: a new request of each queue is in the line at most, so slots go round the
+//! queues in turn, and what has no slot stays in the virtqueue. (Behind it may be further steps of long commands, and what
+//! task management had to take out of the ring before its turn.)
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -296,7 +296,7 @@ impl ScsiWorker {
             let Some(chain) = self.pop(port) else { break };
             taken += 1;
             match port.kind {
-                Kind::Requests => self.command(port, &chain, cx),
+                Kind::Requests => self.command(port, &chain, None, cx),
                 Kind::Control => self.control(port, number, &chain),
                 Kind::Events => self.send_event(port, &chain),
             }
@@ -312,9 +312,7 @@ impl ScsiWorker {
                 break;
             }
             let Some(chain) = self.pop(port) else { break };
-            if !self.answer_in_scope(port, &chain, scope, how) {
-                self.command(port, &chain, cx);
-            }
+            self.command(port, &chain, Some((scope, how)), cx);
         }
     }
 

@@ -26,24 +26,28 @@ impl Segment {
     /// # Safety
     /// `addr..addr + len` is mapped, readable and writable, until the request that the segment is put into has
     /// completed, and no Rust reference to any of it exists meanwhile (other than through `UnsafeCell`-like memory).
+    #[inline]
     #[must_use]
     pub const unsafe fn new(addr: usize, len: usize) -> Self {
         Segment { addr, len }
     }
 
     /// The address of the first byte.
+    #[inline]
     #[must_use]
     pub const fn addr(&self) -> usize {
         self.addr
     }
 
     /// The length in bytes.
+    #[inline]
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
     }
 
     /// Whether it has no bytes.
+    #[inline]
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
@@ -53,6 +57,7 @@ impl Segment {
     ///
     /// # Panics
     /// If `from` lies behind the end.
+    #[inline(always)]
     #[must_use]
     pub fn slice(&self, from: usize, len: usize) -> Segment {
         assert!(from <= self.len, "segment of {} bytes cut at {from}", self.len);
@@ -73,12 +78,14 @@ impl SegmentList {
 
     /// # Safety
     /// `segments` stays where it is and unchanged until the request that the list is put into has completed.
+    #[inline]
     #[must_use]
     pub unsafe fn new(segments: &[Segment]) -> Self {
         SegmentList { first: segments.as_ptr() as usize, count: segments.len() }
     }
 
     /// The segments.
+    #[inline]
     #[must_use]
     pub fn as_slice(&self) -> &[Segment] {
         if self.count == 0 {
@@ -90,6 +97,7 @@ impl SegmentList {
     }
 
     /// How many segments.
+    #[inline]
     #[must_use]
     pub const fn count(&self) -> usize {
         self.count
@@ -145,6 +153,38 @@ pub fn copy_from(segments: &[Segment], at: usize, to: &mut [u8]) -> usize {
     })
 }
 
+/// The first `N` bytes of the segments, copied out; `None` if there are fewer. For headers, whose length is fixed and
+/// which nearly always lie in one piece.
+#[inline(always)]
+#[must_use]
+pub fn array_from<const N: usize>(segments: &[Segment]) -> Option<[u8; N]> {
+    match segments.first() {
+        Some(first) if first.len >= N => {
+            // SAFETY: as in `copy_from`; the segment has `N` bytes, and an array of bytes may be read from anywhere.
+            Some(unsafe { ptr::read_unaligned(first.addr as *const [u8; N]) })
+        }
+        _ => scattered_array(segments),
+    }
+}
+
+#[cold]
+fn scattered_array<const N: usize>(segments: &[Segment]) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    (copy_from(segments, 0, &mut bytes) == N).then_some(bytes)
+}
+
+/// Copies a header of fixed length to the start of the segments, as far as it fits.
+#[inline(always)]
+pub fn array_to<const N: usize>(segments: &[Segment], bytes: &[u8; N]) {
+    match segments.first() {
+        // SAFETY: as in `copy_to`; the segment has `N` bytes, and an array of bytes may be written anywhere.
+        Some(first) if first.len >= N => unsafe { ptr::write_unaligned(first.addr as *mut [u8; N], *bytes) },
+        _ => {
+            copy_to(segments, 0, bytes);
+        }
+    }
+}
+
 /// Fills `len` bytes of the segments with zeroes, starting `at` bytes into them; returns how many there were.
 pub fn zero(segments: &[Segment], at: usize, len: usize) -> usize {
     for_range(segments, at, len, |part| {
@@ -174,6 +214,21 @@ mod tests {
         assert_eq!(copy_from(&list, 2, &mut out[..3]), 3);
         assert_eq!(out[..3], [1, 0, 0]);
         assert_eq!(copy_to(&list, 7, &[1]), 0);
+    }
+
+    #[test]
+    fn headers_are_copied_from_one_piece_and_from_several() {
+        let (mut a, mut b) = ([1u8, 2, 3], [4u8, 5, 6, 7]);
+        let list = [over(&mut a), over(&mut b)];
+        assert_eq!(array_from::<3>(&list), Some([1, 2, 3]));
+        assert_eq!(array_from::<5>(&list), Some([1, 2, 3, 4, 5]));
+        assert_eq!(array_from::<8>(&list), None);
+        assert_eq!(array_from::<1>(&[]), None);
+        array_to(&list, &[9, 8]);
+        assert_eq!(array_from::<7>(&list), Some([9, 8, 3, 4, 5, 6, 7]));
+        array_to(&list, &[1, 2, 3, 4]);
+        array_to(&list[1..], &[0; 9]);
+        assert_eq!(array_from::<7>(&list), Some([1, 2, 3, 0, 0, 0, 0]));
     }
 
     #[test]

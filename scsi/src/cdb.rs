@@ -12,6 +12,39 @@ pub(crate) struct Blocks {
     pub(crate) count: u64,
 }
 
+/// What READ and WRITE (10) and (16) say, when they say nothing that needs a second thought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Everyday {
+    pub(crate) write: bool,
+    pub(crate) fua: bool,
+    pub(crate) blocks: Blocks,
+}
+
+/// Reads an everyday READ or WRITE: no protection, no group, no control byte; DPO changes nothing. Looks only at the bytes
+/// of these commands, which is why it takes them as they lie in a request.
+#[inline(always)]
+pub(crate) fn everyday(bytes: &[u8; 32]) -> Option<Everyday> {
+    const DPO: u8 = 0x10;
+    const FUA: u8 = 0x08;
+    const WRITE: u8 = 0x02;
+    let be32 = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let (blocks, rest) = match bytes[0] {
+        0x28 | 0x2A => {
+            let count = u16::from_be_bytes([bytes[7], bytes[8]]);
+            (Blocks { lba: u64::from(be32(2)), count: u64::from(count) }, bytes[6] | bytes[9])
+        }
+        0x88 | 0x8A => {
+            let lba = u64::from(be32(2)) << 32 | u64::from(be32(6));
+            (Blocks { lba, count: u64::from(be32(10)) }, bytes[14] | bytes[15])
+        }
+        _ => return None,
+    };
+    if rest | bytes[1] & !(DPO | FUA) != 0 {
+        return None;
+    }
+    Some(Everyday { write: bytes[0] & WRITE != 0, fua: bytes[1] & FUA != 0, blocks })
+}
+
 impl Cdb {
     /// The CDB in these bytes.
     #[must_use]
@@ -41,23 +74,28 @@ impl Cdb {
         self.0[0]
     }
 
+    #[inline]
     pub(crate) const fn byte(&self, at: usize) -> u8 {
         self.0[at]
     }
 
     /// Whether any of the bits of `mask` is set in byte `at`.
+    #[inline]
     pub(crate) const fn bit(&self, at: usize, mask: u8) -> bool {
         self.0[at] & mask != 0
     }
 
+    #[inline]
     pub(crate) const fn be16(&self, at: usize) -> u16 {
         u16::from_be_bytes([self.0[at], self.0[at + 1]])
     }
 
+    #[inline]
     pub(crate) const fn be32(&self, at: usize) -> u32 {
         u32::from_be_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
     }
 
+    #[inline]
     const fn be64(&self, at: usize) -> u64 {
         (self.be32(at) as u64) << 32 | self.be32(at + 4) as u64
     }

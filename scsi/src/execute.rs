@@ -2,7 +2,7 @@
 
 use pollux_core::{IoFlags, Op};
 
-use crate::cdb::Blocks;
+use crate::cdb::{Blocks, Everyday, everyday};
 use crate::commands::{self, Call, RowFlags, discovery};
 use crate::data_in::DataIn;
 use crate::geometry::{Flags, Geometry};
@@ -19,18 +19,54 @@ pub trait Inventory {
     }
 }
 
+/// A transfer between the initiator's buffer and the device. `len` is not 0; the range lies inside the capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainIo {
+    /// `Read` or `Write`.
+    pub op: Op,
+    /// `FUA` where the write has to be durable before it is answered.
+    pub flags: IoFlags,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
 impl LogicalUnit {
     /// Takes a command. `scratch` is the caller's own memory, [`SCRATCH_LEN`](crate::SCRATCH_LEN) bytes of it ideally;
     /// data-in is put there.
     ///
     /// # Panics
     /// If `scratch` is shorter than [`SCRATCH_MIN`].
-    #[inline]
     pub fn execute(&self, path: &Path, cdb: &Cdb, inventory: &dyn Inventory, scratch: &mut [u8]) -> Action {
-        match plain_io(self.geometry(), path, cdb) {
-            Some(action) => action,
+        match self.plain_io(path, cdb.as_bytes()) {
+            Some(PlainIo { op, flags, offset, len }) => Action::Io { op, flags, offset, len },
             None => self.execute_any(path, cdb, inventory, scratch),
         }
+    }
+
+    /// What READ and WRITE (10) and (16) in their everyday form ask for, without the table: nothing pending, no bit set
+    /// that needs a second thought, a range inside the capacity. Anything else is `None`, and nothing has happened:
+    /// [`LogicalUnit::execute`] finds out what it is.
+    #[inline(always)]
+    #[must_use]
+    pub fn plain_io(&self, path: &Path, cdb: &[u8; 32]) -> Option<PlainIo> {
+        let Everyday { write, fua, blocks: Blocks { lba, count } } = everyday(cdb)?;
+        let geometry = self.geometry();
+        if path.has_attention() || !geometry.has(Flags::READY) {
+            return None;
+        }
+        let (offset, len) = geometry.range(lba, count)?;
+        if len == 0 {
+            return None;
+        }
+        if !write {
+            return Some(PlainIo { op: Op::Read, flags: IoFlags::empty(), offset, len });
+        }
+        if geometry.writable().is_err() {
+            return None;
+        }
+        Some(PlainIo { op: Op::Write, flags: geometry.write_flags(fua), offset, len })
     }
 
     /// Goes on with a command that was answered with [`Action::DataOut`], with the parameter data: the bytes that the
@@ -70,33 +106,6 @@ fn usable(geometry: Geometry, flags: RowFlags) -> Result<(), Sense> {
         return Err(Sense::NOT_READY);
     }
     if flags.contains(RowFlags::CHANGES_MEDIUM) { geometry.writable() } else { Ok(()) }
-}
-
-/// READ and WRITE (10) and (16) in their everyday form, without the table: nothing pending, no bit set that needs a
-/// second thought, a range inside the capacity. Anything else is `None`, and the table finds out what it is.
-#[inline]
-fn plain_io(geometry: Geometry, path: &Path, cdb: &Cdb) -> Option<Action> {
-    const DPO: u8 = 0x10;
-    const FUA: u8 = 0x08;
-    let (op, control, group) = match cdb.opcode() {
-        0x28 => (Op::Read, 9, 6),
-        0x2A => (Op::Write, 9, 6),
-        0x88 => (Op::Read, 15, 14),
-        0x8A => (Op::Write, 15, 14),
-        _ => return None,
-    };
-    let plain = !cdb.bit(1, !(DPO | FUA)) && cdb.byte(group) == 0 && cdb.byte(control) == 0;
-    if !plain || path.has_attention() || !geometry.has(Flags::READY) {
-        return None;
-    }
-    let write = matches!(op, Op::Write);
-    if write && geometry.writable().is_err() {
-        return None;
-    }
-    let Blocks { lba, count } = cdb.blocks();
-    let (offset, len) = geometry.range(lba, count)?;
-    let flags = if write { geometry.write_flags(cdb.bit(1, FUA)) } else { IoFlags::empty() };
-    (len > 0).then_some(Action::Io { op, flags, offset, len })
 }
 
 /// A command for a number of an existing target that has no unit behind it (SPC-5, clause 4.7.1 and SAM-5, clause
@@ -167,7 +176,8 @@ mod tests {
             let cdb = Cdb::new(cdb);
             let mut scratch = vec![0; SCRATCH_LEN];
             let table = unit.execute_any(&path, &cdb, &Luns, &mut scratch);
-            if let Some(fast) = plain_io(unit.geometry(), &path, &cdb) {
+            if let Some(PlainIo { op, flags, offset, len }) = unit.plain_io(&path, cdb.as_bytes()) {
+                let fast = Action::Io { op, flags, offset, len };
                 prop_assert_eq!(format!("{fast:?}"), format!("{table:?}"));
             } else {
                 let everyday = flags & !0x18 == 0 && rest == 0 && !(read_only && opcode & 2 != 0);

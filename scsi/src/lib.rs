@@ -30,7 +30,7 @@ mod unit;
 pub use action::{Action, Outcome, SCRATCH_LEN, SCRATCH_MIN, Status, io_outcome, io_sense};
 pub use attention::Attention;
 pub use cdb::Cdb;
-pub use execute::{Inventory, execute_absent, execute_well_known};
+pub use execute::{Inventory, PlainIo, execute_absent, execute_well_known};
 pub use identity::Identity;
 pub use nexus::{Nexus, Path};
 pub use plan::{PATTERN_STEP_LEN, Plan, STEP_LEN, Step};

@@ -23,6 +23,7 @@ pub mod lun;
 mod luns;
 mod message;
 mod pieces;
+mod plain;
 mod port;
 pub mod request;
 mod serve;

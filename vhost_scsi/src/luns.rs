@@ -66,6 +66,8 @@ pub(crate) struct Luns {
     luns: Vec<Option<Lun>>,
     /// How many LUNs are hidden but still here.
     removing: u32,
+    /// How many changes there were.
+    changes: u64,
 }
 
 impl Luns {
@@ -76,17 +78,25 @@ impl Luns {
         if luns.0.is_empty() { None } else { Some(luns) }
     }
 
+    /// Changes whenever a LUN field may lead elsewhere; never 0 once there is a LUN.
+    #[inline]
+    pub(crate) const fn epoch(&self) -> u64 {
+        self.changes
+    }
+
     /// The number of a LUN.
     pub(crate) fn find(&self, controller: ControllerId, target: u8, lun: u16) -> Option<u32> {
         self.target(controller, target)?.get(lun)
     }
 
     /// The LUN of a number that `find` gave and whose requests are in flight or that has just been found.
+    #[inline]
     pub(crate) fn get(&self, index: u32) -> &Lun {
         self.luns[index as usize].as_ref().expect("a LUN stays while its requests are in flight")
     }
 
     /// As `get`.
+    #[inline]
     pub(crate) fn get_mut(&mut self, index: u32) -> &mut Lun {
         self.luns[index as usize].as_mut().expect("a LUN stays while its requests are in flight")
     }
@@ -105,6 +115,7 @@ impl Luns {
             return false;
         }
         let free = self.luns.iter().position(Option::is_none).unwrap_or(self.luns.len());
+        self.changes += 1;
         let luns = &mut table.targets[usize::from(lun.target)].0;
         let place = luns.binary_search_by_key(&lun.lun, |&(lun, _)| lun);
         let Err(place) = place else { return false };
@@ -128,6 +139,7 @@ impl Luns {
             }
             return;
         };
+        self.changes += 1;
         let table = self.tables[controller.place()].as_mut().expect("the LUN was found in it");
         table.targets[usize::from(target)].0.retain(|&(at, _)| at != lun);
         if table.targets.iter().all(|target| target.0.is_empty()) {

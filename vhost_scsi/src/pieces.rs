@@ -7,68 +7,114 @@
 
 use pollux_core::{Segment, SegmentList};
 
-const SMALL: usize = 6;
+const SMALL: usize = 3;
 /// A list longer than this is given back when its request ends.
 const KEPT: usize = 64;
 
 /// A request's segments.
 pub(crate) struct Pieces {
     small: [Segment; SMALL],
-    large: Vec<Segment>,
-    len: usize,
-    response: usize,
+    #[allow(clippy::box_collection)] // Most slots never have one: a pointer keeps them small.
+    large: Option<Box<Vec<Segment>>>,
+    /// At most as many as a `SegmentBuf` holds, and one more for each cut.
+    len: u16,
+    response: u8,
 }
 
 impl Default for Pieces {
     fn default() -> Self {
-        Pieces { small: [Segment::EMPTY; SMALL], large: Vec::new(), len: 0, response: 0 }
+        Pieces { small: [Segment::EMPTY; SMALL], large: None, len: 0, response: 0 }
     }
 }
 
 impl Pieces {
     /// Forgets all segments.
+    #[inline(always)]
     pub(crate) fn clear(&mut self) {
+        if usize::from(self.len) > SMALL {
+            self.clear_large();
+        }
         self.len = 0;
         self.response = 0;
-        if self.large.capacity() > KEPT {
-            self.large = Vec::new();
-        } else {
-            self.large.clear();
+    }
+
+    #[cold]
+    fn clear_large(&mut self) {
+        match &mut self.large {
+            Some(large) if large.capacity() <= KEPT => large.clear(),
+            large => *large = None,
         }
     }
 
     /// Appends a segment.
+    #[inline]
     pub(crate) fn push(&mut self, segment: Segment) {
-        if self.large.is_empty() && self.len < SMALL {
-            self.small[self.len] = segment;
-        } else {
-            if self.large.is_empty() {
-                self.large.extend_from_slice(&self.small);
-            }
-            self.large.push(segment);
+        match self.small.get_mut(usize::from(self.len)) {
+            Some(place) => *place = segment,
+            None => self.push_large(segment),
         }
         self.len += 1;
     }
 
-    /// What was pushed so far is the response; what comes after is the data.
-    pub(crate) fn response_ends(&mut self) {
-        self.response = self.len;
+    /// Fills an empty list: one segment of response, and data that begins with `first`, which may be empty.
+    #[inline(always)]
+    pub(crate) fn fill(&mut self, response: Segment, first: Segment, more: &[Segment]) {
+        let (one, rest) = match (first.is_empty(), more) {
+            (true, [one, rest @ ..]) => (*one, rest),
+            (_, rest) => (first, rest),
+        };
+        self.small[0] = response;
+        self.small[1] = one;
+        (self.len, self.response) = (2, 1);
+        if !rest.is_empty() {
+            self.push_all(rest);
+        }
     }
 
+    #[inline(never)]
+    fn push_all(&mut self, segments: &[Segment]) {
+        for &segment in segments {
+            self.push(segment);
+        }
+    }
+
+    #[inline(never)]
+    fn push_large(&mut self, segment: Segment) {
+        let large = self.large.get_or_insert_default();
+        if usize::from(self.len) == SMALL {
+            large.extend_from_slice(&self.small);
+        }
+        large.push(segment);
+    }
+
+    /// What was pushed so far is the response; what comes after is the data.
+    #[inline]
+    pub(crate) fn response_ends(&mut self) {
+        self.response = u8::try_from(self.len).expect("a response has no more segments than bytes");
+    }
+
+    #[inline(always)]
     fn all(&self) -> &[Segment] {
-        if self.large.is_empty() { &self.small[..self.len] } else { &self.large }
+        let len = usize::from(self.len);
+        match (self.small.get(..len), &self.large) {
+            (Some(small), _) => small,
+            (None, Some(large)) => large,
+            (None, None) => unreachable!("more segments than fit in place are in a list"),
+        }
     }
 
     /// The response's segments.
+    #[inline(always)]
     pub(crate) fn response(&self) -> &[Segment] {
-        &self.all()[..self.response]
+        &self.all()[..usize::from(self.response)]
     }
 
     /// The data's segments, to go with a request.
+    #[inline(always)]
     pub(crate) fn data(&self) -> SegmentList {
         // SAFETY: the pieces sit in a slot of a boxed table that lives until the port has nothing in flight, and a
         // running slot's pieces are not changed (`Slot` lets go of them only when the request has completed).
-        unsafe { SegmentList::new(&self.all()[self.response..]) }
+        unsafe { SegmentList::new(&self.all()[usize::from(self.response)..]) }
     }
 }
 

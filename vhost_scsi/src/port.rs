@@ -51,44 +51,51 @@ pub(crate) enum Phase {
     Running,
 }
 
-/// A request in flight.
+/// A request in flight: two cache lines, of which a queue has as many as requests are in flight.
+#[repr(align(64))]
 pub(crate) struct Slot {
     pub(crate) phase: Phase,
+    pub(crate) op: Op,
+    pub(crate) flags: IoFlags,
+    /// Set by task management: what to answer when it has ended.
+    pub(crate) aborted: Option<Response>,
     /// Counts the slot's requests, so that an answer for an earlier one is recognized.
     pub(crate) turn: u16,
     pub(crate) lun: u32,
-    pub(crate) op: Op,
-    pub(crate) flags: IoFlags,
+    /// Bytes of the guest's buffer that the command does not use. A chain holds less than 4 GiB.
+    pub(crate) residual: u32,
     pub(crate) offset: u64,
     pub(crate) len: u64,
     /// The guest's name for it.
     pub(crate) name: u64,
-    /// Set by task management: what to answer when it has ended.
-    pub(crate) aborted: Option<Response>,
-    pub(crate) plan: Option<Plan>,
-    pub(crate) pattern: Option<Box<Pattern>>,
     pub(crate) started: u64,
-    /// Bytes of the guest's buffer that the command does not use.
-    pub(crate) residual: u64,
+    pub(crate) long: Option<Box<Long>>,
     pub(crate) pieces: Pieces,
 }
+
+/// What a command has that is more than one transfer between the guest's buffer and the device.
+pub(crate) struct Long {
+    pub(crate) plan: Plan,
+    pub(crate) pattern: Option<Pattern>,
+}
+
+const _: () = assert!(size_of::<Slot>() == 128, "a slot is two cache lines");
 
 impl Default for Slot {
     fn default() -> Self {
         Slot {
             phase: Phase::Free,
-            turn: 0,
-            lun: 0,
             op: Op::Flush,
             flags: IoFlags::empty(),
+            aborted: None,
+            turn: 0,
+            lun: 0,
+            residual: 0,
             offset: 0,
             len: 0,
             name: 0,
-            aborted: None,
-            plan: None,
-            pattern: None,
             started: 0,
-            residual: 0,
+            long: None,
             pieces: Pieces::default(),
         }
     }
@@ -98,7 +105,13 @@ impl Slot {
     /// The residual if none of the command's data was moved.
     pub(crate) const fn residual_of_nothing(&self) -> u64 {
         // A plan's steps are not the guest's data.
-        if self.plan.is_none() { self.residual + self.len } else { self.residual }
+        if self.long.is_none() { self.residual as u64 + self.len } else { self.residual as u64 }
+    }
+
+    /// Whether it is one transfer that nobody wants to end.
+    #[inline]
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.long.is_none() && self.aborted.is_none()
     }
 }
 
@@ -130,6 +143,19 @@ impl Answer<'_> {
     }
 }
 
+/// A LUN field and the LUN that it led to, as long as the tables have not changed since.
+#[derive(Clone, Copy)]
+pub(crate) struct Route {
+    pub(crate) field: [u8; 8],
+    /// [`Luns::epoch`](crate::luns::Luns::epoch) then; 0 is before any.
+    pub(crate) epoch: u64,
+    pub(crate) lun: u32,
+}
+
+impl Route {
+    const NONE: Route = Route { field: [0; 8], epoch: 0, lun: 0 };
+}
+
 /// A virtqueue that a worker serves.
 pub(crate) struct Port {
     pub(crate) key: QueueKey,
@@ -151,6 +177,8 @@ pub(crate) struct Port {
     /// The ring is broken or the session is ending: nothing more is taken.
     pub(crate) broken: bool,
     pub(crate) last_work: u64,
+    /// Where its last command went.
+    pub(crate) route: Route,
     pub(crate) stats: Arc<QueueStats>,
     session: SessionHandle,
     failure: Arc<OnceLock<String>>,
@@ -196,6 +224,7 @@ impl Port {
             stopping: None,
             broken: false,
             last_work: now,
+            route: Route::NONE,
             stats,
             session,
             failure,
@@ -217,35 +246,36 @@ impl Port {
     }
 
     /// The tag of the request in a slot.
+    #[inline(always)]
     pub(crate) fn tag(&self, head: u16) -> Tag {
         let turn = self.slots[usize::from(head)].turn;
         u64::from(turn) << 32 | u64::from(self.number) << 16 | u64::from(head)
     }
 
     /// The slot that a descriptor head stands for, for a new request.
+    #[inline(always)]
     pub(crate) fn claim(&mut self, head: u16) -> &mut Slot {
         let slot = &mut self.slots[usize::from(head)];
         assert_eq!(slot.phase, Phase::Free, "the ring hands out a head only when it is free");
         slot.turn = slot.turn.wrapping_add(1);
         slot.aborted = None;
         self.inflight += 1;
-        self.stats.inflight.set(u64::from(self.inflight));
         slot
     }
 
     /// The slot's request has ended: the slot is free again.
+    #[inline(always)]
     pub(crate) fn release(&mut self, head: u16) {
         let slot = &mut self.slots[usize::from(head)];
         assert_ne!(slot.phase, Phase::Free, "a request ends once");
         slot.phase = Phase::Free;
-        slot.plan = None;
-        slot.pattern = None;
+        slot.long = None;
         slot.pieces.clear();
         self.inflight -= 1;
-        self.stats.inflight.set(u64::from(self.inflight));
     }
 
     /// Gives a chain back to the guest with `written` bytes in it.
+    #[inline(always)]
     pub(crate) fn complete(&mut self, head: u16, written: u64) {
         self.queue.complete(head, u32::try_from(written).unwrap_or(u32::MAX));
         self.dirty = true;
@@ -258,6 +288,7 @@ impl Port {
     }
 
     /// Answers the command in a slot and frees the slot.
+    #[inline(always)]
     pub(crate) fn answer_slot(&mut self, head: u16, answer: &Answer<'_>) {
         write_response(self.slots[usize::from(head)].pieces.response(), answer);
         self.release(head);
@@ -265,6 +296,7 @@ impl Port {
     }
 
     /// The ring makes no sense: nothing more is taken from it and the session is shut down.
+    #[cold]
     pub(crate) fn fail(&mut self, why: &dyn std::fmt::Display) {
         self.broken = true;
         self.stats.invalid.add(1);
@@ -274,6 +306,7 @@ impl Port {
 
     /// Stores the used index and interrupts the guest if it wants that.
     pub(crate) fn publish(&mut self, signals: ClientId, cx: &mut Cx<'_>) {
+        self.stats.inflight.set(u64::from(self.inflight));
         if !std::mem::take(&mut self.dirty) || self.broken {
             return;
         }
@@ -376,14 +409,16 @@ impl Port {
 }
 
 /// Where a tag leads: the port's number, the head and the slot's turn.
+#[inline]
 pub(crate) const fn parse_tag(tag: Tag) -> (usize, u16, u16) {
     ((tag >> 16) as usize & ((1 << PORT_BITS) - 1), tag as u16, (tag >> 32) as u16)
 }
 
+#[inline(always)]
 fn write_response(segments: &[Segment], answer: &Answer<'_>) {
     let residual = u32::try_from(answer.residual).unwrap_or(u32::MAX);
     let header = response_header(answer.response, answer.status, answer.sense.len() as u32, residual);
-    segment::copy_to(segments, 0, &header);
+    segment::array_to(segments, &header);
     if !answer.sense.is_empty() {
         segment::copy_to(segments, header.len(), answer.sense);
     }

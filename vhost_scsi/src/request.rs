@@ -48,29 +48,43 @@ pub enum Response {
     IncorrectLun = 12,
 }
 
-/// A command request's header, as the guest wrote it.
+/// A command request's header, as the guest wrote it: the one copy that all decisions are made on.
 #[derive(Clone, Copy, Debug)]
-pub struct Command {
-    /// Which unit.
-    pub lun: [u8; 8],
-    /// The guest's name for the command.
-    pub tag: u64,
-    /// SIMPLE, ORDERED, HEAD OF QUEUE, ACA.
-    pub attribute: u8,
-    /// The CDB, zero-padded.
-    pub cdb: [u8; 32],
-}
+pub struct Command([u8; COMMAND_LEN]);
 
 impl Command {
-    /// Reads the header.
+    /// The header in these bytes.
+    #[inline(always)]
     #[must_use]
-    pub fn parse(bytes: &[u8; COMMAND_LEN]) -> Command {
-        Command {
-            lun: array(bytes, 0),
-            tag: u64::from_le_bytes(array(bytes, 8)),
-            attribute: bytes[16],
-            cdb: array(bytes, 19),
-        }
+    pub const fn new(bytes: [u8; COMMAND_LEN]) -> Command {
+        Command(bytes)
+    }
+
+    /// Which unit.
+    #[inline(always)]
+    #[must_use]
+    pub fn lun(&self) -> [u8; 8] {
+        array(&self.0, 0)
+    }
+
+    /// The guest's name for the command.
+    #[inline(always)]
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        u64::from_le_bytes(array(&self.0, 8))
+    }
+
+    /// SIMPLE, ORDERED, HEAD OF QUEUE, ACA.
+    #[must_use]
+    pub const fn attribute(&self) -> u8 {
+        self.0[16]
+    }
+
+    /// The CDB, zero-padded.
+    #[inline(always)]
+    #[must_use]
+    pub fn cdb(&self) -> &[u8; 32] {
+        self.0[19..].first_chunk().expect("the CDB ends the header")
     }
 }
 
@@ -229,10 +243,10 @@ mod tests {
         bytes[16] = 2;
         bytes[19] = 0x28;
         bytes[50] = 9;
-        let command = Command::parse(&bytes);
-        assert_eq!(command.lun, [1, 2, 0x40, 3, 0, 0, 0, 0]);
-        assert_eq!((command.tag, command.attribute), (0x1122_3344_5566_7788, 2));
-        assert_eq!((command.cdb[0], command.cdb[31]), (0x28, 9));
+        let command = Command::new(bytes);
+        assert_eq!(command.lun(), [1, 2, 0x40, 3, 0, 0, 0, 0]);
+        assert_eq!((command.tag(), command.attribute()), (0x1122_3344_5566_7788, 2));
+        assert_eq!((command.cdb()[0], command.cdb()[31]), (0x28, 9));
     }
 
     #[test]

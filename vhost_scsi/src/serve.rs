@@ -11,7 +11,7 @@ use crate::control::is_in_scope;
 use crate::lun::Address;
 use crate::message::{Scope, UnitId};
 use crate::pieces::Pattern;
-use crate::port::{Answer, Phase, Port, parse_tag};
+use crate::port::{Answer, Long, Phase, Port, Route, parse_tag};
 use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response, SENSE_LEN};
 use crate::worker::ScsiWorker;
 
@@ -23,7 +23,7 @@ pub(crate) struct Background {
     unit: UnitId,
     lun: u32,
     plan: Plan,
-    pattern: Option<Box<Pattern>>,
+    pattern: Option<Pattern>,
     step: Io,
     started: u64,
 }
@@ -50,6 +50,7 @@ impl Given {
 impl ScsiWorker {
     /// Takes one command whose chain lies in `self.segments`. If it is in scope of `ending`, a task management function
     /// that is at work, it is answered as that says and never runs.
+    #[inline(always)]
     pub(crate) fn command(
         &mut self,
         port: &mut Port,
@@ -57,29 +58,43 @@ impl ScsiWorker {
         ending: Option<(Scope, Response)>,
         cx: &mut Cx<'_>,
     ) {
-        port.stats.requests.add(1);
-        let mut header = [0; COMMAND_LEN];
         let (readable, writable) = self.segments.as_slice().split_at(chain.readable);
         if chain.writable_bytes < RESPONSE_LEN as u64 {
             port.fail(&"a command without room for its response");
             return;
         }
-        if segment::copy_from(readable, 0, &mut header) < COMMAND_LEN {
+        let Some(header) = segment::array_from::<COMMAND_LEN>(readable) else {
             port.stats.invalid.add(1);
             port.answer(chain.head, writable, &Answer::response(Response::Failure, 0));
             return;
+        };
+        let command = Command::new(header);
+        if ending.is_some() || !self.plain(port, chain, &command, cx) {
+            self.any_command(port, chain, &command, ending, cx);
         }
-        let command = Command::parse(&header);
+    }
+
+    /// Takes any command; what [`ScsiWorker::plain`] does not take comes here.
+    #[inline(never)]
+    fn any_command(
+        &mut self,
+        port: &mut Port,
+        chain: &Chain,
+        command: &Command,
+        ending: Option<(Scope, Response)>,
+        cx: &mut Cx<'_>,
+    ) {
+        let (_, writable) = self.segments.as_slice().split_at(chain.readable);
         let data_out = chain.readable_bytes - COMMAND_LEN as u64;
         let data_in = chain.writable_bytes - RESPONSE_LEN as u64;
         let readable = chain.readable;
-        let mut given = Given { head: chain.head, lun: 0, name: command.tag, data_out, data_in, used: 0, readable };
+        let mut given = Given { head: chain.head, lun: 0, name: command.tag(), data_out, data_in, used: 0, readable };
         if data_out > 0 && data_in > 0 {
             port.stats.invalid.add(1);
             port.answer(chain.head, writable, &Answer::response(Response::Failure, given.residual(0)));
             return;
         }
-        let address = Address::decode(command.lun);
+        let address = Address::decode(command.lun());
         let Some(target) = address.target().and_then(|target| self.luns.target(port.controller, target)) else {
             port.answer(
                 chain.head,
@@ -88,7 +103,7 @@ impl ScsiWorker {
             );
             return;
         };
-        let cdb = Cdb::new(command.cdb);
+        let cdb = Cdb::new(*command.cdb());
         let found = if let Address::Unit { lun, .. } = address { target.get(lun) } else { None };
         let Some(lun) = found else {
             let nexus = self.luns.get(target.first()).path.nexus();
@@ -101,9 +116,10 @@ impl ScsiWorker {
             return;
         };
         given.lun = lun;
+        port.route = Route { field: command.lun(), epoch: self.luns.epoch(), lun };
         let lun = self.luns.get(lun);
         if let Some((scope, how)) = ending
-            && is_in_scope(scope, port.key.session, lun, command.tag)
+            && is_in_scope(scope, port.key.session, lun, command.tag())
         {
             let answer = Answer::response(how, given.residual(0));
             port.answer(chain.head, writable_of(&self.segments, readable), &answer);
@@ -169,7 +185,7 @@ impl ScsiWorker {
         let got = segment::for_range(from, skip, bytes, |part| slot.pieces.push(part));
         assert_eq!(got as u64, len, "the chain holds what it was counted to hold");
         (slot.op, slot.flags, slot.offset, slot.len) = (op, flags, offset, len);
-        slot.residual = given.residual(len);
+        slot.residual = to_u32(given.residual(len));
         if self.units.look(self.luns.get(given.lun).unit).bounces(slot.pieces.data().as_slice()) {
             port.stats.bounces.add(1);
         }
@@ -195,9 +211,9 @@ impl ScsiWorker {
         segment::for_range(writable, 0, RESPONSE_LEN, |part| slot.pieces.push(part));
         slot.pieces.response_ends();
         (slot.op, slot.flags, slot.offset, slot.len) = parts(step);
-        slot.residual = residual;
-        slot.pattern = pattern_of(&plan);
-        slot.plan = Some(plan);
+        slot.residual = to_u32(residual);
+        let pattern = pattern_of(&plan);
+        slot.long = Some(Box::new(Long { plan, pattern }));
         self.start_slot(port, given, cx);
     }
 
@@ -230,10 +246,10 @@ impl ScsiWorker {
         let tag = port.tag(head);
         let slot = &mut port.slots[usize::from(head)];
         slot.phase = Phase::Running;
-        let data = match (&slot.plan, &mut slot.pattern) {
-            (None, _) => slot.pieces.data(),
-            (Some(_), Some(pattern)) => pattern.data(slot.len),
-            (Some(_), None) => SegmentList::EMPTY,
+        let data = match slot.long.as_deref_mut() {
+            None => slot.pieces.data(),
+            Some(Long { pattern: Some(pattern), .. }) => pattern.data(slot.len),
+            Some(Long { pattern: None, .. }) => SegmentList::EMPTY,
         };
         let io = Io { tag, op: slot.op, flags: slot.flags, offset: slot.offset, len: slot.len, data };
         if let Err(error) = self.units.submit(unit, io, cx) {
@@ -242,11 +258,12 @@ impl ScsiWorker {
     }
 
     /// A step of a slot's command has ended.
+    #[inline(never)]
     fn finish(&mut self, port: &mut Port, head: u16, result: Result<(), IoError>, cx: &mut Cx<'_>) {
         let slot = &mut port.slots[usize::from(head)];
         if result.is_ok()
             && slot.aborted.is_none()
-            && let Some(step) = slot.plan.as_mut().and_then(Plan::next)
+            && let Some(step) = slot.long.as_mut().and_then(|long| long.plan.next())
         {
             (slot.op, slot.flags, slot.offset, slot.len) = parts(step);
             self.go(port, head, cx);
@@ -262,13 +279,13 @@ impl ScsiWorker {
         }
         let data_in = if slot.op == Op::Read && result.is_ok() { slot.len } else { 0 };
         let Err(error) = result else {
-            let residual = slot.residual;
+            let residual = u64::from(slot.residual);
             port.answer_slot(head, &Answer { response: Response::Ok, status: 0, sense: &[], residual, data_in });
             return;
         };
         let logical = &self.units.look(lun.unit).logical;
-        let outcome = match &slot.plan {
-            Some(plan) => plan.fail_outcome(error),
+        let outcome = match &slot.long {
+            Some(long) => long.plan.fail_outcome(error),
             None => io_outcome(slot.op, error),
         };
         let sense = Encoded::new(logical, outcome.sense.as_ref());
@@ -277,35 +294,79 @@ impl ScsiWorker {
     }
 
     /// Polls the devices and finishes what they have done. Returns how many requests that were.
+    #[inline(never)]
     pub(crate) fn poll_units(&mut self, cx: &mut Cx<'_>) -> u32 {
-        let mut done = std::mem::take(&mut self.done);
-        self.units.poll(cx, &mut self.completions, &mut done);
-        if !done.is_empty() {
-            cx.refresh();
+        let mut completions = std::mem::take(&mut self.completions);
+        let (mut count, mut at) = (0, 0);
+        while let Some(unit) = self.units.poll(at, &mut completions, cx) {
+            if !completions.is_empty() {
+                if count == 0 {
+                    cx.refresh();
+                }
+                count += completions.len() as u32;
+                self.complete_all(unit, &completions, cx);
+                completions.clear();
+            }
+            at = self.units.polled(at);
         }
-        let count = done.len() as u32;
-        for (unit, completion) in done.drain(..) {
-            self.completed(unit, completion, cx);
-        }
-        self.done = done;
+        self.completions = completions;
         count
     }
 
-    fn completed(&mut self, unit: UnitId, completion: Completion, cx: &mut Cx<'_>) {
-        let Completion { tag, result } = completion;
-        if tag & BACKGROUND != 0 {
-            self.background_done(unit, tag, result, cx);
-        } else {
-            let (number, head, turn) = parse_tag(tag);
-            let mut port = self.take_port(number).expect("a port stays while its requests are in flight");
-            let slot = &port.slots[usize::from(head)];
-            assert!(slot.turn == turn && slot.phase == Phase::Running, "a completion belongs to a running request");
-            let latency = cx.now.saturating_sub(slot.started);
-            self.units.look(unit).stats.ended(slot.op, slot.len, latency, result);
-            self.finish(&mut port, head, result, cx);
+    /// Finishes what a unit has done. Requests of one port tend to end together: the port is looked up once for them.
+    #[inline(never)]
+    fn complete_all(&mut self, unit: UnitId, completions: &[Completion], cx: &mut Cx<'_>) {
+        let mut held: Option<(usize, Box<Port>)> = None;
+        for &Completion { tag, result } in completions {
+            if tag & BACKGROUND != 0 {
+                self.release_port(&mut held);
+                self.background_done(unit, tag, result, cx);
+            } else {
+                let (number, head, turn) = parse_tag(tag);
+                if held.as_ref().is_none_or(|(holds, _)| *holds != number) {
+                    self.release_port(&mut held);
+                    let port = self.take_port(number).expect("a port stays while its requests are in flight");
+                    held = Some((number, port));
+                }
+                let (_, port) = held.as_mut().expect("the port was just taken");
+                self.completed(port, (unit, head, turn), result, cx);
+            }
+            if self.units.look(unit).is_waited_for() {
+                self.release_port(&mut held);
+                self.grant(unit, cx);
+            }
+        }
+        self.release_port(&mut held);
+    }
+
+    fn release_port(&mut self, held: &mut Option<(usize, Box<Port>)>) {
+        if let Some((number, port)) = held.take() {
             self.put_port(number, port);
         }
-        self.grant(unit, cx);
+    }
+
+    #[inline(always)]
+    fn completed(
+        &mut self,
+        port: &mut Port,
+        (unit, head, turn): (UnitId, u16, u16),
+        result: Result<(), IoError>,
+        cx: &mut Cx<'_>,
+    ) {
+        let slot = &mut port.slots[usize::from(head)];
+        assert!(slot.turn == turn && slot.phase == Phase::Running, "a completion belongs to a running request");
+        let (op, len, latency) = (slot.op, slot.len, cx.now.saturating_sub(slot.started));
+        self.units.look(unit).stats.ended(op, len, latency, result);
+        if result.is_err() || !slot.is_plain() {
+            self.finish(port, head, result, cx);
+            return;
+        }
+        let lun = self.luns.get_mut(slot.lun);
+        lun.inflight -= 1;
+        lun.stats.ended(op, len, latency, true);
+        let data_in = if op == Op::Read { len } else { 0 };
+        let residual = u64::from(slot.residual);
+        port.answer_slot(head, &Answer { response: Response::Ok, status: 0, sense: &[], residual, data_in });
     }
 
     /// Gives free slots of a unit to those who wait for one, in turn.
@@ -455,9 +516,14 @@ const fn parts(step: Step) -> (Op, IoFlags, u64, u64) {
     }
 }
 
-fn pattern_of(plan: &Plan) -> Option<Box<Pattern>> {
+fn pattern_of(plan: &Plan) -> Option<Pattern> {
     let block = plan.pattern();
-    if block.is_empty() { None } else { Some(Box::new(Pattern::new(block, PATTERN_STEP_LEN))) }
+    if block.is_empty() { None } else { Some(Pattern::new(block, PATTERN_STEP_LEN)) }
+}
+
+/// What is left of a chain's bytes: a chain holds less than 4 GiB.
+fn to_u32(residual: u64) -> u32 {
+    u32::try_from(residual).expect("a chain holds less than 4 GiB")
 }
 
 fn writable_of(segments: &SegmentBuf, readable: usize) -> &[Segment] {

@@ -48,7 +48,14 @@ impl Unit {
         self.has_slot() && self.waiting.is_empty()
     }
 
+    /// Whether somebody waits for a slot.
+    #[inline]
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Whether the device needs a bounce buffer for these segments.
+    #[inline]
     pub(crate) fn bounces(&self, segments: &[Segment]) -> bool {
         !self.alignment.fits(segments)
     }
@@ -71,11 +78,13 @@ pub(crate) struct Units {
 
 impl Units {
     /// A unit that some LUN leads to.
+    #[inline]
     pub(crate) fn get(&mut self, unit: UnitId) -> &mut Unit {
         self.units[unit as usize].as_mut().expect("a unit stays open while a LUN leads to it")
     }
 
     /// As `get`, for looking only.
+    #[inline]
     pub(crate) fn look(&self, unit: UnitId) -> &Unit {
         self.units[unit as usize].as_ref().expect("a unit stays open while a LUN leads to it")
     }
@@ -177,6 +186,7 @@ impl Units {
     ///
     /// # Errors
     /// `NotReady` if there is no device.
+    #[inline(always)]
     pub(crate) fn submit(&mut self, unit: UnitId, io: Io, cx: &mut Cx<'_>) -> Result<(), IoError> {
         let open = self.units[unit as usize].as_mut().expect("a unit stays open while a LUN leads to it");
         if !open.is_ready() {
@@ -201,28 +211,29 @@ impl Units {
         }
     }
 
-    /// Polls the busy units; appends what has completed to `done`.
-    pub(crate) fn poll(
-        &mut self,
-        cx: &mut Cx<'_>,
-        scratch: &mut Vec<Completion>,
-        done: &mut Vec<(UnitId, Completion)>,
-    ) {
-        let mut at = 0;
-        while at < self.busy.len() {
-            let id = self.busy[at];
-            let unit = self.units[id as usize].as_mut().expect("a busy unit is open");
-            let channel = unit.channel.as_mut().expect("a busy unit has a channel");
-            channel.poll(cx, scratch);
-            unit.inflight -= scratch.len() as u32;
-            done.extend(scratch.drain(..).map(|completion| (id, completion)));
-            if unit.inflight == 0 {
-                unit.listed = false;
-                self.busy.swap_remove(at);
-            } else {
-                at += 1;
-            }
+    /// Polls the busy unit at place `at` of the list and appends what has completed to `done`, which is empty; `None`
+    /// behind the last one. [`Units::polled`] says which place is next.
+    #[inline]
+    pub(crate) fn poll(&mut self, at: usize, done: &mut Vec<Completion>, cx: &mut Cx<'_>) -> Option<UnitId> {
+        let id = *self.busy.get(at)?;
+        let unit = self.units[id as usize].as_mut().expect("a busy unit is open");
+        let channel = unit.channel.as_mut().expect("a busy unit has a channel");
+        channel.poll(cx, done);
+        unit.inflight -= done.len() as u32;
+        Some(id)
+    }
+
+    /// What the unit at place `at` had done is dealt with: takes it out of the list if nothing of it is in flight any
+    /// more.
+    #[inline]
+    pub(crate) fn polled(&mut self, at: usize) -> usize {
+        let unit = self.units[self.busy[at] as usize].as_mut().expect("a busy unit is open");
+        if unit.inflight > 0 {
+            return at + 1;
         }
+        unit.listed = false;
+        self.busy.swap_remove(at);
+        at
     }
 
     /// When polling can find something.

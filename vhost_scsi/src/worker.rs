@@ -12,7 +12,7 @@ use pollux_vhost_user::{Chain, SegmentBuf};
 use crate::control::{Ending, Pending};
 use crate::events::Waiting;
 use crate::luns::{Lun, Luns};
-use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Scope, Stopped, UnitId};
+use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Scope, Stopped};
 use crate::port::{Kind, Phase, Port};
 use crate::request::Response;
 use crate::serve::Background;
@@ -76,7 +76,6 @@ pub struct ScsiWorker {
     pub(crate) scratch: Box<[u8]>,
     pub(crate) parameters: Box<[u8]>,
     pub(crate) completions: Vec<Completion>,
-    pub(crate) done: Vec<(UnitId, Completion)>,
     entries: Vec<Done>,
 }
 
@@ -108,7 +107,6 @@ impl ScsiWorker {
             scratch: vec![0; pollux_scsi::SCRATCH_LEN].into(),
             parameters: vec![0; PARAMETERS].into(),
             completions: Vec::with_capacity(1024),
-            done: Vec::with_capacity(1024),
             entries: Vec::with_capacity(2 * MOST_PORTS),
         }
     }
@@ -123,11 +121,13 @@ impl ScsiWorker {
     }
 
     /// Takes a port out of the table to work on it beside the rest of the worker.
+    #[inline]
     pub(crate) fn take_port(&mut self, number: usize) -> Option<Box<Port>> {
         self.ports.get_mut(number)?.take()
     }
 
     /// Puts it back, and remembers it if its used ring has something new.
+    #[inline]
     pub(crate) fn put_port(&mut self, number: usize, mut port: Box<Port>) {
         if port.dirty && !port.touched {
             port.touched = true;
@@ -286,6 +286,7 @@ impl ScsiWorker {
         cx.now.saturating_sub(port.last_work) > spin && port.arm(clients.kicks, cx)
     }
 
+    #[inline(never)]
     fn take_requests(&mut self, port: &mut Port, number: usize, cx: &mut Cx<'_>) -> u32 {
         let batch = if port.kind == Kind::Control { CONTROL_BATCH } else { BATCH };
         let mut taken = 0;
@@ -301,6 +302,9 @@ impl ScsiWorker {
                 Kind::Events => self.send_event(port, &chain),
             }
         }
+        if port.kind == Kind::Requests && taken > 0 {
+            port.stats.requests.add(u64::from(taken));
+        }
         taken
     }
 
@@ -312,10 +316,12 @@ impl ScsiWorker {
                 break;
             }
             let Some(chain) = self.pop(port) else { break };
+            port.stats.requests.add(1);
             self.command(port, &chain, Some((scope, how)), cx);
         }
     }
 
+    #[inline(always)]
     fn pop(&mut self, port: &mut Port) -> Option<Chain> {
         match port.queue.pop(&mut self.segments) {
             Ok(chain) => chain,

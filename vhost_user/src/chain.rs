@@ -3,6 +3,7 @@
 //! Each descriptor is copied out of guest memory once; all decisions are made on the copy. The walk ends after at most
 //! as many descriptors as the queue has, plus 1024 of one indirect table.
 
+use crate::mapping::Window;
 use crate::memory::{Memory, MemoryFault};
 use crate::rings::{Descriptor, Rings};
 use crate::segments::SegmentBuf;
@@ -63,93 +64,84 @@ pub enum ChainFault {
 /// Collects one chain.
 pub(crate) struct Walk<'a> {
     pub(crate) memory: &'a Memory,
-    pub(crate) hint: &'a mut usize,
     pub(crate) segments: &'a mut SegmentBuf,
     pub(crate) indirect: bool,
+}
+
+/// What was collected so far.
+struct Sum {
     readable: usize,
     readable_bytes: u64,
+    /// Cannot overflow: fewer than 2^32 buffers of fewer than 2^32 bytes.
     bytes: u64,
     writable: bool,
 }
 
-impl<'a> Walk<'a> {
-    #[inline]
-    pub(crate) fn new(
-        memory: &'a Memory,
-        hint: &'a mut usize,
-        segments: &'a mut SegmentBuf,
-        indirect: bool,
-    ) -> Walk<'a> {
-        segments.clear();
-        Walk { memory, hint, segments, indirect, readable: 0, readable_bytes: 0, bytes: 0, writable: false }
+impl Sum {
+    /// From here on buffers are writable.
+    #[inline(always)]
+    fn turn(&mut self, segments: &mut SegmentBuf) {
+        self.writable = true;
+        self.readable = segments.len();
+        self.readable_bytes = self.bytes;
+        segments.set_border();
     }
+}
 
-    #[inline]
-    pub(crate) fn chain(mut self, rings: &Rings, head: u16) -> Result<Chain, ChainFault> {
-        let mut index = head;
-        for _ in 0..rings.size() {
+impl Walk<'_> {
+    /// `near` is the region that held the last buffer.
+    #[inline(always)]
+    pub(crate) fn chain(mut self, rings: &Rings, head: u16, near: &mut Window) -> Result<Chain, ChainFault> {
+        self.segments.clear();
+        let mut sum = Sum { readable: 0, readable_bytes: 0, bytes: 0, writable: false };
+        let size = rings.size();
+        let (mut index, mut left) = (head, size);
+        loop {
             let descriptor = rings.descriptor(index);
             if descriptor.flags & INDIRECT != 0 {
-                self.table(descriptor)?;
-                return Ok(self.finish(head));
+                self.table(descriptor, near, &mut sum)?;
+                break;
             }
-            self.buffer(descriptor)?;
+            self.buffer(descriptor, near, &mut sum)?;
             if descriptor.flags & NEXT == 0 {
-                return Ok(self.finish(head));
+                break;
             }
             index = descriptor.next;
-            if index >= rings.size() {
-                return Err(ChainFault::NextBeyondTable(index));
+            left -= 1;
+            if index >= size || left == 0 {
+                return Err(if left == 0 { ChainFault::Loop } else { ChainFault::NextBeyondTable(index) });
             }
         }
-        Err(ChainFault::Loop)
-    }
-
-    #[inline]
-    fn finish(mut self, head: u16) -> Chain {
-        if !self.writable {
-            self.turn();
+        if !sum.writable {
+            sum.turn(self.segments);
         }
-        Chain {
-            head,
-            readable: self.readable,
-            readable_bytes: self.readable_bytes,
-            writable_bytes: self.bytes - self.readable_bytes,
+        if sum.bytes > u64::from(u32::MAX) {
+            return Err(ChainFault::TooLong);
         }
+        let Sum { readable, readable_bytes, bytes, .. } = sum;
+        Ok(Chain { head, readable, readable_bytes, writable_bytes: bytes - readable_bytes })
     }
 
-    /// From here on buffers are writable.
-    #[inline]
-    fn turn(&mut self) {
-        self.writable = true;
-        self.readable = self.segments.len();
-        self.readable_bytes = self.bytes;
-        self.segments.set_border();
-    }
-
-    #[inline]
-    fn buffer(&mut self, descriptor: Descriptor) -> Result<(), ChainFault> {
-        if descriptor.flags & WRITE != 0 {
-            if !self.writable {
-                self.turn();
+    #[inline(always)]
+    fn buffer(&mut self, descriptor: Descriptor, near: &mut Window, sum: &mut Sum) -> Result<(), ChainFault> {
+        if (descriptor.flags & WRITE != 0) != sum.writable {
+            if sum.writable {
+                return Err(ChainFault::ReadableAfterWritable);
             }
-        } else if self.writable {
-            return Err(ChainFault::ReadableAfterWritable);
+            sum.turn(self.segments);
         }
         // A buffer of no bytes touches no memory: wherever it points, it is skipped.
         if descriptor.len == 0 {
             return Ok(());
         }
         let len = u64::from(descriptor.len);
-        self.bytes += len;
-        if self.bytes > u64::from(u32::MAX) {
-            return Err(ChainFault::TooLong);
-        }
-        Ok(self.memory.translate_near(descriptor.addr, len, self.hint, self.segments)?)
+        sum.bytes += len;
+        Ok(self.memory.translate_near(descriptor.addr, len, near, self.segments)?)
     }
 
     /// An indirect table ends the chain it stands in. Its WRITE flag means nothing (virtio 1.3, 2.7.5.3.2).
-    fn table(&mut self, at: Descriptor) -> Result<(), ChainFault> {
+    #[inline(never)]
+    fn table(&mut self, at: Descriptor, near: &mut Window, sum: &mut Sum) -> Result<(), ChainFault> {
         if !self.indirect {
             return Err(ChainFault::IndirectNotNegotiated);
         }
@@ -161,16 +153,16 @@ impl<'a> Walk<'a> {
             return Err(ChainFault::IndirectLength(at.len));
         }
         at.addr.checked_add(u64::from(at.len)).ok_or(MemoryFault::Overflow)?;
-        // The table is usually not where the buffers are: a hint of its own.
-        let mut hint = *self.hint;
+        // The table need not be where the buffers are: a window of its own.
+        let mut table = *near;
         let mut index = 0u16;
         for _ in 0..entries {
             let entry = at.addr + u64::from(index) * u64::from(DESCRIPTOR_BYTES);
-            let descriptor = Descriptor::from_words(self.memory.descriptor(entry, &mut hint)?);
+            let descriptor = Descriptor::from_words(self.memory.descriptor(entry, &mut table)?);
             if descriptor.flags & INDIRECT != 0 {
                 return Err(ChainFault::IndirectNested);
             }
-            self.buffer(descriptor)?;
+            self.buffer(descriptor, near, sum)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pollux_core::Segment;
 use rustix::fs::{FileType, fstat, fstatfs};
@@ -115,28 +115,51 @@ impl View {
         }
     }
 
-    /// The 16 bytes of a descriptor as two words, each read once; `None` if they are not all inside.
+    /// The view as guest addresses see it, if it begins at `guest_addr`.
+    pub(crate) fn window(&self, guest_addr: u64) -> Window {
+        Window { guest_addr, len: self.len, addr: self.addr }
+    }
+}
+
+/// What the translation of an address needs to know of one region, in one place. Kept only beside the [`Memory`] that
+/// gave it (a queue has both), which keeps the mapping.
+///
+/// [`Memory`]: crate::Memory
+#[derive(Clone, Copy)]
+pub(crate) struct Window {
+    guest_addr: u64,
+    len: u64,
+    addr: usize,
+}
+
+impl Window {
+    /// One that holds nothing.
+    pub(crate) const EMPTY: Window = Window { guest_addr: 0, len: 0, addr: 0 };
+
+    /// The 16 bytes of a descriptor as two words, each read once; `None` if they are not all inside, or not aligned.
     #[inline]
-    pub(crate) fn descriptor(&self, offset: u64) -> Option<[u64; 2]> {
-        let from = self.host(offset, 16)?;
+    pub(crate) fn descriptor(&self, gpa: u64) -> Option<[u64; 2]> {
+        let from = self.segment(gpa, 16)?.addr();
         if !from.is_multiple_of(8) {
-            let mut bytes = [0; 16];
-            return self.read(offset, &mut bytes).then(|| words(bytes));
+            return None;
         }
-        // SAFETY: 16 bytes inside the view, hence mapped, and aligned for words.
+        // SAFETY: 16 bytes inside the window, hence mapped, and aligned for words.
         let words = unsafe { [&*(from as *const AtomicU64), &*((from + 8) as *const AtomicU64)] };
         Some(words.map(|word| word.load(Ordering::Relaxed)))
     }
 
-    /// Copies bytes out, each read once; `false` (and nothing copied) if they are not all inside.
-    #[must_use]
-    pub(crate) fn read(&self, offset: u64, to: &mut [u8]) -> bool {
-        let Some(from) = self.host(offset, to.len() as u64) else { return false };
-        for (i, byte) in to.iter_mut().enumerate() {
-            // SAFETY: inside the view, hence mapped; bytes have no alignment, and the guest's own writes are atomic.
-            *byte = unsafe { AtomicU8::from_ptr((from + i) as *mut u8) }.load(Ordering::Relaxed);
+    /// `len` bytes at a guest address; `None` if they are not all inside.
+    #[inline(always)]
+    pub(crate) fn segment(&self, gpa: u64, len: u64) -> Option<Segment> {
+        let offset = gpa.wrapping_sub(self.guest_addr);
+        if offset < self.len && len <= self.len - offset {
+            // SAFETY: inside the view that the window was made from, which is mapped as long as the `Memory` beside the
+            // window lives; requests on a queue end before the queue drops that (the duty of a backend, see
+            // `Backend::stop_queue`).
+            Some(unsafe { Segment::new(self.addr + offset as usize, len as usize) })
+        } else {
+            None
         }
-        true
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use pollux_core::Segment;
 
-use crate::mapping::{Mapping, View, words};
+use crate::mapping::{Mapping, View, Window, words};
 use crate::segments::SegmentBuf;
 
 /// Where a region lies, as in `VHOST_USER_SET_MEM_TABLE` and `VHOST_USER_ADD_MEM_REG`.
@@ -204,26 +204,31 @@ impl Memory {
     ///
     /// # Errors
     /// [`MemoryFault`]; `out` then holds a part of the range.
-    #[inline]
     pub fn translate(&self, gpa: u64, len: u64, out: &mut SegmentBuf) -> Result<(), MemoryFault> {
-        self.translate_near(gpa, len, &mut 0, out)
+        self.find(gpa, len, &mut Window::EMPTY.clone(), out)
     }
 
-    /// As `translate`; looks at region `hint` first and leaves the one it found there.
-    #[inline]
+    /// As `translate`; looks into `near` first, and leaves the region there that it found. `near` comes from the same
+    /// memory.
+    #[inline(always)]
     pub(crate) fn translate_near(
         &self,
         gpa: u64,
         len: u64,
-        hint: &mut usize,
+        near: &mut Window,
         out: &mut SegmentBuf,
     ) -> Result<(), MemoryFault> {
-        if let Some(region) = self.regions.get(*hint)
-            && let Some(segment) = region.segment(gpa, len)
-        {
-            return if out.push(segment) { Ok(()) } else { Err(MemoryFault::TooManySegments) };
+        match near.segment(gpa, len) {
+            Some(segment) if out.push(segment) => Ok(()),
+            Some(_) => Err(MemoryFault::TooManySegments),
+            None => self.find(gpa, len, near, out),
         }
-        self.pieces(gpa, len, hint, |segment| out.push(segment))
+    }
+
+    /// The regions that a range lies in: guests have two or three, and go from one to the other often enough.
+    #[inline(never)]
+    fn find(&self, gpa: u64, len: u64, near: &mut Window, out: &mut SegmentBuf) -> Result<(), MemoryFault> {
+        self.pieces(gpa, len, near, |segment| out.push(segment))
     }
 
     /// Copies the 16 bytes of a descriptor out of guest memory, each read once, wherever they lie: unaligned, across
@@ -232,19 +237,17 @@ impl Memory {
     /// # Errors
     /// [`MemoryFault`] where there is no memory.
     #[inline]
-    pub(crate) fn descriptor(&self, gpa: u64, hint: &mut usize) -> Result<[u64; 2], MemoryFault> {
-        if let Some(region) = self.regions.get(*hint)
-            && let Some(words) = region.view.descriptor(gpa.wrapping_sub(region.info.guest_addr))
-        {
-            return Ok(words);
+    pub(crate) fn descriptor(&self, gpa: u64, near: &mut Window) -> Result<[u64; 2], MemoryFault> {
+        match near.descriptor(gpa) {
+            Some(words) => Ok(words),
+            None => self.scattered_descriptor(gpa, near),
         }
-        self.scattered_descriptor(gpa, hint)
     }
 
     #[cold]
-    fn scattered_descriptor(&self, gpa: u64, hint: &mut usize) -> Result<[u64; 2], MemoryFault> {
+    fn scattered_descriptor(&self, gpa: u64, near: &mut Window) -> Result<[u64; 2], MemoryFault> {
         let (mut bytes, mut done) = ([0; 16], 0);
-        self.pieces(gpa, bytes.len() as u64, hint, |segment| {
+        self.pieces(gpa, bytes.len() as u64, near, |segment| {
             let len = segment.len();
             done += pollux_core::segment::copy_from(&[segment], 0, &mut bytes[done..done + len]);
             true
@@ -253,12 +256,11 @@ impl Memory {
     }
 
     /// Calls `piece` for the parts of `gpa..gpa + len`, in order.
-    #[cold]
     fn pieces(
         &self,
         mut gpa: u64,
         mut len: u64,
-        hint: &mut usize,
+        near: &mut Window,
         mut piece: impl FnMut(Segment) -> bool,
     ) -> Result<(), MemoryFault> {
         gpa.checked_add(len).ok_or(MemoryFault::Overflow)?;
@@ -271,7 +273,7 @@ impl Memory {
             if !piece(segment.ok_or(MemoryFault::Hole(gpa))?) {
                 return Err(MemoryFault::TooManySegments);
             }
-            *hint = index;
+            *near = region.view.window(region.info.guest_addr);
             gpa += part;
             len -= part;
             index += 1;
@@ -293,11 +295,6 @@ impl Region {
     fn share(&self) -> Region {
         debug_assert_eq!(self.info.len, self.view.len());
         Region { info: self.info, view: self.view.clone() }
-    }
-
-    #[inline]
-    fn segment(&self, gpa: u64, len: u64) -> Option<Segment> {
-        self.view.segment(gpa.wrapping_sub(self.info.guest_addr), len)
     }
 }
 

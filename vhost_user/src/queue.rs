@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use crate::chain::{Chain, ChainFault, Walk};
+use crate::mapping::Window;
 use crate::memory::Memory;
 use crate::rings::Rings;
 use crate::segments::SegmentBuf;
@@ -124,7 +125,7 @@ pub struct Queue {
     decided: bool,
     broken: Option<RingFault>,
     /// Region that held the last buffer.
-    hint: usize,
+    near: Window,
     /// One bit per head.
     in_flight: Box<[u64]>,
     memory: Arc<Memory>,
@@ -151,7 +152,7 @@ impl Queue {
             shown_used: used,
             decided: false,
             broken: None,
-            hint: 0,
+            near: Window::EMPTY,
             in_flight: vec![0; usize::from(setup.size).div_ceil(64)].into_boxed_slice(),
             rings,
             memory,
@@ -169,22 +170,22 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Chain`] or [`QueueError::Broken`].
-    #[inline]
+    #[inline(always)]
     pub fn pop(&mut self, segments: &mut SegmentBuf) -> Result<Option<Chain>, QueueError> {
         if self.next_avail == self.seen_avail && !self.look()? {
             return Ok(None);
         }
         let head = self.rings.avail_entry(self.next_avail);
         self.take(head)?;
-        let walk = Walk::new(&self.memory, &mut self.hint, segments, self.indirect);
-        match walk.chain(&self.rings, head) {
+        let walk = Walk { memory: &self.memory, segments, indirect: self.indirect };
+        match walk.chain(&self.rings, head, &mut self.near) {
             Ok(chain) => Ok(Some(chain)),
             Err(fault) => Err(QueueError::Chain { head, fault }),
         }
     }
 
     /// Looks at the driver's index; whether there is something to take.
-    #[inline]
+    #[inline(never)]
     fn look(&mut self) -> Result<bool, RingFault> {
         if let Some(fault) = self.broken {
             return Err(fault);
@@ -197,7 +198,7 @@ impl Queue {
         Ok(to != self.next_avail)
     }
 
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, head: u16) -> Result<(), RingFault> {
         if head >= self.size {
             return Err(self.break_ring(RingFault::HeadBeyondTable(head)));
@@ -223,7 +224,7 @@ impl Queue {
     ///
     /// # Panics
     /// If the head is not in flight.
-    #[inline]
+    #[inline(always)]
     pub fn complete(&mut self, head: u16, written: u32) {
         let (word, bit) = place(head);
         assert!(self.in_flight[word] & bit != 0, "head {head} is completed once, after it was popped");

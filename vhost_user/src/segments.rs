@@ -60,7 +60,7 @@ impl SegmentBuf {
     }
 
     /// Appends; `false` if there is no room.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub(crate) fn push(&mut self, segment: Segment) -> bool {
         if self.len > self.border {

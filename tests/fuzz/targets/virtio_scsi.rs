@@ -7,10 +7,10 @@ use pollux_vhost_scsi::{Address, lun};
 
 fuzz_target!(|data: &[u8]| {
     if let Some(bytes) = data.first_chunk::<COMMAND_LEN>() {
-        let command = Command::parse(bytes);
-        assert_eq!(command.tag.to_le_bytes(), bytes[8..16]);
-        assert_eq!(command.cdb[..], bytes[19..]);
-        address(command.lun);
+        let command = Command::new(*bytes);
+        assert_eq!(command.tag().to_le_bytes(), bytes[8..16]);
+        assert_eq!(command.cdb()[..], bytes[19..]);
+        address(command.lun());
     }
     if let Some(Control::Tmf { lun, .. }) = Control::parse(data) {
         assert!(data.len() >= 24, "a function from a header that is too short");

@@ -7,6 +7,7 @@ use pollux_core::Segment;
 use pollux_core::segment::{copy_from, copy_to};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
+use crate::mapping::Window;
 use crate::testing::{TestMemory, USER_BASE};
 use crate::{Memory, MemoryError, MemoryFault, RegionInfo, SegmentBuf};
 
@@ -52,14 +53,16 @@ fn t10_a_range_across_adjacent_regions_is_whole_and_a_hole_is_a_fault() {
 }
 
 #[test]
-fn every_hint_finds_every_region() {
+fn every_window_finds_every_region() {
     let guest = TestMemory::new(&[(0, 0x1000), (0x1000, 0x1000), (0x4000, 0x1000)]);
     let memory = guest.memory();
     for (gpa, byte) in [(0u64, 1u8), (0xfff, 2), (0x1000, 3), (0x4fff, 4)] {
         guest.write(gpa, &[byte]);
-        for mut hint in 0..5 {
-            let mut out = SegmentBuf::new();
-            memory.translate_near(gpa, 1, &mut hint, &mut out).unwrap();
+        for before in [0, 0xfff, 0x1000, 0x4000] {
+            let (mut near, mut out) = (Window::EMPTY, SegmentBuf::new());
+            memory.translate_near(before, 1, &mut near, &mut out).unwrap();
+            out.clear();
+            memory.translate_near(gpa, 1, &mut near, &mut out).unwrap();
             let mut read = [0];
             copy_from(out.as_slice(), 0, &mut read);
             assert_eq!(read, [byte]);

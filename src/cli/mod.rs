@@ -1,8 +1,10 @@
-//! The command line. `serve` runs the daemon; everything else is a client of its RPC socket.
+//! The command line. `serve` runs the daemon; `bench` drives a controller as a VM would;
+//! everything else is a client of its RPC socket.
 //!
 //! Exit codes: 0 done; 1 refused by the daemon, or the daemon could not start; 2 wrong usage; 3 no daemon answers.
 
 mod bdev;
+mod bench;
 mod client;
 mod output;
 mod serve;
@@ -71,6 +73,8 @@ enum Command {
     /// Controllers: what virtual machines connect to
     #[command(subcommand)]
     Vhost(vhost::VhostCommand),
+    /// Put load on a controller, as a VM would, and measure it
+    Bench(Box<bench::BenchArgs>),
     /// Print a completion script
     Completions {
         /// The shell to print it for
@@ -132,6 +136,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status => status::run(&mut connect()?, &output),
         Command::Bdev(command) => bdev::run(&command, connect, &output),
         Command::Vhost(command) => vhost::run(&command, connect, &output),
+        Command::Bench(args) => bench::run(*args, &output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pollux", &mut script);
@@ -195,6 +200,11 @@ mod tests {
             "pollux vhost attach vm1 m0 --target 0 --lun 1 --exclusive",
             "pollux vhost detach vm1 --target 0 --lun 1",
             "pollux vhost delete vm1 --force",
+            "pollux bench --socket /s --json",
+            "pollux bench --socket /a --socket /b --target 1 --lun 2 --rw randrw --rwmixread 50 --bs 8k --qd 1 --queues 2 \
+             --queue-size 256 --time 0.5 --ramp 1 --offset 1M --size 1G --fill --seed 7 --core 1 --kick always \
+             --interrupt --gap 100 --hugepages off --event-idx on --indirect on --timeout 5 --progress --verbose",
+            "pollux bench --socket /s --core none",
             "pollux completions bash",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
@@ -212,6 +222,10 @@ mod tests {
             "pollux vhost detach vm1",
             "pollux vhost attach vm1 m0 --target 256",
             "pollux vhost attach vm1 m0 --lun 16384",
+            "pollux bench",
+            "pollux bench --socket /s --rw sideways",
+            "pollux bench --socket /s --bs 4q",
+            "pollux bench --socket /s --time -1",
             "pollux completions tcl",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");

@@ -45,6 +45,10 @@ pub trait Device: Bdev {
         Err(BdevError::Unsupported { name: self.product_name().to_owned(), what: "resize" })
     }
 
+    /// Looks after what is not on any request's way. Called about once a second by a housekeeping thread; may take some
+    /// tens of milliseconds.
+    fn tend(&self) {}
+
     /// The controls of a `delay` device.
     fn as_delay(&self) -> Option<&Delay> {
         None

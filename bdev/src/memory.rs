@@ -19,6 +19,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// The unit in which memory is given back.
 pub(crate) const PAGE: usize = 4096;
+/// A huge page.
+pub(crate) const HUGE: usize = 2 << 20;
 
 /// An anonymous mapping, all zeroes at first. A page takes no memory until it is written.
 #[derive(Debug)]
@@ -39,13 +41,13 @@ impl Mapping {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )?
         };
-        // Huge pages would make a written byte cost 2 MiB. Where the kernel knows none the advice fails: no matter.
+        // Huge pages would make a written byte cost 2 MiB; `collapse` makes them where that is no waste. Where the kernel
+        // knows none the advice fails: no matter.
         // SAFETY: the advice concerns only the mapping just made and changes no content.
         let _ = unsafe { madvise(addr, len, Advice::LinuxNoHugepage) };
         Ok(Mapping { addr: addr as usize, len })
     }
 
-    #[cfg(test)]
     pub(crate) const fn len(&self) -> usize {
         self.len
     }
@@ -79,6 +81,42 @@ impl Mapping {
         if dropped.is_err() {
             // Locked memory cannot be given back; zeroes are promised all the same.
             self.fill_zero(first, last - first);
+        }
+    }
+
+    /// The offset of the first huge page that lies inside as a whole.
+    pub(crate) const fn first_huge(&self) -> usize {
+        self.addr.next_multiple_of(HUGE) - self.addr
+    }
+
+    /// How many of the small pages of the huge page at `offset` take memory.
+    ///
+    /// # Panics
+    /// If it does not lie inside as a whole.
+    pub(crate) fn resident(&self, offset: usize) -> usize {
+        self.check(offset, HUGE);
+        let mut pages = [0u8; HUGE / PAGE];
+        // SAFETY: the range is inside the mapping, and the array has a byte for each of its pages.
+        let told = unsafe { libc::mincore((self.addr + offset) as *mut _, HUGE, pages.as_mut_ptr()) };
+        if told == 0 { pages.iter().filter(|page| **page & 1 == 1).count() } else { 0 }
+    }
+
+    /// Has the kernel make one huge page of the small ones at `offset`. Content stays as it is; a reactor that touches
+    /// the page at this moment waits for the copy.
+    ///
+    /// # Errors
+    /// If the kernel has none, or not now.
+    ///
+    /// # Panics
+    /// If it does not lie inside as a whole.
+    pub(crate) fn collapse(&self, offset: usize) -> Result<(), Errno> {
+        self.check(offset, HUGE);
+        let at = (self.addr + offset) as *mut _;
+        // SAFETY: both advices concern whole pages of a private anonymous mapping that is ours, and change no content.
+        unsafe {
+            madvise(at, HUGE, Advice::LinuxHugepage)?;
+            // `MADV_COLLAPSE` (Linux 6.1).
+            if libc::madvise(at, HUGE, 25) == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(errno())) }
         }
     }
 
@@ -178,6 +216,73 @@ pub(crate) fn scatter(from: Segment, segments: &[Segment], at: usize) -> usize {
     })
 }
 
+/// Like [`gather`], past the processor's caches where it can be: for a medium so large that what is written now will have
+/// left them before it is read. [`settle`] comes before anybody is told.
+pub(crate) fn gather_past_caches(segments: &[Segment], to: Segment) -> usize {
+    let mut done = 0;
+    for_range(segments, 0, to.len(), |part| {
+        stream(part, to.slice(done, part.len()));
+        done += part.len();
+    })
+}
+
+/// A line of the caches, which is what a store past them writes at once.
+const LINE: usize = 64;
+
+#[cfg(target_arch = "x86_64")]
+fn stream(from: Segment, to: Segment) {
+    use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+    if !to.addr().is_multiple_of(LINE) {
+        return copy(from, to);
+    }
+    let lines = from.len() / LINE;
+    assert!(to.len() >= lines * LINE, "both ends of a copy have the same length");
+    for line in 0..lines {
+        let from = (from.addr() + line * LINE) as *const __m128i;
+        let to = (to.addr() + line * LINE) as *mut __m128i;
+        // SAFETY: the line lies inside both segments, whose makers keep them mapped until their requests have
+        // completed, and `to` is aligned. All of it is read before any is written, so it does not matter if a hostile
+        // guest's two addresses are the same memory.
+        unsafe {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|part| _mm_loadu_si128(from.add(part)));
+            _mm_stream_si128(to, a);
+            _mm_stream_si128(to.add(1), b);
+            _mm_stream_si128(to.add(2), c);
+            _mm_stream_si128(to.add(3), d);
+        }
+    }
+    let rest = lines * LINE;
+    copy(from.slice(rest, usize::MAX), to.slice(rest, usize::MAX));
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn stream(from: Segment, to: Segment) {
+    copy(from, to);
+}
+
+/// What went past the caches is seen by everybody before whatever this thread stores next.
+pub(crate) fn settle() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every processor of this architecture has the instruction, and it touches nothing.
+    unsafe {
+        core::arch::x86_64::_mm_sfence();
+    }
+}
+
+/// Asks the processor for the first `most` bytes of a segment, so that they are on their way while others are copied.
+pub(crate) fn prefetch(segment: Segment, most: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..segment.len().min(most)).step_by(LINE) {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch has no effect but on the caches, and cannot fail.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>((segment.addr() + at) as *const i8) };
+    }
+}
+
+fn errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}
+
 fn copy(from: Segment, to: Segment) {
     assert_eq!(from.len(), to.len(), "both ends of a copy have the same length");
     // SAFETY: a segment's maker keeps it mapped until its request has completed. `copy` and not `copy_nonoverlapping`:
@@ -243,6 +348,40 @@ mod tests {
     #[should_panic(expected = "of a mapping of")]
     fn a_segment_outside_is_refused() {
         let _ = Mapping::new(PAGE).unwrap().segment(PAGE - 1, 2);
+    }
+
+    #[test]
+    fn copies_past_the_caches_are_copies() {
+        let (from, to) = (Buffer::new(1000), Buffer::new(1000));
+        for at in 0..1000 {
+            xor(from.segment(), at, at as u8);
+        }
+        let pieces = [from.segment().slice(1, 130), from.segment().slice(200, 64), from.segment().slice(131, 7)];
+        for offset in [0, 64, 3] {
+            let medium = to.segment().slice(offset, 201);
+            assert_eq!(gather_past_caches(&pieces, medium), 201);
+            settle();
+            let mut bytes = [0; 201];
+            pollux_core::segment::copy_from(&[medium], 0, &mut bytes);
+            let expected: Vec<u8> = (1..131).chain(200..264).chain(131..138).map(|at: usize| at as u8).collect();
+            assert_eq!(bytes[..], expected, "at {offset}");
+        }
+    }
+
+    #[test]
+    fn a_huge_page_keeps_what_was_written() {
+        let mapping = Mapping::new(3 * HUGE).unwrap();
+        let at = mapping.first_huge();
+        assert_eq!(mapping.resident(at), 0);
+        fill(&mapping);
+        assert_eq!(mapping.resident(at), HUGE / PAGE);
+        // Whether the kernel does it depends on its memory and settings.
+        let _ = mapping.collapse(at);
+        mapping.zero(at + PAGE, PAGE);
+        let copy = Buffer::copy_of(&[mapping.segment(at, 3 * PAGE)], 3 * PAGE);
+        let mut bytes = vec![0; 3 * PAGE];
+        pollux_core::segment::copy_from(copy.list().as_slice(), 0, &mut bytes);
+        assert_eq!(bytes, [vec![7; PAGE], vec![0; PAGE], vec![7; PAGE]].concat());
     }
 
     #[test]

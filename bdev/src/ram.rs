@@ -5,16 +5,20 @@
 //! that write the same byte at once get what two writers of a real disk get. There is no volatile cache, so flush and
 //! FUA cost nothing.
 //!
-//! The bytes move in `poll`, a bounded amount in each, so that one huge request does not hold up a turn.
+//! The bytes move in `poll`, a bounded amount in each, so that one huge request does not hold up a turn. Where nearly all
+//! pages of a huge page have been written, `tend` makes one of them: without it, each request for a disk of a GiB begins
+//! with misses of the processor's translation cache.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pollux_core::segment::for_range;
 use pollux_core::{Bdev, Channel, Completion, Cx, Discard, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 
-use crate::memory::{Mapping, PAGE, gather, scatter};
+use crate::memory::{HUGE, Mapping, PAGE, gather, gather_past_caches, prefetch, scatter, settle};
 use crate::{BdevError, Device, MAX_DEPTH, RamSpec};
 
 /// Bytes copied in one poll before others get their turn.
@@ -22,10 +26,57 @@ const COPY_BUDGET: u64 = 1 << 20;
 /// Bytes zeroed in one poll: dropping pages is cheaper than copying them.
 const ZERO_BUDGET: u64 = 32 << 20;
 
+/// A medium from this size on is written past the processor's caches: it is larger than they are.
+const PAST_CACHES_FROM: usize = 32 << 20;
+/// How much of the next read is asked for while one is copied. More made it slower: the processor's own prefetching takes
+/// over then.
+const AHEAD: usize = 1024;
+/// Small pages that have to be there for a huge one to be made: at most an eighth more memory is taken then.
+const DENSE: usize = HUGE / PAGE / 8 * 7;
+/// Huge pages that one `tend` looks at, and makes, at most: some tens of milliseconds of a housekeeping thread.
+const LOOKS: usize = 4096;
+const MADE: usize = 256;
+
+/// What reactors and the housekeeping share.
+struct Medium {
+    memory: Mapping,
+    /// Something was written since `tend` last began at the start.
+    written: AtomicBool,
+    past_caches: bool,
+}
+
 /// The device.
 pub struct Ram {
     shape: Shape,
-    medium: Arc<Mapping>,
+    medium: Arc<Medium>,
+    tended: Mutex<Tended>,
+}
+
+/// How far `tend` is.
+struct Tended {
+    /// Which huge page it looks at next; `None`: the kernel makes none.
+    next: Option<usize>,
+    /// Those that were made, by number, as far as there are any.
+    made: Vec<bool>,
+    /// How many runs of neighbours they are.
+    runs: usize,
+}
+
+/// Each run of huge pages is a mapping of its own to the kernel, which lets a process have 65530 of them: guest memory
+/// needs some, too.
+static RUNS: AtomicUsize = AtomicUsize::new(0);
+const RUNS_MAX: usize = 8192;
+
+impl Drop for Tended {
+    fn drop(&mut self) {
+        RUNS.fetch_sub(self.runs, Ordering::Relaxed);
+    }
+}
+
+/// Whether the operator lets processes have huge pages at all.
+fn huge_pages_allowed() -> bool {
+    let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    setting.is_ok_and(|setting| !setting.contains("[never]"))
 }
 
 impl Ram {
@@ -44,10 +95,13 @@ impl Ram {
             optimal_io: 0,
             rotation_rate: 1,
         };
-        let medium = Mapping::new(shape.bytes() as usize).map_err(|errno| {
+        let memory = Mapping::new(shape.bytes() as usize).map_err(|errno| {
             BdevError::os("map memory for", &format!("{} ({} bytes)", spec.name, shape.bytes()), errno)
         })?;
-        Ok(Ram { shape, medium: Arc::new(medium) })
+        let past_caches = memory.len() >= PAST_CACHES_FROM;
+        let medium = Arc::new(Medium { memory, written: AtomicBool::new(false), past_caches });
+        let tended = Tended { next: huge_pages_allowed().then_some(0), made: Vec::new(), runs: 0 };
+        Ok(Ram { shape, medium, tended: Mutex::new(tended) })
     }
 }
 
@@ -75,6 +129,57 @@ impl Device for Ram {
     fn driver_specific(&self) -> Value {
         json!({})
     }
+
+    fn tend(&self) {
+        let mut tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(from) = tended.next else { return };
+        if from == 0 && !self.medium.written.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        tended.next = match tended.go_on(from, &self.medium.memory) {
+            Ok(at) => Some(at),
+            // Out of memory for now, say: when something has been written, it is tried again.
+            Err(Errno::AGAIN | Errno::NOMEM | Errno::BUSY) => Some(0),
+            Err(_) => None,
+        };
+    }
+}
+
+impl Tended {
+    /// Looks at some huge pages from number `from` on, and makes those that are dense. Returns where to go on; 0: at the
+    /// start, when something has been written.
+    fn go_on(&mut self, from: usize, memory: &Mapping) -> Result<usize, Errno> {
+        let first = memory.first_huge();
+        let count = memory.len().saturating_sub(first) / HUGE;
+        let (mut at, mut made) = (from, 0);
+        while at < count.min(from + LOOKS) && made < MADE {
+            let offset = first + at * HUGE;
+            if memory.resident(offset) >= DENSE && self.admit(at) {
+                memory.collapse(offset)?;
+                made += 1;
+            }
+            at += 1;
+        }
+        Ok(if at < count { at } else { 0 })
+    }
+
+    /// Whether there may be a huge page of this number: it is one already, is a neighbour of one, or may begin a run.
+    fn admit(&mut self, number: usize) -> bool {
+        let is_made = |made: &[bool], at: usize| made.get(at).copied().unwrap_or(false);
+        let near = [Some(number), number.checked_sub(1), number.checked_add(1)];
+        if !near.into_iter().flatten().any(|at| is_made(&self.made, at)) {
+            if RUNS.fetch_add(1, Ordering::Relaxed) >= RUNS_MAX {
+                RUNS.fetch_sub(1, Ordering::Relaxed);
+                return false;
+            }
+            self.runs += 1;
+        }
+        if self.made.len() <= number {
+            self.made.resize(number + 1, false);
+        }
+        self.made[number] = true;
+        true
+    }
 }
 
 /// A request and how far it is.
@@ -85,7 +190,7 @@ struct Pending {
 
 impl Pending {
     /// Moves up to `budget` bytes; returns how many budget bytes that took.
-    fn advance(&mut self, medium: &Mapping, budget: u64) -> u64 {
+    fn advance(&mut self, medium: &Medium, budget: u64) -> u64 {
         let Io { op, offset, len, data, .. } = self.io;
         let left = len - self.done;
         let (at, skip) = ((offset + self.done) as usize, self.done as usize);
@@ -97,13 +202,19 @@ impl Pending {
             Op::Discard | Op::WriteZeroes => {
                 let ratio = ZERO_BUDGET / COPY_BUDGET;
                 let part = left.min(budget * ratio);
-                medium.zero(at, part as usize);
+                medium.memory.zero(at, part as usize);
                 self.done += part;
                 part.div_ceil(ratio)
             }
+            Op::Write if medium.past_caches && left <= budget && skip == 0 => {
+                let moved = gather_past_caches(data.as_slice(), medium.memory.segment(at, left as usize));
+                assert_eq!(moved as u64, left, "the segments hold what the request says");
+                self.done = len;
+                left
+            }
             Op::Read | Op::Write => {
                 let part = left.min(budget);
-                let on_medium = medium.segment(at, part as usize);
+                let on_medium = medium.memory.segment(at, part as usize);
                 let mut moved = 0;
                 let memory = data.as_slice();
                 for_range(memory, skip, part as usize, |piece| {
@@ -123,7 +234,7 @@ impl Pending {
 
 struct RamChannel {
     depth: u32,
-    medium: Arc<Mapping>,
+    medium: Arc<Medium>,
     queue: VecDeque<Pending>,
     aborted: Vec<Completion>,
 }
@@ -147,14 +258,24 @@ impl Channel for RamChannel {
     fn poll(&mut self, _: &mut Cx<'_>, done: &mut Vec<Completion>) {
         done.append(&mut self.aborted);
         let mut budget = COPY_BUDGET;
-        while let Some(first) = self.queue.front_mut() {
-            if budget == 0 {
-                return;
+        let mut wrote = false;
+        while budget > 0 && !self.queue.is_empty() {
+            if let Some(Pending { io: Io { op: Op::Read, offset, .. }, done }) = self.queue.get(1) {
+                let room = self.medium.memory.len() - (offset + done) as usize;
+                prefetch(self.medium.memory.segment((offset + done) as usize, AHEAD.min(room)), AHEAD);
             }
+            let Some(first) = self.queue.front_mut() else { break };
+            wrote |= first.io.op == Op::Write;
             budget -= first.advance(&self.medium, budget);
             if first.io.op == Op::Flush || first.done == first.io.len {
                 done.push(Completion { tag: first.io.tag, result: Ok(()) });
                 self.queue.pop_front();
+            }
+        }
+        if wrote {
+            settle();
+            if !self.medium.written.load(Ordering::Relaxed) {
+                self.medium.written.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -209,6 +330,43 @@ mod tests {
             [Completion { tag: 1, result: Err(IoError::Aborted) }, Completion { tag: 2, result: Ok(()) }]
         );
         assert_eq!(rig.next(), Next::Idle);
+    }
+
+    #[test]
+    fn a_disk_that_is_tended_keeps_its_data_and_gives_memory_back() {
+        let device = ram(4096, 16 << 10);
+        let mut rig = Rig::new(&*device);
+        let block = |n: u64| vec![(n % 251) as u8; 64 << 10];
+        for n in 0..1024 {
+            rig.write(n * (64 << 10), &block(n), IoFlags::empty()).unwrap();
+            if n % 300 == 0 {
+                device.tend();
+            }
+        }
+        device.tend();
+        rig.run(Io::without_data(0, Op::Discard, IoFlags::empty(), 0, 5 << 20)).unwrap();
+        rig.write(0, &block(7), IoFlags::empty()).unwrap();
+        device.tend();
+        device.tend();
+        assert_eq!(rig.read(0, 64 << 10).unwrap(), block(7));
+        assert_eq!(rig.read(4 << 20, 64 << 10).unwrap(), vec![0; 64 << 10]);
+        for n in 80..1024 {
+            assert_eq!(rig.read(n * (64 << 10), 64 << 10).unwrap(), block(n));
+        }
+    }
+
+    #[test]
+    fn runs_of_huge_pages_are_counted_once_and_given_back() {
+        let mut tended = Tended { next: Some(0), made: Vec::new(), runs: 0 };
+        for number in [5, 6, 7, 5, 9, 4, 8] {
+            assert!(tended.admit(number));
+        }
+        assert_eq!(tended.runs, 2, "5 and 9 began one");
+        let begun = (0..=RUNS_MAX).take_while(|n| tended.admit(100 + 2 * n)).count();
+        assert!(begun <= RUNS_MAX - 2, "there is an end to them");
+        assert!(tended.admit(10), "a neighbour costs nothing");
+        drop(tended);
+        assert!(RUNS.load(Ordering::Relaxed) < RUNS_MAX / 2);
     }
 
     #[test]

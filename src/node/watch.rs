@@ -1,4 +1,5 @@
-//! What is looked at each second: bdevs that were missing, and sizes that have changed.
+//! What is looked at each second: bdevs that were missing, sizes that have changed, and devices that have work of their
+//! own to do.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -69,6 +70,9 @@ impl Watch {
 impl Node {
     /// Opens what has come back. `waiting` are the bdevs that are back and whose LUNs are not: the next look tries again.
     fn look(&self, waiting: &mut Vec<Uuid>) {
+        for device in self.bdevs.list().iter().filter_map(|entry| entry.device()) {
+            device.tend();
+        }
         for entry in self.bdevs.retry_missing() {
             tracing::info!("bdev '{}' is back", entry.name());
             self.notifications.add(Kind::BdevOnline, entry.name());

@@ -10,6 +10,9 @@ use serde::Deserialize;
 /// Where the RPC socket is if nobody says otherwise.
 pub const DEFAULT_RPC_SOCKET: &str = "/run/pollux/rpc.sock";
 
+/// What a wake-up is worth if nobody says otherwise: the reads of a fast disk are waited for, those of a slow one are not.
+pub const DEFAULT_SPIN_MAX_US: u64 = 100;
+
 /// What was given, in one place (the command line or the file).
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -26,6 +29,8 @@ pub struct Given {
     pub metrics_listen: Option<SocketAddr>,
     /// How reactors idle.
     pub poll: Option<Poll>,
+    /// How long adaptive polling looks in vain at most, in microseconds.
+    pub spin_max_us: Option<u64>,
     /// Start empty, save nothing.
     pub ephemeral: Option<bool>,
     /// Group of the controllers' sockets.
@@ -73,6 +78,8 @@ pub struct Settings {
     pub metrics_listen: Option<SocketAddr>,
     /// How reactors idle.
     pub poll: Poll,
+    /// How long adaptive polling looks in vain at most, in microseconds.
+    pub spin_max_us: u64,
     /// Start empty, save nothing.
     pub ephemeral: bool,
     /// Group id of the controllers' sockets.
@@ -113,6 +120,9 @@ pub enum ConfigError {
     /// A mode that is none.
     #[error("--vhost-socket-mode {0}: give octal digits up to 0777, for example 0660")]
     Mode(String),
+    /// Longer than adaptive polling makes sense.
+    #[error("--spin-max-us {0}: give at most {SPIN_MAX_US}, or --poll always if reactors are never to sleep")]
+    SpinMax(u64),
     /// No such group.
     #[error("{flag} {name}: there is no such group; give its name or its number")]
     Group {
@@ -145,6 +155,7 @@ impl Given {
             vhost_dir: self.vhost_dir.or(below.vhost_dir),
             metrics_listen: self.metrics_listen.or(below.metrics_listen),
             poll: self.poll.or(below.poll),
+            spin_max_us: self.spin_max_us.or(below.spin_max_us),
             ephemeral: self.ephemeral.or(below.ephemeral),
             vhost_socket_group: self.vhost_socket_group.or(below.vhost_socket_group),
             vhost_socket_mode: self.vhost_socket_mode.or(below.vhost_socket_mode),
@@ -167,12 +178,19 @@ impl Given {
             vhost_dir: self.vhost_dir.unwrap_or_else(|| "/run/pollux/vhost".into()),
             metrics_listen: self.metrics_listen,
             poll: self.poll.unwrap_or_default(),
+            spin_max_us: spin_max(self.spin_max_us.unwrap_or(DEFAULT_SPIN_MAX_US))?,
             ephemeral: self.ephemeral.unwrap_or_default(),
             vhost_socket_group: group("--vhost-socket-group", self.vhost_socket_group)?,
             vhost_socket_mode: mode(self.vhost_socket_mode.as_deref().unwrap_or("0660"))?,
             rpc_socket_group: group("--rpc-socket-group", self.rpc_socket_group)?,
         })
     }
+}
+
+const SPIN_MAX_US: u64 = pollux_core::SPIN_MAX_NS / 1000;
+
+fn spin_max(us: u64) -> Result<u64, ConfigError> {
+    if us <= SPIN_MAX_US { Ok(us) } else { Err(ConfigError::SpinMax(us)) }
 }
 
 fn mode(text: &str) -> Result<u32, ConfigError> {
@@ -225,6 +243,7 @@ mod tests {
             vhost-dir = "/v"
             metrics-listen = "127.0.0.1:9"
             poll = "always"
+            spin-max-us = 20
             ephemeral = true
             vhost-socket-group = "7"
             vhost-socket-mode = "0600"
@@ -237,7 +256,7 @@ mod tests {
         assert_eq!(settings.reactors, [0]);
         assert!(!settings.ephemeral);
         assert_eq!((settings.vhost_socket_group, settings.rpc_socket_group), (Some(7), Some(8)));
-        assert_eq!((settings.vhost_socket_mode, settings.poll), (0o600, Poll::Always));
+        assert_eq!((settings.vhost_socket_mode, settings.poll, settings.spin_max_us), (0o600, Poll::Always, 20));
         assert_eq!(settings.vhost_dir, PathBuf::from("/v"));
     }
 
@@ -258,6 +277,7 @@ mod tests {
             (Given { vhost_socket_mode: Some("0999".into()), ..Given::default() }, "0999"),
             (Given { vhost_socket_mode: Some("1777".into()), ..Given::default() }, "1777"),
             (Given { vhost_socket_mode: Some("+660".into()), ..Given::default() }, "+660"),
+            (Given { spin_max_us: Some(2000), ..Given::default() }, "--spin-max-us 2000"),
             (Given { rpc_socket_group: Some("no such group".into()), ..Given::default() }, "--rpc-socket-group"),
         ] {
             let error = given.settle().expect_err("bad").to_string();

@@ -5,6 +5,7 @@
 //! systemd hear READY. The end goes the other way round. Everything is a thread of this one process.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pollux_bdev::Registry;
@@ -112,13 +113,14 @@ fn reactor_config(settings: &Settings) -> ReactorConfig {
         Poll::Adaptive => PollMode::Adaptive,
         Poll::Always => PollMode::Always,
     };
-    ReactorConfig { cores: settings.reactors.clone(), poll, ..ReactorConfig::default() }
+    let spin_max = Duration::from_micros(settings.spin_max_us);
+    ReactorConfig { cores: settings.reactors.clone(), poll, spin_max, ..ReactorConfig::default() }
 }
 
 fn worker_config(settings: &Settings) -> WorkerConfig {
     match settings.poll {
-        Poll::Adaptive => WorkerConfig::default(),
-        Poll::Always => WorkerConfig { spin_ns: None },
+        Poll::Adaptive => WorkerConfig { spin_max_ns: Some(settings.spin_max_us * 1000) },
+        Poll::Always => WorkerConfig { spin_max_ns: None },
     }
 }
 

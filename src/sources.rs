@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pollux_bdev::{Entry, IoSnapshot};
-use pollux_core::Op;
+use pollux_core::{Histogram, Op};
 use pollux_metrics::{HistogramSnapshot, Sink, Source};
 use pollux_vhost_scsi::{ControllerInfo, LunInfo, LunStats};
 
@@ -75,6 +75,11 @@ families! {
     REACTOR_IDLE Counter "pollux_reactor_idle_seconds_total" ["reactor"] "Time in turns that did nothing, and asleep.";
     REACTOR_TURNS Counter "pollux_reactor_turns_total" ["reactor"] "Turns of the loop.";
     REACTOR_SLEEPS Counter "pollux_reactor_sleeps_total" ["reactor"] "Times the reactor went to sleep.";
+    REACTOR_SLEEP Histogram "pollux_reactor_sleep_seconds" ["reactor"] "How long the reactor's sleeps were.";
+    REACTOR_WAKE Histogram "pollux_reactor_wake_seconds" ["reactor", "by"]
+        "How long waking took: from a message's notification, or from the time that a timed sleep was to end.";
+    REACTOR_ENTERS Counter "pollux_reactor_enters_total" ["reactor"] "Times the reactor entered the kernel's ring.";
+    REACTOR_COMPLETIONS Counter "pollux_reactor_completions_total" ["reactor"] "Completions taken from the ring.";
     SESSIONS Gauge "pollux_sessions" ["ctrlr", "state"]
         "Front ends connected to a controller: running (a queue is started) or connected (none is).";
 }
@@ -123,6 +128,11 @@ impl Source for NodeSource {
             moved_ns(sink, &REACTOR_IDLE, &labels, stats.idle_ns.get());
             moved(sink, &REACTOR_TURNS, &labels, stats.turns.get());
             moved(sink, &REACTOR_SLEEPS, &labels, stats.sleeps.get());
+            moved(sink, &REACTOR_ENTERS, &labels, stats.enters.get());
+            moved(sink, &REACTOR_COMPLETIONS, &labels, stats.completions.get());
+            recorded(sink, &REACTOR_SLEEP, &labels, &stats.sleep);
+            recorded(sink, &REACTOR_WAKE, &[&number, "message"], &stats.wake_by_message);
+            recorded(sink, &REACTOR_WAKE, &[&number, "timer"], &stats.wake_by_timer);
         }
         self.sessions(sink, &controllers);
     }
@@ -217,6 +227,12 @@ fn moved_ns(sink: &mut Sink, family: &Family, values: &[&str], ns: u64) {
     }
 }
 
+fn recorded(sink: &mut Sink, family: &Family, values: &[&str], kept: &Histogram) {
+    let mut latency = HistogramSnapshot::default();
+    latency.add(kept);
+    histogram(sink, family, values, &latency);
+}
+
 fn histogram(sink: &mut Sink, family: &Family, values: &[&str], latency: &HistogramSnapshot) {
     if latency.count() > 0 {
         sink.histogram(family.name, family.help, &pairs(family, values), latency);
@@ -245,7 +261,7 @@ mod tests {
     fn names_follow_the_rules_of_the_format() {
         for family in FAMILIES {
             assert_eq!(family.name.ends_with("_total"), family.kind == Kind::Counter, "{}", family.name);
-            assert_eq!(family.name.ends_with("_latency_seconds"), family.kind == Kind::Histogram, "{}", family.name);
+            assert_eq!(family.name.ends_with("_seconds"), family.kind == Kind::Histogram, "{}", family.name);
         }
     }
 }

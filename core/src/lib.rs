@@ -15,6 +15,7 @@ pub mod io;
 pub mod ring;
 pub mod segment;
 pub mod slab;
+pub mod spin;
 pub mod stats;
 pub mod worker;
 
@@ -23,5 +24,6 @@ pub use io::{Completion, Io, IoError, IoFlags, Op, Tag};
 pub use ring::{ClientId, Done, Entry, FileSlot, Ring, RingError, RingOp, Token};
 pub use segment::{Segment, SegmentList};
 pub use slab::Slab;
+pub use spin::{SPIN_MAX_NS, SpinBudget};
 pub use stats::{Counter, Histogram, IoStats};
 pub use worker::{Cx, Post, PostError, Worker};

@@ -24,7 +24,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use pollux_core::{Post, PostError};
 use rustix::event::{EventfdFlags, eventfd};
+
+use crate::ring::monotonic_ns;
 
 /// How long a sender waits for room.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,6 +45,8 @@ pub(crate) struct Wake {
     stop: AtomicBool,
     /// Takes no messages any more.
     stopped: AtomicBool,
+    /// When the eventfd was written last; 0 since the reactor has looked at it. For the statistics only.
+    sent: AtomicU64,
     event: OwnedFd,
 }
 
@@ -52,6 +56,7 @@ impl Wake {
             asleep: CachePadded::new(AtomicBool::new(false)),
             stop: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
@@ -61,6 +66,7 @@ impl Wake {
     pub(crate) fn notify(&self) {
         fence(SeqCst);
         if self.asleep.load(Relaxed) && self.asleep.swap(false, Relaxed) {
+            self.sent.store(monotonic_ns(), Relaxed);
             // A full eventfd (EAGAIN) is readable: the reactor wakes up all the same.
             let _full = rustix::io::write(&self.event, &1u64.to_ne_bytes());
         }
@@ -76,9 +82,11 @@ impl Wake {
         self.asleep.store(false, Relaxed);
     }
 
-    /// Takes the eventfd's count, when the ring has said that there is one.
-    pub(crate) fn take_event(&self) {
+    /// Takes the eventfd's count, when the ring has said that there is one. Returns when it was written; 0 if a write
+    /// before this one's has taken the time with it.
+    pub(crate) fn take_event(&self) -> u64 {
         let _nothing_there = rustix::io::read(&self.event, &mut [0u8; 8]);
+        self.sent.swap(0, Relaxed)
     }
 
     pub(crate) fn event(&self) -> BorrowedFd<'_> {

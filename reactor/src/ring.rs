@@ -154,10 +154,16 @@ impl UringRing {
     }
 }
 
+/// The clock of all reactors and of those who write to them.
+#[inline]
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 impl Ring for UringRing {
     fn now_ns(&self) -> u64 {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+        monotonic_ns()
     }
 
     fn add_client(&mut self, depth: u32) -> Result<ClientId, RingError> {

@@ -35,8 +35,9 @@ pub struct Config {
     pub cores: Vec<usize>,
     /// Whether they may sleep.
     pub poll: PollMode,
-    /// How long a reactor goes on turning after the last turn that did something.
-    pub spin: Duration,
+    /// How long a reactor that could sleep goes on turning at most; it learns how long is worth it. Up to
+    /// [`SPIN_MAX_NS`](pollux_core::SPIN_MAX_NS).
+    pub spin_max: Duration,
     /// The longest sleep, so that the counters of a reactor without work stay fresh.
     pub max_sleep: Duration,
     /// Messages from the control plane that one reactor's mailbox holds.
@@ -52,7 +53,7 @@ impl Default for Config {
         Config {
             cores: Vec::new(),
             poll: PollMode::Adaptive,
-            spin: Duration::from_micros(50),
+            spin_max: Duration::from_micros(100),
             max_sleep: Duration::from_secs(1),
             mailbox: 1024,
             between: 256,
@@ -117,12 +118,12 @@ pub struct Reactors<M> {
 /// # Panics
 /// If there are not as many workers as cores.
 pub fn start<W: Worker + 'static>(config: Config, workers: Vec<W>) -> Result<Reactors<W::Message>, StartError> {
-    let Config { cores, poll, spin, max_sleep, mailbox, between, ring } = config;
+    let Config { cores, poll, spin_max, max_sleep, mailbox, between, ring } = config;
     assert_eq!(cores.len(), workers.len(), "one worker for each core");
     check_cores(&cores)?;
     let mailboxes = mailboxes(&cores, mailbox)?;
     let peers = connect(&mailboxes, between);
-    let idling = Idling { mode: poll, spin: ns(spin), max_sleep: ns(max_sleep) };
+    let idling = Idling { mode: poll, spin_max: ns(spin_max), max_sleep: ns(max_sleep) };
     let poster = Arc::new(Poster { mailboxes });
     let mut reactors = Reactors { poster, stats: Vec::new(), threads: Vec::new() };
     let (ready, started) = mpsc::channel();

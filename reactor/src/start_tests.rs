@@ -94,6 +94,10 @@ impl Worker for Echo {
     }
 }
 
+fn recorded(histogram: &pollux_core::Histogram) -> u64 {
+    histogram.counts().sum()
+}
+
 const LONG: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(10);
 
@@ -160,6 +164,9 @@ fn idle_reactors_sleep_and_posts_wake_them() {
     wait_until("it falls asleep again", || stats[0].in_sleep());
     assert!(stats[0].wakeups.get() >= 1 && stats[0].sleeps.get() >= 2 && stats[0].messages.get() == 1);
     assert!(stats[0].idle_ns.get() >= 100_000_000, "time asleep is idle time");
+    assert!(recorded(&stats[0].sleep) >= 1 && stats[0].sleep.sum() >= 100_000_000, "the sleep that ended is recorded");
+    assert!(recorded(&stats[0].wake_by_message) >= 1, "and how long the wake-up took");
+    assert_eq!(recorded(&stats[0].wake_by_timer), 0, "no timer ended it");
     assert!(stats[0].busy_ns.get() < 100_000_000);
     reactors.stop();
 }
@@ -206,6 +213,7 @@ fn counters_of_a_sleeper_stay_fresh() {
     let stats = &reactors.stats()[0];
     let before = stats.idle_ns.get();
     wait_until("idle time grows", || stats.idle_ns.get() > before + 50_000_000);
+    assert!(recorded(&stats.wake_by_timer) >= 3 && recorded(&stats.wake_by_message) == 0);
     reactors.stop();
 }
 
@@ -267,7 +275,7 @@ fn post_at_all_moments(reactors: &Reactors<Message>, message: impl Fn(usize, Arc
 fn sleepy(count: usize) -> Reactors<Message> {
     let mut config = config();
     config.cores.truncate(count);
-    started(Config { spin: Duration::ZERO, ..config })
+    started(Config { spin_max: Duration::ZERO, ..config })
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use pollux_core::Counter;
+use pollux_core::{Counter, Histogram};
 
 use crate::RingFeatures;
 
@@ -36,6 +36,12 @@ pub struct ReactorStats {
     pub completions: Counter,
     /// Times it entered the kernel.
     pub enters: Counter,
+    /// How long its sleeps were.
+    pub sleep: Histogram,
+    /// From a sender's write to the eventfd to the reactor's next turn.
+    pub wake_by_message: Histogram,
+    /// How late sleeps ended that nothing but their time ended.
+    pub wake_by_timer: Histogram,
     in_sleep: AtomicBool,
 }
 
@@ -54,6 +60,9 @@ impl ReactorStats {
             messages: Counter::default(),
             completions: Counter::default(),
             enters: Counter::default(),
+            sleep: Histogram::default(),
+            wake_by_message: Histogram::default(),
+            wake_by_timer: Histogram::default(),
             in_sleep: AtomicBool::new(false),
         }
     }

@@ -2,12 +2,15 @@
 //!
 //! A turn: messages, [`Worker::poll`], messages for others, one enter. The clock is read once a turn, after it, and once
 //! after a sleep; the time since the last reading was busy if the turn did anything, and idle if not or asleep.
+//!
+//! A reactor whose worker lets it sleep goes on turning for a time that it learns from how long work was not there on
+//! such occasions ([`SpinBudget`]), and then sleeps in the ring until that, a sender or a timer ends it.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pollux_core::{ClientId, Cx, Done, Entry, Next, Ring, RingOp, Token, Worker};
+use pollux_core::{ClientId, Cx, Done, Entry, Next, Ring, RingOp, SpinBudget, Token, Worker};
 use rtrb::{Consumer, Producer, PushError};
 
 use crate::mailbox::{Mailbox, Wake};
@@ -22,7 +25,7 @@ const WAKE: Token = Token { index: 0, generation: 0 };
 #[derive(Clone, Copy)]
 pub(crate) struct Idling {
     pub(crate) mode: PollMode,
-    pub(crate) spin: u64,
+    pub(crate) spin_max: u64,
     pub(crate) max_sleep: u64,
 }
 
@@ -51,6 +54,8 @@ pub(crate) struct Reactor<W: Worker> {
     wake_armed: bool,
     wake_done: Vec<Done>,
     idling: Idling,
+    /// How long to go on turning when it could sleep.
+    spin: SpinBudget,
     stats: Arc<ReactorStats>,
 }
 
@@ -80,6 +85,7 @@ impl<W: Worker> Reactor<W> {
             wake_armed: false,
             wake_done: Vec::with_capacity(1),
             idling,
+            spin: SpinBudget::new(idling.spin_max),
             stats,
         }
     }
@@ -87,20 +93,17 @@ impl<W: Worker> Reactor<W> {
     /// Turns until asked to stop.
     pub(crate) fn run(&mut self) {
         let mut now = self.ring.now_ns();
-        let mut last_useful = now;
         while !self.mailbox.wake.asked_to_stop() {
-            let useful = self.turn(now);
-            let end = self.ring.now_ns();
-            self.account(end.saturating_sub(now), useful);
-            now = end;
+            let start = now;
+            let useful = self.turn(start);
+            now = self.ring.now_ns();
+            self.account(now.saturating_sub(start), useful);
             if useful {
-                last_useful = now;
-            } else if self.idling.mode == PollMode::Adaptive && now.saturating_sub(last_useful) >= self.idling.spin {
-                if self.sleep(now) {
-                    let woken = self.ring.now_ns();
-                    self.account(woken.saturating_sub(now), false);
-                    now = woken;
-                }
+                self.spin.worked(start);
+            } else if let Some(ns) = self.may_sleep(now)
+                && self.spin.in_vain(now)
+            {
+                now = self.sleep(now, ns);
             } else {
                 std::hint::spin_loop();
             }
@@ -174,24 +177,26 @@ impl<W: Worker> Reactor<W> {
 
     /// How long nothing can happen unless the ring or a sender wakes the reactor; `None`: it should go on turning.
     fn may_sleep(&self, now: u64) -> Option<u64> {
+        if self.idling.mode == PollMode::Always {
+            return None;
+        }
         let ns = match self.worker.next() {
             Next::Now => return None,
             Next::At(when) => when.saturating_sub(now),
             Next::Ring | Next::Idle => u64::MAX,
         };
-        // A sleep shorter than the spinning before it is not worth its system call.
-        if self.refused || ns <= self.idling.spin { None } else { Some(ns.min(self.idling.max_sleep)) }
+        // A timer that is nearer than the price of a wake-up is waited for.
+        if self.refused || ns <= self.idling.spin_max { None } else { Some(ns.min(self.idling.max_sleep)) }
     }
 
-    /// Sleeps in the ring if that is right: S1 to S4 of `mailbox.rs`. Returns whether it did.
-    fn sleep(&mut self, now: u64) -> bool {
-        let Some(ns) = self.may_sleep(now) else { return false };
+    /// Sleeps in the ring for at most `ns`, unless something has come: S1 to S4 of `mailbox.rs`. Returns the time then.
+    fn sleep(&mut self, now: u64, ns: u64) -> u64 {
         self.arm_wake();
         let wake = &self.mailbox.wake;
         wake.falls_asleep();
         if self.has_mail() || wake.asked_to_stop() {
             wake.woken();
-            return false;
+            return now;
         }
         self.stats.sleeps.add(1);
         self.stats.set_in_sleep(true);
@@ -199,8 +204,15 @@ impl<W: Worker> Reactor<W> {
         self.mailbox.wake.woken();
         self.stats.set_in_sleep(false);
         self.stats.completions.add(completions as u64);
-        self.take_wake();
-        true
+        let woken = self.ring.now_ns();
+        let slept = woken.saturating_sub(now);
+        self.account(slept, false);
+        self.stats.sleep.record(slept);
+        if completions == 0 && slept >= ns {
+            self.stats.wake_by_timer.record(slept - ns);
+        }
+        self.take_wake(woken);
+        woken
     }
 
     fn has_mail(&self) -> bool {
@@ -210,7 +222,7 @@ impl<W: Worker> Reactor<W> {
     /// Has the ring poll the eventfd, unless it does already.
     fn arm_wake(&mut self) {
         // A poll that completed in a turn, after the sleep it was armed for had ended otherwise, is still to be taken.
-        self.take_wake();
+        self.take_wake(0);
         if !self.wake_armed {
             let fd = self.mailbox.wake.event().as_raw_fd();
             self.ring.push(Entry { client: self.wake_client, token: WAKE, op: RingOp::PollReadable { fd } });
@@ -218,13 +230,17 @@ impl<W: Worker> Reactor<W> {
         }
     }
 
-    fn take_wake(&mut self) {
+    /// Takes note of a wake-up, if there was one; at `now`, if that ended a sleep.
+    fn take_wake(&mut self, now: u64) {
         self.ring.reap(self.wake_client, &mut self.wake_done);
         if !self.wake_done.is_empty() {
             self.wake_done.clear();
             self.wake_armed = false;
-            self.mailbox.wake.take_event();
+            let sent = self.mailbox.wake.take_event();
             self.stats.wakeups.add(1);
+            if now > 0 && sent > 0 {
+                self.stats.wake_by_message.record(now.saturating_sub(sent));
+            }
         }
     }
 }

@@ -26,6 +26,9 @@ pub(crate) struct ServeArgs {
     /// Whether reactors sleep when there is nothing to do [default: adaptive]
     #[arg(long)]
     poll: Option<Poll>,
+    /// How long adaptive polling looks for work in vain at most, in microseconds: what a wake-up is worth [default: 100]
+    #[arg(long, value_name = "N")]
+    spin_max_us: Option<u64>,
     /// Start empty and save nothing
     #[arg(long)]
     ephemeral: bool,
@@ -56,6 +59,7 @@ pub(crate) fn run(args: ServeArgs, rpc_socket: Option<PathBuf>) -> Result<(), Cl
         vhost_dir: args.vhost_dir,
         metrics_listen: args.metrics_listen,
         poll: args.poll,
+        spin_max_us: args.spin_max_us,
         ephemeral: args.ephemeral.then_some(true),
         vhost_socket_group: args.vhost_socket_group,
         vhost_socket_mode: args.vhost_socket_mode,

@@ -449,9 +449,11 @@ fn what_was_done_shows_in_the_metrics() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn no_kick_and_no_interrupt_is_lost_whenever_it_comes() -> Result<()> {
-    let daemon = Daemon::start()?;
+/// Sends commands one by one, each after a pause of random length: at any point of the way from looking at the queue to
+/// asking for kicks, arming the descriptor and falling asleep. Nothing but its kick brings a command to notice.
+fn send_at_all_moments(spin_max_us: u32, pause_ns_max: u64) -> Result<()> {
+    let args = vec!["--spin-max-us".to_owned(), spin_max_us.to_string()];
+    let daemon = Daemon::start_with(DaemonOptions { args, ..DaemonOptions::default() })?;
     ram(&daemon, "disk", 64)?;
     controller(&daemon, "vm", &["disk"])?;
     for event_idx in [true, false] {
@@ -459,9 +461,8 @@ fn no_kick_and_no_interrupt_is_lost_whenever_it_comes() -> Result<()> {
         clear_attentions(&mut front, LUN)?;
         let mut rng = Rng::new(1);
         for n in 0..15_000 {
-            // Around the moment when the reactor stops looking at an idle queue and asks for kicks.
             let start = Instant::now();
-            let pause = Duration::from_nanos(rng.between(0, 120_000));
+            let pause = Duration::from_nanos(rng.between(0, pause_ns_max));
             while start.elapsed() < pause {
                 std::hint::spin_loop();
             }
@@ -470,5 +471,17 @@ fn no_kick_and_no_interrupt_is_lost_whenever_it_comes() -> Result<()> {
             front.wait(FIRST_REQUEST_QUEUE, Duration::from_secs(5)).with_context(|| format!("command {n}"))?;
         }
     }
+    ensure!(daemon.metric("pollux_queue_kicks_total", &[("queue", "2")])? > 100.0, "the queue really waited for kicks");
     Ok(())
+}
+
+#[test]
+fn no_kick_and_no_interrupt_is_lost_whenever_it_comes() -> Result<()> {
+    // Around the moment when a budget that has been learnt is spent.
+    send_at_all_moments(100, 240_000)
+}
+
+#[test]
+fn no_kick_is_lost_by_a_reactor_that_sleeps_at_once() -> Result<()> {
+    send_at_all_moments(0, 20_000)
 }

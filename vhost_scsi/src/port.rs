@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use pollux_core::{ClientId, Cx, Entry, IoFlags, Op, RingOp, Segment, Tag, Token, segment};
+use pollux_core::{ClientId, Cx, Entry, IoFlags, Op, RingOp, Segment, SpinBudget, Tag, Token, segment};
 use pollux_scsi::Plan;
 use pollux_vhost_user::{Queue, SessionHandle};
 
@@ -176,15 +176,18 @@ pub(crate) struct Port {
     pub(crate) stopping: Option<Reply<Option<Stopped>>>,
     /// The ring is broken or the session is ending: nothing more is taken.
     pub(crate) broken: bool,
-    pub(crate) last_work: u64,
     /// Where its last command went.
     pub(crate) route: Route,
+    /// How long to look in vain before asking for a kick: with nothing in flight, and with something.
+    spin: [SpinBudget; 2],
     pub(crate) stats: Arc<QueueStats>,
     session: SessionHandle,
     failure: Arc<OnceLock<String>>,
     number: u32,
     kick: Arc<OwnedFd>,
     kicks: Kicks,
+    /// A kick has come since the descriptor was last emptied.
+    kicked: bool,
     /// Entries of the kick client in flight: the poll, and the request to cancel it.
     kick_entries: u8,
     call: Option<Arc<OwnedFd>>,
@@ -205,10 +208,11 @@ const CANCEL: u32 = 1 << 20;
 const PORT_BITS: u32 = 16;
 
 impl Port {
-    pub(crate) fn new(new: NewQueue, number: u32, now: u64) -> Port {
+    pub(crate) fn new(new: NewQueue, number: u32, spin_max_ns: Option<u64>) -> Port {
         let NewQueue { key, controller, features, mut queue, slots, kick, call, session, failure, stats } = new;
         let kind = Kind::of(key.index);
         queue.suppress_kicks();
+        let spin_max = spin_max_ns.unwrap_or(0);
         Port {
             key,
             kind,
@@ -223,14 +227,15 @@ impl Port {
             active: false,
             stopping: None,
             broken: false,
-            last_work: now,
             route: Route::NONE,
+            spin: [SpinBudget::new(spin_max), SpinBudget::new(spin_max)],
             stats,
             session,
             failure,
             number,
             kick,
             kicks: Kicks::Suppressed,
+            kicked: false,
             kick_entries: 0,
             call,
             signal: None,
@@ -304,12 +309,26 @@ impl Port {
         self.session.shutdown();
     }
 
+    /// Something was taken from the ring or put into it: the guest is likely to go on soon.
+    #[inline]
+    pub(crate) fn worked(&mut self, now: u64) {
+        self.spin.iter_mut().for_each(|spin| spin.worked(now));
+    }
+
+    /// Nothing was there to take; returns whether it is time to wait for a kick. While requests are in flight the next
+    /// thing to happen is most likely an answer, whose time has nothing to do with the guest's pauses.
+    #[inline]
+    pub(crate) fn looked_in_vain(&mut self, now: u64) -> bool {
+        self.spin[usize::from(self.inflight > 0)].in_vain(now)
+    }
+
     /// Stores the used index and interrupts the guest if it wants that.
     pub(crate) fn publish(&mut self, signals: ClientId, cx: &mut Cx<'_>) {
         self.stats.inflight.set(u64::from(self.inflight));
         if !std::mem::take(&mut self.dirty) || self.broken {
             return;
         }
+        self.worked(cx.now);
         if self.queue.publish() && self.call.is_some() {
             self.stats.interrupts_sent.add(1);
             self.signal(signals, cx);
@@ -349,8 +368,14 @@ impl Port {
     }
 
     /// Asks the guest for kicks and arms the descriptor. Returns false if there is work after all.
+    ///
+    /// Kicks of the past are taken out of the descriptor here and not when they come: then a request waits for it. What
+    /// they were for is seen by the look at the ring that follows.
     pub(crate) fn arm(&mut self, client: ClientId, cx: &mut Cx<'_>) -> bool {
         assert_eq!(self.kicks, Kicks::Suppressed, "a port is armed once");
+        if std::mem::take(&mut self.kicked) {
+            drain(&self.kick);
+        }
         if self.queue.request_kicks() {
             self.queue.suppress_kicks();
             return false;
@@ -369,7 +394,7 @@ impl Port {
             return false;
         }
         self.kicks = Kicks::Suppressed;
-        drain(&self.kick);
+        self.kicked = true;
         self.stats.kicks.add(1);
         self.queue.suppress_kicks();
         true

@@ -30,13 +30,13 @@ const MOST_PORTS: usize = 4096;
 /// How a worker behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerConfig {
-    /// How long a queue without work is looked at before it waits for a kick; `None`: for ever.
-    pub spin_ns: Option<u64>,
+    /// How long a queue without work is looked at, at most, before it waits for a kick; `None`: for ever.
+    pub spin_max_ns: Option<u64>,
 }
 
 impl Default for WorkerConfig {
     fn default() -> Self {
-        WorkerConfig { spin_ns: Some(50_000) }
+        WorkerConfig { spin_max_ns: Some(100_000) }
     }
 }
 
@@ -158,7 +158,7 @@ impl ScsiWorker {
             new.session.shutdown();
             return;
         };
-        let mut port = Box::new(Port::new(new, number as u32, cx.now));
+        let mut port = Box::new(Port::new(new, number as u32, self.config.spin_max_ns));
         // Whoever still waits for an interrupt of the queue's earlier life gets one.
         port.signal(signals, cx);
         if port.kind == Kind::Events {
@@ -240,7 +240,6 @@ impl ScsiWorker {
             let number = Port::number_of(done.token);
             let Some(port) = self.ports.get_mut(number).and_then(Option::as_mut) else { continue };
             if port.kick_entry_done(done.token) {
-                port.last_work = cx.now;
                 self.activate(number);
             }
         }
@@ -260,9 +259,9 @@ impl ScsiWorker {
             let taken = self.take_requests(&mut port, number, cx);
             count += taken;
             if taken > 0 {
-                port.last_work = cx.now;
+                port.worked(cx.now);
             }
-            if self.rests(&mut port, cx) {
+            if self.rests(&mut port, taken, cx) {
                 port.active = false;
                 self.active.swap_remove(at);
             } else {
@@ -274,7 +273,7 @@ impl ScsiWorker {
     }
 
     /// Whether the port leaves the active ones: it waits for a kick, for a slot, or for nothing any more.
-    fn rests(&self, port: &mut Port, cx: &mut Cx<'_>) -> bool {
+    fn rests(&self, port: &mut Port, taken: u32, cx: &mut Cx<'_>) -> bool {
         if !port.takes() {
             return true;
         }
@@ -282,8 +281,7 @@ impl ScsiWorker {
         if port.kind == Kind::Events && !self.has_event(port) {
             return true;
         }
-        let Some(spin) = self.config.spin_ns else { return false };
-        cx.now.saturating_sub(port.last_work) > spin && port.arm(clients.kicks, cx)
+        taken == 0 && self.config.spin_max_ns.is_some() && port.looked_in_vain(cx.now) && port.arm(clients.kicks, cx)
     }
 
     #[inline(never)]

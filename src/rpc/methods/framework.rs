@@ -94,6 +94,7 @@ pub(crate) fn get_status(node: &Node, _: &NoParams) -> Answer {
         "vhost_dir": settings.vhost_dir,
         "metrics_listen": node.metrics_address().map(|address| address.to_string()),
         "poll": settings.poll.name(),
+        "spin_max_us": settings.spin_max_us,
         "cores": settings.reactors,
         "bdevs": bdevs.len(),
         "bdevs_missing": missing,

@@ -25,7 +25,7 @@ pub(crate) struct Disk {
     /// Blocks that were unmapped read as zeroes.
     pub(crate) unmapped_is_zero: bool,
     pub(crate) write_protected: bool,
-    /// Page 83h as it is: equal for equal disks.
+    /// The designators of page 83h that name the disk itself: equal for equal disks.
     pub(crate) identity: Vec<u8>,
 }
 
@@ -62,7 +62,7 @@ impl Probe<'_> {
             disk.unmap_max = be32(&limits, 20).filter(|blocks| *blocks > 0);
         }
         if has(0x83) {
-            disk.identity = self.page(0x83);
+            disk.identity = designators(&self.page(0x83));
         }
         // MODE SENSE (10), all pages, no block descriptors: the header's device-specific byte has the WP bit.
         let (answer, header) = self.command(&[0x5a, 8, 0x3f, 0, 0, 0, 0, 0, 252, 0], 252)?;
@@ -150,6 +150,20 @@ impl Probe<'_> {
     }
 }
 
+/// The designators of a logical unit (not those of its ports) in a page 83h.
+fn designators(page: &[u8]) -> Vec<u8> {
+    let mut own = Vec::new();
+    let mut rest = page.get(4..).unwrap_or_default();
+    while let [_, kind, _, len, ..] = rest {
+        let end = (4 + usize::from(*len)).min(rest.len());
+        if kind & 0x30 == 0 {
+            own.extend_from_slice(&rest[..end]);
+        }
+        rest = &rest[end..];
+    }
+    own
+}
+
 fn text(bytes: &[u8]) -> String {
     let words: Vec<&str> = std::str::from_utf8(bytes).unwrap_or("?").split_whitespace().collect();
     words.join(" ").chars().filter(|c| !c.is_control()).collect()
@@ -161,4 +175,23 @@ fn be32(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn be64(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_units_own_designators_count() {
+        let page = [0, 0x83, 0, 17, 1, 3, 0, 3, 7, 8, 9, 1, 0x14, 0, 2, 1, 1, 2, 1, 0, 0];
+        assert_eq!(designators(&page), [1, 3, 0, 3, 7, 8, 9, 2, 1, 0, 0]);
+        assert!(designators(&[]).is_empty());
+        assert_eq!(designators(&[0, 0x83, 0, 9, 1, 3, 0, 200, 7]), [1, 3, 0, 200, 7]);
+    }
+
+    #[test]
+    fn names_are_plain_text() {
+        assert_eq!(text(b"POLLUX  Pollux disk     "), "POLLUX Pollux disk");
+        assert_eq!(text(b"A\x1b[2JB"), "A[2JB");
+    }
 }

@@ -9,7 +9,7 @@ use crate::BenchError;
 use crate::clock::Clock;
 use crate::options::Options;
 use crate::queue::{Pass, Queue};
-use crate::run::Run;
+use crate::run::{Counts, Run};
 use crate::scsi::Op;
 use crate::session::Session;
 use crate::work::Work;
@@ -58,8 +58,8 @@ struct Schedule {
 pub(crate) type Window = u64;
 
 impl Engine<'_> {
-    /// Lays all queues and does the work. What is counted in `run` is that of the measured time, and everything if there
-    /// is none.
+    /// Lays all queues and does the work. Afterwards `run.counts` is what came of the measured time, or of everything if
+    /// no time is measured.
     pub(crate) fn pass<W: Work>(
         &mut self,
         passes: &[Pass],
@@ -74,16 +74,16 @@ impl Engine<'_> {
             queue.lay(&passes[n / share], op);
         }
         run.stopping = false;
-        run.reset();
+        run.counts = Counts::default();
         let mut schedule = self.schedule(until);
         for queue in &mut self.queues {
             queue.prime(work, run)?;
         }
         run.last_seen = run.clock.now();
         let window = self.turn_until_end(work, run, &mut schedule, what)?;
-        let counted = (run.tallies.clone(), run.polls, run.empty_polls, run.kicks, run.interrupts);
+        let counts = std::mem::take(&mut run.counts);
         self.drain(work, run)?;
-        (run.tallies, run.polls, run.empty_polls, run.kicks, run.interrupts) = counted;
+        run.counts = counts;
         Ok(window)
     }
 
@@ -115,14 +115,14 @@ impl Engine<'_> {
             for queue in &mut self.queues {
                 found += u64::from(queue.visit(work, run)?);
             }
-            run.polls += 1;
+            run.counts.polls += 1;
             let now = if found > 0 {
                 run.last_seen
             } else {
-                run.empty_polls += 1;
+                run.counts.empty_polls += 1;
                 if special {
                     self.idle(work, run, schedule)?;
-                } else if !run.empty_polls.is_multiple_of(IDLE_ROUNDS) {
+                } else if !run.counts.empty_polls.is_multiple_of(IDLE_ROUNDS) {
                     continue;
                 }
                 run.clock.now()
@@ -141,13 +141,13 @@ impl Engine<'_> {
         }
         if now >= schedule.end || self.stop.load(Ordering::Relaxed) {
             if schedule.measure.is_some() {
-                run.reset();
+                run.counts = Counts::default();
                 schedule.begin = now;
             }
             return Ok(true);
         }
         if schedule.measure.is_some_and(|at| now >= at) {
-            run.reset();
+            run.counts = Counts::default();
             schedule.measure = None;
             schedule.end = now + schedule.time;
             schedule.begin = now;
@@ -193,7 +193,7 @@ impl Engine<'_> {
         if !self.options.progress {
             return;
         }
-        let done = run.done();
+        let done = run.counts.done();
         let last = schedule.second - self.clock.ticks(SECOND);
         let seconds = (now - last) as f64 / self.clock.ticks(SECOND) as f64;
         let rate = done.saturating_sub(schedule.shown) as f64 / seconds;
@@ -236,7 +236,7 @@ impl Engine<'_> {
             let rung: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             for queue in self.queues.iter().zip(rung).filter_map(|(queue, rung)| rung.then_some(queue)) {
                 queue.call().clear();
-                run.interrupts += 1;
+                run.counts.interrupts += 1;
             }
         }
         self.queues.iter_mut().for_each(|queue| {

@@ -5,7 +5,9 @@
 //!
 //! - `session` says what a VMM says; `memory` and `layout` are the guest's memory; `ring` is the virtqueue;
 //! - `scsi` is the request format, `disk` what the unit says about itself;
-//! - `queue` is the path of an I/O, `engine` the polling loop, `work` what is asked for, `verify` what is compared;
+//! - `queue` is the path of an I/O, `engine` the polling loop, `work` what is asked for;
+//! - `stamp`, `ledger` and `verify` know what was written and compare it with what is read;
+//! - `start`, `range` and `phases` are a run from its beginning to its end;
 //! - `run`, `histogram`, `clock` and `report` count, time and tell.
 
 #![deny(unsafe_code)]
@@ -19,17 +21,22 @@ mod error;
 mod event;
 mod histogram;
 mod layout;
+mod ledger;
 #[allow(unsafe_code)]
 mod memory;
 mod options;
+mod phases;
 mod queue;
+mod range;
 mod report;
 mod ring;
 mod rng;
 mod run;
 mod scsi;
 mod session;
+mod stamp;
 mod start;
+mod verify;
 mod work;
 
 pub use error::BenchError;

@@ -203,10 +203,11 @@ impl Queue {
         }
         self.ring.advance(&self.memory, waiting);
         self.publish(run)?;
-        run.batches += 1;
-        if run.batches.is_multiple_of(SAMPLE) {
-            run.busy_ticks += run.clock.now_after_loads() - now;
-            run.busy_ios += u64::from(waiting);
+        let counts = &mut run.counts;
+        counts.batches += 1;
+        if counts.batches.is_multiple_of(SAMPLE) {
+            counts.busy_ticks += run.clock.now_after_loads() - now;
+            counts.busy_ios += u64::from(waiting);
         }
         Ok(())
     }
@@ -232,7 +233,7 @@ impl Queue {
         }
         let mut next = None;
         if Wire::good(&self.memory, slot.place) && !W::CHECKED {
-            run.tallies[slot.op as usize].record(now - start);
+            run.counts.tallies[slot.op as usize].record(now - start);
         } else {
             let job = slot.job();
             match self.settle(n, now - start, work, run) {
@@ -274,7 +275,7 @@ impl Queue {
         }
         let data = Data { memory: &self.memory, at: slot.data, len: self.pass.shape.bytes as usize };
         if good && work.counts(self.index, slot.job()) {
-            run.tallies[slot.op as usize].record(latency);
+            run.counts.tallies[slot.op as usize].record(latency);
         }
         match work.after(self.index, slot.job(), good, data) {
             Some(job) => Settled::Then(job),
@@ -326,7 +327,7 @@ impl Queue {
             self.slots[usize::from(n)].start = start;
         }
         if self.ring.publish(&self.memory) || self.kick_always {
-            run.kicks += 1;
+            run.counts.kicks += 1;
             self.doorbell.kick.signal()?;
         }
         Ok(())

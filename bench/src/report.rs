@@ -4,8 +4,13 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use crate::disk::Disk;
 use crate::histogram::Histogram;
+use crate::memory::Pages;
 use crate::options::Options;
+use crate::run::{Counts, Run};
+use crate::session::Session;
+use crate::verify::Findings;
 
 /// The result of a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +28,21 @@ pub struct Report {
     pub(crate) client: Client,
     /// The first errors, in words.
     pub(crate) messages: Vec<String>,
+}
+
+impl Client {
+    fn new(counts: &Counts, ns_per_tick: f64, seconds: f64, ios: u64) -> Self {
+        let ns_per_io = counts.busy_ticks as f64 * ns_per_tick / counts.busy_ios.max(1) as f64;
+        Client {
+            ns_per_io,
+            busy_share: if seconds > 0.0 { ns_per_io * ios as f64 / (seconds * 1e9) } else { 0.0 },
+            polls: counts.polls,
+            empty_polls: counts.empty_polls,
+            batch: ios as f64 / counts.batches.max(1) as f64,
+            kicks: counts.kicks,
+            interrupts: counts.interrupts,
+        }
+    }
 }
 
 /// What was run.
@@ -48,7 +68,7 @@ pub(crate) struct What {
 }
 
 impl What {
-    pub(crate) fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options, core: Option<usize>, sessions: &[Session], disk: &Disk) -> Self {
         What {
             rw: options.mode.name(),
             bs: options.block_bytes,
@@ -59,13 +79,13 @@ impl What {
             read_percent: options.read_percent,
             interrupt: options.interrupt,
             gap_us: options.gap.as_secs_f64() * 1e6,
-            event_idx: false,
+            event_idx: sessions.iter().all(|session| session.event_idx),
             indirect: options.indirect,
-            pages: "",
-            core: None,
-            disk: String::new(),
-            disk_bytes: 0,
-            block_size: 0,
+            pages: sessions.iter().map(|session| session.pages).min().map_or("none", Pages::name),
+            core,
+            disk: disk.name.clone(),
+            disk_bytes: disk.bytes(),
+            block_size: disk.block_size,
             seed: options.seed,
         }
     }
@@ -165,6 +185,38 @@ pub(crate) struct Verified {
 }
 
 impl Report {
+    /// What came out of `window` ticks in which `counts` were counted; errors are those of the whole run.
+    pub(crate) fn new(
+        what: What,
+        ns_per_tick: f64,
+        window: u64,
+        counts: &Counts,
+        run: &Run<'_>,
+        verified: Option<&Findings>,
+    ) -> Self {
+        let seconds = window as f64 * ns_per_tick / 1e9;
+        let figures = |histogram: &Histogram| Figures::new(histogram, ns_per_tick, seconds, what.bs);
+        let mut all = Histogram::default();
+        counts.tallies.iter().for_each(|tally| all.add(tally));
+        let [read, write, trim] = [0, 1, 2].map(|op: usize| figures(&counts.tallies[op]));
+        let total = figures(&all);
+        let mut messages = run.messages.clone();
+        messages.extend(verified.iter().flat_map(|findings| findings.messages.clone()));
+        Report {
+            seconds,
+            read,
+            write,
+            trim,
+            errors: run.errors,
+            verify: verified.map(|findings| Verified { bytes: findings.bytes, errors: findings.errors }),
+            retries: run.retries,
+            client: Client::new(counts, ns_per_tick, seconds, total.ios),
+            total,
+            messages,
+            what,
+        }
+    }
+
     /// Requests that failed.
     #[must_use]
     pub const fn errors(&self) -> u64 {

@@ -14,7 +14,6 @@ pub(crate) struct Job {
 
 /// The data of a slot.
 #[derive(Clone, Copy)]
-#[expect(dead_code, reason = "the checking work comes next")]
 pub(crate) struct Data<'a> {
     pub(crate) memory: &'a Memory,
     pub(crate) at: usize,

@@ -57,6 +57,9 @@ pub(crate) struct BenchArgs {
     /// Write the whole part first (not measured)
     #[arg(long)]
     fill: bool,
+    /// Write stamped blocks, read each back and all of them in the end, and compare
+    #[arg(long)]
+    verify: bool,
     /// Seed of places, mixes and contents
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -134,6 +137,7 @@ impl BenchArgs {
             offset: self.offset,
             size: self.size,
             fill: self.fill,
+            verify: self.verify,
             seed: self.seed,
             core: self.core.unwrap_or(Core::Last),
             kick: match self.kick {

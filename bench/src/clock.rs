@@ -48,6 +48,11 @@ impl Clock {
         (time.as_secs_f64() * self.rate) as u64
     }
 
+    /// About how long so many ticks are.
+    pub(crate) fn duration(&self, ticks: u64) -> Duration {
+        Duration::from_secs_f64(ticks as f64 / self.rate)
+    }
+
     /// Nanoseconds of one tick, measured from the start until now.
     pub(crate) fn ns_per_tick(&self) -> f64 {
         if !self.tsc {

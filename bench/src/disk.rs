@@ -40,6 +40,20 @@ impl Disk {
     }
 }
 
+impl std::fmt::Display for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {} blocks of {} bytes", self.name, self.blocks, self.block_size)?;
+        if let Some(most) = self.transfer_max {
+            write!(f, ", at most {most} at once")?;
+        }
+        match self.unmap_max {
+            Some(most) => write!(f, ", UNMAP of at most {most}")?,
+            None => f.write_str(", no UNMAP")?,
+        }
+        f.write_str(if self.write_protected { ", write-protected" } else { "" })
+    }
+}
+
 struct Probe<'a> {
     queue: &'a mut Queue,
     clock: &'a Clock,

@@ -1,9 +1,8 @@
 //! The polling thread: all queues in turn, and now and then a look at everything else (time, the sockets, Ctrl-C).
 
+use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::BenchError;
 use crate::clock::Clock;
@@ -12,6 +11,7 @@ use crate::queue::{Pass, Queue};
 use crate::run::{Counts, Run};
 use crate::scsi::Op;
 use crate::session::Session;
+use crate::watch::Watch;
 use crate::work::Work;
 
 /// How often everything else is looked at, at least.
@@ -29,6 +29,10 @@ pub(crate) struct Engine<'a> {
     pub(crate) sessions: Vec<Session>,
     /// The queues of all sessions, one session after another.
     pub(crate) queues: Vec<Queue>,
+    /// The queues' interrupts.
+    calls: Watch,
+    /// The sessions' connections.
+    connections: Watch,
 }
 
 /// How long a pass goes on.
@@ -57,7 +61,24 @@ struct Schedule {
 /// Ticks that were measured.
 pub(crate) type Window = u64;
 
-impl Engine<'_> {
+impl<'a> Engine<'a> {
+    pub(crate) fn new(
+        options: &'a Options,
+        clock: &'a Clock,
+        stop: &'a AtomicBool,
+        sessions: Vec<Session>,
+        queues: Vec<Queue>,
+    ) -> Result<Self, BenchError> {
+        let (calls, connections) = (Watch::new()?, Watch::new()?);
+        for queue in queues.iter().filter(|_| options.interrupt) {
+            calls.add_signal(queue.call())?;
+        }
+        for (n, session) in sessions.iter().enumerate() {
+            connections.add_connection(session.socket(), n)?;
+        }
+        Ok(Engine { options, clock, stop, sessions, queues, calls, connections })
+    }
+
     /// Lays all queues and does the work. Afterwards `run.counts` is what came of the measured time, or of everything if
     /// no time is measured.
     pub(crate) fn pass<W: Work>(
@@ -81,6 +102,9 @@ impl Engine<'_> {
         }
         run.last_seen = run.clock.now();
         let window = self.turn_until_end(work, run, &mut schedule, what)?;
+        if self.options.progress && std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K");
+        }
         let counts = std::mem::take(&mut run.counts);
         self.drain(work, run)?;
         run.counts = counts;
@@ -135,7 +159,7 @@ impl Engine<'_> {
 
     /// Everything that is not the path of an I/O. True: the pass is over.
     #[cold]
-    fn look(&self, now: u64, run: &mut Run<'_>, schedule: &mut Schedule, what: &str) -> Result<bool, BenchError> {
+    fn look(&mut self, now: u64, run: &mut Run<'_>, schedule: &mut Schedule, what: &str) -> Result<bool, BenchError> {
         if self.queues.iter().all(|queue| queue.in_flight() == 0 && queue.due().is_none()) {
             return Ok(true);
         }
@@ -153,7 +177,7 @@ impl Engine<'_> {
             schedule.begin = now;
             schedule.shown = 0;
         }
-        self.check_sockets()?;
+        self.check_connections()?;
         if now >= schedule.second {
             self.check_age(now)?;
             self.show(now, run, schedule, what);
@@ -163,12 +187,12 @@ impl Engine<'_> {
         Ok(false)
     }
 
-    fn check_sockets(&self) -> Result<(), BenchError> {
-        match self.sessions.iter().find(|session| session.is_gone()) {
-            None => Ok(()),
-            Some(session) => Err(BenchError::Target(format!(
+    fn check_connections(&mut self) -> Result<(), BenchError> {
+        match self.connections.wait(Duration::ZERO)? {
+            (_, None) => Ok(()),
+            (_, Some(n)) => Err(BenchError::Target(format!(
                 "the target closed the connection of {} while the load ran; its log may say why",
-                session.path().display()
+                self.sessions[n].path().display()
             ))),
         }
     }
@@ -199,7 +223,13 @@ impl Engine<'_> {
         let rate = done.saturating_sub(schedule.shown) as f64 / seconds;
         let at = (now - schedule.begin) as f64 / self.clock.ticks(SECOND) as f64;
         let what = if schedule.measure.is_some() { "ramp" } else { what };
-        eprintln!("{what} {at:.0} s: {rate:.0} IOPS, {} errors", run.errors);
+        let line = format!("{what} {at:.0} s: {rate:.0} IOPS, {} errors", run.errors);
+        if std::io::stderr().is_terminal() {
+            // Over the last line, which is wiped when the pass ends.
+            eprint!("\r{line}\x1b[K");
+        } else {
+            eprintln!("{line}");
+        }
         schedule.shown = done;
     }
 
@@ -221,27 +251,15 @@ impl Engine<'_> {
 
     /// Waits for an interrupt, at most until `end`.
     fn wait(&mut self, run: &mut Run<'_>, end: u64) -> Result<(), BenchError> {
-        let mut waits = false;
+        let mut answers = false;
         for queue in &mut self.queues {
-            waits |= queue.want_interrupts(true);
+            answers |= queue.arm();
         }
-        if !waits {
-            let ns = end.saturating_sub(run.clock.now()) as f64 * 1e9 / self.clock.ticks(SECOND) as f64;
-            let limit = Timespec { tv_sec: (ns / 1e9) as i64, tv_nsec: (ns % 1e9) as i64 };
-            let mut fds: Vec<_> = self.queues.iter().map(|q| PollFd::new(q.call(), PollFlags::IN)).collect();
-            match poll(&mut fds, Some(&limit)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(BenchError::Setup(format!("cannot wait for interrupts: {error}"))),
-            }
-            let rung: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-            for queue in self.queues.iter().zip(rung).filter_map(|(queue, rung)| rung.then_some(queue)) {
-                queue.call().clear();
-                run.counts.interrupts += 1;
-            }
+        if !answers {
+            let left = end.saturating_sub(run.clock.now());
+            let (rung, _) = self.calls.wait(self.clock.duration(left))?;
+            run.counts.interrupts += rung as u64;
         }
-        self.queues.iter_mut().for_each(|queue| {
-            queue.want_interrupts(false);
-        });
         Ok(())
     }
 
@@ -256,7 +274,7 @@ impl Engine<'_> {
             }
             let now = run.clock.now();
             if now >= next {
-                self.check_sockets()?;
+                self.check_connections()?;
                 self.check_age(now)?;
                 next = now + look;
             }

@@ -30,12 +30,6 @@ impl Event {
             _ => Ok(()),
         }
     }
-
-    /// Takes what was signalled.
-    pub(crate) fn clear(&self) {
-        // Nothing there is as good as something.
-        let _ = self.0.read();
-    }
 }
 
 impl AsFd for Event {

@@ -37,6 +37,7 @@ mod session;
 mod stamp;
 mod start;
 mod verify;
+mod watch;
 mod work;
 
 pub use error::BenchError;

@@ -192,10 +192,13 @@ impl Queue {
         if waiting > self.ring.in_flight() {
             return Err(self.broken(format_args!("{waiting} answers to {} requests", self.ring.in_flight())));
         }
+        if self.ring.wants_interrupts() {
+            self.ring.want_interrupts(&self.memory, false);
+        }
         // All lines of the batch are asked for before the first is used.
         for n in 0..waiting {
             let slot = self.slot_of(n)?;
-            self.memory.prefetch(self.slots[usize::from(slot)].place);
+            Wire::prefetch(&self.memory, self.slots[usize::from(slot)].place);
         }
         for n in 0..waiting {
             let slot = self.slot_of(n)?;
@@ -232,7 +235,7 @@ impl Queue {
             return Err(self.broken(format_args!("an answer to request {head}, which is not in flight")));
         }
         let mut next = None;
-        if Wire::good(&self.memory, slot.place) && !W::CHECKED {
+        if Wire::good(&self.memory, slot.place, slot.op) && !W::CHECKED {
             run.counts.tallies[slot.op as usize].record(now - start);
         } else {
             let job = slot.job();
@@ -263,7 +266,7 @@ impl Queue {
     #[inline(never)]
     fn settle<W: Work>(&mut self, n: u16, latency: u64, work: &mut W, run: &mut Run<'_>) -> Settled {
         let slot = &self.slots[usize::from(n)];
-        let good = Wire::good(&self.memory, slot.place);
+        let good = Wire::good(&self.memory, slot.place, slot.op);
         if !good {
             let answer = Wire::answer(&self.memory, slot.place);
             if answer.retry() {
@@ -356,9 +359,11 @@ impl Queue {
         self.slots.iter().map(|slot| slot.start).filter(|start| *start != 0).min()
     }
 
-    /// Asks for interrupts or for none; whether answers wait.
-    pub(crate) fn want_interrupts(&mut self, want: bool) -> bool {
-        self.ring.want_interrupts(&self.memory, want);
+    /// Asks for an interrupt at the next answer; whether answers wait already.
+    pub(crate) fn arm(&mut self) -> bool {
+        if !self.ring.wants_interrupts() {
+            self.ring.want_interrupts(&self.memory, true);
+        }
         self.ring.waiting(&self.memory) != 0
     }
 

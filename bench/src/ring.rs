@@ -140,6 +140,12 @@ impl Ring {
         }
     }
 
+    /// Whether a signal was asked for.
+    #[inline(always)]
+    pub(crate) const fn wants_interrupts(&self) -> bool {
+        !self.quiet
+    }
+
     /// Asks for a signal at the next used element, or for none. Whoever asked for one looks again at
     /// [`Ring::waiting`] before waiting.
     pub(crate) fn want_interrupts(&mut self, memory: &Memory, want: bool) {

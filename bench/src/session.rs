@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -34,7 +33,7 @@ pub(crate) struct Session {
     path: PathBuf,
     /// Keeps the connection.
     _frontend: Frontend,
-    /// The same connection, to see whether it still stands.
+    /// The same connection.
     socket: UnixStream,
     /// Control and event queue: nothing is ever put into them, but a device may want them.
     _side: Vec<(Ring, Doorbell)>,
@@ -66,11 +65,9 @@ impl Session {
         &self.path
     }
 
-    /// Whether the target has closed the connection.
-    pub(crate) fn is_gone(&self) -> bool {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        matches!(poll(&mut fds, Some(&now)), Ok(1))
+    /// The connection, to see whether it still stands.
+    pub(crate) const fn socket(&self) -> &UnixStream {
+        &self.socket
     }
 }
 
@@ -225,8 +222,16 @@ impl Starting<'_> {
 }
 
 fn step<T>(path: &Path, name: &str, result: vhost::Result<T>) -> Result<T, BenchError> {
+    use vhost::Error::VhostUserProtocol;
+    use vhost::vhost_user::Error as Protocol;
     result.map_err(|error| {
-        BenchError::Setup(format!("{}: the target refused {name}: {error}; its log may say why", path.display()))
+        let hint = match error {
+            VhostUserProtocol(Protocol::Disconnected | Protocol::SocketBroken(_) | Protocol::PartialMessage) => {
+                "it takes one client at a time, so another one may be there"
+            }
+            _ => "its log may say why",
+        };
+        BenchError::Setup(format!("{}: the target refused {name}: {error}; {hint}", path.display()))
     })
 }
 

@@ -36,7 +36,7 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, BenchError> {
         let disk = Disk::probe(&mut queues[n * usize::from(options.queues)], &clock, &name)?;
         let range = Range::new(options, &disk, &name)?;
         if options.verbose {
-            eprintln!("{name}: {disk:?}, using {range:?}");
+            eprintln!("{name}: {disk}; using {} blocks from LBA {} on", range.blocks, range.first);
         }
         disks.push((disk, range));
     }
@@ -44,7 +44,8 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, BenchError> {
         no_disk_twice(options, &disks)?;
     }
     let what = What::new(options, core, &sessions, &disks[0].0);
-    Phases::new(Engine { options, clock: &clock, stop, sessions, queues }, disks).run(what)
+    let engine = Engine::new(options, &clock, stop, sessions, queues)?;
+    Phases::new(engine, disks).run(what)
 }
 
 /// The same disk on two sockets would be written by two loads that know nothing of each other.

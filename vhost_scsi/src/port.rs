@@ -188,7 +188,7 @@ pub(crate) struct Port {
     kicks: Kicks,
     /// A kick has come since the descriptor was last emptied.
     kicked: bool,
-    /// Entries of the kick client in flight: the poll, and the request to cancel it.
+    /// Entries for kicks in flight: the poll, and the request to cancel it.
     kick_entries: u8,
     call: Option<Arc<OwnedFd>>,
     /// The signal in flight, with the descriptor it uses. At most one: a guest whose descriptor takes nothing has one
@@ -198,12 +198,14 @@ pub(crate) struct Port {
     signal_again: bool,
     /// The ring was asked to give the signal back.
     signal_cancelled: bool,
-    /// Entries of the signal client in flight: the signal, and the request to cancel it.
+    /// Entries for signals in flight: the signal, and the request to cancel it.
     signal_entries: u8,
 }
 
 /// Marks the token of a cancel request, so that it is told from the poll it cancels.
 const CANCEL: u32 = 1 << 20;
+/// Marks the token of a signal, so that it is told from the poll of the kick descriptor.
+const SIGNAL: u32 = 1 << 21;
 /// Bits of a port's number in tokens and tags.
 const PORT_BITS: u32 = 16;
 
@@ -323,7 +325,7 @@ impl Port {
     }
 
     /// Stores the used index and interrupts the guest if it wants that.
-    pub(crate) fn publish(&mut self, signals: ClientId, cx: &mut Cx<'_>) {
+    pub(crate) fn publish(&mut self, client: ClientId, cx: &mut Cx<'_>) {
         self.stats.inflight.set(u64::from(self.inflight));
         if !std::mem::take(&mut self.dirty) || self.broken {
             return;
@@ -331,7 +333,7 @@ impl Port {
         self.worked(cx.now);
         if self.queue.publish() && self.call.is_some() {
             self.stats.interrupts_sent.add(1);
-            self.signal(signals, cx);
+            self.signal(client, cx);
         } else {
             self.stats.interrupts_suppressed.add(1);
         }
@@ -346,10 +348,10 @@ impl Port {
         let op = RingOp::Signal { fd: call.as_raw_fd() };
         self.signal = Some(call.clone());
         self.signal_entries += 1;
-        cx.ring.push(Entry { client, token: Token { index: self.number, generation: 0 }, op });
+        cx.ring.push(Entry { client, token: Token { index: self.number | SIGNAL, generation: 0 }, op });
     }
 
-    /// An entry of the signal client has completed.
+    /// The entry of a signal has completed.
     pub(crate) fn signal_entry_done(&mut self, token: Token, client: ClientId, cx: &mut Cx<'_>) {
         self.signal_entries -= 1;
         if token.index & CANCEL != 0 {
@@ -387,7 +389,7 @@ impl Port {
         true
     }
 
-    /// An entry of the kick client has completed. Returns whether the port is to be looked at.
+    /// The entry of a poll for kicks has completed. Returns whether the port is to be looked at.
     pub(crate) fn kick_entry_done(&mut self, token: Token) -> bool {
         self.kick_entries -= 1;
         if token.index & CANCEL != 0 {
@@ -406,30 +408,37 @@ impl Port {
     }
 
     /// Goes on ending; returns whether it has ended, so that the ring can be handed out.
-    pub(crate) fn ended(&mut self, kicks: ClientId, signals: ClientId, cx: &mut Cx<'_>) -> bool {
+    pub(crate) fn ended(&mut self, client: ClientId, cx: &mut Cx<'_>) -> bool {
         if self.inflight > 0 || self.dirty {
             return false;
         }
-        let own = Token { index: self.number, generation: 0 };
-        let token = Token { index: self.number | CANCEL, generation: 0 };
+        let mut cancel = |entry: u32| {
+            let [target, token] = [entry, entry | CANCEL].map(|index| Token { index, generation: 0 });
+            cx.ring.push(Entry { client, token, op: RingOp::Cancel { target } });
+        };
         if self.kicks == Kicks::Armed {
             self.kicks = Kicks::Cancelled;
             self.kick_entries += 1;
-            cx.ring.push(Entry { client: kicks, token, op: RingOp::Cancel { target: own } });
+            cancel(self.number);
         }
         if self.signal.is_some() && !self.signal_cancelled {
             // A signal that is under way is done before the request to cancel it is looked at; one that is not waits
             // for a descriptor that takes nothing.
             self.signal_cancelled = true;
             self.signal_entries += 1;
-            cx.ring.push(Entry { client: signals, token, op: RingOp::Cancel { target: own } });
+            cancel(self.number | SIGNAL);
         }
         self.kick_entries == 0 && self.signal_entries == 0
     }
 
-    /// The port that a token of the kick client names.
+    /// The port that a token names.
     pub(crate) const fn number_of(token: Token) -> usize {
-        (token.index & !CANCEL) as usize
+        (token.index & !(CANCEL | SIGNAL)) as usize
+    }
+
+    /// Whether a token is that of a signal.
+    pub(crate) const fn is_signal(token: Token) -> bool {
+        token.index & SIGNAL != 0
     }
 }
 

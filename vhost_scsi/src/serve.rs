@@ -18,6 +18,9 @@ use crate::worker::ScsiWorker;
 /// Tags with this bit belong to commands that were answered before they were done (IMMED).
 const BACKGROUND: Tag = 1 << 63;
 
+/// A driver that polls is shown what is done in pieces of this size, so that it can go on while we do the rest.
+const SHOWN_AT_ONCE: u16 = 8;
+
 /// A command that goes on without its guest.
 pub(crate) struct Background {
     unit: UnitId,
@@ -300,7 +303,8 @@ impl ScsiWorker {
         let (mut count, mut at) = (0, 0);
         while let Some(unit) = self.units.poll(at, &mut completions, cx) {
             if !completions.is_empty() {
-                if count == 0 {
+                // One that comes alone is answered before the clock is read.
+                if completions.len() > 1 {
                     cx.refresh();
                 }
                 count += completions.len() as u32;
@@ -329,7 +333,7 @@ impl ScsiWorker {
                     held = Some((number, port));
                 }
                 let (_, port) = held.as_mut().expect("the port was just taken");
-                self.completed(port, (unit, head, turn), result, cx);
+                self.completed(port, (unit, head, turn), result, completions.len() == 1, cx);
             }
             if self.units.look(unit).is_waited_for() {
                 self.release_port(&mut held);
@@ -345,28 +349,40 @@ impl ScsiWorker {
         }
     }
 
+    /// Finishes what a unit has done for a slot; `alone`: the clock has not been read since.
     #[inline(always)]
     fn completed(
         &mut self,
         port: &mut Port,
         (unit, head, turn): (UnitId, u16, u16),
         result: Result<(), IoError>,
+        alone: bool,
         cx: &mut Cx<'_>,
     ) {
         let slot = &mut port.slots[usize::from(head)];
         assert!(slot.turn == turn && slot.phase == Phase::Running, "a completion belongs to a running request");
-        let (op, len, latency) = (slot.op, slot.len, cx.now.saturating_sub(slot.started));
+        let (op, len, started, lun) = (slot.op, slot.len, slot.started, slot.lun);
+        let plain = result.is_ok() && slot.is_plain();
+        if plain {
+            let data_in = if op == Op::Read { len } else { 0 };
+            let residual = u64::from(slot.residual);
+            port.answer_slot(head, &Answer { response: Response::Ok, status: 0, sense: &[], residual, data_in });
+            if alone || port.queue.unshown() >= SHOWN_AT_ONCE {
+                port.queue.show();
+            }
+        }
+        if alone {
+            cx.refresh();
+        }
+        let latency = cx.now.saturating_sub(started);
         self.units.look(unit).stats.ended(op, len, latency, result);
-        if result.is_err() || !slot.is_plain() {
+        if !plain {
             self.finish(port, head, result, cx);
             return;
         }
-        let lun = self.luns.get_mut(slot.lun);
+        let lun = self.luns.get_mut(lun);
         lun.inflight -= 1;
         lun.stats.ended(op, len, latency, true);
-        let data_in = if op == Op::Read { len } else { 0 };
-        let residual = u64::from(slot.residual);
-        port.answer_slot(head, &Answer { response: Response::Ok, status: 0, sense: &[], residual, data_in });
     }
 
     /// Gives free slots of a unit to those who wait for one, in turn.

@@ -26,6 +26,7 @@ const CONTROL_BATCH: u32 = 2;
 const PARAMETERS: usize = 64 << 10;
 /// Queues on one reactor. Each has at most two kick entries and two signal entries in the ring.
 const MOST_PORTS: usize = 4096;
+const ENTRIES: usize = 4 * MOST_PORTS;
 
 /// How a worker behaves.
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +39,6 @@ impl Default for WorkerConfig {
     fn default() -> Self {
         WorkerConfig { spin_max_ns: Some(100_000) }
     }
-}
-
-struct Clients {
-    kicks: ClientId,
-    signals: ClientId,
 }
 
 /// The virtio-scsi work of one reactor.
@@ -71,7 +67,8 @@ pub struct ScsiWorker {
     told: bool,
     /// The last pass ended with an answer that others may wait for: make another before sleeping.
     again: bool,
-    clients: Option<Clients>,
+    /// Kicks and signals of all ports are one client of the ring: one list to look at in each pass.
+    client: Option<ClientId>,
     pub(crate) segments: Box<SegmentBuf>,
     pub(crate) scratch: Box<[u8]>,
     pub(crate) parameters: Box<[u8]>,
@@ -102,12 +99,12 @@ impl ScsiWorker {
             draining: false,
             told: false,
             again: false,
-            clients: None,
+            client: None,
             segments: Box::new(SegmentBuf::new()),
             scratch: vec![0; pollux_scsi::SCRATCH_LEN].into(),
             parameters: vec![0; PARAMETERS].into(),
             completions: Vec::with_capacity(1024),
-            entries: Vec::with_capacity(2 * MOST_PORTS),
+            entries: Vec::with_capacity(ENTRIES),
         }
     }
 
@@ -153,14 +150,14 @@ impl ScsiWorker {
 
     fn start_queue(&mut self, new: NewQueue, cx: &mut Cx<'_>) {
         let number = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
-        let Some(signals) = self.register(cx).filter(|_| number < MOST_PORTS) else {
+        let Some(client) = self.register(cx).filter(|_| number < MOST_PORTS) else {
             new.failure.get_or_init(|| "the reactor has no room for another queue".into());
             new.session.shutdown();
             return;
         };
         let mut port = Box::new(Port::new(new, number as u32, self.config.spin_max_ns));
         // Whoever still waits for an interrupt of the queue's earlier life gets one.
-        port.signal(signals, cx);
+        port.signal(client, cx);
         if port.kind == Kind::Events {
             let waiting = |port: &Port| Waiting::new(port.controller, port.features);
             // Kept over a restart of the queue, but not for another driver, which took other features.
@@ -178,15 +175,10 @@ impl ScsiWorker {
 
     /// Registers with the ring, once; `None` if that has no room.
     fn register(&mut self, cx: &mut Cx<'_>) -> Option<ClientId> {
-        if self.clients.is_none() {
-            let kicks = cx.ring.add_client(2 * MOST_PORTS as u32).ok()?;
-            let Ok(signals) = cx.ring.add_client(2 * MOST_PORTS as u32) else {
-                cx.ring.remove_client(kicks);
-                return None;
-            };
-            self.clients = Some(Clients { kicks, signals });
+        if self.client.is_none() {
+            self.client = cx.ring.add_client(ENTRIES as u32).ok();
         }
-        self.clients.as_ref().map(|clients| clients.signals)
+        self.client
     }
 
     fn stop_queue(&mut self, key: QueueKey, reply: Reply<Option<Stopped>>) {
@@ -225,21 +217,21 @@ impl ScsiWorker {
     }
 
     fn poll_kicks(&mut self, cx: &mut Cx<'_>) -> u32 {
-        let Some(&Clients { kicks, signals }) = self.clients.as_ref() else { return 0 };
+        let Some(client) = self.client else { return 0 };
+        cx.ring.reap(client, &mut self.entries);
+        if self.entries.is_empty() { 0 } else { self.take_entries(client, cx) }
+    }
+
+    #[cold]
+    fn take_entries(&mut self, client: ClientId, cx: &mut Cx<'_>) -> u32 {
         let mut entries = std::mem::take(&mut self.entries);
-        cx.ring.reap(signals, &mut entries);
-        let mut count = entries.len() as u32;
-        for done in entries.drain(..) {
-            if let Some(port) = self.ports.get_mut(Port::number_of(done.token)).and_then(Option::as_mut) {
-                port.signal_entry_done(done.token, signals, cx);
-            }
-        }
-        cx.ring.reap(kicks, &mut entries);
-        count += entries.len() as u32;
+        let count = entries.len() as u32;
         for done in entries.drain(..) {
             let number = Port::number_of(done.token);
             let Some(port) = self.ports.get_mut(number).and_then(Option::as_mut) else { continue };
-            if port.kick_entry_done(done.token) {
+            if Port::is_signal(done.token) {
+                port.signal_entry_done(done.token, client, cx);
+            } else if port.kick_entry_done(done.token) {
                 self.activate(number);
             }
         }
@@ -277,11 +269,11 @@ impl ScsiWorker {
         if !port.takes() {
             return true;
         }
-        let Some(clients) = &self.clients else { return true };
+        let Some(client) = self.client else { return true };
         if port.kind == Kind::Events && !self.has_event(port) {
             return true;
         }
-        taken == 0 && self.config.spin_max_ns.is_some() && port.looked_in_vain(cx.now) && port.arm(clients.kicks, cx)
+        taken == 0 && self.config.spin_max_ns.is_some() && port.looked_in_vain(cx.now) && port.arm(client, cx)
     }
 
     #[inline(never)]
@@ -333,11 +325,11 @@ impl ScsiWorker {
     }
 
     fn publish(&mut self, cx: &mut Cx<'_>) {
-        let Some(clients) = &self.clients else { return };
+        let Some(client) = self.client else { return };
         for number in self.touched.drain(..) {
             if let Some(port) = &mut self.ports[number] {
                 port.touched = false;
-                port.publish(clients.signals, cx);
+                port.publish(client, cx);
             }
         }
     }
@@ -353,11 +345,11 @@ impl ScsiWorker {
     }
 
     fn collect_stopped(&mut self, cx: &mut Cx<'_>) -> bool {
-        let Some(clients) = &self.clients else { return false };
+        let Some(client) = self.client else { return false };
         let mut draining = false;
         for number in 0..self.ports.len() {
             let Some(port) = self.ports[number].as_mut().filter(|port| port.stopping.is_some()) else { continue };
-            if !port.ended(clients.kicks, clients.signals, cx) {
+            if !port.ended(client, cx) {
                 draining = true;
                 continue;
             }

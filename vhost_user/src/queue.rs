@@ -121,6 +121,8 @@ pub struct Queue {
     next_used: u16,
     /// The used index that the driver can see.
     shown_used: u16,
+    /// The used index at the last decision on an interrupt.
+    decided_used: u16,
     /// Whether `publish` has ever decided on an interrupt, so that `shown_used` says from where on to look.
     decided: bool,
     broken: Option<RingFault>,
@@ -150,6 +152,7 @@ impl Queue {
             seen_avail: setup.base,
             next_used: used,
             shown_used: used,
+            decided_used: used,
             decided: false,
             broken: None,
             near: Window::EMPTY,
@@ -233,16 +236,33 @@ impl Queue {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Shows the driver what was completed; whether it wants an interrupt for that.
+    /// Shows the driver what was completed; it is not told before `publish`. A driver that polls can go on with it while
+    /// the device does the rest of its batch.
+    #[inline(always)]
+    pub fn show(&mut self) {
+        self.rings.set_used_idx(self.next_used);
+        self.shown_used = self.next_used;
+    }
+
+    /// How many completed chains the driver cannot see yet.
+    #[inline(always)]
+    #[must_use]
+    pub fn unshown(&self) -> u16 {
+        self.next_used.wrapping_sub(self.shown_used)
+    }
+
+    /// Shows the driver what was completed; whether it wants an interrupt for what has been shown since the last time.
     #[inline]
     #[must_use = "the driver may wait for the interrupt"]
     pub fn publish(&mut self) -> bool {
-        if self.next_used == self.shown_used {
+        if self.next_used == self.decided_used {
             return false;
         }
-        let (old, new) = (self.shown_used, self.next_used);
-        self.rings.set_used_idx(new);
-        self.shown_used = new;
+        let (old, new) = (self.decided_used, self.next_used);
+        if self.unshown() > 0 {
+            self.show();
+        }
+        self.decided_used = new;
         // The driver sets its wish and then looks at the index; we set the index and then look at its wish.
         fence(Ordering::SeqCst);
         if !self.event_idx {

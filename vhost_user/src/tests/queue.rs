@@ -644,3 +644,31 @@ proptest! {
         check(&chain, &w.segments, END);
     }
 }
+
+#[test]
+fn what_was_shown_is_still_told() {
+    let mut w = world_from(0, true, false);
+    let serve = |w: &mut World, show: bool| {
+        let head = w.driver.add(&[Buffer::writable(DATA, 1)]).unwrap();
+        w.driver.expose(true);
+        w.pop().unwrap().unwrap();
+        w.queue.complete(head, 0);
+        assert_eq!(w.queue.unshown(), 1);
+        if show {
+            w.queue.show();
+            assert_eq!(w.queue.unshown(), 0);
+            assert_eq!(w.driver.take_used(), Some((head, 0)), "shown before it is told");
+        }
+    };
+    // The first is always told.
+    serve(&mut w, true);
+    assert!(w.queue.publish());
+    // The driver asks for an interrupt at the third; that it has been shown in pieces does not matter.
+    w.driver.set_used_event(2);
+    serve(&mut w, true);
+    assert!(!w.queue.publish(), "the second was not asked for");
+    serve(&mut w, true);
+    serve(&mut w, false);
+    assert!(w.queue.publish(), "the third was passed since the last decision");
+    assert!(!w.queue.publish(), "once");
+}

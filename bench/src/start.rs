@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::BenchError;
@@ -21,6 +22,7 @@ use crate::session::Session;
 /// those).
 pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, BenchError> {
     options.check()?;
+    raise_file_limit();
     let core = pin(options.core)?;
     let clock = Clock::new();
     let mut sessions = Vec::new();
@@ -46,6 +48,12 @@ pub fn run(options: &Options, stop: &AtomicBool) -> Result<Report, BenchError> {
     let what = What::new(options, core, &sessions, &disks[0].0);
     let engine = Engine::new(options, &clock, stop, sessions, queues)?;
     Phases::new(engine, disks).run(what)
+}
+
+/// Many VMs need many descriptors: as many as this process may have. If that is not enough, opening one says so.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 /// The same disk on two sockets would be written by two loads that know nothing of each other.

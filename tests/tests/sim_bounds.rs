@@ -80,7 +80,8 @@ fn flushes_that_are_answered_early_are_no_more_than_there_are_slots() -> Result<
             answered += 1;
         }
     }
-    ensure!((1..=256).contains(&answered), "{answered} flushes were answered and none has ended");
+    ensure!((1..=64).contains(&answered), "{answered} flushes were answered and none has ended");
+    let early = answered;
     world.heal();
     world.release();
     appliance.machine.run();
@@ -88,7 +89,7 @@ fn flushes_that_are_answered_early_are_no_more_than_there_are_slots() -> Result<
         ensure!(response.good(), "{response:?}");
         answered += 1;
     }
-    ensure!(answered > 256, "the others are answered when they have ended: {answered}");
+    ensure!(answered >= early + 64, "the others are answered when they have ended: {answered}, {early} before");
     end(appliance, front)
 }
 
@@ -109,9 +110,10 @@ fn long_commands_do_not_add_up_beyond_the_slots_and_one_for_each_queue() -> Resu
         appliance.machine.rounds(1);
         most = most.max(in_flight(&appliance));
     }
-    // A command between two of its steps has no slot for a moment: those that had one wait in line, too.
-    ensure!(most <= 2 * 256 + QUEUES as u64, "{most} commands in flight at once");
-    ensure!(most >= 256, "the device was kept busy: {most}");
+    // Four steps of 1 MiB fill the part of the slots that is for such work. A queue takes a new command only when all it
+    // has taken are among those four.
+    ensure!(most <= 5 * QUEUES as u64, "{most} commands in flight at once");
+    ensure!(most >= QUEUES as u64, "every queue has one: {most}");
     end(appliance, front)
 }
 

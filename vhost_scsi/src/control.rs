@@ -1,22 +1,23 @@
-//! Task management: the control queue's requests, and the ending of commands that it asks for.
+//! Task management: the control queue's requests.
 //!
 //! The commands of one unit or one session are spread over the workers, so a function is a question to all of them: each
-//! marks the commands in scope, asks the devices to end them early, and says so when the last of them has ended. The
-//! worker that took the function answers the guest when all have said so: no aborted command can touch guest memory
-//! after that.
+//! ends the commands in scope (`abort.rs`) and says so when the last of them has ended. The worker that took the function
+//! answers the guest when all have said so: no aborted command can touch guest memory after that.
 
-use std::collections::BTreeSet;
-
-use pollux_core::{Cx, segment};
+use pollux_core::segment;
 use pollux_scsi::Attention;
 use pollux_vhost_user::Chain;
 
 use crate::lun::Address;
-use crate::luns::{Lun, TargetLuns};
+use crate::luns::TargetLuns;
 use crate::message::{AbortId, Body, Message, Scope};
-use crate::port::{Kind, Phase, Port};
+use crate::port::{Phase, Port};
 use crate::request::{Control, Function, Response, TMF_LEN};
 use crate::worker::ScsiWorker;
+
+/// Functions of one control queue that wait for the workers at once; the others stay in its ring, so that a guest has no more
+/// than this before the functions of others.
+pub(crate) const MOST_FUNCTIONS: u32 = 4;
 
 /// A function that waits for the workers.
 pub(crate) struct Pending {
@@ -28,14 +29,6 @@ pub(crate) struct Pending {
     lun: Option<u32>,
     workers: usize,
     count: u32,
-}
-
-/// Commands of this worker that somebody's function waits for.
-pub(crate) struct Ending {
-    id: AbortId,
-    count: u32,
-    /// Port, head and turn of those that have not ended yet.
-    commands: Vec<(usize, u16, u16)>,
 }
 
 impl ScsiWorker {
@@ -131,104 +124,6 @@ impl ScsiWorker {
         }
     }
 
-    /// Ends (or counts) the commands in scope on this worker.
-    pub(crate) fn abort(&mut self, id: AbortId, scope: Scope, how: Option<Response>, cx: &mut Cx<'_>) {
-        if let Some(how) = how {
-            self.take_available(scope, how, cx);
-        }
-        let mut commands = self.in_scope(scope);
-        let count = commands.len() as u32;
-        let Some(how) = how else {
-            self.outbox.push_back((id.worker, Message(Body::AbortDone { id, count })));
-            return;
-        };
-        self.abort_commands(&commands, how, cx);
-        commands.retain(|&command| self.is_running(command));
-        self.ending.push(Ending { id, count, commands });
-        self.collect_aborted();
-    }
-
-    /// Takes what the session has made available before it asked: to the guest those commands are as much in flight as
-    /// the others, so none of them may run after the answer.
-    fn take_available(&mut self, scope: Scope, how: Response, cx: &mut Cx<'_>) {
-        let (Scope::Task { session, .. }
-        | Scope::TaskSet { session, .. }
-        | Scope::Nexus { session, .. }
-        | Scope::Unit { session, .. }) = scope;
-        let of: Vec<usize> = self
-            .ports()
-            .filter(|(_, port)| port.kind == Kind::Requests && port.key.session == session)
-            .map(|(number, _)| number)
-            .collect();
-        for number in of {
-            let Some(mut port) = self.take_port(number) else { continue };
-            self.take_all(&mut port, scope, how, cx);
-            self.put_port(number, port);
-        }
-    }
-
-    fn in_scope(&self, scope: Scope) -> Vec<(usize, u16, u16)> {
-        let mut found = Vec::new();
-        for (number, port) in self.ports() {
-            if port.kind != Kind::Requests || port.inflight == 0 || !may_hold(scope, port.key.session) {
-                continue;
-            }
-            for (head, slot) in port.slots.iter().enumerate() {
-                if slot.phase == Phase::Free {
-                    continue;
-                }
-                let lun = self.luns.get(slot.lun);
-                if is_in_scope(scope, port.key.session, lun, slot.name) {
-                    found.push((number, head as u16, slot.turn));
-                }
-            }
-        }
-        found
-    }
-
-    /// Marks commands and asks their devices to end them; those that wait for a slot end here.
-    pub(crate) fn abort_commands(&mut self, commands: &[(usize, u16, u16)], how: Response, cx: &mut Cx<'_>) {
-        let mut lines = BTreeSet::new();
-        for &(number, head, _) in commands {
-            let Some(mut port) = self.take_port(number) else { continue };
-            let tag = port.tag(head);
-            let slot = &mut port.slots[usize::from(head)];
-            // A reset that comes after an abort does not change what the first one promised.
-            slot.aborted.get_or_insert(how);
-            let unit = self.luns.get(slot.lun).unit;
-            match slot.phase {
-                Phase::Running => self.units.cancel(unit, tag, cx),
-                Phase::Waiting => drop(lines.insert(unit)),
-                Phase::Free => {}
-            }
-            self.put_port(number, port);
-        }
-        for unit in lines {
-            self.drop_aborted(unit, cx);
-        }
-    }
-
-    fn is_running(&self, (number, head, turn): (usize, u16, u16)) -> bool {
-        self.port(number).is_some_and(|port| {
-            let slot = &port.slots[usize::from(head)];
-            slot.phase != Phase::Free && slot.turn == turn
-        })
-    }
-
-    /// Says so for the functions whose commands have all ended here.
-    pub(crate) fn collect_aborted(&mut self) {
-        let mut ending = std::mem::take(&mut self.ending);
-        ending.retain_mut(|function| {
-            function.commands.retain(|&command| self.is_running(command));
-            if function.commands.is_empty() {
-                let done = Body::AbortDone { id: function.id, count: function.count };
-                self.outbox.push_back((function.id.worker, Message(done)));
-            }
-            !function.commands.is_empty()
-        });
-        self.ending = ending;
-    }
-
     /// A worker has ended its share of a function.
     pub(crate) fn abort_done(&mut self, id: AbortId, count: u32) {
         let Some(at) = self.pending.iter().position(|pending| pending.id == id) else { return };
@@ -257,25 +152,7 @@ impl ScsiWorker {
         };
         answer(&mut port, pending.head, response);
         self.put_port(pending.port, port);
-    }
-}
-
-/// Whether a session's commands can be in scope.
-const fn may_hold(scope: Scope, of: u64) -> bool {
-    match scope {
-        Scope::Task { session, .. } | Scope::TaskSet { session, .. } | Scope::Nexus { session, .. } => of == session,
-        Scope::Unit { .. } => true,
-    }
-}
-
-pub(crate) fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
-    match scope {
-        Scope::Task { session, target, lun: number, tag } => {
-            of == session && (lun.target, lun.lun) == (target, number) && name == tag
-        }
-        Scope::TaskSet { session, target, lun: number } => of == session && (lun.target, lun.lun) == (target, number),
-        Scope::Nexus { session, target } => of == session && lun.target == target,
-        Scope::Unit { unit, .. } => lun.unit == unit,
+        self.activate(pending.port);
     }
 }
 

@@ -14,10 +14,12 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 #![deny(unsafe_code)]
 
+mod abort;
 mod control;
 mod controller;
 mod error;
 mod events;
+mod line;
 mod listing;
 pub mod lun;
 mod luns;

@@ -100,6 +100,17 @@ pub(crate) enum Scope {
     Unit { session: u64, unit: UnitId },
 }
 
+impl Scope {
+    /// The session that asks.
+    pub(crate) const fn session(self) -> u64 {
+        let (Scope::Task { session, .. }
+        | Scope::TaskSet { session, .. }
+        | Scope::Nexus { session, .. }
+        | Scope::Unit { session, .. }) = self;
+        session
+    }
+}
+
 /// Names a task management function in progress: the worker that runs it and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AbortId {

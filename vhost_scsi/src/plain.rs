@@ -9,6 +9,7 @@ use pollux_core::{Cx, Io, Op};
 use pollux_scsi::PlainIo;
 use pollux_vhost_user::Chain;
 
+use crate::line::Charge;
 use crate::port::{Phase, Port};
 use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN};
 use crate::worker::ScsiWorker;
@@ -28,7 +29,7 @@ impl ScsiWorker {
         let data_out = chain.readable_bytes - COMMAND_LEN as u64;
         let data_in = chain.writable_bytes - RESPONSE_LEN as u64;
         let fits = if op == Op::Read { (data_in, data_out) == (len, 0) } else { (data_in, data_out) == (0, len) };
-        if !fits || !unit.is_free() || !unit.is_ready() {
+        if !fits || !unit.is_clear() {
             return false;
         }
         let (readable, writable) = self.segments.as_slice().split_at(chain.readable);
@@ -53,7 +54,7 @@ impl ScsiWorker {
         }
         let (tag, unit) = (port.tag(chain.head), lun.unit);
         lun.inflight += 1;
-        let submitted = self.units.submit(unit, Io { tag, op, flags, offset, len, data }, cx);
+        let submitted = self.units.submit(unit, Io { tag, op, flags, offset, len, data }, Charge::plain(len), cx);
         debug_assert!(submitted.is_ok(), "the unit was ready");
         true
     }

@@ -5,6 +5,7 @@
 //! in the reactor's ring). It ends in stages: nothing more is taken; requests in flight end; the ring gives back the kick
 //! and call descriptors; only then is the ring handed out and the stop answered.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
@@ -13,6 +14,8 @@ use pollux_scsi::Plan;
 use pollux_vhost_user::{Queue, SessionHandle};
 
 use crate::QueueStats;
+use crate::abort::Held;
+use crate::line::Charge;
 use crate::message::{ControllerId, NewQueue, QueueKey, Reply, Stopped};
 use crate::pieces::{Pattern, Pieces};
 use crate::request::{RESPONSE_LEN, Response, response_header};
@@ -102,6 +105,15 @@ impl Default for Slot {
 }
 
 impl Slot {
+    /// What its next or present step takes of its unit.
+    #[inline]
+    pub(crate) const fn charge(&self) -> Charge {
+        match &self.long {
+            None => Charge::plain(self.len),
+            Some(long) => Charge::step(self.op, self.len, long.plan.immediate()),
+        }
+    }
+
     /// The residual if none of the command's data was moved.
     pub(crate) const fn residual_of_nothing(&self) -> u64 {
         // A plan's steps are not the guest's data.
@@ -167,6 +179,8 @@ pub(crate) struct Port {
     pub(crate) inflight: u32,
     /// How many of its requests are in a unit's line. Nothing is taken from the ring while there is one.
     pub(crate) waiting: u32,
+    /// Commands that task management took before their turn, in order: they come before what is in the ring.
+    pub(crate) held: VecDeque<Held>,
     /// Something was put into the used ring since the last `publish`.
     pub(crate) dirty: bool,
     /// It is in the worker's list of ports to publish.
@@ -224,6 +238,7 @@ impl Port {
             slots,
             inflight: 0,
             waiting: 0,
+            held: VecDeque::new(),
             dirty: false,
             touched: false,
             active: false,
@@ -249,7 +264,12 @@ impl Port {
 
     /// Whether requests may be taken from the ring now.
     pub(crate) fn takes(&self) -> bool {
-        self.waiting == 0 && !self.broken && self.stopping.is_none()
+        self.waiting == 0 && self.takes_more()
+    }
+
+    /// Whether anything may be taken from the ring any more.
+    pub(crate) fn takes_more(&self) -> bool {
+        !self.broken && self.stopping.is_none()
     }
 
     /// The tag of the request in a slot.
@@ -409,7 +429,7 @@ impl Port {
 
     /// Goes on ending; returns whether it has ended, so that the ring can be handed out.
     pub(crate) fn ended(&mut self, client: ClientId, cx: &mut Cx<'_>) -> bool {
-        if self.inflight > 0 || self.dirty {
+        if self.inflight > 0 || self.dirty || !(self.held.is_empty() || self.broken) {
             return false;
         }
         let mut cancel = |entry: u32| {

@@ -7,13 +7,13 @@ use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, Segment, SegmentList
 use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Sense, Step, io_outcome};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
-use crate::control::is_in_scope;
+use crate::line::{Charge, Source};
 use crate::lun::Address;
-use crate::message::{Scope, UnitId};
+use crate::message::UnitId;
 use crate::pieces::Pattern;
 use crate::port::{Answer, Long, Phase, Port, Route, parse_tag};
 use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response, SENSE_LEN};
-use crate::worker::ScsiWorker;
+use crate::worker::{BATCH, ScsiWorker};
 
 /// Tags with this bit belong to commands that were answered before they were done (IMMED).
 const BACKGROUND: Tag = 1 << 63;
@@ -29,6 +29,12 @@ pub(crate) struct Background {
     pattern: Option<Pattern>,
     step: Io,
     started: u64,
+}
+
+impl Background {
+    const fn charge(&self) -> Charge {
+        Charge::step(self.step.op, self.step.len, true)
+    }
 }
 
 /// What is known of a command when its unit decides about it.
@@ -51,42 +57,36 @@ impl Given {
 }
 
 impl ScsiWorker {
-    /// Takes one command whose chain lies in `self.segments`. If it is in scope of `ending`, a task management function
-    /// that is at work, it is answered as that says and never runs.
+    /// Takes one command whose chain lies in `self.segments`.
     #[inline(always)]
-    pub(crate) fn command(
-        &mut self,
-        port: &mut Port,
-        chain: &Chain,
-        ending: Option<(Scope, Response)>,
-        cx: &mut Cx<'_>,
-    ) {
+    pub(crate) fn command(&mut self, port: &mut Port, chain: &Chain, cx: &mut Cx<'_>) {
+        if let Some(command) = self.header(port, chain)
+            && !self.plain(port, chain, &command, cx)
+        {
+            self.any_command(port, chain, &command, cx);
+        }
+    }
+
+    /// Reads a command's header, once; `None` if there is nothing to be done any more.
+    #[inline(always)]
+    pub(crate) fn header(&self, port: &mut Port, chain: &Chain) -> Option<Command> {
         let (readable, writable) = self.segments.as_slice().split_at(chain.readable);
         if chain.writable_bytes < RESPONSE_LEN as u64 {
             port.fail(&"a command without room for its response");
-            return;
+            return None;
         }
         let Some(header) = segment::array_from::<COMMAND_LEN>(readable) else {
             port.stats.invalid.add(1);
             port.answer(chain.head, writable, &Answer::response(Response::Failure, 0));
-            return;
+            return None;
         };
-        let command = Command::new(header);
-        if ending.is_some() || !self.plain(port, chain, &command, cx) {
-            self.any_command(port, chain, &command, ending, cx);
-        }
+        Some(Command::new(header))
     }
 
-    /// Takes any command; what [`ScsiWorker::plain`] does not take comes here.
+    /// Takes any command; what [`ScsiWorker::plain`] does not take comes here. `header` has seen that the chain holds it and
+    /// its response.
     #[inline(never)]
-    fn any_command(
-        &mut self,
-        port: &mut Port,
-        chain: &Chain,
-        command: &Command,
-        ending: Option<(Scope, Response)>,
-        cx: &mut Cx<'_>,
-    ) {
+    pub(crate) fn any_command(&mut self, port: &mut Port, chain: &Chain, command: &Command, cx: &mut Cx<'_>) {
         let (_, writable) = self.segments.as_slice().split_at(chain.readable);
         let data_out = chain.readable_bytes - COMMAND_LEN as u64;
         let data_in = chain.writable_bytes - RESPONSE_LEN as u64;
@@ -121,13 +121,6 @@ impl ScsiWorker {
         given.lun = lun;
         port.route = Route { field: command.lun(), epoch: self.luns.epoch(), lun };
         let lun = self.luns.get(lun);
-        if let Some((scope, how)) = ending
-            && is_in_scope(scope, port.key.session, lun, command.tag())
-        {
-            let answer = Answer::response(how, given.residual(0));
-            port.answer(chain.head, writable_of(&self.segments, readable), &answer);
-            return;
-        }
         // The unit decides; what it says is done below.
         let logical: &LogicalUnit = &self.units.look(lun.unit).logical;
         let mut action = logical.execute(&lun.path, &cdb, target, &mut self.scratch);
@@ -205,7 +198,9 @@ impl ScsiWorker {
         };
         // Answered at once only if it starts at once. Else it keeps its place in the guest's ring, as any other: what
         // was answered takes none, and there would be no end to how many a guest could have going on.
-        if plan.immediate() && self.units.get(self.luns.get(given.lun).unit).is_free() {
+        let charge = Charge::step(step.op(), parts(step).3, true);
+        let unit = self.luns.get(given.lun).unit;
+        if plan.immediate() && self.units.get(unit).lets_by(Source::BACKGROUND, charge) {
             port.answer(given.head, writable, &Answer::response(Response::Ok, residual));
             self.start_background(given.lun, plan, step, cx);
             return;
@@ -235,10 +230,12 @@ impl ScsiWorker {
         let tag = port.tag(head);
         let slot = &mut port.slots[usize::from(head)];
         let unit = self.luns.get(slot.lun).unit;
+        let charge = slot.charge();
         let open = self.units.get(unit);
-        if !open.is_free() {
+        let source = Source::queue(port.key);
+        if !open.lets_by(source, charge) {
             slot.phase = Phase::Waiting;
-            open.waiting.push_back(tag);
+            open.line.join(source, charge, tag);
             port.waiting += 1;
             return;
         }
@@ -255,7 +252,7 @@ impl ScsiWorker {
             Some(Long { pattern: None, .. }) => SegmentList::EMPTY,
         };
         let io = Io { tag, op: slot.op, flags: slot.flags, offset: slot.offset, len: slot.len, data };
-        if let Err(error) = self.units.submit(unit, io, cx) {
+        if let Err(error) = self.units.submit(unit, io, slot.charge(), cx) {
             self.finish(port, head, Err(error), cx);
         }
     }
@@ -375,19 +372,22 @@ impl ScsiWorker {
             cx.refresh();
         }
         let latency = cx.now.saturating_sub(started);
-        self.units.look(unit).stats.ended(op, len, latency, result);
+        let open = self.units.get(unit);
+        open.stats.ended(op, len, latency, result);
         if !plain {
+            open.ended(port.slots[usize::from(head)].charge());
             self.finish(port, head, result, cx);
             return;
         }
+        open.ended(Charge::plain(len));
         let lun = self.luns.get_mut(lun);
         lun.inflight -= 1;
         lun.stats.ended(op, len, latency, true);
     }
 
-    /// Gives free slots of a unit to those who wait for one, in turn.
+    /// Gives free room of a unit to those who wait for it, in turn.
     pub(crate) fn grant(&mut self, unit: UnitId, cx: &mut Cx<'_>) {
-        while let Some(tag) = self.next_waiter(unit) {
+        while let Some(tag) = self.units.get(unit).next_waiter() {
             if tag & BACKGROUND != 0 {
                 self.submit_background(tag, cx);
                 continue;
@@ -400,21 +400,28 @@ impl ScsiWorker {
             } else {
                 self.submit_slot(&mut port, head, unit, cx);
             }
+            self.use_turn(&mut port, unit, cx);
             self.put_port(number, port);
             self.activate(number);
         }
     }
 
-    fn next_waiter(&mut self, unit: UnitId) -> Option<Tag> {
-        let open = self.units.get(unit);
-        if open.has_slot() { open.waiting.pop_front() } else { None }
+    /// While there is not room for everybody, a queue whose request has just gone takes the next ones from its ring at once,
+    /// until one of them has to wait: so who has something to do is always in line when room comes free, and a queue of
+    /// small requests gets more than one for each large one of another queue.
+    fn use_turn(&mut self, port: &mut Port, unit: UnitId, cx: &mut Cx<'_>) {
+        for _ in 0..BATCH {
+            if !self.units.get(unit).is_contended() || self.take_requests(port, 1, cx) == 0 {
+                break;
+            }
+        }
     }
 
     /// Takes the aborted commands out of a unit's line: they need not wait for a slot. One pass over the line, however
     /// many they are.
     pub(crate) fn drop_aborted(&mut self, unit: UnitId, cx: &mut Cx<'_>) {
-        let mut line = std::mem::take(&mut self.units.get(unit).waiting);
-        line.retain(|&tag| {
+        let mut line = std::mem::take(&mut self.units.get(unit).line);
+        line.retain(|tag| {
             if tag & BACKGROUND != 0 {
                 return true;
             }
@@ -432,8 +439,8 @@ impl ScsiWorker {
             !aborted
         });
         let open = self.units.get(unit);
-        assert!(open.waiting.is_empty(), "what was aborted starts nothing");
-        open.waiting = line;
+        assert!(open.line.is_empty(), "what was aborted starts nothing");
+        open.line = line;
     }
 
     fn start_background(&mut self, lun: u32, plan: Plan, step: Step, cx: &mut Cx<'_>) {
@@ -447,17 +454,17 @@ impl ScsiWorker {
         let step = Io::without_data(BACKGROUND | free as u64, op, flags, offset, len);
         self.background[free] =
             Some(Background { unit: entry.unit, lun, pattern: pattern_of(&plan), plan, step, started: cx.now });
-        self.background_go(free, cx);
+        self.submit_background(BACKGROUND | free as u64, cx);
     }
 
     fn background_go(&mut self, index: usize, cx: &mut Cx<'_>) {
         let task = self.background[index].as_ref().expect("a background command stays until it has ended");
-        let (unit, tag) = (task.unit, task.step.tag);
+        let (unit, tag, charge) = (task.unit, task.step.tag, task.charge());
         let open = self.units.get(unit);
-        if open.is_free() {
+        if open.lets_by(Source::BACKGROUND, charge) {
             self.submit_background(tag, cx);
         } else {
-            open.waiting.push_back(tag);
+            open.line.join(Source::BACKGROUND, charge, tag);
         }
     }
 
@@ -468,7 +475,7 @@ impl ScsiWorker {
         if let Some(pattern) = &mut task.pattern {
             io.data = pattern.data(io.len);
         }
-        if self.units.submit(task.unit, io, cx).is_err() {
+        if self.units.submit(task.unit, io, task.charge(), cx).is_err() {
             self.background_ended(index);
         }
     }
@@ -477,7 +484,9 @@ impl ScsiWorker {
         let index = (tag & !BACKGROUND) as usize;
         let task = self.background[index].as_mut().expect("a background command stays until it has ended");
         let Io { op, len, .. } = task.step;
-        self.units.look(unit).stats.ended(op, len, cx.now.saturating_sub(task.started), result);
+        let open = self.units.get(unit);
+        open.ended(task.charge());
+        open.stats.ended(op, len, cx.now.saturating_sub(task.started), result);
         match task.plan.next().filter(|_| result.is_ok()) {
             Some(step) => {
                 let (op, flags, offset, len) = parts(step);
@@ -503,9 +512,7 @@ impl ScsiWorker {
             if !of(self, task.lun) {
                 continue;
             }
-            let waiting = &mut self.units.get(unit).waiting;
-            if let Some(at) = waiting.iter().position(|&other| other == tag) {
-                waiting.remove(at);
+            if self.units.get(unit).line.leave(tag) {
                 self.background_ended(index);
             } else {
                 self.units.cancel(unit, tag, cx);

@@ -1,16 +1,19 @@
 //! The logical units that are open on one worker: one channel into the device for all queues of the reactor, so the
-//! device's slots are shared out here. A request that finds no slot waits in its unit's line, and its queue takes
-//! nothing more from the guest until it has gone: a new request of each queue is in the line at most, so slots go round the
-//! queues in turn, and what has no slot stays in the virtqueue. (Behind it may be further steps of long commands, and what
-//! task management had to take out of the ring before its turn.)
+//! device's slots are shared out here. A large request takes several ([`Charge`]), so what is in flight is bounded in bytes,
+//! too; bulk takes a part of them at most. A request that finds no room waits in its unit's line ([`Line`] says who is
+//! next), and its queue takes nothing more from the guest until it has gone: a new request of each queue is in the line at
+//! most, and what has no room stays in the virtqueue. (Behind it may be further steps of long commands.)
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pollux_core::{Alignment, Channel, Completion, Cx, Io, IoError, IoStats, Next, Segment, Tag};
 use pollux_scsi::LogicalUnit;
 
+use crate::line::{Charge, Line, Room, Source};
 use crate::message::{Reply, UnitId};
+
+/// One part in this many of a unit's slots is for bulk at most, so that a guest's reads find room beside it.
+const BULK_PART: u32 = 4;
 
 /// The answer that a channel's end is waited for with.
 pub(crate) type ChannelReply = Reply<Result<Option<Box<dyn Channel>>, IoError>>;
@@ -29,29 +32,62 @@ pub(crate) struct Unit {
     channel: Option<Box<dyn Channel>>,
     depth: u32,
     alignment: Alignment,
-    inflight: u32,
-    /// Who waits for a slot, by the tags their requests will have.
-    pub(crate) waiting: VecDeque<Tag>,
+    /// Slots that the requests in flight take, at least one each. May be a request's worth more than there are.
+    used: u32,
+    /// The part of that which is bulk.
+    used_by_bulk: u32,
+    /// Who waits for room, by the tags their requests will have.
+    pub(crate) line: Line,
     pub(crate) stats: Arc<IoStats>,
     listed: bool,
     ending: Option<Ending>,
 }
 
 impl Unit {
-    /// Whether a request can be submitted now. A unit without a device takes it too: it is answered by `submit`.
-    pub(crate) const fn has_slot(&self) -> bool {
-        self.channel.is_none() || self.inflight < self.depth
+    /// For whom there is room. A unit without a device takes everything: it is answered by `submit`.
+    fn room(&self) -> Room {
+        let plain = self.channel.is_none() || self.used < self.depth;
+        let bulk = plain && (self.channel.is_none() || self.used_by_bulk < (self.depth / BULK_PART).max(1));
+        Room { plain, bulk }
     }
 
-    /// Whether a request that comes now can be submitted now: there is a slot, and nobody waits for it.
-    pub(crate) fn is_free(&self) -> bool {
-        self.has_slot() && self.waiting.is_empty()
+    /// Whether a request that comes now can be submitted now: there is room, and nobody waits for it before this one. If
+    /// so, it has been put on its source's account.
+    pub(crate) fn lets_by(&mut self, source: Source, charge: Charge) -> bool {
+        let room = self.room();
+        (if charge.bulk { room.bulk } else { room.plain }) && self.line.goes_by(source, charge, room)
     }
 
-    /// Whether somebody waits for a slot.
+    /// Whether a transfer can go to the device now without asking: it is there and has room, and nobody has waited.
+    #[inline(always)]
+    pub(crate) fn is_clear(&self) -> bool {
+        self.used < self.depth && self.line.is_quiet() && self.is_ready()
+    }
+
+    /// Whether there are accounts, because somebody waits or has waited.
+    pub(crate) const fn is_contended(&self) -> bool {
+        !self.line.is_quiet()
+    }
+
+    /// Whether somebody waits for room.
     #[inline]
     pub(crate) fn is_waited_for(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.line.is_empty()
+    }
+
+    /// Takes the next one for whom there is room out of the line.
+    pub(crate) fn next_waiter(&mut self) -> Option<Tag> {
+        let room = self.room();
+        self.line.next(room)
+    }
+
+    /// A request has ended: what it took is free.
+    #[inline(always)]
+    pub(crate) fn ended(&mut self, charge: Charge) {
+        self.used -= charge.slots;
+        if charge.bulk {
+            self.used_by_bulk -= charge.slots;
+        }
     }
 
     /// Whether the device needs a bounce buffer for these segments.
@@ -120,8 +156,9 @@ impl Units {
             channel,
             depth,
             alignment,
-            inflight: 0,
-            waiting: VecDeque::with_capacity(16),
+            used: 0,
+            used_by_bulk: 0,
+            line: Line::default(),
             stats,
             listed: false,
             ending: None,
@@ -154,7 +191,7 @@ impl Units {
         }
         for slot in &mut self.units {
             let Some(unit) = slot.as_mut().filter(|unit| unit.ending.is_some()) else { continue };
-            if unit.inflight > 0 || !unit.waiting.is_empty() {
+            if unit.used > 0 || !unit.line.is_empty() {
                 continue;
             }
             self.ending -= 1;
@@ -182,19 +219,22 @@ impl Units {
         self.ending > 0
     }
 
-    /// Submits a request; the caller has seen `has_slot`.
+    /// Submits a request; the caller has seen that there is room. It takes what `charge` says until [`Unit::ended`].
     ///
     /// # Errors
     /// `NotReady` if there is no device.
     #[inline(always)]
-    pub(crate) fn submit(&mut self, unit: UnitId, io: Io, cx: &mut Cx<'_>) -> Result<(), IoError> {
+    pub(crate) fn submit(&mut self, unit: UnitId, io: Io, charge: Charge, cx: &mut Cx<'_>) -> Result<(), IoError> {
         let open = self.units[unit as usize].as_mut().expect("a unit stays open while a LUN leads to it");
         if !open.is_ready() {
             return Err(IoError::NotReady);
         }
         let channel = open.channel.as_mut().expect("a ready unit has a channel");
-        assert!(open.inflight < open.depth, "a request was submitted without a slot");
-        open.inflight += 1;
+        assert!(open.used < open.depth, "a request was submitted without a slot");
+        open.used += charge.slots;
+        if charge.bulk {
+            open.used_by_bulk += charge.slots;
+        }
         open.stats.started();
         channel.submit(io, cx);
         if !open.listed {
@@ -219,7 +259,6 @@ impl Units {
         let unit = self.units[id as usize].as_mut().expect("a busy unit is open");
         let channel = unit.channel.as_mut().expect("a busy unit has a channel");
         channel.poll(cx, done);
-        unit.inflight -= done.len() as u32;
         Some(id)
     }
 
@@ -228,10 +267,11 @@ impl Units {
     #[inline]
     pub(crate) fn polled(&mut self, at: usize) -> usize {
         let unit = self.units[self.busy[at] as usize].as_mut().expect("a busy unit is open");
-        if unit.inflight > 0 {
+        if unit.used > 0 {
             return at + 1;
         }
         unit.listed = false;
+        unit.line.settle();
         self.busy.swap_remove(at);
         at
     }

@@ -9,17 +9,20 @@ use std::collections::{HashMap, VecDeque};
 use pollux_core::{ClientId, Completion, Cx, Done, IoError, Next, Worker};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
-use crate::control::{Ending, Pending};
+use crate::abort::Ending;
+use crate::control::{MOST_FUNCTIONS, Pending};
 use crate::events::Waiting;
 use crate::luns::{Lun, Luns};
-use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Scope, Stopped};
+use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Stopped};
 use crate::port::{Kind, Phase, Port};
 use crate::request::Response;
 use crate::serve::Background;
 use crate::units::{Ending as ChannelEnding, Units};
 
 /// Requests taken from one port in a pass, so that no guest can keep the others waiting.
-const BATCH: u32 = 32;
+pub(crate) const BATCH: u32 = 32;
+/// Bytes for which a request counts as one more of those: 128 KiB.
+const BATCH_SHIFT: u32 = 17;
 /// Task management functions taken from one port in a pass: each may look at every command in flight.
 const CONTROL_BATCH: u32 = 2;
 /// Own memory for what commands are given: more than any parameter list.
@@ -113,6 +116,11 @@ impl ScsiWorker {
         self.ports.iter().enumerate().filter_map(|(number, port)| port.as_deref().map(|port| (number, port)))
     }
 
+    /// How many numbers ports may have.
+    pub(crate) fn places(&self) -> usize {
+        self.ports.len()
+    }
+
     pub(crate) fn port(&self, number: usize) -> Option<&Port> {
         self.ports.get(number)?.as_deref()
     }
@@ -133,11 +141,11 @@ impl ScsiWorker {
         self.ports[number] = Some(port);
     }
 
-    /// Has the port looked at from now on, unless it waits for its kick.
+    /// Has the port looked at from now on, unless it waits for its kick and holds nothing that no kick will tell of.
     pub(crate) fn activate(&mut self, number: usize) {
         if let Some(port) = self.ports.get_mut(number).and_then(Option::as_mut)
             && !port.active
-            && !port.is_armed()
+            && (!port.is_armed() || !port.held.is_empty())
         {
             port.active = true;
             self.active.push(number);
@@ -248,7 +256,10 @@ impl ScsiWorker {
                 self.active.swap_remove(at);
                 continue;
             };
-            let taken = self.take_requests(&mut port, number, cx);
+            let taken = match port.kind {
+                Kind::Requests => self.take_requests(&mut port, BATCH, cx),
+                Kind::Control | Kind::Events => self.take_others(&mut port, number),
+            };
             count += taken;
             if taken > 0 {
                 port.worked(cx.now);
@@ -264,55 +275,71 @@ impl ScsiWorker {
         count
     }
 
-    /// Whether the port leaves the active ones: it waits for a kick, for a slot, or for nothing any more.
+    /// Whether the port leaves the active ones: it waits for a kick, for room, or for nothing any more.
     fn rests(&self, port: &mut Port, taken: u32, cx: &mut Cx<'_>) -> bool {
         if !port.takes() {
-            return true;
+            return port.held.is_empty() || port.waiting > 0 || port.broken;
         }
         let Some(client) = self.client else { return true };
-        if port.kind == Kind::Events && !self.has_event(port) {
+        if port.kind != Kind::Requests && !self.wants_more(port) {
             return true;
         }
-        taken == 0 && self.config.spin_max_ns.is_some() && port.looked_in_vain(cx.now) && port.arm(client, cx)
+        taken == 0
+            && self.config.spin_max_ns.is_some()
+            && port.held.is_empty()
+            && port.looked_in_vain(cx.now)
+            && (port.is_armed() || port.arm(client, cx))
     }
 
+    /// Whether a control or event queue has a use for another request.
+    fn wants_more(&self, port: &Port) -> bool {
+        match port.kind {
+            Kind::Requests => true,
+            Kind::Control => port.inflight < MOST_FUNCTIONS,
+            Kind::Events => self.has_event(port),
+        }
+    }
+
+    /// Takes at most `most` requests of a request queue, fewer large ones; returns how many.
     #[inline(never)]
-    fn take_requests(&mut self, port: &mut Port, number: usize, cx: &mut Cx<'_>) -> u32 {
+    pub(crate) fn take_requests(&mut self, port: &mut Port, most: u32, cx: &mut Cx<'_>) -> u32 {
+        let served = if port.held.is_empty() { 0 } else { self.serve_held(port, most, cx) };
+        if !port.held.is_empty() {
+            return served;
+        }
+        let first = port.queue.next_avail();
+        let mut left = most - served;
+        while left > 0 && port.takes() {
+            let Some(chain) = self.pop(port) else { break };
+            self.command(port, &chain, cx);
+            let weight = 1 + ((chain.readable_bytes + chain.writable_bytes) >> BATCH_SHIFT) as u32;
+            left = left.saturating_sub(weight);
+        }
+        let taken = u32::from(port.queue.next_avail().wrapping_sub(first));
+        if taken > 0 {
+            port.stats.requests.add(u64::from(taken));
+        }
+        served + taken
+    }
+
+    /// Takes what a control or event queue has a use for now; returns how many requests that were.
+    fn take_others(&mut self, port: &mut Port, number: usize) -> u32 {
         let batch = if port.kind == Kind::Control { CONTROL_BATCH } else { BATCH };
         let mut taken = 0;
-        while taken < batch && port.takes() {
-            if port.kind == Kind::Events && !self.has_event(port) {
-                break;
-            }
+        while taken < batch && port.takes() && self.wants_more(port) {
             let Some(chain) = self.pop(port) else { break };
             taken += 1;
-            match port.kind {
-                Kind::Requests => self.command(port, &chain, None, cx),
-                Kind::Control => self.control(port, number, &chain),
-                Kind::Events => self.send_event(port, &chain),
+            if port.kind == Kind::Control {
+                self.control(port, number, &chain);
+            } else {
+                self.send_event(port, &chain);
             }
-        }
-        if port.kind == Kind::Requests && taken > 0 {
-            port.stats.requests.add(u64::from(taken));
         }
         taken
     }
 
-    /// Takes everything that is available now, whether or not there are slots for it; what is in scope of the function
-    /// that asks for this is answered at once.
-    pub(crate) fn take_all(&mut self, port: &mut Port, scope: Scope, how: Response, cx: &mut Cx<'_>) {
-        for _ in 0..port.queue.available() {
-            if port.broken || port.stopping.is_some() {
-                break;
-            }
-            let Some(chain) = self.pop(port) else { break };
-            port.stats.requests.add(1);
-            self.command(port, &chain, Some((scope, how)), cx);
-        }
-    }
-
     #[inline(always)]
-    fn pop(&mut self, port: &mut Port) -> Option<Chain> {
+    pub(crate) fn pop(&mut self, port: &mut Port) -> Option<Chain> {
         match port.queue.pop(&mut self.segments) {
             Ok(chain) => chain,
             // A chain that cannot be walked has nowhere to put an answer: a driver that makes one is not to be trusted
@@ -336,7 +363,7 @@ impl ScsiWorker {
 
     fn drain(&mut self, cx: &mut Cx<'_>) {
         self.take_own(cx);
-        self.collect_aborted();
+        self.advance_endings(cx);
         self.take_own(cx);
         let luns = self.luns.collect_removed();
         let units = self.units.collect_ended(cx);
@@ -412,9 +439,17 @@ impl Worker for ScsiWorker {
                 reply.send(());
             }
             Body::StopQueue { key, reply } => self.stop_queue(key, reply),
-            Body::CancelQueue { key } => self.cancel_where(|_, port, _| port.key == key, cx),
+            Body::CancelQueue { key } => {
+                self.cancel_where(|_, port, _| port.key == key, cx);
+                if let Some(number) = self.find(key)
+                    && let Some(mut port) = self.take_port(number)
+                {
+                    self.end_held(&mut port, Response::Aborted);
+                    self.put_port(number, port);
+                }
+            }
             Body::Event { controller, event } => self.event(controller, event),
-            Body::Abort { id, scope, how } => self.abort(id, scope, how, cx),
+            Body::Abort { id, scope, how } => self.abort(id, scope, how),
             Body::AbortDone { id, count } => self.abort_done(id, count),
         }
         self.draining = true;
@@ -429,7 +464,9 @@ impl Worker for ScsiWorker {
         let changed = count > 0 || std::mem::take(&mut self.told) || std::mem::take(&mut self.again);
         if (self.draining && changed) || !self.outbox.is_empty() {
             self.drain(cx);
-            self.again = !self.touched.is_empty();
+            let looking = self.looks_around();
+            count += u32::from(looking);
+            self.again = looking || !self.touched.is_empty();
             self.publish(cx);
         }
         count

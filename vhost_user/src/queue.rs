@@ -187,6 +187,20 @@ impl Queue {
         }
     }
 
+    /// Puts the buffers of a chain that is in flight into `segments` once more. The driver may have changed them since.
+    ///
+    /// # Errors
+    /// [`QueueError::Chain`].
+    ///
+    /// # Panics
+    /// If the head is not in flight.
+    pub fn look_up(&mut self, head: u16, segments: &mut SegmentBuf) -> Result<Chain, QueueError> {
+        let (word, bit) = place(head);
+        assert!(self.in_flight[word] & bit != 0, "head {head} is looked up while it is in flight");
+        let walk = Walk { memory: &self.memory, segments, indirect: self.indirect };
+        walk.chain(&self.rings, head, &mut self.near).map_err(|fault| QueueError::Chain { head, fault })
+    }
+
     /// Looks at the driver's index; whether there is something to take.
     #[inline(never)]
     fn look(&mut self) -> Result<bool, RingFault> {

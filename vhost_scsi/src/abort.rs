@@ -1,0 +1,309 @@
+//! The ending (or counting) of commands that a task management function asks of a worker.
+//!
+//! It goes in stages, a bounded piece in each pass, so that a guest which asks again and again, with full rings, costs the
+//! others little:
+//!
+//! 1. *Taking*: what the session has made available before it asked is taken out of its rings, because to the guest those
+//!    commands are as much in flight as the others: none of them may run after the answer. What is in scope is answered at
+//!    once. The rest is *held*, in order, and served before the ring: without a slot, so that it has no place before other
+//!    guests' commands in any line.
+//! 2. *Marking*: the slots are looked through; the devices are asked to end early what is in scope.
+//! 3. *Waiting* until the last of those has ended.
+
+use std::collections::BTreeSet;
+
+use pollux_core::Cx;
+use pollux_vhost_user::Chain;
+
+use crate::lun::Address;
+use crate::luns::Lun;
+use crate::message::{AbortId, Body, Message, Scope};
+use crate::port::{Answer, Kind, Phase, Port};
+use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response};
+use crate::worker::ScsiWorker;
+
+/// Ports, chains and slots that are looked at in a pass, for all functions together.
+const LOOKS: u32 = 256;
+/// How many looks taking a chain is worth.
+const CHAIN_LOOKS: u32 = 4;
+
+/// A command that was taken out of its ring and has not started. Its header was read; its buffers are looked up again
+/// when it starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    head: u16,
+    command: Command,
+}
+
+/// A function's share of work on this worker.
+pub(crate) struct Ending {
+    id: AbortId,
+    scope: Scope,
+    /// What to answer; `None`: they are only counted.
+    how: Option<Response>,
+    count: u32,
+    stage: Stage,
+    /// Port, head and turn of those that have not ended yet.
+    commands: Vec<(usize, u16, u16)>,
+}
+
+#[derive(Clone, Copy)]
+enum Stage {
+    /// The port that is next, and, when it has been begun, up to where its available ring is taken.
+    Taking {
+        port: usize,
+        until: Option<u16>,
+    },
+    /// The slot that is next.
+    Marking {
+        port: usize,
+        head: usize,
+    },
+    Waiting,
+}
+
+impl ScsiWorker {
+    /// Begins to end (or count) the commands in scope.
+    pub(crate) fn abort(&mut self, id: AbortId, scope: Scope, how: Option<Response>) {
+        let stage = Stage::Taking { port: 0, until: None };
+        self.ending.push(Ending { id, scope, how, count: 0, stage, commands: Vec::new() });
+    }
+
+    /// Whether some function has not looked at everything yet.
+    pub(crate) fn looks_around(&self) -> bool {
+        self.ending.iter().any(|ending| !matches!(ending.stage, Stage::Waiting))
+    }
+
+    /// Goes on with the functions, first come, first served, as far as a pass allows; says so for those that are done.
+    pub(crate) fn advance_endings(&mut self, cx: &mut Cx<'_>) {
+        let mut endings = std::mem::take(&mut self.ending);
+        let mut looks = LOOKS;
+        for ending in &mut endings {
+            while looks > 0 && !matches!(ending.stage, Stage::Waiting) {
+                looks = looks.saturating_sub(self.advance(ending, looks, cx));
+            }
+        }
+        endings.retain_mut(|ending| {
+            if !matches!(ending.stage, Stage::Waiting) {
+                return true;
+            }
+            ending.commands.retain(|&command| self.is_running(command));
+            if ending.commands.is_empty() {
+                let done = Body::AbortDone { id: ending.id, count: ending.count };
+                self.outbox.push_back((ending.id.worker, Message(done)));
+            }
+            !ending.commands.is_empty()
+        });
+        self.ending = endings;
+    }
+
+    /// One piece of at most about `looks`; returns how many it took, at least one.
+    fn advance(&mut self, ending: &mut Ending, looks: u32, cx: &mut Cx<'_>) -> u32 {
+        match ending.stage {
+            Stage::Taking { port, until } => self.take_some(ending, port, until, looks),
+            Stage::Marking { port, head } => self.mark_some(ending, port, head, looks, cx),
+            Stage::Waiting => 1,
+        }
+    }
+
+    fn take_some(&mut self, ending: &mut Ending, number: usize, until: Option<u16>, looks: u32) -> u32 {
+        if number >= self.places() {
+            ending.stage = Stage::Marking { port: 0, head: 0 };
+            return 1;
+        }
+        let session = ending.scope.session();
+        let next = Stage::Taking { port: number + 1, until: None };
+        let mine = |port: &&Port| port.kind == Kind::Requests && port.key.session == session;
+        if self.port(number).filter(mine).is_none() {
+            ending.stage = next;
+            return 1;
+        }
+        let Some(mut port) = self.take_port(number) else { return 1 };
+        let mut used = 1;
+        let until = until.unwrap_or_else(|| {
+            used += port.held.len() as u32;
+            self.sift_held(&mut port, ending);
+            port.queue.next_avail().wrapping_add(port.queue.available().min(port.queue.size()))
+        });
+        // What the port has taken by itself meanwhile may have gone past the place.
+        let left = |port: &Port| until.wrapping_sub(port.queue.next_avail());
+        while used < looks && port.takes_more() && (1..=port.queue.size()).contains(&left(&port)) {
+            used += CHAIN_LOOKS;
+            let Some(chain) = self.pop(&mut port) else { break };
+            self.take_for(&mut port, &chain, ending);
+        }
+        let more = port.takes_more() && (1..=port.queue.size()).contains(&left(&port));
+        ending.stage = if more { Stage::Taking { port: number, until: Some(until) } } else { next };
+        self.put_port(number, port);
+        self.activate(number);
+        used
+    }
+
+    /// Takes one command, whose chain lies in `self.segments`, before its turn.
+    fn take_for(&mut self, port: &mut Port, chain: &Chain, ending: &mut Ending) {
+        port.stats.requests.add(1);
+        let Some(command) = self.header(port, chain) else { return };
+        let held = Held { head: chain.head, command };
+        if !self.is_held_in_scope(port, &held, ending.scope) {
+            port.held.push_back(held);
+            return;
+        }
+        ending.count += 1;
+        match ending.how {
+            Some(how) => self.answer_unserved(port, chain, how),
+            None => port.held.push_back(held),
+        }
+    }
+
+    /// Ends (or counts) what is in scope of what is held already.
+    fn sift_held(&mut self, port: &mut Port, ending: &mut Ending) {
+        for _ in 0..port.held.len() {
+            let Some(held) = port.held.pop_front() else { break };
+            if !self.is_held_in_scope(port, &held, ending.scope) {
+                port.held.push_back(held);
+                continue;
+            }
+            ending.count += 1;
+            match ending.how {
+                Some(how) => self.answer_held(port, &held, how),
+                None => port.held.push_back(held),
+            }
+        }
+    }
+
+    fn is_held_in_scope(&self, port: &Port, held: &Held, scope: Scope) -> bool {
+        let Address::Unit { target, lun } = Address::decode(held.command.lun()) else { return false };
+        let lun = self.luns.find(port.controller, target, lun);
+        lun.is_some_and(|lun| is_in_scope(scope, port.key.session, self.luns.get(lun), held.command.tag()))
+    }
+
+    /// Ends everything that a port holds.
+    pub(crate) fn end_held(&mut self, port: &mut Port, how: Response) {
+        while let Some(held) = port.held.pop_front() {
+            self.answer_held(port, &held, how);
+        }
+    }
+
+    fn answer_held(&mut self, port: &mut Port, held: &Held, how: Response) {
+        if let Some(chain) = self.look_up(port, held) {
+            self.answer_unserved(port, &chain, how);
+        }
+    }
+
+    fn answer_unserved(&self, port: &mut Port, chain: &Chain, how: Response) {
+        let rest = chain.readable_bytes + chain.writable_bytes - (COMMAND_LEN + RESPONSE_LEN) as u64;
+        port.answer(chain.head, &self.segments.as_slice()[chain.readable..], &Answer::response(how, rest));
+    }
+
+    /// Starts at most `most` of the commands that a port holds; returns how many.
+    pub(crate) fn serve_held(&mut self, port: &mut Port, most: u32, cx: &mut Cx<'_>) -> u32 {
+        let mut served = 0;
+        while served < most
+            && port.waiting == 0
+            && !port.broken
+            && let Some(held) = port.held.pop_front()
+        {
+            served += 1;
+            if let Some(chain) = self.look_up(port, &held) {
+                self.any_command(port, &chain, &held.command, cx);
+            }
+        }
+        served
+    }
+
+    /// Puts the buffers of a held command into `self.segments`. A guest that has changed them since is not served.
+    fn look_up(&mut self, port: &mut Port, held: &Held) -> Option<Chain> {
+        match port.queue.look_up(held.head, &mut self.segments) {
+            Ok(chain) if chain.readable_bytes >= COMMAND_LEN as u64 && chain.writable_bytes >= RESPONSE_LEN as u64 => {
+                Some(chain)
+            }
+            Ok(_) => {
+                port.fail(&"a chain was changed while its command was in flight");
+                None
+            }
+            Err(why) => {
+                port.fail(&why);
+                None
+            }
+        }
+    }
+
+    fn mark_some(&mut self, ending: &mut Ending, number: usize, from: usize, looks: u32, cx: &mut Cx<'_>) -> u32 {
+        if number >= self.places() {
+            ending.stage = Stage::Waiting;
+            return 1;
+        }
+        ending.stage = Stage::Marking { port: number + 1, head: 0 };
+        let scope = ending.scope;
+        let Some(port) = self.port(number) else { return 1 };
+        if port.kind != Kind::Requests || port.inflight == 0 || !may_hold(scope, port.key.session) {
+            return 1;
+        }
+        // Another, smaller queue may have come into its place.
+        let from = from.min(port.slots.len());
+        let to = port.slots.len().min(from + looks as usize);
+        let mut found = Vec::new();
+        for (at, slot) in port.slots[from..to].iter().enumerate() {
+            if slot.phase != Phase::Free && is_in_scope(scope, port.key.session, self.luns.get(slot.lun), slot.name) {
+                found.push((number, (from + at) as u16, slot.turn));
+            }
+        }
+        if to < port.slots.len() {
+            ending.stage = Stage::Marking { port: number, head: to };
+        }
+        ending.count += found.len() as u32;
+        if let Some(how) = ending.how {
+            self.abort_commands(&found, how, cx);
+            ending.commands.extend(found.into_iter().filter(|&command| self.is_running(command)));
+        }
+        (to - from) as u32 + 1
+    }
+
+    /// Marks commands and asks their devices to end them; those that wait for a slot end here.
+    pub(crate) fn abort_commands(&mut self, commands: &[(usize, u16, u16)], how: Response, cx: &mut Cx<'_>) {
+        let mut lines = BTreeSet::new();
+        for &(number, head, _) in commands {
+            let Some(mut port) = self.take_port(number) else { continue };
+            let tag = port.tag(head);
+            let slot = &mut port.slots[usize::from(head)];
+            // A reset that comes after an abort does not change what the first one promised.
+            slot.aborted.get_or_insert(how);
+            let unit = self.luns.get(slot.lun).unit;
+            match slot.phase {
+                Phase::Running => self.units.cancel(unit, tag, cx),
+                Phase::Waiting => drop(lines.insert(unit)),
+                Phase::Free => {}
+            }
+            self.put_port(number, port);
+        }
+        for unit in lines {
+            self.drop_aborted(unit, cx);
+        }
+    }
+
+    fn is_running(&self, (number, head, turn): (usize, u16, u16)) -> bool {
+        self.port(number).is_some_and(|port| {
+            let slot = &port.slots[usize::from(head)];
+            slot.phase != Phase::Free && slot.turn == turn
+        })
+    }
+}
+
+/// Whether a session's commands can be in scope.
+const fn may_hold(scope: Scope, of: u64) -> bool {
+    match scope {
+        Scope::Task { session, .. } | Scope::TaskSet { session, .. } | Scope::Nexus { session, .. } => of == session,
+        Scope::Unit { .. } => true,
+    }
+}
+
+fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
+    match scope {
+        Scope::Task { session, target, lun: number, tag } => {
+            of == session && (lun.target, lun.lun) == (target, number) && name == tag
+        }
+        Scope::TaskSet { session, target, lun: number } => of == session && (lun.target, lun.lun) == (target, number),
+        Scope::Nexus { session, target } => of == session && lun.target == target,
+        Scope::Unit { unit, .. } => lun.unit == unit,
+    }
+}

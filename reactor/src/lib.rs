@@ -7,7 +7,8 @@
 //!
 //! Road map, in the order of a reactor's life: [`parse_cores`] (`cores.rs`), [`start()`] (`start.rs`), `turn.rs` (the loop),
 //! [`UringRing`] (`ring.rs`; its table of clients is `clients.rs`, an entry's way into the kernel's format `sqe.rs`, and
-//! everything unsafe `kernel.rs`), [`ReactorStats`] (`stats.rs`).
+//! everything unsafe but reading the
+//! processor's counter (`clock.rs`) in `kernel.rs`), [`ReactorStats`] (`stats.rs`).
 //!
 //! [`Worker`]: pollux_core::Worker
 //! [`Worker::poll`]: pollux_core::Worker::poll
@@ -15,6 +16,7 @@
 #![deny(unsafe_code)]
 
 mod clients;
+mod clock;
 mod cores;
 mod kernel;
 mod mailbox;

@@ -33,7 +33,7 @@ use crossbeam::utils::CachePadded;
 use pollux_core::{Post, PostError};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::ring::monotonic_ns;
+use crate::clock::monotonic_ns;
 
 /// How long a sender waits for room.
 const PATIENCE: Duration = Duration::from_secs(5);

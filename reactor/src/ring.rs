@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use pollux_core::{ClientId, Done, Entry, FileSlot, Ring, RingError, Token};
 
 use crate::clients::{Clients, OWN};
+use crate::clock::Clock;
 use crate::kernel::{Kernel, RingFeatures, SetupError};
 use crate::sqe::{Sqe, Target};
 
@@ -49,6 +50,7 @@ pub struct UringRing {
     free_files: Vec<u32>,
     max_files: u32,
     enters: u64,
+    clock: Clock,
 }
 
 impl UringRing {
@@ -68,6 +70,7 @@ impl UringRing {
             free_files: Vec::new(),
             max_files,
             enters: 0,
+            clock: Clock::new(),
         }
     }
 
@@ -154,16 +157,9 @@ impl UringRing {
     }
 }
 
-/// The clock of all reactors and of those who write to them.
-#[inline]
-pub(crate) fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
 impl Ring for UringRing {
     fn now_ns(&self) -> u64 {
-        monotonic_ns()
+        self.clock.now_ns()
     }
 
     fn add_client(&mut self, depth: u32) -> Result<ClientId, RingError> {

@@ -18,6 +18,9 @@ use crate::{PollMode, ReactorStats, UringRing};
 
 /// How many messages of one sender a turn takes: the others and the I/O wait for them.
 const MESSAGES_A_TURN: usize = 32;
+/// So many turns in vain follow each other without a pause: the pause is as long as such a turn, and work that comes within
+/// a microsecond is not to wait for it. After that it leaves its sibling on the same core more room.
+const AT_FULL_SPEED: u32 = 64;
 /// The reactor's own client has one entry, the poll of its eventfd.
 const WAKE: Token = Token { index: 0, generation: 0 };
 
@@ -93,17 +96,21 @@ impl<W: Worker> Reactor<W> {
     /// Turns until asked to stop.
     pub(crate) fn run(&mut self) {
         let mut now = self.ring.now_ns();
+        let mut in_vain = 0u32;
         while !self.mailbox.wake.asked_to_stop() {
             let start = now;
             let useful = self.turn(start);
             now = self.ring.now_ns();
             self.account(now.saturating_sub(start), useful);
             if useful {
+                in_vain = 0;
                 self.spin.worked(start);
             } else if let Some(ns) = self.may_sleep(now)
                 && self.spin.in_vain(now)
             {
                 now = self.sleep(now, ns);
+            } else if in_vain < AT_FULL_SPEED {
+                in_vain += 1;
             } else {
                 std::hint::spin_loop();
             }

@@ -80,6 +80,7 @@ pub fn run(settings: &Settings) -> Result<()> {
     // From here on a signal ends the daemon in order. Before, it just ends it: nothing has been promised to anybody.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1]).context("cannot take signals")?;
     let watch = Watch::start(Arc::clone(&node)).context("cannot start the housekeeping thread")?;
+    let scheduler = node.start_scheduler().context("cannot start the scheduler's thread")?;
     let rpc = RpcServer::start(bound, settings.rpc_socket_group, Arc::new(Methods(Arc::clone(&node))))?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);
     tracing::info!("pollux {} is ready, pid {}", env!("CARGO_PKG_VERSION"), std::process::id());
@@ -87,6 +88,7 @@ pub fn run(settings: &Settings) -> Result<()> {
     wait_for_the_end(&mut signals, &node);
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     rpc.stop();
+    scheduler.stop();
     watch.stop();
     if let Some(metrics) = metrics {
         metrics.stop();

@@ -80,6 +80,8 @@ families! {
         "How long waking took: from a message's notification, or from the time that a timed sleep was to end.";
     REACTOR_ENTERS Counter "pollux_reactor_enters_total" ["reactor"] "Times the reactor entered the kernel's ring.";
     REACTOR_COMPLETIONS Counter "pollux_reactor_completions_total" ["reactor"] "Completions taken from the ring.";
+    QUEUES_MOVED Counter "pollux_scheduler_moves_total" ["result"]
+        "Queues that were to move to another reactor: moved, or given up because they did not come to rest in time.";
     SESSIONS Gauge "pollux_sessions" ["ctrlr", "state"]
         "Front ends connected to a controller: running (a queue is started) or connected (none is).";
 }
@@ -134,6 +136,9 @@ impl Source for NodeSource {
             recorded(sink, &REACTOR_WAKE, &[&number, "message"], &stats.wake_by_message);
             recorded(sink, &REACTOR_WAKE, &[&number, "timer"], &stats.wake_by_timer);
         }
+        let moves = self.node.target.move_stats();
+        moved(sink, &QUEUES_MOVED, &["moved"], moves.moved());
+        moved(sink, &QUEUES_MOVED, &["given_up"], moves.given_up());
         self.sessions(sink, &controllers);
     }
 }

@@ -119,11 +119,12 @@ impl From<BdevError> for NodeError {
 impl From<TargetError> for NodeError {
     fn from(error: TargetError) -> Self {
         let reason = match &error {
-            TargetError::NoController(_) | TargetError::NoLun { .. } => Reason::NotFound,
+            TargetError::NoController(_) | TargetError::NoLun { .. } | TargetError::NoQueue { .. } => Reason::NotFound,
             TargetError::ControllerExists(_) | TargetError::LunExists { .. } => Reason::ExistsDifferent,
             TargetError::BadName(_)
             | TargetError::PathTooLong(_)
             | TargetError::NoReactor(_)
+            | TargetError::NotItsReactor { .. }
             | TargetError::BadLun(_) => Reason::Invalid,
             TargetError::NoFreeTarget(_) => Reason::NoSpace,
             TargetError::Connected(_) => Reason::InUse,

@@ -11,6 +11,7 @@ mod error;
 pub mod notify;
 mod options;
 mod restore;
+mod scheduler;
 pub mod vhost;
 mod watch;
 
@@ -32,6 +33,7 @@ use document::Document;
 pub use error::{NodeError, Reason};
 use notify::Notifications;
 pub use restore::RestoreError;
+pub use scheduler::Scheduler;
 pub use watch::Watch;
 
 /// What the node is made of.

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// CAPACITY DATA HAS CHANGED: the unit attention after which guests ask for the size again.
 const CAPACITY_CHANGED: (u8, u8) = (0x2A, 0x09);
 
-/// The housekeeping thread.
+/// A housekeeping thread.
 pub struct Watch {
     stop: Sender<()>,
     /// Hangs up when the thread ends.
@@ -37,16 +37,25 @@ impl Watch {
     /// If no thread can be had.
     pub fn start(node: Arc<Node>) -> std::io::Result<Watch> {
         let mut waiting = Vec::new();
-        Watch::repeat(EVERY, move || node.look(&mut waiting))
+        Watch::repeat("watch", EVERY, move || {
+            node.look(&mut waiting);
+            EVERY
+        })
     }
 
-    fn repeat(every: Duration, mut look: impl FnMut() + Send + 'static) -> std::io::Result<Watch> {
+    /// A thread that looks after `first`, and then again after what each look says.
+    pub(super) fn repeat(
+        name: &str,
+        first: Duration,
+        mut look: impl FnMut() -> Duration + Send + 'static,
+    ) -> std::io::Result<Watch> {
         let (stop, stopped) = channel();
         let (running, ended) = channel();
-        let thread = std::thread::Builder::new().name("watch".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
             let _running = running;
-            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
-                look();
+            let mut after = first;
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(after) {
+                after = look();
             }
         })?;
         Ok(Watch { stop, ended, thread })
@@ -128,8 +137,9 @@ mod tests {
         let hang = move || {
             looking.send(()).expect("the test waits");
             let _ = disk.recv();
+            Duration::ZERO
         };
-        let watch = Watch::repeat(Duration::ZERO, hang).expect("started");
+        let watch = Watch::repeat("watch", Duration::ZERO, hang).expect("started");
         begun.recv().expect("it looks");
         let patience = Duration::from_millis(50);
         let began = Instant::now();

@@ -48,8 +48,20 @@ pub(crate) struct LunEntry {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SessionEntry {
     pub(crate) peer_pid: Option<i32>,
-    /// The queues that run.
-    pub(crate) queues: Vec<u16>,
+    /// The queues that run, and their reactors: a copy of `places` for those who may not wait.
+    pub(crate) queues: Vec<(u16, usize)>,
+    pub(crate) places: Arc<Places>,
+}
+
+/// Where a session's queues run. Whoever starts, stops or moves one holds this over all of it, so a queue is always where
+/// the table says. Never taken with [`Controller::state`] held.
+#[derive(Debug, Default)]
+pub(crate) struct Places(Mutex<BTreeMap<u16, usize>>);
+
+impl Places {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Controller {
@@ -78,6 +90,13 @@ impl Controller {
         match index {
             0 | 1 => self.reactors[0],
             _ => self.reactors[(self.id.place() + usize::from(index) - 2) % self.reactors.len()],
+        }
+    }
+
+    /// Copies where a session's queues run to where listings see it.
+    pub(crate) fn note_queues(&self, session: u64, running: &BTreeMap<u16, usize>) {
+        if let Some(entry) = self.state().sessions.get_mut(&session) {
+            entry.queues = running.iter().map(|(&index, &reactor)| (index, reactor)).collect();
         }
     }
 

@@ -51,6 +51,22 @@ pub enum TargetError {
     /// A number beyond the limit.
     #[error("LUN {0} is beyond the greatest, 16383")]
     BadLun(u16),
+    /// There is no such queue, or it is not one for requests.
+    #[error("controller '{ctrlr}' has no request queue {queue} that runs")]
+    NoQueue {
+        /// Where.
+        ctrlr: String,
+        /// Which.
+        queue: u16,
+    },
+    /// The reactor has no part in the controller.
+    #[error("controller '{ctrlr}' does not run on reactor {reactor}: create it with a cpumask that includes its core")]
+    NotItsReactor {
+        /// Which controller.
+        ctrlr: String,
+        /// Which reactor.
+        reactor: usize,
+    },
     /// A front end is connected.
     #[error("controller '{0}' is in use by a VM; disconnect it, or use force")]
     Connected(String),

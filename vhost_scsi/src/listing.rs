@@ -45,8 +45,8 @@ pub struct SessionInfo {
     pub id: u64,
     /// The front end's process, if known.
     pub peer_pid: Option<i32>,
-    /// The queues that run.
-    pub queues: Vec<u16>,
+    /// The queues that run, and the reactor of each.
+    pub queues: Vec<(u16, usize)>,
     /// Requests in flight.
     pub inflight: u64,
 }
@@ -73,7 +73,7 @@ impl ControllerInfo {
             stats: entry.stats.clone(),
         });
         let sessions = state.sessions.iter().map(|(&id, entry)| {
-            let running = queues.iter().filter(|(index, _)| entry.queues.contains(index));
+            let running = queues.iter().filter(|(index, _)| entry.queues.iter().any(|(running, _)| running == index));
             let inflight = running.map(|(_, stats)| stats.inflight.get()).sum();
             SessionInfo { id, peer_pid: entry.peer_pid, queues: entry.queues.clone(), inflight }
         });

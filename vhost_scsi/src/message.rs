@@ -183,6 +183,25 @@ pub(crate) enum Body {
         key: QueueKey,
         reply: Reply<Option<Stopped>>,
     },
+    /// Asks for a queue that is to be served by another reactor. Nothing is taken from it any more; answers with it when
+    /// nothing of it is in flight, with `None` if it is not there or the offer was withdrawn.
+    OfferQueue {
+        key: QueueKey,
+        reply: Reply<Option<Box<NewQueue>>>,
+    },
+    /// The queue stays after all, unless it has been given away already. The offer is answered either way.
+    WithdrawOffer {
+        key: QueueKey,
+    },
+    /// Takes no task management from a control queue until it is released: the session's queues are about to move, and a
+    /// function has to find them. Answers false, and holds nothing, if one is at work.
+    HoldControl {
+        key: QueueKey,
+        reply: Reply<bool>,
+    },
+    ReleaseControl {
+        key: QueueKey,
+    },
     /// Ends what is in flight on the queue as soon as the devices can.
     CancelQueue {
         key: QueueKey,
@@ -222,6 +241,10 @@ impl fmt::Debug for Body {
             Body::StartQueue(new) => write!(f, "StartQueue({:?})", new.key),
             Body::SetCall { key, call, .. } => write!(f, "SetCall({key:?}, {})", call.is_some()),
             Body::StopQueue { key, .. } => write!(f, "StopQueue({key:?})"),
+            Body::OfferQueue { key, .. } => write!(f, "OfferQueue({key:?})"),
+            Body::WithdrawOffer { key } => write!(f, "WithdrawOffer({key:?})"),
+            Body::HoldControl { key, .. } => write!(f, "HoldControl({key:?})"),
+            Body::ReleaseControl { key } => write!(f, "ReleaseControl({key:?})"),
             Body::CancelQueue { key } => write!(f, "CancelQueue({key:?})"),
             Body::Event { controller, event } => write!(f, "Event({}, {event:?})", controller.place),
             Body::Abort { id, scope, how } => write!(f, "Abort({id:?}, {scope:?}, {how:?})"),

@@ -188,6 +188,10 @@ pub(crate) struct Port {
     /// It is in the worker's list of ports to look at.
     pub(crate) active: bool,
     pub(crate) stopping: Option<Reply<Option<Stopped>>>,
+    /// It is to be given away when nothing of it is in flight.
+    pub(crate) offered: Option<Reply<Option<Box<NewQueue>>>>,
+    /// Nothing is taken for now: it is offered, or another queue of its session is.
+    pub(crate) paused: bool,
     /// The ring is broken or the session is ending: nothing more is taken.
     pub(crate) broken: bool,
     /// Where its last command went.
@@ -243,6 +247,8 @@ impl Port {
             touched: false,
             active: false,
             stopping: None,
+            offered: None,
+            paused: false,
             broken: false,
             route: Route::NONE,
             spin: [SpinBudget::new(spin_max), SpinBudget::new(spin_max)],
@@ -269,7 +275,7 @@ impl Port {
 
     /// Whether anything may be taken from the ring any more.
     pub(crate) fn takes_more(&self) -> bool {
-        !self.broken && self.stopping.is_none()
+        !self.broken && !self.paused && self.stopping.is_none()
     }
 
     /// The tag of the request in a slot.
@@ -429,6 +435,16 @@ impl Port {
 
     /// Goes on ending; returns whether it has ended, so that the ring can be handed out.
     pub(crate) fn ended(&mut self, client: ClientId, cx: &mut Cx<'_>) -> bool {
+        self.is_idle(client, true, cx)
+    }
+
+    /// Goes on coming to rest; returns whether it has, so that it can be given away. A signal is not taken back: the
+    /// queue may stay after all, and the guest waits for it.
+    pub(crate) fn at_rest(&mut self, client: ClientId, cx: &mut Cx<'_>) -> bool {
+        self.is_idle(client, false, cx)
+    }
+
+    fn is_idle(&mut self, client: ClientId, ends: bool, cx: &mut Cx<'_>) -> bool {
         if self.inflight > 0 || self.dirty || !(self.held.is_empty() || self.broken) {
             return false;
         }
@@ -441,7 +457,7 @@ impl Port {
             self.kick_entries += 1;
             cancel(self.number);
         }
-        if self.signal.is_some() && !self.signal_cancelled {
+        if ends && self.signal.is_some() && !self.signal_cancelled {
             // A signal that is under way is done before the request to cancel it is looked at; one that is not waits
             // for a descriptor that takes nothing.
             self.signal_cancelled = true;
@@ -449,6 +465,12 @@ impl Port {
             cancel(self.number | SIGNAL);
         }
         self.kick_entries == 0 && self.signal_entries == 0
+    }
+
+    /// The queue, to be served elsewhere.
+    pub(crate) fn give(self) -> Box<NewQueue> {
+        let Port { key, controller, features, queue, slots, kick, call, session, failure, stats, .. } = self;
+        Box::new(NewQueue { key, controller, features, queue, slots, kick, call, session, failure, stats })
     }
 
     /// The port that a token names.

@@ -1,7 +1,6 @@
 //! One front end's connection to a controller: hands its queues to the workers and takes them back. Runs on the
 //! session's own thread, which may wait; the workers never do.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use crossbeam::channel::{RecvTimeoutError, bounded};
 use pollux_core::Post;
 use pollux_vhost_user::{Backend, BackendError, BackendFactory, Queue, QueueEvents, SessionHandle};
 
-use crate::controller::{Controller, SessionEntry};
+use crate::controller::{Controller, Places, SessionEntry};
 use crate::message::{Body, Message, NewQueue, QueueKey, Reply};
 use crate::port::Kind;
 use crate::request::{F_CHANGE, F_HOTPLUG, F_INOUT};
@@ -33,7 +32,8 @@ pub(crate) struct Factory {
 
 impl BackendFactory for Factory {
     fn connect(&self, session: SessionHandle) -> Option<Box<dyn Backend>> {
-        let entry = SessionEntry { peer_pid: session.peer_pid(), queues: Vec::new() };
+        let places = Arc::<Places>::default();
+        let entry = SessionEntry { peer_pid: session.peer_pid(), queues: Vec::new(), places: places.clone() };
         self.controller.state().sessions.insert(session.id(), entry);
         tracing::info!(ctrlr = self.controller.name, session = session.id(), pid = session.peer_pid(), "connected");
         Some(Box::new(Session {
@@ -41,7 +41,7 @@ impl BackendFactory for Factory {
             post: self.post.clone(),
             handle: session,
             features: 0,
-            running: BTreeMap::new(),
+            places,
             failure: Arc::default(),
         }))
     }
@@ -52,8 +52,7 @@ struct Session {
     post: Arc<dyn Post<Message>>,
     handle: SessionHandle,
     features: u64,
-    /// The queues that run, and their reactors.
-    running: BTreeMap<u16, usize>,
+    places: Arc<Places>,
     failure: Arc<OnceLock<String>>,
 }
 
@@ -64,13 +63,6 @@ impl Session {
 
     fn send(&self, reactor: usize, body: Body) -> Result<(), BackendError> {
         self.post.post(reactor, Message(body)).map_err(|error| BackendError(error.to_string()))
-    }
-
-    fn note_queues(&self) {
-        let mut state = self.controller.state();
-        if let Some(entry) = state.sessions.get_mut(&self.handle.id()) {
-            entry.queues = self.running.keys().copied().collect();
-        }
     }
 }
 
@@ -91,6 +83,7 @@ impl Backend for Session {
         if queue.size() > MAX_QUEUE_SIZE {
             return Err(BackendError(format!("queue {index}: {} entries, more than {MAX_QUEUE_SIZE}", queue.size())));
         }
+        let mut running = self.places.lock();
         let reactor = self.controller.reactor_of(index);
         let new = NewQueue {
             key: self.key(index),
@@ -105,13 +98,14 @@ impl Backend for Session {
             stats: self.controller.queue_stats(index),
         };
         self.send(reactor, Body::StartQueue(Box::new(new)))?;
-        self.running.insert(index, reactor);
-        self.note_queues();
+        running.insert(index, reactor);
+        self.controller.note_queues(self.handle.id(), &running);
         Ok(())
     }
 
     fn set_call(&mut self, index: u16, call: Option<Arc<OwnedFd>>) {
-        let Some(&reactor) = self.running.get(&index) else { return };
+        let running = self.places.lock();
+        let Some(&reactor) = running.get(&index) else { return };
         let (sender, taken) = bounded(1);
         let body = Body::SetCall { key: self.key(index), call, reply: Reply::new(sender) };
         // A reactor that does not take messages any more has no use for the descriptor.
@@ -121,10 +115,12 @@ impl Backend for Session {
     }
 
     fn stop_queue(&mut self, index: u16) -> Result<u16, BackendError> {
-        let Some(reactor) = self.running.remove(&index) else {
-            return Err(BackendError(format!("queue {index} was not started")));
+        let reactor = {
+            let mut running = self.places.lock();
+            let removed = running.remove(&index);
+            self.controller.note_queues(self.handle.id(), &running);
+            removed.ok_or_else(|| BackendError(format!("queue {index} was not started")))?
         };
-        self.note_queues();
         let key = self.key(index);
         let (sender, stopped) = bounded(1);
         self.send(reactor, Body::StopQueue { key, reply: Reply::new(sender) })?;

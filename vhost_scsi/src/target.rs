@@ -29,7 +29,7 @@ use crate::session::Factory;
 /// Requests in flight on one unit and reactor.
 const DEPTH: u32 = 256;
 /// How long a reactor may take to answer a message that needs no waiting for I/O.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER: Duration = Duration::from_secs(10);
 /// How long a change waits for what does not end by itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -95,6 +95,7 @@ pub struct Target {
     /// Controllers that were ever created.
     count: AtomicU32,
     patience: RwLock<Patience>,
+    pub(crate) moves: crate::moves::MoveStats,
     /// Held over each change.
     changes: Mutex<Units>,
 }
@@ -110,6 +111,7 @@ impl Target {
             controllers: RwLock::default(),
             count: AtomicU32::new(0),
             patience: RwLock::default(),
+            moves: crate::moves::MoveStats::default(),
             changes: Mutex::default(),
         })
     }
@@ -340,7 +342,7 @@ impl Target {
         self.all().iter().flat_map(of).collect()
     }
 
-    fn all(&self) -> Vec<Arc<Controller>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Controller>> {
         self.controllers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
@@ -348,12 +350,12 @@ impl Target {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn controller(&self, name: &str) -> Result<Arc<Controller>, TargetError> {
+    pub(crate) fn controller(&self, name: &str) -> Result<Arc<Controller>, TargetError> {
         let controllers = self.controllers.read().unwrap_or_else(PoisonError::into_inner);
         controllers.get(name).cloned().ok_or_else(|| TargetError::NoController(name.into()))
     }
 
-    fn send(&self, reactor: usize, body: Body) -> Result<(), PostError> {
+    pub(crate) fn send(&self, reactor: usize, body: Body) -> Result<(), PostError> {
         self.post.post(reactor, Message(body))
     }
 
@@ -540,12 +542,12 @@ fn lowest_free(used: impl Iterator<Item = u32>) -> u32 {
     used.iter().enumerate().find(|&(at, &id)| at as u32 != id).map_or(used.len(), |(at, _)| at) as u32
 }
 
-fn reply<T>() -> (Reply<T>, Receiver<T>) {
+pub(crate) fn reply<T>() -> (Reply<T>, Receiver<T>) {
     let (sender, receiver) = bounded(1);
     (Reply::new(sender), receiver)
 }
 
-fn wait<T>(answer: &Receiver<T>, long: Duration) -> Result<T, TargetError> {
+pub(crate) fn wait<T>(answer: &Receiver<T>, long: Duration) -> Result<T, TargetError> {
     answer.recv_timeout(long).map_err(|error| match error {
         crossbeam::channel::RecvTimeoutError::Timeout => TargetError::Draining,
         crossbeam::channel::RecvTimeoutError::Disconnected => TargetError::Post(PostError::Stopped),

@@ -196,8 +196,41 @@ impl ScsiWorker {
         };
         if let Some(port) = &mut self.ports[number] {
             port.stopping = Some(reply);
+            if let Some(offer) = port.offered.take() {
+                offer.send(None);
+            }
             self.draining = true;
         }
+    }
+
+    fn offer_queue(&mut self, key: QueueKey, reply: Reply<Option<Box<NewQueue>>>) {
+        let found = self.find(key).and_then(|number| self.ports[number].as_mut());
+        match found.filter(|port| port.stopping.is_none() && port.offered.is_none() && !port.broken) {
+            Some(port) => (port.offered, port.paused) = (Some(reply), true),
+            None => reply.send(None),
+        }
+    }
+
+    fn withdraw_offer(&mut self, key: QueueKey) {
+        let Some(number) = self.find(key) else { return };
+        if let Some(reply) = self.ports[number].as_mut().and_then(|port| port.offered.take()) {
+            reply.send(None);
+            self.resume(number);
+        }
+    }
+
+    fn hold_control(&mut self, key: QueueKey) -> bool {
+        let Some(port) = self.find(key).and_then(|number| self.ports[number].as_mut()) else { return true };
+        // Each function in progress has a slot.
+        port.paused = port.inflight == 0;
+        port.paused
+    }
+
+    fn resume(&mut self, number: usize) {
+        if let Some(port) = &mut self.ports[number] {
+            port.paused = false;
+        }
+        self.activate(number);
     }
 
     fn cancel_where(&mut self, of: impl Fn(&Self, &Port, u32) -> bool, cx: &mut Cx<'_>) {
@@ -371,17 +404,27 @@ impl ScsiWorker {
         self.draining = luns || units || ports || !self.ending.is_empty();
     }
 
+    /// Hands out what has stopped, and gives away what is offered. Returns whether something still drains.
     fn collect_stopped(&mut self, cx: &mut Cx<'_>) -> bool {
         let Some(client) = self.client else { return false };
         let mut draining = false;
         for number in 0..self.ports.len() {
-            let Some(port) = self.ports[number].as_mut().filter(|port| port.stopping.is_some()) else { continue };
-            if !port.ended(client, cx) {
+            let Some(port) = self.ports[number].as_mut() else { continue };
+            let gone = match (&port.stopping, &port.offered) {
+                (Some(_), _) => port.ended(client, cx),
+                (None, Some(_)) => port.at_rest(client, cx),
+                (None, None) => continue,
+            };
+            if !gone {
                 draining = true;
                 continue;
             }
-            let Some(port) = self.ports[number].take() else { continue };
+            let Some(mut port) = self.ports[number].take() else { continue };
             self.active.retain(|&active| active != number);
+            if let Some(offer) = port.offered.take() {
+                offer.send(Some(port.give()));
+                continue;
+            }
             let Port { stopping, queue, slots, .. } = *port;
             if let Some(reply) = stopping {
                 reply.send(Some(Stopped { next_avail: queue.next_avail(), queue, slots }));
@@ -439,6 +482,14 @@ impl Worker for ScsiWorker {
                 reply.send(());
             }
             Body::StopQueue { key, reply } => self.stop_queue(key, reply),
+            Body::OfferQueue { key, reply } => self.offer_queue(key, reply),
+            Body::WithdrawOffer { key } => self.withdraw_offer(key),
+            Body::HoldControl { key, reply } => reply.send(self.hold_control(key)),
+            Body::ReleaseControl { key } => {
+                if let Some(number) = self.find(key) {
+                    self.resume(number);
+                }
+            }
             Body::CancelQueue { key } => {
                 self.cancel_where(|_, port, _| port.key == key, cx);
                 if let Some(number) = self.find(key)

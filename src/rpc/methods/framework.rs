@@ -129,6 +129,22 @@ pub(crate) fn get_reactors(node: &Node, _: &NoParams) -> Answer {
     Ok(json!({"tick_rate": TICK_RATE, "pid": std::process::id(), "reactors": reactors}))
 }
 
+pub(crate) fn get_scheduler(node: &Node, _: &NoParams) -> Answer {
+    let scheduler = node.scheduler();
+    let moves = node.target.move_stats();
+    Ok(json!({
+        "scheduler_name": scheduler.name(),
+        "scheduler_period": scheduler.period_us,
+        "isolated_core_mask": "0x0",
+        "scheduling_core": 0,
+        "load_limit": scheduler.load_limit,
+        "core_limit": scheduler.core_limit,
+        "core_busy": scheduler.core_busy,
+        "queues_moved": moves.moved(),
+        "moves_given_up": moves.given_up(),
+    }))
+}
+
 pub(crate) fn get_thread_stats(node: &Node, _: &NoParams) -> Answer {
     let shape = |stats: &pollux_reactor::ReactorStats| {
         json!({

@@ -1,10 +1,10 @@
-//! Option methods of SPDK that its own `save_config` writes. Pollux has nothing for them to set (no buffer pools, no
-//! sockets of its own, no NVMe driver); they are checked, remembered and given back by `framework_get_config`, so that a
+//! Option methods of SPDK that its own `save_config` writes. Pollux has nothing for most of them to set (no buffer pools, no
+//! sockets of its own, no NVMe driver; the scheduler reads what is remembered); they are checked, remembered and given back by `framework_get_config`, so that a
 //! saved SPDK configuration loads and comes out again as it was.
 
 use serde_json::Value;
 
-use crate::node::Node;
+use crate::node::{Node, Scheduler};
 use crate::rpc::params::{self, Habit};
 use crate::rpc::table::Answer;
 
@@ -202,8 +202,8 @@ pub fn remember(node: &Node, name: &'static str, given: Value) -> Answer {
         if let Some(missing) = method.required.iter().find(|name| !members.contains_key(**name)) {
             return Err(habit.error(format!("'{missing}' is missing")));
         }
-        if name == "framework_set_scheduler" && members.get("name").and_then(Value::as_str) != Some("static") {
-            return Err(habit.error("only the static scheduler exists: queues stay on their reactors"));
+        if name == "framework_set_scheduler" {
+            Scheduler::parse(&Value::Object(members.clone())).map_err(|why| habit.error(why))?;
         }
     }
     // One implementation of sockets does not overwrite the options of another.

@@ -124,6 +124,29 @@ pub(crate) fn enable_histogram(node: &Node, params: &Histogram) -> Answer {
     answered(node.keep_latencies(&params.ctrlr, LunAddress { target, lun: params.lun }))
 }
 
+/// Parameters of `vhost_scsi_controller_move_queue`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveQueue {
+    ctrlr: String,
+    queue: u16,
+    core: usize,
+}
+
+pub(crate) fn move_queue(node: &Node, params: &MoveQueue) -> Answer {
+    let Some(to) = node.reactors.iter().position(|stats| stats.core == params.core) else {
+        let error = RpcError::new(code::INVALID_PARAMS, "Invalid parameters", "invalid_parameters");
+        return Err(error.detail(format!("no reactor runs on core {}; framework_get_reactors lists them", params.core)));
+    };
+    let places = node.target.queue_places();
+    let place = places.iter().find(|place| place.ctrlr == params.ctrlr && place.index == params.queue);
+    // Which of the two is missing is found out by asking for it.
+    let session = place.map_or(0, |place| place.session);
+    let moved = node.target.move_queue(&params.ctrlr, session, params.queue, to).map_err(NodeError::from);
+    let moved = moved.map_err(|error| error.by_params())?;
+    Ok(json!({"moved": moved}))
+}
+
 /// Parameters of `vhost_get_controllers`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -153,15 +176,17 @@ pub(crate) fn get_controllers(node: &Node, params: &Get) -> Answer {
 fn shape(node: &Node, controller: &ControllerInfo, record: Option<&ControllerRecord>) -> Value {
     let cores: Vec<usize> =
         controller.reactors.iter().filter_map(|reactor| node.reactors.get(*reactor)).map(|stats| stats.core).collect();
+    let core_of = |reactor: usize| node.reactors.get(reactor).map(|stats| stats.core);
     let session = |(vid, session): (usize, &pollux_vhost_scsi::SessionInfo)| {
         json!({
             "vid": vid,
             "id": session.id,
             "name": format!("{}s{}", controller.name, session.id),
             "started": !session.queues.is_empty(),
-            "max_queues": session.queues.iter().max().map_or(0, |index| u32::from(*index) + 1),
+            "max_queues": session.queues.iter().map(|(index, _)| u32::from(*index) + 1).max().unwrap_or(0),
             "inflight_task_cnt": session.inflight,
-            "queues": session.queues,
+            "queues": session.queues.iter().map(|(index, _)| index).collect::<Vec<_>>(),
+            "queue_cores": session.queues.iter().map(|(_, at)| core_of(*at)).collect::<Vec<_>>(),
             "peer_pid": session.peer_pid,
         })
     };

@@ -1,6 +1,6 @@
 //! A load generator: the driver's half of a disk behind vhost-user, made to cost less per request than any target.
 //!
-//! [`run`] connects to one or more controllers as a VMM would, lays out all requests once, and then only moves ring
+//! [`run()`] connects to one or more controllers as a VMM would, lays out all requests once, and then only moves ring
 //! indexes and LBAs on one polling thread. It knows nothing of Pollux: any vhost-user-scsi target is driven the same way.
 //!
 //! - `session` says what a VMM says; `memory` and `layout` are the guest's memory; `ring` is the virtqueue;

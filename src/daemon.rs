@@ -50,6 +50,7 @@ impl Dispatch for Methods {
 pub fn run(settings: &Settings) -> Result<()> {
     let level = std::env::var(LOG_VARIABLE).ok().and_then(|name| Level::parse(&name)).unwrap_or(Level::Notice);
     let logging = Logging::start(level);
+    keep_off_reactors(settings);
     raise_limits();
     let (store, document) = open_state(settings)?;
     if let Some(parent) = settings.rpc_socket.parent() {
@@ -151,6 +152,18 @@ fn wait_for_the_end(signals: &mut Signals, node: &Node) {
 fn tell_systemd(state: &[sd_notify::NotifyState]) {
     if let Err(error) = sd_notify::notify(false, state) {
         tracing::warn!("cannot tell systemd: {error}");
+    }
+}
+
+/// All threads but the reactors come from this one, so they run where it may run: off the reactors' cores, if there are
+/// others.
+fn keep_off_reactors(settings: &Settings) {
+    match pollux_reactor::keep_off(&settings.reactors) {
+        Ok(cores) if cores.iter().any(|core| settings.reactors.contains(core)) => {
+            tracing::warn!("there are no cores but the reactors': everything else takes time from them");
+        }
+        Ok(cores) => tracing::info!("everything but reactors runs on cores {}", pollux_reactor::describe_cores(&cores)),
+        Err(error) => tracing::warn!("the other threads cannot be kept off the reactors' cores: {error}"),
     }
 }
 

@@ -109,11 +109,29 @@ pub(crate) fn online() -> Option<Vec<usize>> {
 }
 
 /// The cores the calling thread may run on. Isolated cores are usually not among them, although pinning to one works.
-pub(crate) fn allowed() -> Vec<usize> {
+#[must_use]
+pub fn allowed() -> Vec<usize> {
     match rustix::thread::sched_getaffinity(None) {
         Ok(set) => (0..MAX_CORES).filter(|core| set.is_set(*core)).collect(),
         Err(_) => Vec::new(),
     }
+}
+
+/// Takes the calling thread, and those that it starts from now on, off the cores of reactors, if there are others that it
+/// may run on. Reactors pin themselves. Returns the cores that are left.
+///
+/// # Errors
+/// If the kernel refuses; the thread runs where it did.
+pub fn keep_off(reactors: &[usize]) -> std::io::Result<Vec<usize>> {
+    let allowed = allowed();
+    let free: Vec<usize> = allowed.iter().copied().filter(|core| !reactors.contains(core)).collect();
+    if free.is_empty() || free == allowed {
+        return Ok(allowed);
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    free.iter().for_each(|core| set.set(*core));
+    rustix::thread::sched_setaffinity(None, &set)?;
+    Ok(free)
 }
 
 /// Where a ring's kernel workers go: to the cores without reactors; if there are none, to those of other reactors; if
@@ -124,7 +142,8 @@ pub(crate) fn worker_cores(allowed: &[usize], reactors: &[usize], own: usize) ->
 }
 
 /// A short way to write a list of cores: `0-3,8`.
-pub(crate) fn describe(cores: &[usize]) -> String {
+#[must_use]
+pub fn describe(cores: &[usize]) -> String {
     let mut parts: Vec<(usize, usize)> = Vec::new();
     for &core in cores {
         match parts.last_mut() {
@@ -191,6 +210,23 @@ mod tests {
         assert_eq!(worker_cores(&[0, 1, 2, 3], &[0, 2], 0), [1, 3]);
         assert_eq!(worker_cores(&[0, 1], &[0, 1], 0), [1]);
         assert_eq!(worker_cores(&[0], &[0], 0), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn a_thread_and_its_children_keep_off() {
+        let here = allowed();
+        let run = |reactors: Vec<usize>| {
+            let thread = std::thread::spawn(move || {
+                let left = keep_off(&reactors).unwrap();
+                (left, std::thread::spawn(allowed).join().unwrap())
+            });
+            thread.join().unwrap()
+        };
+        if here.len() > 1 {
+            assert_eq!(run(vec![here[0]]), (here[1..].to_vec(), here[1..].to_vec()));
+        }
+        assert_eq!(run(here.clone()), (here.clone(), here.clone()), "there is no other core");
+        assert_eq!(run(vec![MAX_CORES - 1]), (here.clone(), here), "it was off already");
     }
 
     #[test]

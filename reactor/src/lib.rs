@@ -26,7 +26,7 @@ mod start;
 mod stats;
 mod turn;
 
-pub use cores::{CoresError, parse_cores};
+pub use cores::{CoresError, allowed as allowed_cores, describe as describe_cores, keep_off, parse_cores};
 pub use kernel::{RingFeatures, SetupError};
 pub use ring::{RingConfig, UringRing};
 pub use start::{Config, PollMode, Reactors, StartError, start};

@@ -34,6 +34,7 @@ fn people(status: &Value) -> String {
     line("sockets", cell(&status["vhost_dir"]));
     line("metrics", status["metrics_listen"].as_str().map_or("off".into(), |at| format!("http://{at}/metrics")));
     line("polling", cell(&status["poll"]));
+    line("other cores", cores(&status["other_cores"]));
     line("bdevs", format!("{} ({} missing)", cell(&status["bdevs"]), cell(&status["bdevs_missing"])));
     line("controllers", format!("{} ({} sessions)", cell(&status["controllers"]), cell(&status["sessions"])));
     for warning in status["warnings"].as_array().into_iter().flatten() {
@@ -42,8 +43,13 @@ fn people(status: &Value) -> String {
     format!("{}\n{}", lines.join("\n"), reactors(status))
 }
 
+fn cores(list: &Value) -> String {
+    let numbers = list.as_array().into_iter().flatten().filter_map(Value::as_u64);
+    pollux_reactor::describe_cores(&numbers.map(|core| core as usize).collect::<Vec<_>>())
+}
+
 fn reactors(status: &Value) -> String {
-    let mut rows = table(&["REACTOR", "CORE", "BUSY", "ASLEEP"]);
+    let mut rows = table(&["REACTOR", "CORE", "WORKERS", "BUSY", "ASLEEP"]);
     for (number, reactor) in status["reactors"].as_array().into_iter().flatten().enumerate() {
         let time = |name: &str| reactor[name].as_f64().unwrap_or_default();
         let (busy, idle) = (time("busy"), time("idle"));
@@ -51,6 +57,7 @@ fn reactors(status: &Value) -> String {
         rows.add_row([
             number.to_string(),
             cell(&reactor["lcore"]),
+            cores(&reactor["worker_cores"]),
             format!("{share:.1} %"),
             if reactor["in_interrupt"] == json!(true) { "yes".into() } else { "no".to_owned() },
         ]);
@@ -68,7 +75,10 @@ mod tests {
             assert!(people(&odd).starts_with("pollux"));
         }
         let text = people(&json!({"version": "0.1.0", "pid": 7, "uptime_seconds": 61, "ephemeral": false,
-            "state_dir": "/s", "metrics_listen": "127.0.0.1:9", "reactors": [{"lcore": 3, "busy": 1, "idle": 3}]}));
-        assert!(text.contains("25.0 %") && text.contains("http://127.0.0.1:9/metrics"), "{text}");
+            "state_dir": "/s", "metrics_listen": "127.0.0.1:9", "other_cores": [0, 1, 5], "reactors": [{"lcore": 3, "busy": 1, "idle": 3}]}));
+        assert!(
+            text.contains("25.0 %") && text.contains("0-1,5") && text.contains("http://127.0.0.1:9/metrics"),
+            "{text}"
+        );
     }
 }

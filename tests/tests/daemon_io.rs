@@ -485,3 +485,47 @@ fn no_kick_and_no_interrupt_is_lost_whenever_it_comes() -> Result<()> {
 fn no_kick_is_lost_by_a_reactor_that_sleeps_at_once() -> Result<()> {
     send_at_all_moments(0, 20_000)
 }
+
+/// The cores that each thread of the daemon may run on, the kernel's workers for its rings included, by name.
+fn cores_of_threads(daemon: &Daemon) -> Result<Vec<(String, String)>> {
+    let mut all = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{}/task", daemon.pid()))?.flatten() {
+        let read = |name: &str| std::fs::read_to_string(task.path().join(name));
+        // A worker may end meanwhile.
+        let (Ok(name), Ok(status)) = (read("comm"), read("status")) else { continue };
+        let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        all.push((name.trim().to_owned(), cores.context("the status names the cores")?.trim().to_owned()));
+    }
+    Ok(all)
+}
+
+#[test]
+fn only_reactors_run_on_their_cores() -> Result<()> {
+    let all = std::fs::read_to_string("/proc/self/status")?;
+    if all.lines().any(|line| line.trim_end().ends_with("Cpus_allowed_list:\t0")) {
+        return Ok(());
+    }
+    let daemon = Daemon::start()?;
+    file(&daemon, "disk", 1 << 20)?;
+    controller(&daemon, "vm", &["disk"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    // A flush is carried out by a worker of the kernel.
+    for _ in 0..3 {
+        front.good(LUN, &cdb::write10(0, 1, false), &[1; 512], 0)?;
+        front.good(LUN, &cdb::sync10(), &[], 0)?;
+    }
+    let threads = cores_of_threads(&daemon)?;
+    for wanted in ["reactor-0", "vhost-accept", "iou-wrk", "watch", "metrics"] {
+        ensure!(threads.iter().any(|(name, _)| name.starts_with(wanted)), "no {wanted} among {threads:?}");
+    }
+    for (name, cores) in &threads {
+        let on_reactor = cores.starts_with('0');
+        ensure!(on_reactor == name.starts_with("reactor"), "{name} runs on {cores}: {threads:?}");
+    }
+    let status = daemon.rpc("pollux_get_status", json!({}))?;
+    let others = status["other_cores"].as_array().context("a list")?;
+    ensure!(!others.is_empty() && !others.contains(&json!(0)), "{status}");
+    let reactors = daemon.rpc("framework_get_reactors", json!({}))?;
+    ensure!(reactors["reactors"][0]["worker_cores"] == status["other_cores"], "{reactors}");
+    Ok(())
+}

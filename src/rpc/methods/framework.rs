@@ -96,6 +96,8 @@ pub(crate) fn get_status(node: &Node, _: &NoParams) -> Answer {
         "poll": settings.poll.name(),
         "spin_max_us": settings.spin_max_us,
         "cores": settings.reactors,
+        // This thread runs where all but the reactors do.
+        "other_cores": pollux_reactor::allowed_cores(),
         "bdevs": bdevs.len(),
         "bdevs_missing": missing,
         "controllers": controllers.len(),
@@ -114,6 +116,7 @@ pub(crate) fn get_reactors(node: &Node, _: &NoParams) -> Answer {
             "busy": stats.busy_ns.get(),
             "idle": stats.idle_ns.get(),
             "in_interrupt": stats.in_sleep(),
+            "worker_cores": stats.ring.worker_cores,
             "irq": 0,
             "sys": system,
             "usr": user,

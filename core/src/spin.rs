@@ -13,7 +13,7 @@
 //! who knows each gap before; this costs no more than that.
 //!
 //! A gap that was slept through looks longer than it was, by the time it takes to wake up. Where that is more than
-//! `max`, sleeping would never be seen to be wrong, so one long gap in [`PROBE_EVERY`] is looked at for `max`; if work
+//! `max`, sleeping would never be seen to be wrong, so one long gap in `PROBE_EVERY` is looked at for `max`; if work
 //! comes in that time, learning starts afresh.
 //!
 //! Nothing is counted while work follows work: only a gap's first vain look and its end touch anything here.

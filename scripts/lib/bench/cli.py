@@ -295,7 +295,10 @@ def _list(items: list[Item], specials: list[special.Special]) -> int:
 
 
 def _begin(session: Session, arguments: argparse.Namespace, argv: list[str], items: list[Item]) -> None:
-    described = {side.name: describe_side(side, ROOT) for side in session.options.sides}
+    own_build = arguments.pollux is None
+    described = {
+        side.name: describe_side(side, ROOT, own_build and side.name == "pollux") for side in session.options.sides
+    }
     if any(lane.client == "fio" for item in items for lane in item.lanes):
         described["fio"] = {"kind": "fio", "version": fio_version(), "identity": fio_version()}
     folders = {"disk": arguments.disk_dir, "tmpfs": arguments.tmpfs_dir}

@@ -1,6 +1,6 @@
 """The judged rows: what is measured for each, and what comes out. The goals are those of the project, one to one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -57,8 +57,8 @@ class Compared:
             passed=within(found.value, self.factor, not self.round_trip),
             measured=f"{found.value:.2f} ×",
             turns=range_text(found.turns.low, found.turns.high, times),
-            ours=self._side(store, self.ours),
-            theirs=self._side(store, self.theirs),
+            ours=self._side(store, self.ours, ours.keys() & theirs.keys()),
+            theirs=self._side(store, self.theirs, ours.keys() & theirs.keys()),
             note=note,
             ratio=found,
         )
@@ -79,8 +79,9 @@ class Compared:
     def _numbers(self, store: Store, lane: Lane, name: str) -> dict[int, float]:
         return store.numbers(self.cell.key, lane.side, lane.client, name)
 
-    def _side(self, store: Store, lane: Lane) -> str:
-        rate = median(self._numbers(store, lane, "iops").values())
+    def _side(self, store: Store, lane: Lane, turns: Set[int]) -> str:
+        """Medians of the turns that both sides have."""
+        rate = median(value for turn, value in self._numbers(store, lane, "iops").items() if turn in turns)
         text = ns_text(1e9 / rate) if self.round_trip else f"{count_text(rate)} IOPS"
         busy, idle = (self._numbers(store, lane, name) for name in ("busy_ns_per_io", "idle_share"))
         if not busy or self.round_trip:

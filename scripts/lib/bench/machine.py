@@ -100,18 +100,22 @@ def parse_mountinfo(text: str, numbers: str) -> dict[str, str]:
 # --- builds --------------------------------------------------------------------------------------
 
 
-def describe_side(side: Side, root: Path) -> dict[str, Any]:
-    """Version and build of a side. `root` is this repository."""
+def describe_side(side: Side, root: Path, built: bool) -> dict[str, Any]:
+    """Version and build of a side. `root` is this repository, `built` says that Pollux was built from it just now."""
     if side.kind == "pollux":
-        version = _output([str(side.path), "--version"])
-        found = {"kind": "pollux", "version": version, "identity": identity(side.path)}
-        return found | ({"commit": _commit(root), "build": _rust_build(root)} if side.name == "pollux" else {})
+        version, mark = _output([str(side.path), "--version"]), identity(side.path)
+        # of a binary that was handed in, nothing is known but itself
+        source = f"commit {_commit(root)}" if built else f"binary with SHA-256 {mark}..."
+        if side.name == "pollux" and not built:
+            source += f", measured from a checkout of {_commit(root)}"
+        found = {"kind": "pollux", "version": version, "identity": mark, "source": source}
+        return found | ({"build": _rust_build(root)} if built else {})
     program = spdk_vhost(side.path)
     return {
         "kind": "spdk",
         "version": _output([str(program), "--version"]),
         "identity": identity(program),
-        "commit": _commit(side.path),
+        "source": f"commit {_commit(side.path)}",
         "build": _spdk_build(side.path),
     }
 

@@ -1,5 +1,6 @@
 """Samples as Markdown: the judged table, all cells, the machine."""
 
+import re
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
@@ -12,7 +13,7 @@ from .plan import Lane
 from .stats import ratio, spread
 from .store import Store
 from .verdict import Verdict
-from .words import bytes_text, count_text, ns_text, time_text
+from .words import bytes_text, count_text, ns_text
 
 MARKS = {True: "yes", False: "**no**", None: "–"}
 
@@ -174,20 +175,26 @@ def machine_table(store: Store) -> str:
         words += [f"cache: {found['cache']}"] if found.get("cache") else []
         rows.append((f"files of {name}", ", ".join(words)))
     for name, side in store.data["sides"].items():
-        words = [side["version"], f"commit {side['commit']}" if side.get("commit") else "", side.get("build", "")]
+        words = [side["version"], side.get("source", ""), side.get("build", "")]
         rows.append((NAMES.get(name, "Pollux"), "; ".join(word for word in words if word)))
     return table(("what", "value"), rows)
+
+
+BOOKKEEPING = re.compile(r" --(append|docs|no-docs|keep-files|(out|stop-after|pollux)[ =]\S+)(?= |$)")
+
+
+def essential(command: str) -> str:
+    """A command without what only says where samples go and how a run was cut into pieces."""
+    return BOOKKEEPING.sub("", command)
 
 
 def measured_line(store: Store) -> str:
     """When, how and how often."""
     calls = store.data["calls"]
-    commands = list(dict.fromkeys(call["command"] for call in calls))
+    commands = list(dict.fromkeys(essential(call["command"]) for call in calls))
     turns = 1 + max((sample["turn"] for sample in store.data["samples"]), default=0)
     dates = sorted({call["date"] for call in calls})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     options = calls[-1].get("options", {})
-    how = f"{turns} turns of {time_text(options.get('seconds', 1))}" + (
-        f", in {len(calls)} calls" if len(calls) > 1 else ""
-    )
+    how = f"{turns} turns of {options.get('seconds', 1):g} s" + (f", in {len(calls)} calls" if len(calls) > 1 else "")
     return f"Measured {when}, {how}: " + "; ".join(f"`{command}`" for command in commands) + "\n"

@@ -199,6 +199,11 @@ class Words(unittest.TestCase):
     def test_errors_are_seen_in_the_progress(self) -> None:
         self.assertIn("3 ERRORS", brief(values(1e6) | {"errors": 3}))
 
+    def test_pieces_of_a_run_are_one_command(self) -> None:
+        pieces = ["--goals --out a.json --append --stop-after 75 --turns 3", "--goals --out=a.json --turns 3 --no-docs"]
+        commands = {report.essential(f"scripts/bench {piece}") for piece in pieces}
+        self.assertEqual(commands, {"scripts/bench --goals --turns 3"})
+
     def test_tables_are_markdown(self) -> None:
         self.assertEqual(report.table(("a", "b"), [("1", "2")]), "| a | b |\n|---|---|\n| 1 | 2 |\n")
 

@@ -18,7 +18,7 @@ pub(crate) const METHOD: &str = "framework_set_scheduler";
 /// How often a scheduler that does nothing looks whether it should.
 const RESTING: Duration = Duration::from_secs(1);
 /// Queues that are moved in one period at most: each stops for a moment.
-const MOVES: usize = 4;
+const MOVES: usize = 16;
 /// Periods that a queue stays after it was moved, or could not be, so that nothing goes to and fro.
 const STAYS: u32 = 5;
 /// How much less busy the other reactor has to be afterwards than the first one was, in per cent of a core.
@@ -31,7 +31,8 @@ pub struct Scheduler {
     pub dynamic: bool,
     /// Time between two looks, in microseconds.
     pub period_us: u64,
-    /// A queue that takes less of its reactor than this, in per cent of a core, is not worth moving.
+    /// Remembered for those who set it. Queues are moved largest first, and small ones too: a reactor may be overloaded by
+    /// nothing but small ones.
     pub load_limit: u64,
     /// Busier than this, in per cent of a core, a reactor gives queues away.
     pub core_limit: u64,
@@ -108,7 +109,7 @@ fn plan(scheduler: &Scheduler, busy: &[f64], queues: &[Load]) -> Vec<(usize, usi
             let here = queues.iter().enumerate().filter(|(at, queue)| {
                 queue.reactor == from && !queue.stays && !moved.iter().any(|(already, _)| already == at)
             });
-            let ways = here.filter(|(_, queue)| queue.share >= scheduler.load_limit as f64).flat_map(|(at, queue)| {
+            let ways = here.filter(|(_, queue)| queue.share > 0.0).flat_map(|(at, queue)| {
                 let others = queue.reactors.iter().filter(|&&to| to != from && to < busy.len());
                 others.map(move |&to| (at, to, queue.share))
             });
@@ -252,7 +253,7 @@ mod tests {
     #[test]
     fn nothing_moves_that_must_not_or_does_not_help() {
         let stays = Load { stays: true, ..queue(0, 50.0) };
-        assert_eq!(plan(&dynamic(), &[99.0, 0.0, 0.0], &[stays, queue(0, 5.0)]), [], "held, and not worth it");
+        assert_eq!(plan(&dynamic(), &[99.0, 0.0, 0.0], &[stays, queue(0, 0.0)]), [], "held, and without effect");
         let bound = Load { reactors: vec![0], ..queue(0, 50.0) };
         assert_eq!(plan(&dynamic(), &[99.0, 0.0, 0.0], &[bound]), [], "its controller runs nowhere else");
         assert_eq!(plan(&dynamic(), &[79.0, 0.0, 0.0], &[queue(0, 40.0)]), [], "not overloaded");
@@ -270,9 +271,18 @@ mod tests {
     }
 
     #[test]
+    fn many_small_queues_leave_an_overloaded_reactor() {
+        let queues: Vec<Load> = (0..250).map(|_| queue(0, 0.4)).collect();
+        assert_eq!(plan(&dynamic(), &[100.0, 0.0, 0.0], &queues).len(), MOVES);
+        let beside_a_large_one = [&[queue(0, 90.0)][..], &[queue(0, 3.0), queue(0, 3.0)]].concat();
+        let moves = plan(&dynamic(), &[96.0, 94.0, 20.0], &beside_a_large_one);
+        assert_eq!(moves, [(1, 2), (2, 2)], "the large one has nowhere better to be, the small ones have");
+    }
+
+    #[test]
     fn a_plan_never_moves_more_than_a_few_and_none_twice() {
         let queues: Vec<Load> = (0..40).map(|_| queue(0, 2.5)).collect();
-        let moves = plan(&Scheduler { load_limit: 0, core_limit: 10, ..dynamic() }, &[100.0, 0.0, 0.0], &queues);
+        let moves = plan(&Scheduler { core_limit: 10, ..dynamic() }, &[100.0, 0.0, 0.0], &queues);
         assert_eq!(moves.len(), MOVES);
         assert!(moves.iter().enumerate().all(|(n, a)| moves[n + 1..].iter().all(|b| a.0 != b.0)));
     }

@@ -1,4 +1,6 @@
-//! Queues that move from reactor to reactor under load, in the simulated world.
+//! Queues that move from reactor to reactor between the commands, aborts, resets and stops of a guest, in the simulated world.
+//! The machine comes to rest while the control plane asks, so most queues have ended their requests when they are offered;
+//! `daemon_balance.rs` moves them under load.
 
 use std::sync::Arc;
 
@@ -106,6 +108,7 @@ fn a_queue_whose_requests_do_not_end_stays_and_goes_on() -> Result<()> {
     while run(&mut appliance, &read, 512)? != Some(true) {}
     world.fault(Fault::always(Kind::Sync, Effect::Stuck));
     ensure!(run(&mut appliance, &cdb::sync10(), 0)?.is_none(), "the flush is stuck");
+    ensure!(appliance.target.controllers()[0].sessions[0].inflight == 1, "listings show it in flight");
     let place = places(&mut appliance)[0].clone();
     let to = (place.reactor + 1) % REACTORS;
     let moved = appliance.call(|target| target.move_queue("vm", place.session, 2, to))?;

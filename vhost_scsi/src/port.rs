@@ -350,9 +350,15 @@ impl Port {
         self.spin[usize::from(self.inflight > 0)].in_vain(now)
     }
 
+    /// Has listings and metrics see how many requests are in flight: once when some were taken, once when some have ended.
+    #[inline]
+    pub(crate) fn show_inflight(&self) {
+        self.stats.inflight.set(u64::from(self.inflight));
+    }
+
     /// Stores the used index and interrupts the guest if it wants that.
     pub(crate) fn publish(&mut self, client: ClientId, cx: &mut Cx<'_>) {
-        self.stats.inflight.set(u64::from(self.inflight));
+        self.show_inflight();
         if !std::mem::take(&mut self.dirty) || self.broken {
             return;
         }

@@ -321,6 +321,9 @@ impl ScsiWorker {
         for &Completion { tag, result } in completions {
             if tag & BACKGROUND != 0 {
                 self.release_port(&mut held);
+                if completions.len() == 1 {
+                    cx.refresh();
+                }
                 self.background_done(unit, tag, result, cx);
             } else {
                 let (number, head, turn) = parse_tag(tag);

@@ -296,6 +296,7 @@ impl ScsiWorker {
             count += taken;
             if taken > 0 {
                 port.worked(cx.now);
+                port.show_inflight();
             }
             if self.rests(&mut port, taken, cx) {
                 port.active = false;
@@ -410,6 +411,12 @@ impl ScsiWorker {
         let mut draining = false;
         for number in 0..self.ports.len() {
             let Some(port) = self.ports[number].as_mut() else { continue };
+            if port.broken
+                && let Some(offer) = port.offered.take()
+            {
+                // It is not served any more, here or elsewhere: its session is ending.
+                offer.send(None);
+            }
             let gone = match (&port.stopping, &port.offered) {
                 (Some(_), _) => port.ended(client, cx),
                 (None, Some(_)) => port.at_rest(client, cx),

@@ -139,7 +139,6 @@ pub(crate) fn get_scheduler(node: &Node, _: &NoParams) -> Answer {
         "scheduler_name": scheduler.name(),
         "scheduler_period": scheduler.period_us,
         "isolated_core_mask": "0x0",
-        "scheduling_core": 0,
         "load_limit": scheduler.load_limit,
         "core_limit": scheduler.core_limit,
         "core_busy": scheduler.core_busy,

@@ -1,97 +1,359 @@
-//! Queues that move from reactor to reactor between the commands, aborts, resets and stops of a guest, in the simulated world.
-//! The machine comes to rest while the control plane asks, so most queues have ended their requests when they are offered;
-//! `daemon_balance.rs` moves them under load.
+//! Queues that move from reactor to reactor in the simulated world, with requests in flight: while the control plane moves one,
+//! its guest goes on, aborts and resets, stops it, loses the LUN, or dies. Every run is a number: the seed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pollux_core::Bdev;
 use pollux_tests::guest::{Command, DriverOptions, Lun, cdb};
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{Effect, Fault, Kind, SimAppliance, SimBdev, SimGuest, SimWorld, backing, unit_of};
-use pollux_vhost_scsi::{QueuePlace, Target};
+use pollux_tests::sim::{Call, Effect, Fault, Kind, SimAppliance, SimBdev, SimGuest, SimWorld, backing, unit_of};
+use pollux_vhost_scsi::{Backing, Patience, QueuePlace, Target, TargetError};
+use vhost::VhostBackend as _;
 
 const BLOCKS: u64 = 512;
 const REACTORS: usize = 3;
 const LUN: Lun = Lun::new(0, 0);
 
-fn appliance(world: &SimWorld, seed: u64) -> Result<SimAppliance> {
+/// The control plane's waits are of the real clock, which must not decide a run.
+const LONG: Duration = Duration::from_secs(60);
+const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
+
+fn appliance_and_disk(world: &SimWorld, seed: u64) -> Result<(SimAppliance, Backing)> {
     let mut appliance = SimAppliance::new(world, REACTORS, seed)?;
     let bdev: Arc<dyn Bdev> = Arc::new(SimBdev::new(world, BLOCKS * 512));
-    let unit = unit_of("vm", &*bdev);
-    appliance.controller("vm", &[(0, 0, backing("vm", &unit, &bdev))])?;
-    Ok(appliance)
+    let disk = backing("vm", &unit_of("vm", &*bdev), &bdev);
+    appliance.controller("vm", &[(0, 0, disk.clone())])?;
+    Ok((appliance, disk))
+}
+
+fn appliance(world: &SimWorld, seed: u64) -> Result<SimAppliance> {
+    Ok(appliance_and_disk(world, seed)?.0)
 }
 
 fn places(appliance: &mut SimAppliance) -> Vec<QueuePlace> {
     appliance.call(Target::queue_places)
 }
 
-/// Moves a random queue somewhere else; whether it went.
-fn move_one(appliance: &mut SimAppliance, rng: &mut Rng) -> Result<bool> {
-    let places = places(appliance);
-    let Some(place) = places.get(rng.index(places.len().max(1))).cloned() else { return Ok(false) };
-    let to = (place.reactor + 1 + rng.index(REACTORS - 1)) % REACTORS;
-    let moved = appliance.call(|target| target.move_queue(&place.ctrlr, place.session, place.index, to))?;
-    let now = appliance.call(Target::queue_places);
-    let now = now.iter().find(|now| now.index == place.index).context("the queue still runs")?;
-    ensure!(now.reactor == if moved { to } else { place.reactor }, "it is where it was said to be");
-    Ok(moved)
+/// How moves went.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Moves {
+    moved: u64,
+    /// Of those, with requests in flight while the queue was offered.
+    loaded: u64,
+    /// Not at once: task management was at work, or the queue had stopped.
+    stayed: u64,
+    /// The clocks of the worlds when all was done.
+    clock: u64,
 }
 
-/// A guest whose queues move all the time while it does random things, and `more`.
-fn scenario(seed: u64, more: impl Fn(&mut SimAppliance, &mut SimGuest, &mut Rng) -> Result<()>) -> Result<u64> {
+impl Moves {
+    fn add(&mut self, other: &Moves) {
+        self.moved += other.moved;
+        self.loaded += other.loaded;
+        self.stayed += other.stayed;
+        self.clock += other.clock;
+    }
+
+    /// A test of moves is worth something if there were many, and most of them of queues at work.
+    fn are_worth(&self, least: u64) -> Result<()> {
+        ensure!(self.moved >= least, "only {} moves: {self:?}", self.moved);
+        ensure!(self.loaded * 2 >= self.moved, "few moves with requests in flight: {self:?}");
+        Ok(())
+    }
+}
+
+/// A queue that is to go somewhere.
+#[derive(Clone)]
+struct Way {
+    from: QueuePlace,
+    to: usize,
+}
+
+impl Way {
+    /// Of a random queue that runs, to another reactor.
+    fn random(appliance: &SimAppliance, rng: &mut Rng) -> Option<Way> {
+        let mut places = appliance.target.queue_places();
+        if places.is_empty() {
+            return None;
+        }
+        let from = places.swap_remove(rng.index(places.len()));
+        let to = (from.reactor + 1 + rng.index(REACTORS - 1)) % REACTORS;
+        Some(Way { from, to })
+    }
+
+    fn queue(&self) -> usize {
+        usize::from(self.from.index)
+    }
+
+    fn of<'a>(&self, places: &'a [QueuePlace]) -> Option<&'a QueuePlace> {
+        places.iter().find(|place| (place.session, place.index) == (self.from.session, self.from.index))
+    }
+
+    fn go(&self, target: &Target) -> Result<Said> {
+        match target.move_queue(&self.from.ctrlr, self.from.session, self.from.index, self.to) {
+            // It had been stopped before.
+            Err(TargetError::NoQueue { .. }) => Ok(Said::Moved(false)),
+            other => Ok(Said::Moved(other?)),
+        }
+    }
+}
+
+/// What a call beside the machine came to.
+enum Said {
+    Moved(bool),
+    Stopped(u16),
+    Removed,
+}
+
+type Also<'a> = Vec<(u64, Call<'a, Result<Said>>)>;
+
+/// Moves a queue after so many steps, and makes other calls, while `act` goes on.
+fn go_beside(
+    appliance: &mut SimAppliance,
+    way: &Way,
+    steps: u64,
+    also: Also<'_>,
+    mut act: impl FnMut() -> Result<()>,
+) -> Result<(Moves, Vec<Said>)> {
+    let target = Arc::clone(&appliance.target);
+    let stats =
+        target.queues().into_iter().find(|queue| (&queue.ctrlr, queue.index) == (&way.from.ctrlr, way.from.index));
+    let stats = stats.context("a queue that runs has counters")?.stats;
+    let taken = AtomicU64::new(0);
+    let go = || {
+        let said = way.go(&target);
+        taken.store(stats.requests.get(), Relaxed);
+        said
+    };
+    let mut calls: Also<'_> = vec![(steps, Box::new(go))];
+    calls.extend(also);
+    calls.sort_by_key(|(steps, _)| *steps);
+    let mut wrong = Ok(());
+    // What had been taken when the queue was seen with something in flight, last, before it went.
+    let mut taken_when_loaded = None;
+    let said = appliance.machine.calls_beside(calls, || {
+        if taken.load(Relaxed) == 0 && stats.inflight.get() > 0 {
+            taken_when_loaded = Some(stats.requests.get());
+        }
+        if wrong.is_ok() {
+            wrong = act();
+        }
+    });
+    wrong?;
+    let said = said.into_iter().collect::<Result<Vec<Said>>>()?;
+    let mut moves = Moves::default();
+    if said.iter().any(|said| matches!(said, Said::Moved(true))) {
+        moves.moved = 1;
+        // Nothing was taken any more, and something was still in flight: the queue waited for it.
+        moves.loaded = u64::from(taken_when_loaded == Some(taken.into_inner()));
+    } else {
+        moves.stayed = 1;
+    }
+    Ok((moves, said))
+}
+
+/// Something that a guest does while a queue of it moves.
+fn go_on(guest: &mut SimGuest, rng: &mut Rng, tmf: bool) -> Result<()> {
+    for _ in 0..rng.below(4) {
+        guest.act();
+    }
+    if tmf && rng.chance(1, 24) {
+        guest.tmf();
+    }
+    if rng.chance(1, 2) { guest.take() } else { Ok(()) }
+}
+
+fn loaded_world(seed: u64) -> SimWorld {
     let world = SimWorld::new(seed);
-    let mut appliance = appliance(&world, seed)?;
+    world.set_latency(10_000, 300_000);
+    world
+}
+
+/// A guest on its appliance.
+struct Scene<'a> {
+    appliance: &'a mut SimAppliance,
+    guest: &'a mut SimGuest,
+    rng: &'a mut Rng,
+    disk: &'a Backing,
+}
+
+/// A guest that does random things, and `event` of it now and then.
+fn scenario(seed: u64, mut event: impl FnMut(Scene<'_>) -> Result<Moves>) -> Result<Moves> {
+    let world = loaded_world(seed);
+    let (mut appliance, disk) = appliance_and_disk(&world, seed)?;
+    appliance.target.set_patience(PATIENT);
     let mut guest = SimGuest::connect(&mut appliance, "vm", BLOCKS, seed)?;
     let mut rng = Rng::new(seed ^ 0x5eed);
-    let mut moved = 0;
-    for _ in 0..300 {
+    let mut moves = Moves::default();
+    for _ in 0..240 {
         guest.act();
         if rng.chance(1, 2) {
             appliance.machine.rounds(rng.below(6));
             guest.take()?;
         }
-        if rng.chance(1, 6) {
-            moved += u64::from(move_one(&mut appliance, &mut rng)?);
+        if rng.chance(1, 12) {
+            moves.add(&event(Scene { appliance: &mut appliance, guest: &mut guest, rng: &mut rng, disk: &disk })?);
         }
-        more(&mut appliance, &mut guest, &mut rng)?;
     }
     guest.verify(&mut appliance)?;
     let stats = appliance.target.move_stats();
-    ensure!(stats.moved() == moved, "{} moves are counted of {moved}", stats.moved());
+    ensure!(stats.moved() == moves.moved, "{} moves are counted of {moves:?}", stats.moved());
+    moves.clock = world.now();
     let good = guest.load.good;
     ensure!(good > 20, "only {good} commands were done");
     appliance.disconnect(guest.front);
     appliance.shutdown()?;
-    Ok(moved)
+    Ok(moves)
+}
+
+fn move_one(Scene { appliance, guest, rng, .. }: Scene<'_>, tmf: bool) -> Result<Moves> {
+    let Some(way) = Way::random(appliance, rng) else { return Ok(Moves::default()) };
+    let (moves, _) = go_beside(appliance, &way, 0, Vec::new(), || go_on(guest, rng, tmf))?;
+    let now = appliance.target.queue_places();
+    let now = way.of(&now).context("the queue still runs")?;
+    let expected = if moves.moved > 0 { way.to } else { way.from.reactor };
+    ensure!(now.reactor == expected, "it is on reactor {}, not on {expected}", now.reactor);
+    Ok(moves)
+}
+
+/// Stops a queue while it moves, before it does, or just after.
+fn stop_beside(Scene { appliance, guest, rng, .. }: Scene<'_>) -> Result<Moves> {
+    let Some(way) = Way::random(appliance, rng) else { return Ok(Moves::default()) };
+    let (session, queue) = (guest.front.session.clone(), way.queue());
+    let stop = move || Ok(Said::Stopped(session.get_vring_base(queue).context("GET_VRING_BASE")? as u16));
+    let also: Also<'_> = vec![(rng.below(30), Box::new(stop))];
+    let (moves, said) = go_beside(appliance, &way, rng.below(10), also, || go_on(guest, rng, false))?;
+    let base = said.iter().find_map(|said| if let Said::Stopped(base) = said { Some(*base) } else { None });
+    let base = base.context("the queue was not stopped")?;
+    guest.stopped(queue, base)?;
+    ensure!(way.of(&appliance.target.queue_places()).is_none(), "a queue that was stopped is listed");
+    for _ in 0..rng.below(3) {
+        go_on(guest, rng, false)?;
+        appliance.machine.rounds(2);
+    }
+    guest.start(appliance, queue)?;
+    Ok(moves)
+}
+
+/// Takes the LUN away while a queue moves, and gives it back.
+fn remove_beside(Scene { appliance, guest, rng, disk }: Scene<'_>) -> Result<Moves> {
+    let Some(way) = Way::random(appliance, rng) else { return Ok(Moves::default()) };
+    let target = Arc::clone(&appliance.target);
+    let remove = || {
+        target.remove_lun("vm", 0, None)?;
+        Ok(Said::Removed)
+    };
+    let also: Also<'_> = vec![(rng.below(30), Box::new(remove))];
+    let (moves, said) = go_beside(appliance, &way, rng.below(10), also, || go_on(guest, rng, false))?;
+    ensure!(said.iter().any(|said| matches!(said, Said::Removed)), "the LUN was not removed");
+    go_on(guest, rng, false)?;
+    appliance.machine.rounds(4);
+    appliance.call(|target| target.add_lun("vm", Some(0), 0, disk.clone()))?;
+    Ok(moves)
+}
+
+fn for_seeds(seeds: std::ops::RangeInclusive<u64>, run: impl Fn(u64) -> Result<Moves>) -> Result<Moves> {
+    let mut all = Moves::default();
+    for seed in seeds {
+        all.add(&run(seed).with_context(|| format!("seed {seed}"))?);
+    }
+    Ok(all)
 }
 
 #[test]
 fn what_a_moving_queue_is_asked_is_answered_once_and_right() -> Result<()> {
-    let mut moved = 0;
-    for seed in 1..=8 {
-        moved += scenario(seed, |_, _, _| Ok(()))?;
+    let moves = for_seeds(1..=5, |seed| scenario(seed, |scene| move_one(scene, false)))?;
+    ensure!(moves.stayed == 0, "with patience, every queue goes: {moves:?}");
+    moves.are_worth(60)
+}
+
+#[test]
+fn aborts_and_resets_find_what_they_are_about_wherever_it_is() -> Result<()> {
+    let moves = for_seeds(11..=16, |seed| {
+        scenario(seed, |Scene { appliance, guest, rng, disk }| {
+            while guest.functions() > 0 {
+                appliance.machine.rounds(1);
+                go_on(guest, rng, false)?;
+            }
+            if rng.chance(1, 4) {
+                guest.tmf();
+                appliance.machine.rounds(rng.below(8));
+            }
+            move_one(Scene { appliance, guest, rng, disk }, true)
+        })
+    })?;
+    ensure!(moves.stayed > 0, "no function was ever at work: {moves:?}");
+    moves.are_worth(40)
+}
+
+#[test]
+fn a_queue_is_stopped_and_started_while_it_moves() -> Result<()> {
+    let moves = for_seeds(21..=25, |seed| scenario(seed, stop_beside))?;
+    ensure!(moves.stayed > 0, "no queue was ever stopped first: {moves:?}");
+    moves.are_worth(40)
+}
+
+#[test]
+fn a_lun_goes_while_queues_move() -> Result<()> {
+    let moves = for_seeds(31..=34, |seed| scenario(seed, remove_beside))?;
+    moves.are_worth(40)
+}
+
+#[test]
+fn a_run_is_its_seed() -> Result<()> {
+    type Event = fn(Scene<'_>) -> Result<Moves>;
+    for event in [|scene: Scene<'_>| move_one(scene, true), stop_beside as Event, remove_beside as Event] {
+        let [one, other] = [scenario(7, event)?, scenario(7, event)?];
+        ensure!(one == other, "one seed, two runs: {one:?} and {other:?}");
     }
-    ensure!(moved > 40, "only {moved} moves");
     Ok(())
 }
 
 #[test]
-fn aborts_resets_and_stops_find_a_queue_wherever_it_is() -> Result<()> {
-    let mut moved = 0;
-    for seed in 1..=8 {
-        moved += scenario(seed, |appliance, guest, rng| match rng.below(24) {
-            0 | 1 => {
-                guest.tmf();
-                Ok(())
+fn a_vmm_dies_while_its_queues_move() -> Result<()> {
+    let mut all = Moves::default();
+    for seed in 41..=46 {
+        let world = loaded_world(seed);
+        let mut appliance = appliance(&world, seed)?;
+        appliance.target.set_patience(PATIENT);
+        let mut rng = Rng::new(seed);
+        let mut guest = SimGuest::connect(&mut appliance, "vm", BLOCKS, seed)?;
+        for round in 0..8 {
+            for _ in 0..20 + rng.below(40) {
+                guest.act();
+                appliance.machine.rounds(rng.below(3));
             }
-            2 => guest.stop_or_start(appliance),
-            _ => Ok(()),
-        })?;
+            guest.take()?;
+            let way = Way::random(&appliance, &mut rng).context("queues run")?;
+            let (mut alive, mut load) = (Some(guest), None);
+            let mut left = rng.below(60);
+            let (moves, _) = go_beside(&mut appliance, &way, 0, Vec::new(), || {
+                left = left.saturating_sub(1);
+                if left == 0
+                    && let Some(guest) = alive.take()
+                {
+                    let (front, of_guest) = guest.leave();
+                    load = Some(of_guest);
+                    drop(front);
+                }
+                alive.as_mut().map_or(Ok(()), |guest| go_on(guest, &mut rng, true))
+            })?;
+            all.add(&moves);
+            let load = match alive {
+                Some(guest) => guest.die(&mut appliance),
+                None => load.context("a guest is there or has left a load")?,
+            };
+            appliance.await_sessions(0);
+            guest = SimGuest::connect_with(&mut appliance, "vm", seed * 100 + round, load)?;
+        }
+        guest.verify(&mut appliance).with_context(|| format!("seed {seed}"))?;
+        appliance.disconnect(guest.front);
+        appliance.shutdown()?;
     }
-    ensure!(moved > 20, "only {moved} moves");
-    Ok(())
+    all.are_worth(30)
 }
 
 #[test]

@@ -53,7 +53,12 @@ fn a_guest_that_cannot_be_let_go_reaches_no_disk_of_the_next_tenant() -> Result<
     let world = SimWorld::new(1);
     let mut appliance = SimAppliance::new(&world, 1, 1)?;
     let short = Duration::from_millis(200);
-    appliance.target.set_patience(Patience { requests: short, cancelled: short, sessions: short });
+    appliance.target.set_patience(Patience {
+        requests: short,
+        cancelled: short,
+        sessions: short,
+        ..Patience::default()
+    });
     let secret = SimBdev::new(&world, 4096 * 512);
     world.disk(secret.disk(), |disk| disk.write(0, &[0x53; 512], true));
     let hung: Arc<dyn Bdev> = Arc::new(Hung(secret.shape()));

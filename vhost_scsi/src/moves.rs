@@ -7,13 +7,12 @@
 //! 2. The control queue is held, if no function is at work: task management has to find the session's queues, and while one is between
 //!    two reactors it is on neither.
 //! 3. The queue is offered: its reactor takes nothing more from it, and gives it away once its requests have ended. A queue
-//!    whose requests do not end in [`PATIENCE`] stays where it is: its guest must not wait for them all.
+//!    whose requests do not end in [`Patience::moves`](crate::Patience::moves) stays where it is: its guest must not wait for them all.
 //! 4. The other reactor starts it like a new one: it looks at the ring first, so a kick that came meanwhile is not missed,
 //!    and signals once, so an interrupt is not either.
 //! 5. The control queue is released.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use crossbeam::channel::RecvTimeoutError;
 
@@ -22,8 +21,6 @@ use crate::error::TargetError;
 use crate::message::{Body, NewQueue, QueueKey};
 use crate::target::{ANSWER, reply, wait};
 
-/// How long the requests of an offered queue may take to end.
-const PATIENCE: Duration = Duration::from_millis(20);
 /// Queues 0 and 1 are control and events; they stay where they are.
 const FIRST_REQUEST_QUEUE: u16 = 2;
 
@@ -150,7 +147,7 @@ impl Target {
     fn ask_for(&self, key: QueueKey, from: usize) -> Result<Option<Box<NewQueue>>, TargetError> {
         let (reply, answer) = reply();
         self.send(from, Body::OfferQueue { key, reply })?;
-        match answer.recv_timeout(PATIENCE) {
+        match answer.recv_timeout(self.patience().moves) {
             Ok(queue) => return Ok(queue),
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
             Err(RecvTimeoutError::Timeout) => {}

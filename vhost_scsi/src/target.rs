@@ -39,6 +39,8 @@ pub struct Patience {
     pub cancelled: Duration,
     /// For the sessions of a controller that is deleted by force.
     pub sessions: Duration,
+    /// For requests in flight on a queue that is to move; if they do not end, it stays.
+    pub moves: Duration,
 }
 
 impl Default for Patience {
@@ -47,6 +49,7 @@ impl Default for Patience {
             requests: Duration::from_secs(2),
             cancelled: Duration::from_secs(30),
             sessions: Duration::from_secs(30),
+            moves: Duration::from_millis(20),
         }
     }
 }
@@ -121,7 +124,7 @@ impl Target {
         *self.patience.write().unwrap_or_else(PoisonError::into_inner) = patience;
     }
 
-    fn patience(&self) -> Patience {
+    pub(crate) fn patience(&self) -> Patience {
         *self.patience.read().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -103,12 +103,20 @@ impl SimAppliance {
     /// # Panics
     /// If the session does not go.
     pub fn disconnect(&mut self, front: FrontEnd) {
+        let before = sessions(&self.target);
+        self.machine.call(move || drop(front));
+        self.await_sessions(before - 1);
+    }
+
+    /// Waits until no more than so many sessions are left.
+    ///
+    /// # Panics
+    /// If one does not go.
+    pub fn await_sessions(&mut self, most: usize) {
         let target = Arc::clone(&self.target);
         self.machine.call(move || {
-            let before = sessions(&target);
-            drop(front);
             for _ in 0..60_000 {
-                if sessions(&target) < before {
+                if sessions(&target) <= most {
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(1));

@@ -92,6 +92,12 @@ impl SimGuest {
         Ok(())
     }
 
+    /// Task management functions that have not been answered.
+    #[must_use]
+    pub const fn functions(&self) -> usize {
+        self.tmfs
+    }
+
     /// Sends a random task management function.
     pub fn tmf(&mut self) {
         let queue = self.request_queue();
@@ -124,18 +130,37 @@ impl SimGuest {
         let front = &mut self.front;
         if self.running[queue] {
             let base = appliance.machine.call(|| front.stop_queue(queue))?;
-            self.running[queue] = false;
-            let taken = base.wrapping_sub(self.front.driver.queues[queue].ring.last_used());
-            self.take()?;
-            let left = base.wrapping_sub(self.front.driver.queues[queue].ring.last_used());
-            ensure!(left == 0, "queue {queue} stopped with {left} of {taken} requests taken and not answered");
+            self.stopped(queue, base)?;
         } else {
             self.start(appliance, queue)?;
         }
         Ok(())
     }
 
-    fn start(&mut self, appliance: &mut SimAppliance, queue: usize) -> Result<()> {
+    /// Whether a queue runs.
+    #[must_use]
+    pub fn runs(&self, queue: usize) -> bool {
+        self.running[queue]
+    }
+
+    /// A queue was stopped, and the device says that `base` is the next request it would have taken.
+    ///
+    /// # Errors
+    /// If it has taken more than it has answered.
+    pub fn stopped(&mut self, queue: usize, base: u16) -> Result<()> {
+        self.running[queue] = false;
+        let taken = base.wrapping_sub(self.front.driver.queues[queue].ring.last_used());
+        self.take()?;
+        let left = base.wrapping_sub(self.front.driver.queues[queue].ring.last_used());
+        ensure!(left == 0, "queue {queue} stopped with {left} of {taken} requests taken and not answered");
+        Ok(())
+    }
+
+    /// Starts a queue where it stopped.
+    ///
+    /// # Errors
+    /// If the device refuses a step.
+    pub fn start(&mut self, appliance: &mut SimAppliance, queue: usize) -> Result<()> {
         let base = self.front.driver.queues[queue].ring.last_used();
         let front = &mut self.front;
         appliance.machine.call(|| front.start_queue(queue, base))?;
@@ -203,13 +228,20 @@ impl SimGuest {
         self.load.model.end_read(read, &data).map_err(|why| anyhow!(why))
     }
 
-    /// The VMM dies: what was in flight is never answered. The load is what is left.
+    /// What was in flight is never answered: the load is what is left, and the session is to be ended.
     #[must_use]
-    pub fn die(self, appliance: &mut SimAppliance) -> ScsiLoad {
+    pub fn leave(self) -> (FrontEnd, ScsiLoad) {
         let SimGuest { front, mut load, .. } = self;
         for queue in FIRST_REQUEST_QUEUE..front.driver.queues.len() {
             load.abandon(queue);
         }
+        (front, load)
+    }
+
+    /// The VMM dies. The load is what is left.
+    #[must_use]
+    pub fn die(self, appliance: &mut SimAppliance) -> ScsiLoad {
+        let (front, load) = self.leave();
         appliance.disconnect(front);
         load
     }

@@ -3,8 +3,10 @@
 //! A worker that did nothing and says that it waits for its ring is not polled again before a message or a completion
 //! comes, exactly as on a sleeping reactor: a lost wake-up shows as a machine that is idle with requests unanswered.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{ScopedJoinHandle, scope};
 
 use pollux_core::{Cx, Next, Post, PostError, Worker};
 
@@ -15,6 +17,13 @@ use crate::rng::Rng;
 const IDLE_HORIZON_NS: u64 = 10_000_000_000;
 /// A machine that has taken this many turns without coming to rest is stuck in a circle.
 const TURNS_MAX: u64 = 5_000_000;
+/// Calls that have not ended after so many steps, with the machine at work all the time, never will.
+const STEPS_MAX: u64 = 1_000_000;
+
+thread_local! {
+    /// Which of the calls of [`SimMachine::calls_beside`] this thread runs, from 1; 0 for every other thread.
+    static CALLER: Cell<u64> = const { Cell::new(0) };
+}
 
 /// The mailboxes of a simulated machine.
 pub struct SimPost<M>(Mutex<Mail<M>>);
@@ -23,19 +32,25 @@ struct Mail<M> {
     boxes: Vec<VecDeque<M>>,
     /// What comes from outside waits at the door while the machine runs beside another thread.
     closed: bool,
-    door: VecDeque<(usize, M)>,
+    door: Vec<(u64, usize, M)>,
 }
 
 impl<M> Mail<M> {
-    /// Takes in what waits; false if nothing did.
+    /// Takes in what waits; false if nothing did. What further calls have posted at the same time comes last, in the calls'
+    /// order: which of the threads was faster must not change the run. (What other threads post may follow from the first
+    /// call, so it stays where it is.)
     fn open_door(&mut self) -> bool {
         let some = !self.door.is_empty();
-        for (to, message) in self.door.drain(..) {
+        self.door.sort_by_key(|(caller, ..)| caller.saturating_sub(1));
+        for (_, to, message) in self.door.drain(..) {
             self.boxes[to].push_back(message);
         }
         some
     }
 }
+
+/// What runs beside a machine.
+pub type Call<'a, R> = Box<dyn FnOnce() -> R + Send + 'a>;
 
 /// Waits until every other thread of this process sleeps in the kernel, or `ended`. A message on its way to a thread
 /// makes that thread runnable before the sender goes on, so then nothing is on its way either.
@@ -94,7 +109,7 @@ impl<M: Send> Post<M> for SimPost<M> {
             return Err(PostError::Stopped);
         }
         if mail.closed {
-            mail.door.push_back((reactor, message));
+            mail.door.push((CALLER.get(), reactor, message));
         } else {
             mail.boxes[reactor].push_back(message);
         }
@@ -124,7 +139,7 @@ impl<W: Worker> SimMachine<W> {
     pub fn new(world: &SimWorld, workers: Vec<W>, seed: u64) -> Self {
         let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let boxes = workers.iter().map(|_| VecDeque::new()).collect();
-        let post = Arc::new(SimPost(Mutex::new(Mail { boxes, closed: false, door: VecDeque::new() })));
+        let post = Arc::new(SimPost(Mutex::new(Mail { boxes, closed: false, door: Vec::new() })));
         let reactors =
             workers.into_iter().map(|worker| Reactor { worker, ring: world.ring(), sleeping: false }).collect();
         SimMachine { world: world.clone(), reactors, post, rng: Rng::new(seed), _alone: alone }
@@ -176,15 +191,18 @@ impl<W: Worker> SimMachine<W> {
         panic!("the machine does not come to rest");
     }
 
-    /// Takes some turns, or fewer if nothing is left to do.
-    pub fn rounds(&mut self, count: u64) {
+    /// Takes some turns, or fewer if nothing is left to do. Returns whether there was something.
+    pub fn rounds(&mut self, count: u64) -> bool {
+        let mut did = false;
         for _ in 0..count {
             if self.round() > 0 {
                 self.world.tick(self.rng.below(2_000));
             } else if !self.wait(self.world.now()) {
-                return;
+                return did;
             }
+            did = true;
         }
+        did
     }
 
     /// Runs `f`, which may post messages and wait for their answers, on a thread of its own, and the machine meanwhile.
@@ -194,31 +212,81 @@ impl<W: Worker> SimMachine<W> {
     /// # Panics
     /// If `f` panics, or waits for something that the machine does not do.
     pub fn call<R: Send>(&mut self, f: impl FnOnce() -> R + Send) -> R {
+        let to_rest = |machine: &mut Self| {
+            machine.run();
+            false
+        };
+        self.drive(vec![(0, Box::new(f))], to_rest).swap_remove(0)
+    }
+
+    /// As [`SimMachine::call`], but the machine takes a turn or a few at a time, and in between `act` does something: what
+    /// a guest does beside the control plane. `act` must not wait for the machine.
+    ///
+    /// # Panics
+    /// As [`SimMachine::call`], and if the call does not end.
+    pub fn call_beside<R: Send>(&mut self, f: impl FnOnce() -> R + Send, act: impl FnMut()) -> R {
+        self.calls_beside(vec![(0, Box::new(f))], act).swap_remove(0)
+    }
+
+    /// Several calls, each on a thread of its own, in the order in which they begin: each when the machine has taken so
+    /// many steps, or sooner if nothing runs before it any more. Returns what they returned, in the same order.
+    ///
+    /// # Panics
+    /// As [`SimMachine::call_beside`].
+    pub fn calls_beside<R: Send>(&mut self, calls: Vec<(u64, Call<'_, R>)>, mut act: impl FnMut()) -> Vec<R> {
+        self.drive(calls, |machine| {
+            let mut did = false;
+            for _ in 0..machine.rng.between(1, 4) {
+                act();
+                let turns = machine.rng.below(3);
+                did |= machine.rounds(turns);
+            }
+            did
+        })
+    }
+
+    /// Runs the calls, and has the machine go on while all of them wait. `go_on` says whether there was something to do.
+    fn drive<R: Send>(&mut self, calls: Vec<(u64, Call<'_, R>)>, mut go_on: impl FnMut(&mut Self) -> bool) -> Vec<R> {
         self.post.lock().closed = true;
-        let result = std::thread::scope(|scope| {
-            let other = scope.spawn(f);
-            let mut rounds_idle = 0;
-            loop {
-                wait_until_asleep(|| other.is_finished());
-                if other.is_finished() {
+        let results = scope(|scope| {
+            let mut calls = calls.into_iter().zip(1..).peekable();
+            let mut begun: Vec<ScopedJoinHandle<'_, R>> = Vec::new();
+            let mut idle = 0;
+            for step in 0.. {
+                assert!(step < STEPS_MAX, "the machine goes on for ever and the control plane still waits");
+                let ended = |begun: &[ScopedJoinHandle<'_, R>]| begun.iter().all(ScopedJoinHandle::is_finished);
+                let more = calls.peek().is_some();
+                wait_until_asleep(|| !more && ended(&begun));
+                if let Some(((_, f), caller)) = calls.next_if(|((at, _), _)| *at <= step || ended(&begun)) {
+                    begun.push(scope.spawn(move || {
+                        CALLER.set(caller);
+                        f()
+                    }));
+                    // The next one begins when this one waits.
+                    continue;
+                }
+                if ended(&begun) {
                     break;
                 }
-                rounds_idle = if self.post.lock().open_door() { 0 } else { rounds_idle + 1 };
-                if rounds_idle > 100 {
+                let came = self.post.lock().open_door();
+                let did = go_on(self);
+                idle = if came || did { 0 } else { idle + 1 };
+                if idle > 100 {
                     // It may wait for the real clock.
                     std::thread::sleep(std::time::Duration::from_millis(1));
                 }
-                assert!(rounds_idle < 30_000, "nothing is left to do and the control plane still waits");
-                self.run();
+                assert!(idle < 30_000, "nothing is left to do and the control plane still waits");
             }
-            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            let result =
+                |call: ScopedJoinHandle<'_, R>| call.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            begun.into_iter().map(result).collect()
         });
         wait_until_asleep(|| false);
         let mut post = self.post.lock();
         post.open_door();
         post.closed = false;
         drop(post);
-        result
+        results
     }
 
     /// One pass: the world does what is due, then each reactor takes a turn, in random order, some of them none.

@@ -21,6 +21,6 @@ pub use disk::{Mark, SECTOR, SimDisk};
 pub use fault::{Effect, Fault, Kind};
 pub use guest::{LUN, SimGuest};
 pub use load::{BdevLoad, Mix};
-pub use machine::{SimMachine, SimPost};
+pub use machine::{Call, SimMachine, SimPost};
 pub use ring::SimRing;
 pub use world::{DiskId, SimWorld, Switches};

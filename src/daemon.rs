@@ -122,8 +122,8 @@ fn reactor_config(settings: &Settings) -> ReactorConfig {
 
 fn worker_config(settings: &Settings) -> WorkerConfig {
     match settings.poll {
-        Poll::Adaptive => WorkerConfig { spin_max_ns: Some(settings.spin_max_us * 1000) },
-        Poll::Always => WorkerConfig { spin_max_ns: None },
+        Poll::Adaptive => WorkerConfig { spin_max_ns: Some(settings.spin_max_us * 1000), ..WorkerConfig::default() },
+        Poll::Always => WorkerConfig { spin_max_ns: None, ..WorkerConfig::default() },
     }
 }
 

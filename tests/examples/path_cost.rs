@@ -241,7 +241,7 @@ fn main() -> Result<()> {
     let blocks = device.shape().num_blocks;
     let (sender, mail) = channel();
     let ring = UringRing::new(&RingConfig::default())?;
-    let worker = ScsiWorker::new(0, 1, WorkerConfig { spin_max_ns: None });
+    let worker = ScsiWorker::new(0, 1, WorkerConfig { spin_max_ns: None, ..WorkerConfig::default() });
     let mut machine = Machine { worker, ring, mail };
     let dir = tempfile::tempdir()?;
     let server = Server::new()?;

@@ -10,7 +10,7 @@ use pollux_core::Bdev;
 use pollux_tests::guest::{Command, DriverOptions, Lun, cdb};
 use pollux_tests::rng::Rng;
 use pollux_tests::sim::{Call, Effect, Fault, Kind, SimAppliance, SimBdev, SimGuest, SimWorld, backing, unit_of};
-use pollux_vhost_scsi::{Backing, Patience, QueuePlace, Target, TargetError};
+use pollux_vhost_scsi::{Backing, Patience, QueuePlace, Target, TargetError, WorkerConfig};
 use vhost::VhostBackend as _;
 
 const BLOCKS: u64 = 512;
@@ -235,6 +235,10 @@ fn stop_beside(Scene { appliance, guest, rng, .. }: Scene<'_>) -> Result<Moves> 
         appliance.machine.rounds(2);
     }
     guest.start(appliance, queue)?;
+    let now = appliance.target.queue_places();
+    let now = way.of(&now).context("the queue runs again")?;
+    let expected = if moves.moved > 0 { way.to } else { way.from.reactor };
+    ensure!(now.reactor == expected, "it began again on reactor {}, and was on {expected}", now.reactor);
     Ok(moves)
 }
 
@@ -300,6 +304,46 @@ fn a_queue_is_stopped_and_started_while_it_moves() -> Result<()> {
 fn a_lun_goes_while_queues_move() -> Result<()> {
     let moves = for_seeds(31..=34, |seed| scenario(seed, remove_beside))?;
     moves.are_worth(40)
+}
+
+#[test]
+fn a_reactor_without_room_is_given_no_queue() -> Result<()> {
+    const FULL: usize = 5;
+    let world = SimWorld::new(1);
+    let config = WorkerConfig { queues_max: FULL, ..WorkerConfig::default() };
+    let mut appliance = SimAppliance::with(&world, 2, 1, config)?;
+    let bdev: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, BLOCKS * 512));
+    appliance.controller("vm", &[(0, 0, backing("vm", &unit_of("vm", &*bdev), &bdev))])?;
+    // Queues 2, 4 and 6 begin beside the control and the event queue, which is all that reactor 0 has room for.
+    let options = DriverOptions { request_queues: 6, ..DriverOptions::default() };
+    let mut front = appliance.connect("vm", &options)?;
+    let session = places(&mut appliance)[0].session;
+    let go = |appliance: &mut SimAppliance, queue, to| appliance.call(|t| t.move_queue("vm", session, queue, to));
+    let at = |appliance: &SimAppliance, queue: u16| {
+        appliance.target.queue_places().iter().find(|place| place.index == queue).map(|place| place.reactor)
+    };
+    let refused = go(&mut appliance, 3, 0);
+    ensure!(matches!(refused, Err(TargetError::NoRoom(0))), "a full reactor was given a queue: {refused:?}");
+    ensure!(at(&appliance, 3) == Some(1), "it is not where it was");
+    ensure!(go(&mut appliance, 2, 1)?, "there is room on reactor 1");
+    ensure!(go(&mut appliance, 3, 0)? && go(&mut appliance, 3, 1)?, "there is room again, each time");
+    // One that stops keeps no room, and begins elsewhere if others have taken it.
+    let base = appliance.machine.call(|| front.stop_queue(2))?;
+    for queue in [4, 6] {
+        ensure!(go(&mut appliance, queue, 1)?, "there is room for queue {queue}");
+    }
+    appliance.machine.call(|| front.start_queue(2, base))?;
+    ensure!(at(&appliance, 2) == Some(0), "it has begun somewhere else than where there is room");
+    let read = cdb::read10(0, 1);
+    for queue in 2..8 {
+        for _ in 0..4 {
+            front.submit(queue, &Command::new(LUN, &read, &[], 512)).context("no room")?;
+            appliance.machine.run();
+            ensure!(front.poll(queue)?.is_some(), "queue {queue} is not served");
+        }
+    }
+    appliance.disconnect(front);
+    appliance.shutdown()
 }
 
 #[test]

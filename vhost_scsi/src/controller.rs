@@ -84,7 +84,7 @@ impl Controller {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The reactor that serves a queue. Control and events share one; requests go round all of them, each controller
+    /// The reactor that serves a queue at first. Control and events share one; requests go round all of them, each controller
     /// starting at another one.
     pub(crate) fn reactor_of(&self, index: u16) -> usize {
         match index {

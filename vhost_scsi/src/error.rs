@@ -67,6 +67,9 @@ pub enum TargetError {
         /// Which reactor.
         reactor: usize,
     },
+    /// The reactor serves as many queues as it can.
+    #[error("reactor {0} has no room for another queue; the queue stays where it is")]
+    NoRoom(usize),
     /// A front end is connected.
     #[error("controller '{0}' is in use by a VM; disconnect it, or use force")]
     Connected(String),

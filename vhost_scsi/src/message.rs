@@ -172,6 +172,15 @@ pub(crate) enum Body {
         session: u64,
     },
     StartQueue(Box<NewQueue>),
+    /// Asks for room for a queue that is about to come from elsewhere. It is kept until the queue comes or does not.
+    KeepRoom {
+        key: QueueKey,
+        reply: Reply<bool>,
+    },
+    /// The queue does not come.
+    FreeRoom {
+        key: QueueKey,
+    },
     /// Answers when later signals go to the new descriptor.
     SetCall {
         key: QueueKey,
@@ -239,6 +248,8 @@ impl fmt::Debug for Body {
             Body::CancelUnit { unit } => write!(f, "CancelUnit({unit})"),
             Body::ForgetSession { session } => write!(f, "ForgetSession({session})"),
             Body::StartQueue(new) => write!(f, "StartQueue({:?})", new.key),
+            Body::KeepRoom { key, .. } => write!(f, "KeepRoom({key:?})"),
+            Body::FreeRoom { key } => write!(f, "FreeRoom({key:?})"),
             Body::SetCall { key, call, .. } => write!(f, "SetCall({key:?}, {})", call.is_some()),
             Body::StopQueue { key, .. } => write!(f, "StopQueue({key:?})"),
             Body::OfferQueue { key, .. } => write!(f, "OfferQueue({key:?})"),

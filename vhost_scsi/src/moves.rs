@@ -4,6 +4,7 @@
 //! nothing is reordered. In order:
 //!
 //! 1. The session's table of places is taken: a queue is not started, stopped, or given another call descriptor meanwhile.
+//!    The other reactor keeps room for it; if it has none, that is all.
 //! 2. The control queue is held, if no function is at work: task management has to find the session's queues, and while one is between
 //!    two reactors it is on neither.
 //! 3. The queue is offered: its reactor takes nothing more from it, and gives it away once its requests have ended. A queue
@@ -105,23 +106,43 @@ impl Target {
         if from == to {
             return Ok(true);
         }
+        let key = QueueKey { session, index };
         let control = running.get(&0).map(|&reactor| (reactor, QueueKey { session, index: 0 }));
-        if let Some((reactor, key)) = control
-            && !self.hold(reactor, key)?
-        {
-            self.moves.given_up.fetch_add(1, Relaxed);
-            return Ok(false);
-        }
-        let moved = self.hand_over(QueueKey { session, index }, from, to);
-        if let Some((reactor, key)) = control {
-            self.send(reactor, Body::ReleaseControl { key })?;
-        }
+        let moved = self.keep_room(key, to).and_then(|()| self.move_held(key, control, from, to));
         if let Ok(true) = moved {
             running.insert(index, to);
             controller.note_queues(session, &running);
+        } else {
+            let _ = self.send(to, Body::FreeRoom { key });
         }
         let count = if let Ok(true) = moved { &self.moves.moved } else { &self.moves.given_up };
         count.fetch_add(1, Relaxed);
+        moved
+    }
+
+    fn keep_room(&self, key: QueueKey, to: usize) -> Result<(), TargetError> {
+        let (reply, answer) = reply();
+        self.send(to, Body::KeepRoom { key, reply })?;
+        let kept = wait(&answer, ANSWER).inspect_err(|_| {
+            let _ = self.send(to, Body::FreeRoom { key });
+        })?;
+        if kept { Ok(()) } else { Err(TargetError::NoRoom(to)) }
+    }
+
+    /// Moves a queue for which there is room, with its control queue held.
+    fn move_held(
+        &self,
+        key: QueueKey,
+        control: Option<(usize, QueueKey)>,
+        from: usize,
+        to: usize,
+    ) -> Result<bool, TargetError> {
+        let Some((reactor, control)) = control else { return self.hand_over(key, from, to) };
+        if !self.hold(reactor, control)? {
+            return Ok(false);
+        }
+        let moved = self.hand_over(key, from, to);
+        self.send(reactor, Body::ReleaseControl { key: control })?;
         moved
     }
 

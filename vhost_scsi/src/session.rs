@@ -1,6 +1,7 @@
 //! One front end's connection to a controller: hands its queues to the workers and takes them back. Runs on the
 //! session's own thread, which may wait; the workers never do.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -42,6 +43,7 @@ impl BackendFactory for Factory {
             handle: session,
             features: 0,
             places,
+            homes: BTreeMap::new(),
             failure: Arc::default(),
         }))
     }
@@ -53,12 +55,36 @@ struct Session {
     handle: SessionHandle,
     features: u64,
     places: Arc<Places>,
+    /// Where queues that have stopped ran last.
+    homes: BTreeMap<u16, usize>,
     failure: Arc<OnceLock<String>>,
 }
 
 impl Session {
     fn key(&self, index: u16) -> QueueKey {
         QueueKey { session: self.handle.id(), index }
+    }
+
+    /// Where a queue is to run: where it ran before it was stopped, if it has been moved there and there is room.
+    fn reactor_of(&self, index: u16) -> usize {
+        let first = self.controller.reactor_of(index);
+        match self.homes.get(&index) {
+            Some(&home) if home != first && self.keep_room(home, index) => home,
+            _ => first,
+        }
+    }
+
+    fn keep_room(&self, reactor: usize, index: u16) -> bool {
+        let key = self.key(index);
+        let (sender, answer) = bounded(1);
+        if self.send(reactor, Body::KeepRoom { key, reply: Reply::new(sender) }).is_err() {
+            return false;
+        }
+        answer.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            // It may keep it yet: messages keep their order, so this comes after.
+            let _ = self.send(reactor, Body::FreeRoom { key });
+            false
+        })
     }
 
     fn send(&self, reactor: usize, body: Body) -> Result<(), BackendError> {
@@ -84,7 +110,7 @@ impl Backend for Session {
             return Err(BackendError(format!("queue {index}: {} entries, more than {MAX_QUEUE_SIZE}", queue.size())));
         }
         let mut running = self.places.lock();
-        let reactor = self.controller.reactor_of(index);
+        let reactor = self.reactor_of(index);
         let new = NewQueue {
             key: self.key(index),
             controller: self.controller.id,
@@ -121,6 +147,7 @@ impl Backend for Session {
             self.controller.note_queues(self.handle.id(), &running);
             removed.ok_or_else(|| BackendError(format!("queue {index} was not started")))?
         };
+        self.homes.insert(index, reactor);
         let key = self.key(index);
         let (sender, stopped) = bounded(1);
         self.send(reactor, Body::StopQueue { key, reply: Reply::new(sender) })?;

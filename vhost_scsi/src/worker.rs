@@ -36,11 +36,13 @@ const ENTRIES: usize = 4 * MOST_PORTS;
 pub struct WorkerConfig {
     /// How long a queue without work is looked at, at most, before it waits for a kick; `None`: for ever.
     pub spin_max_ns: Option<u64>,
+    /// Queues that it serves at most; the reactor's ring has entries for 4096.
+    pub queues_max: usize,
 }
 
 impl Default for WorkerConfig {
     fn default() -> Self {
-        WorkerConfig { spin_max_ns: Some(100_000) }
+        WorkerConfig { spin_max_ns: Some(100_000), queues_max: MOST_PORTS }
     }
 }
 
@@ -54,6 +56,8 @@ pub struct ScsiWorker {
     active: Vec<usize>,
     /// Numbers of the ports whose used ring may have something new.
     touched: Vec<usize>,
+    /// Queues that are about to come from elsewhere, whose places are kept free.
+    expected: Vec<QueueKey>,
     pub(crate) luns: Luns,
     pub(crate) units: Units,
     pub(crate) background: Vec<Option<Background>>,
@@ -90,6 +94,7 @@ impl ScsiWorker {
             ports: Vec::new(),
             active: Vec::new(),
             touched: Vec::new(),
+            expected: Vec::new(),
             luns: Luns::default(),
             units: Units::default(),
             background: Vec::new(),
@@ -157,8 +162,9 @@ impl ScsiWorker {
     }
 
     fn start_queue(&mut self, new: NewQueue, cx: &mut Cx<'_>) {
+        self.expected.retain(|key| *key != new.key);
         let number = self.ports.iter().position(Option::is_none).unwrap_or(self.ports.len());
-        let Some(client) = self.register(cx).filter(|_| number < MOST_PORTS) else {
+        let Some(client) = self.register(cx).filter(|_| self.has_room()) else {
             new.failure.get_or_init(|| "the reactor has no room for another queue".into());
             new.session.shutdown();
             return;
@@ -179,6 +185,18 @@ impl ScsiWorker {
         }
         self.put_port(number, port);
         self.activate(number);
+    }
+
+    fn has_room(&self) -> bool {
+        self.ports().count() + self.expected.len() < self.config.queues_max.min(MOST_PORTS)
+    }
+
+    fn keep_room(&mut self, key: QueueKey, cx: &mut Cx<'_>) -> bool {
+        let kept = self.register(cx).is_some() && self.has_room();
+        if kept {
+            self.expected.push(key);
+        }
+        kept
     }
 
     /// Registers with the ring, once; `None` if that has no room.
@@ -479,6 +497,8 @@ impl Worker for ScsiWorker {
                 self.events.remove(&session);
             }
             Body::StartQueue(new) => self.start_queue(*new, cx),
+            Body::KeepRoom { key, reply } => reply.send(self.keep_room(key, cx)),
+            Body::FreeRoom { key } => self.expected.retain(|expected| *expected != key),
             Body::SetCall { key, call, reply } => {
                 if let Some(number) = self.find(key)
                     && let Some(mut port) = self.take_port(number)

@@ -51,7 +51,15 @@ impl SimAppliance {
     /// # Errors
     /// If the system has no descriptor, thread or folder for it.
     pub fn new(world: &SimWorld, reactors: usize, seed: u64) -> Result<Self> {
-        let workers = (0..reactors).map(|n| ScsiWorker::new(n, reactors, WorkerConfig::default())).collect();
+        Self::with(world, reactors, seed, WorkerConfig::default())
+    }
+
+    /// As [`SimAppliance::new`], with workers that are set otherwise.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn with(world: &SimWorld, reactors: usize, seed: u64, config: WorkerConfig) -> Result<Self> {
+        let workers = (0..reactors).map(|n| ScsiWorker::new(n, reactors, config)).collect();
         let machine = SimMachine::new(world, workers, seed);
         let dir = tempfile::Builder::new().prefix("pollux-sim-").tempdir()?;
         let server = Server::new()?;

@@ -2,7 +2,9 @@
 //!
 //! Every write has a stamp of its own, and a block's content is made from stamp and address, so a block that is read
 //! tells who wrote it (and whether it is whole). A read may return a write unless another one that was *submitted after
-//! it had completed* has itself completed before the read began. After a crash the same holds with "is durable" in place
+//! it had completed* has itself completed before the read began, or unless a read that has ended before this one began found
+//! another in its place when it had ended: what was replaced once does not come back. All this holds whoever writes: several
+//! guests have one model together. After a crash the same holds with "is durable" in place
 //! of "has completed": durable is what was written with FUA, and what had completed before a flush was submitted that
 //! was acknowledged.
 
@@ -21,6 +23,8 @@ struct Write {
     /// It succeeded, so it replaces what was before.
     good: bool,
     durable: bool,
+    /// When a read ended that began after this one had ended and found another: it was replaced by then.
+    replaced: Option<Time>,
 }
 
 /// Names an operation of the model.
@@ -43,7 +47,7 @@ pub struct Model {
     keeps_unflushed: bool,
 }
 
-const ZEROES: Write = Write { stamp: 0, begun: 0, ended: Some(0), good: true, durable: true };
+const ZEROES: Write = Write { stamp: 0, begun: 0, ended: Some(0), good: true, durable: true, replaced: None };
 
 impl Model {
     /// A disk of zeroes.
@@ -117,7 +121,7 @@ impl Model {
 
     fn begin_change(&mut self, first: u64, count: u64, stamp: Stamp) -> OpId {
         let op = self.begin(first, count);
-        let write = Write { stamp, begun: op.0, ended: None, good: false, durable: false };
+        let write = Write { stamp, begun: op.0, ended: None, good: false, durable: false, replaced: None };
         for block in first..first + count {
             self.blocks[block as usize].push(write);
         }
@@ -180,7 +184,13 @@ impl Model {
     pub fn end_read(&mut self, op: OpId, data: &[u8]) -> Result<(), String> {
         let (open, now) = self.end(op);
         for (block, bytes) in (open.first..open.first + open.count).zip(data.chunks(self.block_size)) {
-            self.check(block, bytes, |w| w.begun < now, |w| w.good && w.ended.is_some_and(|e| e < open.begun))?;
+            let begun = |w: &Write| w.begun < now && w.replaced.is_none_or(|replaced| replaced > open.begun);
+            let stamp = self.check(block, bytes, begun, |w| w.good && w.ended.is_some_and(|e| e < open.begun))?;
+            for write in &mut self.blocks[block as usize] {
+                if write.stamp != stamp && write.ended.is_some_and(|ended| ended < open.begun) {
+                    write.replaced.get_or_insert(now);
+                }
+            }
         }
         Ok(())
     }
@@ -281,6 +291,25 @@ mod tests {
             let read = model.begin_read(0, 1);
             assert_eq!(model.end_read(read, if pick { &old } else { &new }), Ok(()));
             model.end_write(op, true, false);
+        }
+    }
+
+    #[test]
+    fn of_two_writers_at_once_either_may_win_and_then_it_has_won() {
+        for pick in [0, 1] {
+            let mut model = Model::new(512, 1);
+            let old = write(&mut model, false);
+            let both = [model.begin_write(0, 1), model.begin_write(0, 1)];
+            let begun_before = model.begin_read(0, 1);
+            model.end_write(both[0].0, true, false);
+            model.end_write(both[1].0, pick == 0, false);
+            let read = model.begin_read(0, 1);
+            assert_eq!(model.end_read(read, &both[pick].1), Ok(()), "either, one that failed too");
+            let read = model.begin_read(0, 1);
+            assert!(model.end_read(read, &both[1 - pick].1).is_err(), "what was replaced has come back");
+            let read = model.begin_read(0, 1);
+            assert!(model.end_read(read, &old).is_err(), "one of them has succeeded");
+            assert_eq!(model.end_read(begun_before, &both[1 - pick].1), Ok(()), "it may have read long ago");
         }
     }
 

@@ -78,8 +78,8 @@ fn power_cuts(on_file: bool, write_through: bool) -> Result<usize> {
         // Writes that were in flight may have ended after the cut and be volatile: they are to stay as they are read.
         front.good(LUN, &cdb::sync10(), &[], 0)?;
         let disk = whole_disk(&mut front)?;
-        lost += load.model.lost(&disk);
-        load.model.crashed(&disk).map_err(|why| anyhow!("power cut {seed}: {why}"))?;
+        lost += load.model().lost(&disk);
+        load.model().crashed(&disk).map_err(|why| anyhow!("power cut {seed}: {why}"))?;
     }
     Ok(lost)
 }

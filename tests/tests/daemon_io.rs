@@ -332,7 +332,7 @@ fn kill_9_and_a_restart_bring_everything_back() -> Result<()> {
     daemon.kill9();
     drop(front);
     // The kernel keeps what was written: nothing acknowledged is lost by the death of a process.
-    load.model.settle();
+    load.model().settle();
     daemon.restart()?;
     let after = (
         daemon.rpc("bdev_get_bdevs", json!({}))?,
@@ -343,12 +343,12 @@ fn kill_9_and_a_restart_bring_everything_back() -> Result<()> {
     let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
     ensure!(front.good(LUN, &cdb::inquiry(Some(0x83), 255), &[], 255)?.data == inquiry, "the same identity");
     clear_attentions(&mut front, LUN)?;
-    let read = load.model.begin_read(0, 8192);
+    let read = load.model().begin_read(0, 8192);
     let mut data = Vec::new();
     for at in 0..128 {
         data.extend(front.good(LUN, &cdb::read10(at * 64, 64), &[], 32768)?.data);
     }
-    load.model.end_read(read, &data).map_err(|why| anyhow::anyhow!(why))?;
+    load.model().end_read(read, &data).map_err(|why| anyhow::anyhow!(why))?;
     let mut first = [0; 512];
     File::open(&path)?.read_exact_at(&mut first, 0)?;
     ensure!(first == data[..512], "the file holds what the guest reads");

@@ -60,13 +60,13 @@ fn run(seed: u64, stop: u64, asks: Asks, switches: Switches) -> Result<End> {
     }
     let crashed = !world.powered();
     world.crash(seed ^ stop);
-    let mut load = guest.die(&mut appliance);
+    let load = guest.die(&mut appliance);
     appliance.shutdown()?;
     world.revive();
     if !crashed {
         return Ok(End::Finished);
     }
-    let verdict = world.disk(disk, |disk| load.model.crashed(disk.visible()));
+    let verdict = world.disk(disk, |disk| load.model().crashed(disk.visible()));
     Ok(End::Crashed(verdict.map_err(|why| anyhow!(why))))
 }
 

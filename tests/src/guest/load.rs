@@ -2,6 +2,7 @@
 //! or connected to a real daemon.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::driver::{Command, Driver, Ticket};
 use super::scsi::{Framing, Lun, RESPONSE_LEN, Response, cdb};
@@ -52,11 +53,13 @@ struct InFlight {
     what: String,
 }
 
+/// What a unit may hold, for all who write to it.
+pub type SharedModel = Arc<Mutex<Model>>;
+
 /// A load on one logical unit.
 pub struct ScsiLoad {
     lun: Lun,
-    /// What the unit may hold.
-    pub model: Model,
+    model: SharedModel,
     /// Whether every write is durable when it is answered (WCE=0).
     pub write_through: bool,
     in_flight: HashMap<(usize, Ticket), InFlight>,
@@ -71,15 +74,26 @@ impl ScsiLoad {
     /// A load on a unit of `blocks` blocks that holds zeroes.
     #[must_use]
     pub fn new(lun: Lun, block_size: usize, blocks: u64, seed: u64) -> Self {
+        Self::sharing(lun, &Arc::new(Mutex::new(Model::new(block_size, blocks))), seed)
+    }
+
+    /// A load on a unit to which others write, too.
+    #[must_use]
+    pub fn sharing(lun: Lun, model: &SharedModel, seed: u64) -> Self {
         ScsiLoad {
             lun,
-            model: Model::new(block_size, blocks),
+            model: Arc::clone(model),
             write_through: false,
             in_flight: HashMap::new(),
             rng: Rng::new(seed),
             good: 0,
             others: Vec::new(),
         }
+    }
+
+    /// What the unit may hold.
+    pub fn model(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many of its commands are in flight.
@@ -98,8 +112,8 @@ impl ScsiLoad {
 
     /// Puts a random command into a queue (not yet visible to the device); false if there is no room.
     pub fn submit(&mut self, driver: &mut Driver, queue: usize, mix: &ScsiMix) -> bool {
-        let block = self.model.block_size();
-        let blocks = self.model.blocks();
+        let block = self.model().block_size();
+        let blocks = self.model().blocks();
         let count = self.rng.between(1, mix.blocks_max.min(blocks));
         let first = self.rng.below(blocks - count + 1);
         let framing = if mix.plain { Framing::PLAIN } else { Framing::random(&mut self.rng) };
@@ -115,10 +129,10 @@ impl ScsiLoad {
             } else {
                 cdb::read16(first, count as u32).to_vec()
             };
-            (Kind::Read, self.model.begin_read(first, count), cdb)
+            (Kind::Read, self.model().begin_read(first, count), cdb)
         } else if pick < mix.read + mix.write {
             let fua = self.rng.chance(1, 4);
-            let (op, data) = self.model.begin_write(first, count);
+            let (op, data) = self.model().begin_write(first, count);
             out = data;
             let cdb = if ten {
                 cdb::write10(first as u32, count as u16, fua).to_vec()
@@ -128,9 +142,9 @@ impl ScsiLoad {
             (Kind::Change { fua }, op, cdb)
         } else if pick < mix.read + mix.write + mix.sync {
             let cdb = if ten { cdb::sync10().to_vec() } else { cdb::sync16(0, 0).to_vec() };
-            (Kind::Sync, self.model.begin_flush(), cdb)
+            (Kind::Sync, self.model().begin_flush(), cdb)
         } else if pick < mix.read + mix.write + mix.sync + mix.unmap {
-            let op = self.model.begin_zero(first, count);
+            let op = self.model().begin_zero(first, count);
             if wide {
                 (Kind::Change { fua: false }, op, cdb::write_same16(first, count as u32, true, true).to_vec())
             } else {
@@ -139,7 +153,7 @@ impl ScsiLoad {
                 (Kind::Change { fua: false }, op, cdb.to_vec())
             }
         } else {
-            let op = self.model.begin_zero(first, count);
+            let op = self.model().begin_zero(first, count);
             out = vec![0; block];
             (Kind::Change { fua: false }, op, cdb::write_same16(first, count as u32, false, false).to_vec())
         };
@@ -162,9 +176,9 @@ impl ScsiLoad {
     /// The command was never sent.
     fn undo(&mut self, kind: Kind, op: OpId) {
         match kind {
-            Kind::Read => self.model.end_failed_read(op),
-            Kind::Sync => self.model.end_flush(op, false),
-            Kind::Change { .. } => self.model.end_write(op, false, false),
+            Kind::Read => self.model().end_failed_read(op),
+            Kind::Sync => self.model().end_flush(op, false),
+            Kind::Change { .. } => self.model().end_write(op, false, false),
         }
     }
 
@@ -192,11 +206,11 @@ impl ScsiLoad {
                 if (response.written as usize) < RESPONSE_LEN + entry.in_len {
                     return Err(format!("{}: the used element says {} bytes", entry.what, response.written));
                 }
-                self.model.end_read(entry.op, data).map_err(|why| format!("{}: {why}", entry.what))?;
+                self.model().end_read(entry.op, data).map_err(|why| format!("{}: {why}", entry.what))?;
             }
-            Kind::Read => self.model.end_failed_read(entry.op),
-            Kind::Sync => self.model.end_flush(entry.op, good),
-            Kind::Change { fua } => self.model.end_write(entry.op, good, fua || self.write_through),
+            Kind::Read => self.model().end_failed_read(entry.op),
+            Kind::Sync => self.model().end_flush(entry.op, good),
+            Kind::Change { fua } => self.model().end_write(entry.op, good, fua || self.write_through),
         }
         Ok(true)
     }
@@ -205,7 +219,7 @@ impl ScsiLoad {
     pub fn abandon(&mut self, queue: usize) {
         for ticket in self.tickets(queue) {
             if let Some(entry) = self.in_flight.remove(&(queue, ticket)) {
-                self.model.abandon(entry.op);
+                self.model().abandon(entry.op);
             }
         }
     }

@@ -14,7 +14,7 @@ mod scsi;
 
 pub use arena::Arena;
 pub use driver::{Command, CompletionError, Driver, DriverOptions, Queue, Ticket};
-pub use load::{NotGood, ScsiLoad, ScsiMix};
+pub use load::{NotGood, ScsiLoad, ScsiMix, SharedModel};
 pub use memory::{GuestMemory, Region};
 pub use ring::{Buffer, DriverRing, Indirect, RingError, desc};
 pub use scsi::{Framing, Lun, REQUEST_LEN, RESPONSE_LEN, Response, Tmf, cdb, request_header};

@@ -219,13 +219,13 @@ impl SimGuest {
     /// What the oracle objects to.
     pub fn verify(&mut self, appliance: &mut SimAppliance) -> Result<()> {
         self.finish(appliance)?;
-        let blocks = self.load.model.blocks();
-        let read = self.load.model.begin_read(0, blocks);
+        let blocks = self.load.model().blocks();
+        let read = self.load.model().begin_read(0, blocks);
         let mut data = Vec::new();
         for at in (0..blocks).step_by(64) {
             data.extend(self.command(appliance, &cdb::read10(at as u32, 64), &[], 64 * 512)?);
         }
-        self.load.model.end_read(read, &data).map_err(|why| anyhow!(why))
+        self.load.model().end_read(read, &data).map_err(|why| anyhow!(why))
     }
 
     /// What was in flight is never answered: the load is what is left, and the session is to be ended.

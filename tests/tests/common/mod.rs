@@ -64,7 +64,7 @@ pub(crate) fn run_load(
     depth: usize,
     seed: u64,
 ) -> Result<()> {
-    load.model.without_crashes();
+    load.model().without_crashes();
     let mut rng = Rng::new(seed);
     let queues: Vec<usize> = (FIRST_REQUEST_QUEUE..front.driver.queues.len()).collect();
     let mut left = count;

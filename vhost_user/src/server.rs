@@ -2,7 +2,8 @@
 //!
 //! A socket serves one front end at a time. A second one that comes while the first is still being torn down (a VMM
 //! that was restarted) waits its turn for [`TURN_TIME`]; whoever comes on top of that is turned away at once, so that a
-//! storm of connections costs no threads.
+//! storm of connections costs no threads. Turns are taken in the order of arrival: were an older one overtaken, it would
+//! go on waiting, perhaps hung up long ago, and the next VMM would find its place taken.
 //!
 //! Invariants: every session's thread is in `sessions` from before it starts until nothing of its session is left; of
 //! one listener at most one session is active and one waits.
@@ -67,6 +68,14 @@ struct State {
     listeners: BTreeMap<ListenerId, Arc<Listener>>,
     sessions: Vec<Live>,
     closing: bool,
+}
+
+impl State {
+    /// The oldest session of a socket: the one that is active, or whose turn it is.
+    fn first_of(&mut self, listener: ListenerId) -> Option<&mut Live> {
+        // New ones go to the end of the list.
+        self.sessions.iter_mut().find(|session| session.listener == listener)
+    }
 }
 
 struct Shared {
@@ -263,7 +272,8 @@ impl Shared {
         }
     }
 
-    /// Waits until no other session of the socket is active; `false` if that took too long, or it is not wanted any more.
+    /// Waits until every older session of the socket has ended; `false` if that took too long, or it is not wanted any
+    /// more.
     fn take_turn(&self, id: u64, listener: ListenerId) -> bool {
         let until = Instant::now() + TURN_TIME;
         let mut state = self.lock();
@@ -271,9 +281,9 @@ impl Shared {
             if state.closing || !state.listeners.contains_key(&listener) {
                 return false;
             }
-            if !state.sessions.iter().any(|s| s.listener == listener && s.active) {
-                let own = state.sessions.iter_mut().find(|s| s.handle.id() == id);
-                own.expect("a session is listed while its thread runs").active = true;
+            let first = state.first_of(listener).expect("a session is listed while its thread runs");
+            if first.handle.id() == id {
+                first.active = true;
                 return true;
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -332,5 +342,54 @@ impl Drop for Registered {
         let mut state = self.shared.lock();
         state.sessions.retain(|session| session.handle.id() != self.handle.id());
         self.shared.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::backend::Backend;
+
+    struct Nobody;
+
+    impl BackendFactory for Nobody {
+        fn connect(&self, _: SessionHandle) -> Option<Box<dyn Backend>> {
+            None
+        }
+    }
+
+    #[test]
+    fn turns_are_taken_in_the_order_of_arrival() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let server = Server::new().expect("a server");
+        let listen = |name| server.listen(&dir.path().join(name), SocketOptions::default(), Arc::new(Nobody));
+        let (busy, other) = (listen("busy").expect("a socket"), listen("other").expect("a socket"));
+        let shared = &server.shared;
+        let mut peers = Vec::new();
+        for (id, listener, active) in [(100, busy, true), (101, other, true), (102, busy, false), (103, busy, false)] {
+            let (own, peer) = UnixStream::pair().expect("a pair");
+            let handle = SessionHandle::new(id, Arc::new(own.into()));
+            shared.lock().sessions.push(Live { listener, handle, active });
+            peers.push(peer);
+        }
+        let end = |id| {
+            shared.lock().sessions.retain(|session| session.handle.id() != id);
+            shared.changed.notify_all();
+        };
+        thread::scope(|scope| {
+            let (told, tells) = mpsc::channel();
+            end(100);
+            // The thread of 102 has not woken up yet; the younger one must not take its turn.
+            scope.spawn(move || told.send(shared.take_turn(103, busy)));
+            assert_eq!(tells.recv_timeout(Duration::from_millis(200)), Err(mpsc::RecvTimeoutError::Timeout));
+            assert!(shared.take_turn(102, busy));
+            assert_eq!(tells.recv_timeout(Duration::from_millis(200)), Err(mpsc::RecvTimeoutError::Timeout));
+            assert_eq!(server.sessions(busy).iter().map(SessionHandle::id).collect::<Vec<_>>(), [102]);
+            end(102);
+            assert_eq!(tells.recv_timeout(TURN_TIME), Ok(true));
+        });
+        shared.lock().sessions.clear();
     }
 }

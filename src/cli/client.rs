@@ -59,10 +59,12 @@ impl Client {
             request["params"] = params;
         }
         let broken = |detail: String| CallError::Broken { method: method.into(), detail };
-        self.stream
-            .get_mut()
-            .write_all(format!("{request}\n").as_bytes())
-            .map_err(|error| broken(error.to_string()))?;
+        let sent = self.stream.get_mut().write_all(format!("{request}\n").as_bytes());
+        // A daemon that has turned us away has hung up, but has said why before.
+        match sent {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(broken(error.to_string())),
+            _ => {}
+        }
         let mut line = Vec::new();
         let read = (&mut self.stream).take(ANSWER_MAX).read_until(b'\n', &mut line);
         match read {
@@ -101,6 +103,23 @@ mod tests {
         assert_eq!(describe(&error), "bdev 'x' exists (File exists)");
         assert_eq!(describe(&json!({"message": "M"})), "M");
         assert_eq!(describe(&json!(7)), "7");
+    }
+
+    #[test]
+    fn a_daemon_that_hung_up_first_is_heard_all_the_same() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("bound");
+        let call = |text: &str| {
+            let mut client = Client::connect(&path).expect("connected");
+            let (mut daemon, _) = listener.accept().expect("accepted");
+            daemon.write_all(text.as_bytes()).expect("written");
+            drop(daemon);
+            client.call("m", Value::Null).expect_err("nobody is there").to_string()
+        };
+        let told = call("{\"id\":null,\"error\":{\"code\":-16,\"message\":\"Busy\",\"data\":{\"reason\":\"full\"}}}\n");
+        assert_eq!(told, "m: Busy (full)");
+        assert_eq!(call(""), "m: no answer: the daemon hung up");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Where everything lies in the memory of one guest: rings, slots, data.
 //!
-//! Rings first, then per queue indirect tables, slots (header and response) and data, each part on a page of its own, so
-//! that no two queues share a cache line. Guest physical addresses begin at [`GPA`].
+//! Rings first, then per queue indirect tables, slots (header and response) and data, each part on pages of its own, so
+//! that no two queues share a cache line; data may be asked to begin inside its first page. Guest physical addresses begin at [`GPA`].
 
 use crate::memory::UNIT;
 use crate::options::Options;
@@ -93,12 +93,13 @@ impl Layout {
         if options.fill || options.verify {
             data_len = data_len.max(Shape::big(options, u64::MAX).data_len());
         }
+        let misalign = usize::from(options.misalign);
         let queues = (0..options.queues)
             .map(|_| QueuePlace {
                 ring: ring(size, &mut take),
                 tables: take(if options.indirect { TABLE_LEN * depth } else { 0 }, PAGE),
                 slots: take(PLACE_LEN * depth, PAGE),
-                data: take(data_len, PAGE),
+                data: take(misalign + data_len, PAGE) + misalign,
                 data_len,
             })
             .collect();
@@ -123,7 +124,13 @@ mod tests {
 
     #[test]
     fn parts_do_not_overlap_and_lie_in_memory() {
-        let layout = Layout::new(&options());
+        for misalign in [0, 8, 4088] {
+            parts(misalign);
+        }
+    }
+
+    fn parts(misalign: u16) {
+        let layout = Layout::new(&Options { misalign, ..options() });
         let mut parts = Vec::new();
         let mut ring = |r: &RingPlace| {
             parts.push((r.desc, RingPlace::desc_len(r.size)));
@@ -136,6 +143,7 @@ mod tests {
         for q in &layout.queues {
             parts.extend([(q.tables, 100 * TABLE_LEN), (q.slots, 100 * PLACE_LEN), (q.data, q.data_len)]);
             assert!(q.data_len >= 8 * (256 << 10));
+            assert_eq!(q.data % PAGE, usize::from(misalign));
         }
         parts.sort_unstable();
         assert!(parts.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0), "{parts:?}");

@@ -164,6 +164,8 @@ pub struct Options {
     pub event_idx: Use,
     /// Indirect descriptors.
     pub indirect: bool,
+    /// Where in a page the data of each request begins; a multiple of 8 below 4096.
+    pub misalign: u16,
     /// How long a request may be unanswered before the run is given up.
     pub timeout: Duration,
     /// Show how it goes on standard error.
@@ -200,6 +202,7 @@ impl Options {
             huge_pages: HugePages::Auto,
             event_idx: Use::Auto,
             indirect: false,
+            misalign: 0,
             timeout: Duration::from_secs(30),
             progress: false,
             verbose: false,
@@ -240,6 +243,9 @@ impl Options {
         }
         if self.verify && !self.fill && !self.mode.writes() {
             return refuse(format!("--verify with --rw {} needs --fill: nothing else is written", self.mode.name()));
+        }
+        if !self.misalign.is_multiple_of(8) || self.misalign >= 4096 {
+            return refuse(format!("--misalign {}: give a multiple of 8 below 4096", self.misalign));
         }
         let size = self.ring_size();
         if !size.is_power_of_two() || size > 1 << 15 {
@@ -284,6 +290,8 @@ mod tests {
         refused(|o| o.lun = 1 << 14, "--lun");
         refused(|o| o.read_percent = 101, "--rwmixread");
         refused(|o| o.depth = u16::MAX, "--qd");
+        refused(|o| o.misalign = 4, "--misalign");
+        refused(|o| o.misalign = 4096, "--misalign");
     }
 
     #[test]

@@ -84,6 +84,9 @@ pub(crate) struct BenchArgs {
     /// Indirect descriptors
     #[arg(long, default_value = "off")]
     indirect: Switch,
+    /// Where in a page the data of each request begins, a multiple of 8
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    misalign: u16,
     /// Give up when a request is not answered for so long
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     timeout: Duration,
@@ -157,6 +160,7 @@ impl BenchArgs {
                 UseArg::Off => Use::Off,
             },
             indirect: self.indirect == Switch::On,
+            misalign: self.misalign,
             timeout: self.timeout,
             progress: self.progress || std::io::stderr().is_terminal(),
             verbose: self.verbose,

@@ -203,7 +203,7 @@ mod tests {
             "pollux bench --socket /s --json",
             "pollux bench --socket /a --socket /b --target 1 --lun 2 --rw randrw --rwmixread 50 --bs 8k --qd 1 --queues 2 \
              --queue-size 256 --time 0.5 --ramp 1 --offset 1M --size 1G --fill --verify --seed 7 --core 1 --kick always \
-             --interrupt --gap 100 --hugepages off --event-idx on --indirect on --timeout 5 --progress --verbose",
+             --interrupt --gap 100 --hugepages off --event-idx on --indirect on --misalign 8 --timeout 5 --progress --verbose",
             "pollux bench --socket /s --core none",
             "pollux completions bash",
         ] {

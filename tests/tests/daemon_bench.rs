@@ -140,8 +140,11 @@ fn interrupt(child: &Child) -> Result<()> {
 fn every_mode_reads_what_it_wrote() -> Result<()> {
     let (_daemon, sockets) = daemon()?;
     for mode in ["read", "write", "rw", "randread", "randwrite", "randrw", "trim", "randtrim"] {
-        for shape in ["--bs 4k --qd 32", "--bs 512 --qd 1 --indirect on", "--bs 20k --qd 40 --queues 3 --event-idx off"]
-        {
+        for shape in [
+            "--bs 4k --qd 32",
+            "--bs 512 --qd 1 --indirect on --misalign 8",
+            "--bs 20k --qd 40 --queues 3 --event-idx off",
+        ] {
             let report = good(&sockets, &format!("--rw {mode} --fill --verify {shape}"))?;
             // At the end alone everything is compared once.
             ensure!(report["verified_bytes"].as_u64() >= Some(BLOCKS * 512 / 20480 * 20480), "{report:#}");
@@ -272,6 +275,7 @@ fn a_report_has_every_field() -> Result<()> {
         ("gap_us", json!(0.0)),
         ("event_idx", json!(true)),
         ("indirect", json!(false)),
+        ("misalign", json!(0)),
         ("core", Value::Null),
         ("seed", json!(1)),
         ("messages", json!([])),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use pollux_bdev::{File, FileSpec, StatsSet};
+use pollux_bdev::{Device as _, File, FileSpec, StatsSet};
 use pollux_core::{Bdev, IoError};
 use pollux_tests::model::Model;
 use pollux_tests::sim::{BdevLoad, DiskId, Effect, Fault, Kind, Mix, SimDisk, SimWorld, Switches};
@@ -29,8 +29,13 @@ impl Medium {
     }
 
     fn device(&self) -> Result<File> {
+        self.device_with(&Arc::new(StatsSet::new()))
+    }
+
+    /// A device that counts there.
+    fn device_with(&self, stats: &Arc<StatsSet>) -> Result<File> {
         let spec = FileSpec { block_size: Some(512), ..FileSpec::new("disk", &self.path.path().to_string_lossy()) };
-        Ok(File::new(&spec, Arc::new(StatsSet::new()))?)
+        Ok(File::new(&spec, stats.clone())?)
     }
 
     fn model(&self) -> Model {
@@ -97,6 +102,33 @@ fn errors_delays_and_cancels_cost_the_requests_they_meet() -> Result<()> {
         aborted.set(aborted.get() + load.errors.iter().filter(|e| **e == IoError::Aborted).count());
         medium.world.heal();
         load.drain(&mut model).map_err(|why| anyhow!(why))?;
+        load.close();
+        Ok(())
+    })?;
+    ensure!(aborted.get() > 0, "no cancel ever worked");
+    Ok(())
+}
+
+#[test]
+fn misaligned_requests_of_all_lengths_share_the_bounce_buffers() -> Result<()> {
+    let aborted = std::cell::Cell::new(0);
+    for_seeds(20, |seed| {
+        let medium = Medium::new(seed)?;
+        for kind in [Kind::Read, Kind::Write] {
+            medium.world.fault(Fault { percent: 20, ..Fault::always(kind, Effect::Short) });
+            medium.world.fault(Fault { percent: 20, ..Fault::always(kind, Effect::Delay(1_000_000)) });
+        }
+        // Most are longer than a small buffer, and of the 32 in flight more than there are large ones.
+        let mix = Mix { cancel: 4, blocks_max: 80, misaligned: 4, zeroes: 1, discard: 1, flush: 2, ..Mix::default() };
+        let stats = Arc::new(StatsSet::new());
+        let device = medium.device_with(&stats)?;
+        let mut model = medium.model();
+        let mut load = BdevLoad::new(&medium.world, &device, &mix, seed);
+        load.run(&mut model, &mix, 400).map_err(|why| anyhow!(why))?;
+        ensure!(load.errors.iter().all(|error| *error == IoError::Aborted), "{:?}", load.errors);
+        aborted.set(aborted.get() + load.errors.len());
+        let direct = device.warnings().is_empty();
+        ensure!(!direct || stats.snapshot().bounces > 200, "{} bounced", stats.snapshot().bounces);
         load.close();
         Ok(())
     })?;

@@ -53,7 +53,7 @@ pub(super) struct FileChannel {
     registered: Option<Registered>,
     requests: Slab<Request>,
     pool: Pool,
-    /// Who waits for a bounce buffer, in order.
+    /// Who waits for a large bounce buffer, in order. While somebody does, none is free, so that nobody overtakes.
     want_buffer: VecDeque<Token>,
     syncs: Syncs,
     ended: Vec<Completion>,
@@ -195,9 +195,9 @@ impl FileChannel {
         });
     }
 
-    /// Lets those who wait for a bounce buffer go on.
+    /// Lets those who wait for a large bounce buffer go on.
     fn hand_out_buffers(&mut self, cx: &mut Cx<'_>) {
-        while self.pool.has_free()
+        while self.pool.has_large()
             && let Some(token) = self.want_buffer.pop_front()
         {
             self.step(token, cx, Request::advance);
@@ -256,9 +256,9 @@ impl Channel for FileChannel {
         cx.ring.reap(self.registered().client, &mut reaped);
         for one in reaped.drain(..) {
             self.landed(one, cx);
+            self.hand_out_buffers(cx);
         }
         self.reaped = reaped;
-        self.hand_out_buffers(cx);
         done.append(&mut self.ended);
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pollux_core::{FileSlot, Io, IoError, IoFlags, IoStats, Op, RingOp, Segment, SegmentList};
 
-use super::bounce::{BOUNCE_LEN, BounceBuffer, Pool};
+use super::bounce::{BounceBuffer, Pool};
 use super::errno::{again, meaning, not_supported, says_nothing_about_older_writes};
 use super::{Open, ZERO_LEN, ZERO_REPEAT};
 use crate::memory::{gather, list, scatter};
@@ -58,7 +58,7 @@ const HINT: &[Way] = &[Way::DeviceDiscard];
 pub(super) enum Want {
     /// This entry in the ring.
     Entry(RingOp),
-    /// A bounce buffer; none is free.
+    /// A large bounce buffer; none is free.
     Buffer,
     /// A sync that starts after now.
     Sync,
@@ -309,13 +309,14 @@ impl Request {
     }
 
     fn bounce(&mut self, env: &mut Env<'_>) -> Want {
+        let left = self.io.len - self.done;
         if self.buffer.is_none() {
-            self.buffer = env.pool.take();
+            self.buffer = env.pool.take(left);
         }
         let Some(buffer) = &self.buffer else {
             return Want::Buffer;
         };
-        let len = (self.io.len - self.done).min(BOUNCE_LEN as u64) as usize;
+        let len = buffer.piece(left);
         let piece = env.pool.segment(buffer, len);
         if self.io.op == Op::Write {
             let copied = gather(self.io.data.as_slice(), self.done as usize, piece);

@@ -1,5 +1,7 @@
 //! The device on real files, with a ring that can be made to misbehave.
 
+mod bounce;
+
 use std::cell::Cell;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -136,54 +138,6 @@ fn more_segments_than_an_entry_holds_are_cut() {
     assert_eq!(entries(&rig, WRITES), 3);
     assert_eq!(rig.read_in(0, bytes.len(), 0, &[512]).unwrap(), bytes);
     assert_eq!(entries(&rig, READS), 3);
-}
-
-#[test]
-fn unaligned_memory_bounces_and_is_counted() {
-    let file = image(4 << 20);
-    let device = open_as(&file, strict);
-    let mut rig = Rig::new(&device);
-    let bytes = pattern(3, 512 * 1024);
-    rig.write_in(0, &bytes, EMPTY, 1, &[]).unwrap();
-    assert_eq!(entries(&rig, WRITES), 4, "a buffer's length at a time");
-    assert_eq!(rig.read_in(0, bytes.len(), 3, &[511, 1]).unwrap(), bytes);
-    assert_eq!(device.stats.snapshot().bounces, 2);
-    assert_eq!(rig.read_in(0, 4096, 512, &[]).unwrap(), bytes[..4096]);
-    assert_eq!(device.stats.snapshot().bounces, 2, "aligned memory does not");
-}
-
-#[test]
-fn requests_wait_for_bounce_buffers_in_order_and_can_be_cancelled() {
-    let file = image(1 << 20);
-    let device = open_as(&file, strict);
-    let mut rig = Rig::with(&device, OpenArgs { depth: 32, seed: 0 });
-    assert_eq!(rig.depth(), 32);
-    rig.ring.judge(|_| Fate::Hold);
-    for tag in 0..20 {
-        let data = rig.segments(1 + 1024 * tag as usize, &[], 512);
-        rig.submit(Io { tag, op: Op::Read, flags: EMPTY, offset: 512 * tag, len: 512, data });
-    }
-    assert_eq!(entries(&rig, READS), 16);
-    rig.cancel(17);
-    assert_eq!(rig.poll(), [Completion { tag: 17, result: Err(IoError::Aborted) }]);
-    rig.ring.judge(|_| Fate::Pass);
-    rig.ring.release();
-    let mut tags: Vec<_> = rig.finish().into_iter().map(|c| (c.tag, c.result)).collect();
-    tags.sort_unstable_by_key(|(tag, _)| *tag);
-    assert_eq!(tags, (0..20).filter(|t| *t != 17).map(|t| (t, Ok(()))).collect::<Vec<_>>());
-}
-
-#[test]
-fn memory_that_the_kernel_refuses_bounces() {
-    let file = image(8192);
-    let device = open_as(&file, strict);
-    let mut rig = Rig::new(&device);
-    let mut first = true;
-    rig.ring.judge(move |_| if std::mem::take(&mut first) { Fate::Fail(libc::EINVAL) } else { Fate::Pass });
-    rig.write(0, &[5; 512], IoFlags::FUA).unwrap();
-    assert!(!device.flush_failed());
-    assert_eq!(rig.read(0, 512).unwrap(), [5; 512]);
-    assert_eq!(device.stats.snapshot().bounces, 1);
 }
 
 #[test]

@@ -26,11 +26,13 @@ pub struct Mix {
     pub cancel: u64,
     /// The greatest length in blocks.
     pub blocks_max: u64,
+    /// Of four requests, how many have memory that begins anywhere.
+    pub misaligned: u64,
 }
 
 impl Default for Mix {
     fn default() -> Self {
-        Mix { read: 30, write: 40, flush: 8, zeroes: 5, discard: 5, cancel: 0, blocks_max: 24 }
+        Mix { read: 30, write: 40, flush: 8, zeroes: 5, discard: 5, cancel: 0, blocks_max: 24, misaligned: 1 }
     }
 }
 
@@ -188,7 +190,8 @@ impl BdevLoad {
         let mut flags = IoFlags::empty();
         flags.set(IoFlags::FUA, op.changes_data() && self.rng.chance(1, 4));
         flags.set(IoFlags::MAY_DEALLOCATE, op == Op::WriteZeroes && self.rng.chance(1, 2));
-        let base = at as u64 * self.slot_bytes + if self.rng.chance(1, 4) { self.rng.below(64) } else { 0 };
+        let base =
+            at as u64 * self.slot_bytes + if self.rng.chance(mix.misaligned, 4) { self.rng.below(64) } else { 0 };
         let op_id = match op {
             Op::Read => model.begin_read(first, count),
             Op::Write => {

@@ -346,6 +346,35 @@ fn a_discard_of_a_tebibyte_leaves_room_for_reads_and_gets_on_all_the_same() -> R
 }
 
 #[test]
+fn bulk_gets_a_quarter_of_what_each_queue_beside_it_gets() -> Result<()> {
+    const QUEUES: usize = 4;
+    for pace in [1, 8] {
+        let disk = Metered::new(64);
+        let mut appliance = shared(&disk)?;
+        let mut polite = Guest::connect(&mut appliance, "polite", QUEUES, 8 * MIB)?;
+        let mut noisy = Guest::connect(&mut appliance, "noisy", 1, 8 * MIB)?;
+        disk.set_pace(pace);
+        polite.reads(100, 4096);
+        // Of as many slots as a read; so few that the part of the slots that bulk may take at most is never reached.
+        noisy.unmaps(100, 8);
+        let mut since = 0;
+        for round in 0..2200 {
+            if round == 200 {
+                since = disk.count();
+            }
+            noisy.act()?;
+            polite.act()?;
+            appliance.machine.rounds(1);
+        }
+        let (reads, discards) = (disk.served(since, Op::Read, 4096), disk.served(since, Op::Discard, 4096));
+        let share = (QUEUES * discards) as f64 / reads as f64;
+        ensure!((0.2..0.3).contains(&share), "pace {pace}: {discards} discards, {reads} reads of {QUEUES} queues");
+        end(appliance, vec![noisy, polite])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn what_no_guest_waits_for_takes_a_part_of_the_slots_only() -> Result<()> {
     let disk = Metered::new(64);
     let mut appliance = shared(&disk)?;

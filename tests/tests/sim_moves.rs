@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pollux_core::Bdev;
-use pollux_tests::guest::{Command, DriverOptions, Lun, cdb};
+use pollux_tests::guest::{Command, DriverOptions, Lun, Tmf, cdb};
 use pollux_tests::rng::Rng;
 use pollux_tests::sim::{Call, Effect, Fault, Kind, SimAppliance, SimBdev, SimGuest, SimWorld, backing, unit_of};
 use pollux_vhost_scsi::{Backing, Patience, QueuePlace, Target, TargetError, WorkerConfig};
@@ -341,6 +341,36 @@ fn a_reactor_without_room_is_given_no_queue() -> Result<()> {
             appliance.machine.run();
             ensure!(front.poll(queue)?.is_some(), "queue {queue} is not served");
         }
+    }
+    appliance.disconnect(front);
+    appliance.shutdown()
+}
+
+#[test]
+fn a_queue_counts_what_it_was_given_to_do_wherever_it_is() -> Result<()> {
+    let world = SimWorld::new(1);
+    let mut appliance = appliance(&world, 1)?;
+    let mut front = appliance.connect("vm", &DriverOptions::default())?;
+    let (small, large) = (cdb::read10(0, 1), cdb::read10(0, 256));
+    let (mut requests, mut data) = (0, 0);
+    for round in 0..12 {
+        for (cdb, len) in [(&small, 512), (&large, 256 * 512)] {
+            front.submit(2, &Command::new(LUN, cdb, &[], len)).context("no room")?;
+            if round % 4 == 1 {
+                // Nothing is aborted; but the command may be taken for this, before its turn.
+                front.driver.submit_tmf(Tmf::AbortTask, LUN.bytes(), u64::MAX).context("no room")?;
+                front.driver.queues[0].flush();
+            }
+            appliance.machine.run();
+            ensure!(front.poll(2)?.is_some(), "no answer");
+            (requests, data) = (requests + 1, data + len as u64);
+        }
+        let place = places(&mut appliance)[0].clone();
+        ensure!(place.requests == requests, "{} requests of {requests}", place.requests);
+        // Each has a header and a response, too.
+        let all = data..data + requests * 256;
+        ensure!(all.contains(&place.bytes), "{} bytes of {data}", place.bytes);
+        ensure!(appliance.call(|target| target.move_queue("vm", place.session, 2, (place.reactor + 1) % REACTORS))?);
     }
     appliance.disconnect(front);
     appliance.shutdown()

@@ -142,6 +142,7 @@ impl ScsiWorker {
     /// Takes one command, whose chain lies in `self.segments`, before its turn.
     fn take_for(&mut self, port: &mut Port, chain: &Chain, ending: &mut Ending) {
         port.stats.requests.add(1);
+        port.stats.bytes.add(chain.readable_bytes + chain.writable_bytes);
         let Some(command) = self.header(port, chain) else { return };
         let held = Held { head: chain.head, command };
         if !self.is_held_in_scope(port, &held, ending.scope) {

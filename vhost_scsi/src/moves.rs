@@ -40,6 +40,8 @@ pub struct QueuePlace {
     pub reactors: Vec<usize>,
     /// Requests taken from it so far.
     pub requests: u64,
+    /// Bytes of their buffers.
+    pub bytes: u64,
 }
 
 /// How moves ended.
@@ -74,8 +76,9 @@ impl Target {
                 for &(index, reactor) in entry.queues.iter().filter(|(index, _)| *index >= FIRST_REQUEST_QUEUE) {
                     let of_queue = stats.iter().find(|(of, _)| *of == index);
                     let (ctrlr, reactors) = (controller.name.clone(), controller.reactors.clone());
-                    let requests = of_queue.map_or(0, |(_, stats)| stats.requests.get());
-                    all.push(QueuePlace { ctrlr, session, index, reactor, reactors, requests });
+                    let (requests, bytes) =
+                        of_queue.map_or((0, 0), |(_, stats)| (stats.requests.get(), stats.bytes.get()));
+                    all.push(QueuePlace { ctrlr, session, index, reactor, reactors, requests, bytes });
                 }
             }
         }

@@ -16,6 +16,8 @@ pub struct QueueStats {
     pub interrupts_suppressed: Counter,
     /// Requests taken from the ring.
     pub requests: Counter,
+    /// Bytes of their buffers, headers and responses too.
+    pub bytes: Counter,
     /// Requests whose buffers are aligned so badly that the device needs a bounce buffer.
     pub bounces: Counter,
     /// Requests that were malformed.

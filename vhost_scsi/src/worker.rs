@@ -360,16 +360,18 @@ impl ScsiWorker {
             return served;
         }
         let first = port.queue.next_avail();
-        let mut left = most - served;
+        let (mut left, mut bytes) = (most - served, 0);
         while left > 0 && port.takes() {
             let Some(chain) = self.pop(port) else { break };
             self.command(port, &chain, cx);
-            let weight = 1 + ((chain.readable_bytes + chain.writable_bytes) >> BATCH_SHIFT) as u32;
-            left = left.saturating_sub(weight);
+            let of_chain = chain.readable_bytes + chain.writable_bytes;
+            bytes += of_chain;
+            left = left.saturating_sub(1 + (of_chain >> BATCH_SHIFT) as u32);
         }
         let taken = u32::from(port.queue.next_avail().wrapping_sub(first));
         if taken > 0 {
             port.stats.requests.add(u64::from(taken));
+            port.stats.bytes.add(bytes);
         }
         served + taken
     }

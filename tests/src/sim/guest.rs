@@ -1,10 +1,14 @@
 //! A guest in the simulated world: it does random things and checks what it gets.
 
+use std::collections::HashMap;
+
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use super::SimAppliance;
 use crate::frontend::FrontEnd;
-use crate::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, ScsiLoad, ScsiMix, Tmf, cdb};
+use crate::guest::{
+    CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, ScsiLoad, ScsiMix, Ticket, Tmf, cdb,
+};
 use crate::rng::Rng;
 
 /// The unit that a [`SimGuest`] works on.
@@ -22,7 +26,8 @@ pub struct SimGuest {
     pub rng: Rng,
     /// The queues that run.
     running: Vec<bool>,
-    tmfs: usize,
+    /// Task management functions that were not answered, and the commands in their scope: those have to be answered first.
+    functions: HashMap<Ticket, Vec<(usize, Ticket)>>,
 }
 
 impl SimGuest {
@@ -53,7 +58,7 @@ impl SimGuest {
         let mut front = appliance.connect(ctrlr, &options)?;
         front.driver.post_events(4, 16);
         let running = vec![true; front.driver.queues.len()];
-        Ok(SimGuest { front, load, mix: ScsiMix::default(), rng, running, tmfs: 0 })
+        Ok(SimGuest { front, load, mix: ScsiMix::default(), rng, running, functions: HashMap::new() })
     }
 
     /// A random request queue.
@@ -77,46 +82,57 @@ impl SimGuest {
     /// # Errors
     /// If one is wrong.
     pub fn take(&mut self) -> Result<()> {
+        let mut ended = Vec::new();
+        while let Some((function, response, ..)) =
+            self.front.driver.poll_raw(CONTROL_QUEUE).map_err(|why| anyhow!("control queue: {why:?}"))?
+        {
+            ensure!(matches!(response[0], 0 | 10), "a task management function was answered with {}", response[0]);
+            ended.extend(self.functions.remove(&function).context("a function that nobody asked for")?);
+        }
         for queue in FIRST_REQUEST_QUEUE..self.front.driver.queues.len() {
             while let Some((ticket, response)) = self.front.poll(queue)? {
                 let known = self.load.answered(queue, ticket, &response).map_err(|why| anyhow!(why))?;
                 ensure!(known, "queue {queue}: an answer to {ticket}, which nobody asked");
             }
         }
-        while let Some((_, response, ..)) =
-            self.front.driver.poll_raw(CONTROL_QUEUE).map_err(|why| anyhow!("control queue: {why:?}"))?
-        {
-            ensure!(matches!(response[0], 0 | 10), "a task management function was answered with {}", response[0]);
-            self.tmfs -= 1;
-        }
+        let survivor = ended.into_iter().find(|(queue, ticket)| self.load.tickets(*queue).contains(ticket));
+        ensure!(survivor.is_none(), "a function is done and a command in its scope is in flight: {survivor:?}");
         Ok(())
     }
 
     /// Task management functions that have not been answered.
     #[must_use]
-    pub const fn functions(&self) -> usize {
-        self.tmfs
+    pub fn functions(&self) -> usize {
+        self.functions.len()
     }
 
     /// Sends a random task management function.
     pub fn tmf(&mut self) {
         let queue = self.request_queue();
         let tickets = self.load.tickets(queue);
-        let (function, tag) = if tickets.is_empty() || self.rng.chance(1, 4) {
-            (Tmf::LunReset, 0)
+        if tickets.is_empty() || self.rng.chance(1, 4) {
+            self.reset();
         } else {
-            (Tmf::AbortTask, tickets[self.rng.index(tickets.len())])
-        };
-        if self.front.driver.submit_tmf(function, LUN.bytes(), tag).is_some() {
-            self.tmfs += 1;
+            let ticket = tickets[self.rng.index(tickets.len())];
+            self.function(Tmf::AbortTask, ticket, vec![(queue, ticket)]);
         }
-        self.front.driver.queues[CONTROL_QUEUE].flush();
     }
 
     /// Resets the unit.
     pub fn reset(&mut self) {
-        if self.front.driver.submit_tmf(Tmf::LunReset, LUN.bytes(), 0).is_some() {
-            self.tmfs += 1;
+        let queues = FIRST_REQUEST_QUEUE..self.running.len();
+        let scope = queues.flat_map(|queue| self.load.tickets(queue).into_iter().map(move |ticket| (queue, ticket)));
+        self.function(Tmf::LunReset, 0, scope.collect());
+    }
+
+    fn function(&mut self, function: Tmf, tag: Ticket, mut scope: Vec<(usize, Ticket)>) {
+        // All that the device can see when it is asked is in scope; what lies in a queue that does not run is not.
+        scope.retain(|(queue, _)| self.running[*queue]);
+        for queue in (FIRST_REQUEST_QUEUE..self.running.len()).filter(|queue| self.running[*queue]) {
+            self.front.driver.queues[queue].flush();
+        }
+        if let Some(ticket) = self.front.driver.submit_tmf(function, LUN.bytes(), tag) {
+            self.functions.insert(ticket, scope);
         }
         self.front.driver.queues[CONTROL_QUEUE].flush();
     }
@@ -149,6 +165,9 @@ impl SimGuest {
     /// If it has taken more than it has answered.
     pub fn stopped(&mut self, queue: usize, base: u16) -> Result<()> {
         self.running[queue] = false;
+        for scope in self.functions.values_mut() {
+            scope.retain(|(of, _)| *of != queue);
+        }
         let taken = base.wrapping_sub(self.front.driver.queues[queue].ring.last_used());
         self.take()?;
         let left = base.wrapping_sub(self.front.driver.queues[queue].ring.last_used());
@@ -186,10 +205,10 @@ impl SimGuest {
         appliance.machine.run();
         self.take()?;
         ensure!(
-            self.load.in_flight() == 0 && self.tmfs == 0,
+            self.load.in_flight() == 0 && self.functions.is_empty(),
             "the machine is idle with {} commands and {} task management functions unanswered",
             self.load.in_flight(),
-            self.tmfs
+            self.functions.len()
         );
         Ok(())
     }

@@ -19,6 +19,7 @@ mod control;
 mod controller;
 mod error;
 mod events;
+mod gather;
 mod line;
 mod listing;
 pub mod lun;

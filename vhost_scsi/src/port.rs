@@ -15,6 +15,7 @@ use pollux_vhost_user::{Queue, SessionHandle};
 
 use crate::QueueStats;
 use crate::abort::Held;
+use crate::gather::Gather;
 use crate::line::Charge;
 use crate::message::{ControllerId, NewQueue, QueueKey, Reply, Stopped};
 use crate::pieces::{Pattern, Pieces};
@@ -194,6 +195,8 @@ pub(crate) struct Port {
     pub(crate) paused: bool,
     /// The ring is broken or the session is ending: nothing more is taken.
     pub(crate) broken: bool,
+    /// Whether requests are left to gather.
+    pub(crate) gather: Gather,
     /// Where its last command went.
     pub(crate) route: Route,
     /// How long to look in vain before asking for a kick: with nothing in flight, and with something.
@@ -250,6 +253,7 @@ impl Port {
             offered: None,
             paused: false,
             broken: false,
+            gather: Gather::default(),
             route: Route::NONE,
             spin: [SpinBudget::new(spin_max), SpinBudget::new(spin_max)],
             stats,

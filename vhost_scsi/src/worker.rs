@@ -307,6 +307,11 @@ impl ScsiWorker {
                 self.active.swap_remove(at);
                 continue;
             };
+            if port.gather.holds(cx.now) {
+                self.ports[number] = Some(port);
+                at += 1;
+                continue;
+            }
             let taken = match port.kind {
                 Kind::Requests => self.take_requests(&mut port, BATCH, cx),
                 Kind::Control | Kind::Events => self.take_others(&mut port, number),
@@ -314,6 +319,7 @@ impl ScsiWorker {
             count += taken;
             if taken > 0 {
                 port.worked(cx.now);
+                port.gather.took(cx.now, taken);
                 port.show_inflight();
             }
             if self.rests(&mut port, taken, cx) {

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use pollux_reactor::DataMode;
 use serde::Deserialize;
 
 /// Where the RPC socket is if nobody says otherwise.
@@ -31,6 +32,8 @@ pub struct Given {
     pub poll: Option<Poll>,
     /// How long adaptive polling looks in vain at most, in microseconds.
     pub spin_max_us: Option<u64>,
+    /// Whether reads and writes of files go through a ring of their own, and which.
+    pub data_ring: Option<DataRing>,
     /// Start empty, save nothing.
     pub ephemeral: Option<bool>,
     /// Group of the controllers' sockets.
@@ -63,6 +66,32 @@ impl Poll {
     }
 }
 
+/// Whether reads and writes of files go through an io_uring of their own on each reactor, and which.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub enum DataRing {
+    /// All goes through one.
+    #[default]
+    None,
+    /// Devices with poll queues are asked for completions.
+    IoPoll,
+    /// A thread of the kernel submits.
+    SqPoll,
+}
+
+impl DataRing {
+    /// As the reactors know it.
+    #[must_use]
+    pub const fn mode(self) -> DataMode {
+        match self {
+            DataRing::None => DataMode::None,
+            DataRing::IoPoll => DataMode::IoPoll,
+            DataRing::SqPoll => DataMode::SqPoll,
+        }
+    }
+}
+
 /// What `serve` runs with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -80,6 +109,8 @@ pub struct Settings {
     pub poll: Poll,
     /// How long adaptive polling looks in vain at most, in microseconds.
     pub spin_max_us: u64,
+    /// Whether reads and writes of files go through a ring of their own, and which.
+    pub data_ring: DataRing,
     /// Start empty, save nothing.
     pub ephemeral: bool,
     /// Group id of the controllers' sockets.
@@ -156,6 +187,7 @@ impl Given {
             metrics_listen: self.metrics_listen.or(below.metrics_listen),
             poll: self.poll.or(below.poll),
             spin_max_us: self.spin_max_us.or(below.spin_max_us),
+            data_ring: self.data_ring.or(below.data_ring),
             ephemeral: self.ephemeral.or(below.ephemeral),
             vhost_socket_group: self.vhost_socket_group.or(below.vhost_socket_group),
             vhost_socket_mode: self.vhost_socket_mode.or(below.vhost_socket_mode),
@@ -179,6 +211,7 @@ impl Given {
             metrics_listen: self.metrics_listen,
             poll: self.poll.unwrap_or_default(),
             spin_max_us: spin_max(self.spin_max_us.unwrap_or(DEFAULT_SPIN_MAX_US))?,
+            data_ring: self.data_ring.unwrap_or_default(),
             ephemeral: self.ephemeral.unwrap_or_default(),
             vhost_socket_group: group("--vhost-socket-group", self.vhost_socket_group)?,
             vhost_socket_mode: mode(self.vhost_socket_mode.as_deref().unwrap_or("0660"))?,
@@ -244,6 +277,7 @@ mod tests {
             metrics-listen = "127.0.0.1:9"
             poll = "always"
             spin-max-us = 20
+            data-ring = "sqpoll"
             ephemeral = true
             vhost-socket-group = "7"
             vhost-socket-mode = "0600"
@@ -258,6 +292,8 @@ mod tests {
         assert_eq!((settings.vhost_socket_group, settings.rpc_socket_group), (Some(7), Some(8)));
         assert_eq!((settings.vhost_socket_mode, settings.poll, settings.spin_max_us), (0o600, Poll::Always, 20));
         assert_eq!(settings.vhost_dir, PathBuf::from("/v"));
+        assert_eq!(settings.data_ring, DataRing::SqPoll);
+        assert_eq!(Given::default().settle().expect("good").data_ring, DataRing::None);
     }
 
     #[test]
@@ -265,6 +301,7 @@ mod tests {
         for (text, named) in [
             ("reactor = \"0\"", "reactor"),
             ("poll = \"never\"", "never"),
+            ("data-ring = \"both\"", "both"),
             ("metrics-listen = \"here\"", "metrics-listen"),
             ("reactors", "reactors"),
         ] {

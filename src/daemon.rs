@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use pollux_bdev::Registry;
 use pollux_metrics::Exporter;
-use pollux_reactor::{Config as ReactorConfig, PollMode};
+use pollux_reactor::{Config as ReactorConfig, PollMode, RingConfig};
 use pollux_vhost_scsi::{ScsiWorker, SocketOptions, Target, TargetOptions, WorkerConfig};
 use pollux_vhost_user::Server as VhostServer;
 use rustix::process::Resource;
@@ -117,7 +117,8 @@ fn reactor_config(settings: &Settings) -> ReactorConfig {
         Poll::Always => PollMode::Always,
     };
     let spin_max = Duration::from_micros(settings.spin_max_us);
-    ReactorConfig { cores: settings.reactors.clone(), poll, spin_max, ..ReactorConfig::default() }
+    let ring = RingConfig { data_ring: settings.data_ring.mode(), ..RingConfig::default() };
+    ReactorConfig { cores: settings.reactors.clone(), poll, spin_max, ring, ..ReactorConfig::default() }
 }
 
 fn worker_config(settings: &Settings) -> WorkerConfig {

@@ -52,6 +52,8 @@ struct Geometry {
     discard: Option<Discard>,
     optimal_io: u32,
     rotation_rate: u16,
+    /// Whether the device below can be asked for completions of direct I/O: it has poll queues.
+    polled: bool,
 }
 
 /// One opening of a file, shared by all channels that belong to it.
@@ -176,8 +178,11 @@ impl Device for File {
                 "readonly": self.spec.readonly,
                 "fallocate": self.spec.fallocate,
                 "nowait": false,
+                "io_poll": self.open.geometry.polled,
             }}),
-            Flavor::Uring => json!({ "uring": { "filename": self.spec.filename } }),
+            Flavor::Uring => {
+                json!({ "uring": { "filename": self.spec.filename, "io_poll": self.open.geometry.polled } })
+            }
         }
     }
 

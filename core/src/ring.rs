@@ -142,6 +142,16 @@ pub trait Ring {
     /// [`RingError::Full`] or the kernel's refusal.
     fn add_file(&mut self, fd: RawFd) -> Result<FileSlot, RingError>;
 
+    /// Registers a file like `add_file` whose reads and writes are to go the shortest way that the ring has for them.
+    /// `polled`: it is open for direct I/O, and its device can be asked for completions (it has poll queues).
+    ///
+    /// # Errors
+    /// [`RingError::Full`] or the kernel's refusal.
+    fn add_data_file(&mut self, fd: RawFd, polled: bool) -> Result<FileSlot, RingError> {
+        let _ = polled;
+        self.add_file(fd)
+    }
+
     /// Takes a file out. Nothing is in flight on it.
     fn remove_file(&mut self, file: FileSlot);
 

@@ -17,16 +17,21 @@ use std::time::Duration;
 use io_uring::{Builder, IoUring};
 
 use crate::cores;
+use crate::data::DataMode;
 use crate::ring::RingConfig;
 use crate::sqe::Sqe;
 
-/// `IORING_ENTER_GETEVENTS`, `_EXT_ARG`, `_REGISTERED_RING`.
+/// `IORING_ENTER_GETEVENTS`, `_SQ_WAKEUP`, `_EXT_ARG`, `_REGISTERED_RING`.
 const ENTER_GETEVENTS: u32 = 1;
+const ENTER_SQ_WAKEUP: u32 = 1 << 1;
 const ENTER_EXT_ARG: u32 = 1 << 3;
 const ENTER_REGISTERED_RING: u32 = 1 << 4;
 /// `IORING_REGISTER_RING_FDS`, `IORING_UNREGISTER_RING_FDS`.
 const REGISTER_RING_FDS: u32 = 20;
 const UNREGISTER_RING_FDS: u32 = 21;
+/// How long a submission thread looks for entries in vain before it sleeps, in milliseconds: an idle daemon is to use no
+/// CPU, and the sleep of a reactor that waits for its disk is no reason to let the thread sleep too.
+const SQ_IDLE_MS: u32 = 2;
 /// A registered table smaller than this is not worth having.
 const LEAST_FILES: u32 = 16;
 
@@ -53,6 +58,10 @@ pub struct RingFeatures {
     /// How many kernel workers at most: for regular files and block devices, and for everything else. 0: the kernel's
     /// own limits.
     pub worker_limits: [u32; 2],
+    /// The second ring, for reads and writes of files.
+    pub data_ring: DataMode,
+    /// The core of the second ring's submission thread, where there is one and it has a core of its own.
+    pub sq_core: Option<usize>,
 }
 
 impl fmt::Display for RingFeatures {
@@ -71,7 +80,15 @@ impl fmt::Display for RingFeatures {
             write!(f, ", workers on cores {}", cores::describe(&self.worker_cores))?;
         }
         let [bounded, unbounded] = self.worker_limits;
-        if bounded != 0 { write!(f, ", at most {bounded}+{unbounded} workers") } else { Ok(()) }
+        if bounded != 0 {
+            write!(f, ", at most {bounded}+{unbounded} workers")?;
+        }
+        match (self.data_ring, self.sq_core) {
+            (DataMode::None, _) => Ok(()),
+            (DataMode::IoPoll, _) => write!(f, ", a data ring that asks devices for completions"),
+            (DataMode::SqPoll, Some(core)) => write!(f, ", a data ring with its submission thread on core {core}"),
+            (DataMode::SqPoll, None) => write!(f, ", a data ring with its submission thread on any core"),
+        }
     }
 }
 
@@ -96,6 +113,17 @@ pub enum SetupError {
     /// `EMFILE`, `ENFILE`.
     #[error("no file descriptor is left for the ring: raise RLIMIT_NOFILE (systemd: LimitNOFILE=)")]
     Descriptors,
+    /// The second ring, for reads and writes of files.
+    #[error(
+        "the kernel gives no data ring of the kind {name} (errno {errno}): leave out --data-ring (the key data-ring) or \
+         set it to none", name = .mode.name()
+    )]
+    Data {
+        /// What was asked for.
+        mode: DataMode,
+        /// Why not.
+        errno: i32,
+    },
     /// Anything else.
     #[error("the kernel refused to set up a ring (errno {0})")]
     Os(i32),
@@ -147,7 +175,26 @@ impl Kernel {
 
     /// With the first of `choices` that the kernel takes.
     pub(crate) fn with(config: &RingConfig, choices: &[RingFeatures]) -> Result<Self, SetupError> {
-        let (ring, mut features) = build(config, choices)?;
+        let (ring, features) = build(config, choices)?;
+        Ok(Self::around(ring, features, config))
+    }
+
+    /// A ring for the reads and writes of files, of a kind that the first ring cannot be.
+    pub(crate) fn data(config: &RingConfig) -> Result<Self, SetupError> {
+        let mode = config.data_ring;
+        let own_words = |error| match error {
+            SetupError::Os(errno) => SetupError::Data { mode, errno },
+            other => other,
+        };
+        // Flags about task work are refused beside a submission thread, which has it all.
+        let choices = if mode == DataMode::SqPoll { vec![RingFeatures::default()] } else { choices().to_vec() };
+        let wanted = |choice: RingFeatures| RingFeatures { data_ring: mode, sq_core: config.sq_core, ..choice };
+        let choices: Vec<RingFeatures> = choices.into_iter().map(wanted).collect();
+        let (ring, features) = build(config, &choices).map_err(own_words)?;
+        Ok(Self::around(ring, features, config))
+    }
+
+    fn around(ring: IoUring, mut features: RingFeatures, config: &RingConfig) -> Self {
         features.submission_entries = ring.params().sq_entries();
         features.completion_entries = ring.params().cq_entries();
         features.registered_files = register_files(&ring, config.files);
@@ -156,11 +203,22 @@ impl Kernel {
         kernel.register_ring();
         kernel.place_workers(config);
         kernel.limit_workers(config.workers);
-        Ok(kernel)
+        kernel
     }
 
     pub(crate) const fn features(&self) -> &RingFeatures {
         &self.features
+    }
+
+    /// The first ring's account of both.
+    pub(crate) fn note_data(&mut self, mode: DataMode, sq_core: Option<usize>) {
+        self.features.data_ring = mode;
+        self.features.sq_core = sq_core;
+    }
+
+    /// The ring's descriptor, readable when there are completions.
+    pub(crate) fn fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
     }
 
     /// Saves the kernel looking the descriptor up at each enter.
@@ -218,6 +276,23 @@ impl Kernel {
     /// # Panics
     /// On errors after which nothing about the ring can be relied on.
     pub(crate) fn enter(&mut self, wait: Option<Duration>) -> Result<(), i32> {
+        self.enter_with(wait, 0)
+    }
+
+    /// For a ring with a submission thread: wakes that if it sleeps and there is something for it. Returns whether the
+    /// kernel had to be entered.
+    pub(crate) fn nudge(&mut self) -> bool {
+        let (queued, kernel_has_some) = self.look();
+        let asleep = queued > 0 && self.ring.submission().need_wakeup();
+        if !asleep && !kernel_has_some {
+            return false;
+        }
+        // What passes is tried again in the next turn.
+        let _passes = self.enter_with(None, if asleep { ENTER_SQ_WAKEUP } else { 0 });
+        true
+    }
+
+    fn enter_with(&mut self, wait: Option<Duration>, flags: u32) -> Result<(), i32> {
         let (queued, _) = self.look();
         let timeout = wait.filter(|wait| *wait != Duration::MAX);
         let timeout = timeout.map(|wait| [wait.as_secs() as i64, i64::from(wait.subsec_nanos())]);
@@ -235,7 +310,7 @@ impl Kernel {
                 self.enter_fd,
                 queued,
                 u32::from(wait.is_some()),
-                ENTER_GETEVENTS | ENTER_EXT_ARG | self.enter_flags,
+                ENTER_GETEVENTS | ENTER_EXT_ARG | self.enter_flags | flags,
                 &raw const args,
                 size_of::<WaitArgs>(),
             )
@@ -321,6 +396,18 @@ fn ask_for(wanted: &RingFeatures, builder: &mut Builder) {
     }
     if wanted.defer_taskrun || wanted.coop_taskrun {
         builder.setup_taskrun_flag().setup_submit_all();
+    }
+    match wanted.data_ring {
+        DataMode::None => {}
+        DataMode::IoPoll => {
+            builder.setup_iopoll();
+        }
+        DataMode::SqPoll => {
+            builder.setup_sqpoll(SQ_IDLE_MS);
+            if let Some(core) = wanted.sq_core {
+                builder.setup_sqpoll_cpu(core as u32);
+            }
+        }
     }
 }
 

@@ -7,8 +7,8 @@
 //!
 //! Road map, in the order of a reactor's life: [`parse_cores`] (`cores.rs`), [`start()`] (`start.rs`), `turn.rs` (the loop),
 //! [`UringRing`] (`ring.rs`; its table of clients is `clients.rs`, an entry's way into the kernel's format `sqe.rs`, and
-//! everything unsafe but reading the
-//! processor's counter (`clock.rs`) in `kernel.rs`), [`ReactorStats`] (`stats.rs`).
+//! the optional second ring for reads and writes of files `data.rs`, and everything unsafe but
+//! reading the processor's counter (`clock.rs`) in `kernel.rs`), [`ReactorStats`] (`stats.rs`).
 //!
 //! [`Worker`]: pollux_core::Worker
 //! [`Worker::poll`]: pollux_core::Worker::poll
@@ -18,6 +18,7 @@
 mod clients;
 mod clock;
 mod cores;
+mod data;
 mod kernel;
 mod mailbox;
 mod ring;
@@ -27,6 +28,7 @@ mod stats;
 mod turn;
 
 pub use cores::{CoresError, allowed as allowed_cores, describe as describe_cores, keep_off, parse_cores};
+pub use data::DataMode;
 pub use kernel::{RingFeatures, SetupError};
 pub use ring::{RingConfig, UringRing};
 pub use start::{Config, PollMode, Reactors, StartError, start};

@@ -19,22 +19,22 @@ fn ring() -> UringRing {
     UringRing::new(&RingConfig { submissions: 8, completions: 16, files: 64, ..RingConfig::default() }).unwrap()
 }
 
-fn token(index: u32) -> Token {
+pub(super) fn token(index: u32) -> Token {
     Token { index, generation: 7 }
 }
 
-fn over(bytes: &mut [u8]) -> Segment {
+pub(super) fn over(bytes: &mut [u8]) -> Segment {
     // SAFETY: the tests keep the bytes until the request has completed, and do not touch them before.
     unsafe { Segment::new(bytes.as_mut_ptr() as usize, bytes.len()) }
 }
 
-fn list(segments: &[Segment]) -> SegmentList {
+pub(super) fn list(segments: &[Segment]) -> SegmentList {
     // SAFETY: as in `over`.
     unsafe { SegmentList::new(segments) }
 }
 
 /// Turns until the client has `count` completions; in the order of their tokens.
-fn wait_for(ring: &mut UringRing, client: ClientId, count: usize) -> Vec<Done> {
+pub(super) fn wait_for(ring: &mut UringRing, client: ClientId, count: usize) -> Vec<Done> {
     let mut done = Vec::new();
     let start = Instant::now();
     while done.len() < count {
@@ -46,14 +46,14 @@ fn wait_for(ring: &mut UringRing, client: ClientId, count: usize) -> Vec<Done> {
     done
 }
 
-fn run(ring: &mut UringRing, client: ClientId, op: RingOp) -> i32 {
+pub(super) fn run(ring: &mut UringRing, client: ClientId, op: RingOp) -> i32 {
     ring.push(Entry { client, token: token(0), op });
     let done = wait_for(ring, client, 1);
     assert_eq!((done.len(), done[0].token), (1, token(0)));
     done[0].result
 }
 
-fn counter(start: u32) -> OwnedFd {
+pub(super) fn counter(start: u32) -> OwnedFd {
     eventfd(start, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
 }
 

@@ -223,6 +223,11 @@ fn ring_config(ring: &RingConfig, allowed: &[usize], reactors: &[usize], own: us
     if ring.worker_cores.is_empty() {
         ring.worker_cores = cores::worker_cores(allowed, reactors, own);
     }
+    if ring.sq_core.is_none() && !ring.worker_cores.is_empty() {
+        // One each, as far as there are cores.
+        let number = reactors.iter().position(|core| *core == own).unwrap_or(0);
+        ring.sq_core = Some(ring.worker_cores[number % ring.worker_cores.len()]);
+    }
     ring
 }
 

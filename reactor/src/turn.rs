@@ -184,7 +184,7 @@ impl<W: Worker> Reactor<W> {
 
     /// How long nothing can happen unless the ring or a sender wakes the reactor; `None`: it should go on turning.
     fn may_sleep(&self, now: u64) -> Option<u64> {
-        if self.idling.mode == PollMode::Always {
+        if self.idling.mode == PollMode::Always || self.ring.must_look() {
             return None;
         }
         let ns = match self.worker.next() {

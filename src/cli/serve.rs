@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::CliError;
-use crate::config::{Given, Poll};
+use crate::config::{DataRing, Given, Poll};
 use crate::daemon;
 
 #[derive(Args, Debug)]
@@ -29,6 +29,10 @@ pub(crate) struct ServeArgs {
     /// How long adaptive polling looks for work in vain at most, in microseconds: what a wake-up is worth [default: 100]
     #[arg(long, value_name = "N")]
     spin_max_us: Option<u64>,
+    /// A second ring on each reactor for reads and writes of files: iopoll where devices have poll queues, sqpoll with a
+    /// thread of the kernel that submits [default: none]
+    #[arg(long, value_name = "KIND")]
+    data_ring: Option<DataRing>,
     /// Start empty and save nothing
     #[arg(long)]
     ephemeral: bool,
@@ -60,6 +64,7 @@ pub(crate) fn run(args: ServeArgs, rpc_socket: Option<PathBuf>) -> Result<(), Cl
         metrics_listen: args.metrics_listen,
         poll: args.poll,
         spin_max_us: args.spin_max_us,
+        data_ring: args.data_ring,
         ephemeral: args.ephemeral.then_some(true),
         vhost_socket_group: args.vhost_socket_group,
         vhost_socket_mode: args.vhost_socket_mode,

@@ -529,3 +529,45 @@ fn only_reactors_run_on_their_cores() -> Result<()> {
     ensure!(reactors["reactors"][0]["worker_cores"] == status["other_cores"], "{reactors}");
     Ok(())
 }
+
+/// A second ring on the reactor takes the reads and writes of files; nothing is lost or mixed up between the two.
+#[test]
+fn a_data_ring_serves_what_was_written() -> Result<()> {
+    for kind in ["sqpoll", "iopoll"] {
+        let args = vec!["--data-ring".to_owned(), kind.to_owned()];
+        let daemon = Daemon::start_with(DaemonOptions { args, ..DaemonOptions::default() })?;
+        file(&daemon, "disk", 16 << 20)?;
+        controller(&daemon, "vm", &["disk"])?;
+        let reactors = daemon.rpc("framework_get_reactors", json!({}))?;
+        ensure!(reactors["reactors"][0]["data_ring"] == kind, "{reactors}");
+        for load in [
+            "--rw randrw --bs 4k --qd 32",
+            "--rw randwrite --bs 20k --qd 40 --queues 3",
+            "--rw randread --qd 1 --gap 3000",
+        ] {
+            let output = std::process::Command::new(pollux_tests::daemon::binary()?)
+                .args(["bench", "--core", "none", "--time", "1", "--fill", "--verify", "--socket"])
+                .arg(daemon.socket("vm"))
+                .args(load.split_whitespace())
+                .output()?;
+            ensure!(output.status.success(), "{kind}, {load}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+        clear_attentions(&mut front, LUN)?;
+        for round in 0..20u8 {
+            front.good(LUN, &cdb::write10(u32::from(round), 1, round % 2 == 0), &[round; 512], 0)?;
+            front.good(LUN, &cdb::sync10(), &[], 0)?;
+            let read = front.good(LUN, &cdb::read10(u32::from(round), 1), &[], 512)?;
+            ensure!(read.data == [round; 512], "round {round}");
+        }
+        if kind == "sqpoll" {
+            let threads = cores_of_threads(&daemon)?;
+            let submitter =
+                threads.iter().find(|(name, _)| name.starts_with("iou-sqp")).context("the thread is there")?;
+            let core = &reactors["reactors"][0]["sq_core"];
+            ensure!(core.is_null() || *core == json!(submitter.1.parse::<usize>()?), "{submitter:?}: {reactors}");
+            ensure!(core.is_null() || *core != json!(0), "it stays off the reactor's core");
+        }
+    }
+    Ok(())
+}

@@ -225,7 +225,7 @@ impl Channel for FileChannel {
             RingError::Os(errno) => meaning(errno),
         };
         let client = cx.ring.add_client(2 * self.depth() + 1).map_err(refused)?;
-        match cx.ring.add_file(self.descriptor.as_raw_fd()) {
+        match cx.ring.add_data_file(self.descriptor.as_raw_fd(), self.open.geometry.polled) {
             Ok(file) => {
                 self.registered = Some(Registered { client, file });
                 Ok(())

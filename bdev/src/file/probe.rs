@@ -73,6 +73,7 @@ pub(super) fn open(spec: &FileSpec) -> Result<Found, BdevError> {
         optimal_io: if device { sysfs.number("queue/optimal_io_size").unwrap_or(0) as u32 } else { 0 },
         // The kernel knows whether something turns, not how fast.
         rotation_rate: u16::from(sysfs.number("queue/rotational") == Some(0)),
+        polled: direct && sysfs.polls(),
     };
     Ok(Found { file, geometry, num_blocks: blocks.whole, warnings })
 }
@@ -263,6 +264,11 @@ impl Sysfs {
         Sysfs(dir)
     }
 
+    /// Whether the disk has poll queues; whether the file system on it polls shows when it is tried.
+    fn polls(&self) -> bool {
+        self.number("queue/io_poll") == Some(1)
+    }
+
     /// A number of the device, or of the disk that it is a partition of.
     fn number(&self, name: &str) -> Option<u64> {
         let dir = self.0.as_ref()?;
@@ -337,6 +343,26 @@ mod tests {
         let file = image(8192);
         let error = open(&FileSpec { block_size: Some(1024), ..spec(&file) }).err().expect("refused");
         assert_eq!(error.reason(), "invalid");
+    }
+
+    #[test]
+    fn poll_queues_are_those_of_the_disk_below() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        for (disk, polls) in [("fast", Some("1\n")), ("slow", Some("0\n")), ("odd", None)] {
+            fs::create_dir_all(at(disk).join("queue")).unwrap();
+            fs::create_dir(at(disk).join("part1")).unwrap();
+            polls.iter().for_each(|text| fs::write(at(disk).join("queue/io_poll"), text).unwrap());
+            // As in /sys/dev/block: a link to the disk's folder, or to the partition's inside it.
+            for (link, to) in
+                [(format!("{disk}-whole"), disk.to_owned()), (format!("{disk}-part"), format!("{disk}/part1"))]
+            {
+                std::os::unix::fs::symlink(at(&to), at(&link)).unwrap();
+                let sysfs = Sysfs(Some(at(&link).to_str().unwrap().to_owned()));
+                assert_eq!(sysfs.polls(), polls == Some("1\n"), "{link}");
+            }
+        }
+        assert!(!Sysfs(None).polls() && !Sysfs(Some("/nowhere/at/all".to_owned())).polls());
     }
 
     #[test]

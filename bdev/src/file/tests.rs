@@ -437,12 +437,20 @@ fn listings_say_what_it_is() {
     assert_eq!(aio.product_name(), "AIO disk");
     assert_eq!(
         aio.driver_specific(),
-        json!({"aio": {"filename": path, "block_size_override": false, "readonly": false, "fallocate": true, "nowait": false}})
+        json!({"aio": {
+            "filename": path,
+            "block_size_override": false,
+            "readonly": false,
+            "fallocate": true,
+            "nowait": false,
+            "io_poll": aio.open.geometry.polled,
+        }})
     );
     assert!(aio.warnings().iter().any(|w| w.contains("ignored")));
     drop(aio);
     let uring = File::new(&FileSpec { flavor: Flavor::Uring, ..FileSpec::new("f", &path) }, Arc::default()).unwrap();
-    assert_eq!((uring.product_name(), uring.driver_specific()), ("URING bdev", json!({"uring": {"filename": path}})));
+    let specific = json!({"uring": {"filename": path, "io_poll": uring.open.geometry.polled}});
+    assert_eq!((uring.product_name(), uring.driver_specific()), ("URING bdev", specific));
 }
 
 /// A loop device, gone when dropped.

@@ -117,6 +117,8 @@ pub(crate) fn get_reactors(node: &Node, _: &NoParams) -> Answer {
             "idle": stats.idle_ns.get(),
             "in_interrupt": stats.in_sleep(),
             "worker_cores": stats.ring.worker_cores,
+            "data_ring": stats.ring.data_ring.name(),
+            "sq_core": stats.ring.sq_core,
             "irq": 0,
             "sys": system,
             "usr": user,

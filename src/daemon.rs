@@ -51,6 +51,7 @@ pub fn run(settings: &Settings) -> Result<()> {
     let level = std::env::var(LOG_VARIABLE).ok().and_then(|name| Level::parse(&name)).unwrap_or(Level::Notice);
     let logging = Logging::start(level);
     keep_off_reactors(settings);
+    stay_near_reactors(settings);
     raise_limits();
     let (store, document) = open_state(settings)?;
     if let Some(parent) = settings.rpc_socket.parent() {
@@ -165,6 +166,15 @@ fn keep_off_reactors(settings: &Settings) {
         }
         Ok(cores) => tracing::info!("everything but reactors runs on cores {}", pollux_reactor::describe_cores(&cores)),
         Err(error) => tracing::warn!("the other threads cannot be kept off the reactors' cores: {error}"),
+    }
+}
+
+/// What these threads make for reactors lies on the reactors' memory node, if they have one in common.
+fn stay_near_reactors(settings: &Settings) {
+    match pollux_reactor::keep_memory_near(&settings.reactors) {
+        Ok(Some(node)) => tracing::info!("all threads take memory from node {node}, the reactors', while there is any"),
+        Ok(None) => {}
+        Err(error) => tracing::warn!("memory made for reactors may lie on another node: {error}"),
     }
 }
 

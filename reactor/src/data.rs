@@ -1,7 +1,7 @@
 //! The data ring: a second ring of the kernel for the reads and writes of files, of a kind that the first cannot be.
 //!
 //! [`DataMode::IoPoll`]: nobody is interrupted; the reactor asks the devices for completions. Takes reads and writes with
-//! direct I/O of devices with poll queues and nothing else: no syncs, no polls, no cancels. [`DataMode::SqPoll`]: a thread
+//! direct I/O of devices with poll queues, if they are small, and nothing else: no syncs, no polls, no cancels. [`DataMode::SqPoll`]: a thread
 //! of the kernel takes the entries, so that the reactor need not enter the kernel.
 //!
 //! What is in it is named by its place in a table that remembers the operation, for two reasons. What this ring refuses
@@ -11,12 +11,17 @@
 
 use std::os::fd::RawFd;
 
-use pollux_core::{ClientId, Done, FileSlot, RingOp, Token};
+use pollux_core::{ClientId, Done, FileSlot, RingOp, Segment, Token};
 
 use crate::clients::OWN;
 use crate::kernel::{Kernel, SetupError};
 use crate::ring::RingConfig;
 use crate::sqe::{Sqe, Target};
+
+/// The largest request that is polled for. Devices whose requests are smaller do not count as polled (see the file bdev).
+const POLLED_LEN: usize = 64 << 10;
+/// What devices see memory in.
+const PAGE: usize = 4096;
 
 /// What the second ring is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,6 +97,14 @@ struct Known {
     target: Target,
     /// Whether its reads and writes go here.
     taken: bool,
+}
+
+/// Whether a request reaches the device as one: it is small, and between its segments there is nothing but whole pages. A
+/// polled request that has to be split never ends on some kernels (seen on 6.1 with 256 KiB), and gains nothing by polling.
+fn in_one_piece(data: &[Segment]) -> bool {
+    let inside = |at: usize| at.is_multiple_of(PAGE);
+    let gapless = data.windows(2).all(|pair| inside(pair[0].addr() + pair[0].len()) && inside(pair[1].addr()));
+    gapless && data.iter().map(Segment::len).sum::<usize>() <= POLLED_LEN
 }
 
 pub(crate) struct DataRing {
@@ -177,9 +190,10 @@ impl DataRing {
     /// Where an operation belongs in this ring; `None`: it belongs into the first one.
     pub(crate) fn place(&self, op: &RingOp, name: impl FnOnce(Token) -> u64) -> Option<Place> {
         match *op {
-            RingOp::Read { file, .. } | RingOp::Write { file, .. } => {
+            RingOp::Read { file, data, .. } | RingOp::Write { file, data, .. } => {
                 let known = self.files.get(file.0 as usize).copied().flatten();
-                known.filter(|known| known.taken).map(|known| Place::File(known.target))
+                let known = known.filter(|known| known.taken)?;
+                (self.mode == DataMode::SqPoll || in_one_piece(data.as_slice())).then_some(Place::File(known.target))
             }
             RingOp::Cancel { target } if self.mode == DataMode::SqPoll && self.in_flight() > 0 => {
                 let name = name(target);
@@ -258,6 +272,31 @@ impl DataRing {
         if self.mode == DataMode::SqPoll && self.in_flight() > 0 {
             // If there is no room: what is here lands by itself.
             let _pushed = self.kernel.push(&Sqe::cancel_all(OWN));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_reaches_the_device_as_one_is_polled_for() {
+        // SAFETY: nobody reads or writes these places.
+        let of =
+            |parts: &[(usize, usize)]| parts.iter().map(|(addr, len)| unsafe { Segment::new(*addr, *len) }).collect();
+        for (parts, polled) in [
+            (&[(512, 4096)][..], true),
+            (&[(0x1000, 65536)], true),
+            (&[(0x1000, 65536 + 512)], false),
+            (&[(0x1e00, 512), (0x8000, 4096), (0x4000, 512)], true),
+            (&[(0x1e00, 256), (0x8000, 4096)], false),
+            (&[(0x1000, 4096), (0x8200, 512)], false),
+            (&[(0x10000, 32768), (0x20000, 32768), (0x30000, 4096)], false),
+        ] {
+            let segments: Vec<Segment> = of(parts);
+            assert_eq!(in_one_piece(&segments), polled, "{parts:x?}");
         }
     }
 }

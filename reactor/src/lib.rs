@@ -8,7 +8,7 @@
 //! Road map, in the order of a reactor's life: [`parse_cores`] (`cores.rs`), [`start()`] (`start.rs`), `turn.rs` (the loop),
 //! [`UringRing`] (`ring.rs`; its table of clients is `clients.rs`, an entry's way into the kernel's format `sqe.rs`, and
 //! the optional second ring for reads and writes of files `data.rs`, and everything unsafe but
-//! reading the processor's counter (`clock.rs`) in `kernel.rs`), [`ReactorStats`] (`stats.rs`).
+//! reading the processor's counter (`clock.rs`) and choosing where memory comes from (`numa.rs`) in `kernel.rs`), [`ReactorStats`] (`stats.rs`).
 //!
 //! [`Worker`]: pollux_core::Worker
 //! [`Worker::poll`]: pollux_core::Worker::poll
@@ -21,6 +21,7 @@ mod cores;
 mod data;
 mod kernel;
 mod mailbox;
+mod numa;
 mod ring;
 mod sqe;
 mod start;
@@ -30,6 +31,7 @@ mod turn;
 pub use cores::{CoresError, allowed as allowed_cores, describe as describe_cores, keep_off, parse_cores};
 pub use data::DataMode;
 pub use kernel::{RingFeatures, SetupError};
+pub use numa::{keep_memory_near, node_of};
 pub use ring::{RingConfig, UringRing};
 pub use start::{Config, PollMode, Reactors, StartError, start};
 pub use stats::ReactorStats;

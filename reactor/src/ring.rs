@@ -133,9 +133,9 @@ impl UringRing {
 
     /// Hands what was pushed to the kernel and takes completions; `wait`: sleeps until there is one, at most so long
     /// (`Duration::MAX`: for ever). May come back early with nothing. Returns the number of completions.
+    #[inline]
     pub fn enter(&mut self, wait: Option<Duration>) -> usize {
-        let there = self.take();
-        if self.data.is_some() { self.enter_both(there, wait) } else { self.enter_first(there, wait) }
+        if self.data.is_some() { self.enter_both(wait) } else { self.enter_first(wait) }
     }
 
     /// Whether it has requests in flight whose completions nothing but looking for them brings: no sleep then.
@@ -145,7 +145,8 @@ impl UringRing {
     }
 
     #[inline]
-    fn enter_first(&mut self, there: usize, wait: Option<Duration>) -> usize {
+    fn enter_first(&mut self, wait: Option<Duration>) -> usize {
+        let there = self.take();
         let (queued, kernel_has_some) = self.kernel.look();
         let wait = wait.filter(|_| there == 0);
         if queued == 0 && !kernel_has_some && wait.is_none() {
@@ -160,16 +161,17 @@ impl UringRing {
     /// The enter of a turn: [`UringRing::enter`] without waiting.
     #[inline]
     pub(crate) fn turn(&mut self) -> usize {
-        self.enter(None)
+        if self.data.is_some() { self.enter_both(None) } else { self.enter_first(None) }
     }
 
-    fn enter_both(&mut self, there: usize, wait: Option<Duration>) -> usize {
-        let there = there + self.turn_data();
+    #[inline(never)]
+    fn enter_both(&mut self, wait: Option<Duration>) -> usize {
+        let there = self.turn_data();
         let wait = wait.filter(|_| there == 0 && !self.must_look());
         if wait.is_some() {
             self.watch_data();
         }
-        let there = self.enter_first(there, wait);
+        let there = there + self.enter_first(wait);
         if wait.is_some() { there + self.turn_data() } else { there }
     }
 

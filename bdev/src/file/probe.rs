@@ -11,6 +11,9 @@ use super::Geometry;
 use crate::spec::check_block_size;
 use crate::{BdevError, FileSpec};
 
+/// The largest request that rings poll for, in KiB.
+const POLLED_KIB: u64 = 64;
+
 /// An open and locked file.
 pub(super) struct Found {
     pub(super) file: OwnedFd,
@@ -264,9 +267,11 @@ impl Sysfs {
         Sysfs(dir)
     }
 
-    /// Whether the disk has poll queues; whether the file system on it polls shows when it is tried.
+    /// Whether the disk has poll queues, and takes what is polled for in one piece. Whether the file system on it polls shows
+    /// when it is tried.
     fn polls(&self) -> bool {
         self.number("queue/io_poll") == Some(1)
+            && self.number("queue/max_sectors_kb").is_some_and(|most| most >= POLLED_KIB)
     }
 
     /// A number of the device, or of the disk that it is a partition of.
@@ -349,17 +354,18 @@ mod tests {
     fn poll_queues_are_those_of_the_disk_below() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
-        for (disk, polls) in [("fast", Some("1\n")), ("slow", Some("0\n")), ("odd", None)] {
+        for (disk, polls) in [("fast", Some("1\n")), ("slow", Some("0\n")), ("odd", None), ("narrow", Some("1\n"))] {
             fs::create_dir_all(at(disk).join("queue")).unwrap();
             fs::create_dir(at(disk).join("part1")).unwrap();
             polls.iter().for_each(|text| fs::write(at(disk).join("queue/io_poll"), text).unwrap());
+            fs::write(at(disk).join("queue/max_sectors_kb"), if disk == "narrow" { "32\n" } else { "64\n" }).unwrap();
             // As in /sys/dev/block: a link to the disk's folder, or to the partition's inside it.
             for (link, to) in
                 [(format!("{disk}-whole"), disk.to_owned()), (format!("{disk}-part"), format!("{disk}/part1"))]
             {
                 std::os::unix::fs::symlink(at(&to), at(&link)).unwrap();
                 let sysfs = Sysfs(Some(at(&link).to_str().unwrap().to_owned()));
-                assert_eq!(sysfs.polls(), polls == Some("1\n"), "{link}");
+                assert_eq!(sysfs.polls(), disk == "fast", "{link}");
             }
         }
         assert!(!Sysfs(None).polls() && !Sysfs(Some("/nowhere/at/all".to_owned())).polls());

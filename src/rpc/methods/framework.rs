@@ -111,7 +111,7 @@ pub(crate) fn get_reactors(node: &Node, _: &NoParams) -> Answer {
         let (user, system) = thread_times(stats.tid);
         json!({
             "lcore": stats.core,
-            "numa_id": numa_node(stats.core),
+            "numa_id": pollux_reactor::node_of(stats.core).unwrap_or(0),
             "tid": stats.tid,
             "busy": stats.busy_ns.get(),
             "idle": stats.idle_ns.get(),
@@ -178,13 +178,6 @@ fn thread_times(tid: i32) -> (u64, u64) {
         [user, system] => (*user, *system),
         _ => (0, 0),
     }
-}
-
-/// The memory node of a core; 0 if the kernel does not say.
-fn numa_node(core: usize) -> u32 {
-    let entries = std::fs::read_dir(format!("/sys/devices/system/cpu/cpu{core}")).into_iter().flatten().flatten();
-    let node = |name: std::ffi::OsString| name.to_str()?.strip_prefix("node")?.parse().ok();
-    entries.filter_map(|entry| node(entry.file_name())).next().unwrap_or(0)
 }
 
 /// Subsystems with what they depend on, in that order.

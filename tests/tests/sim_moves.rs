@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use pollux_core::Bdev;
 use pollux_tests::guest::{Command, DriverOptions, Lun, Tmf, cdb};
 use pollux_tests::rng::Rng;
@@ -374,6 +374,47 @@ fn a_queue_counts_what_it_was_given_to_do_wherever_it_is() -> Result<()> {
     }
     appliance.disconnect(front);
     appliance.shutdown()
+}
+
+#[test]
+fn order_is_kept_over_a_move_by_what_task_management_took_too() -> Result<()> {
+    let mut moved = 0;
+    for seed in 1..=8 {
+        let world = SimWorld::new(seed);
+        let mut appliance = appliance(&world, seed)?;
+        appliance.target.set_patience(PATIENT);
+        let options = DriverOptions { queue_size: 1024, indirect: true, ..DriverOptions::default() };
+        let mut front = appliance.connect("vm", &options)?;
+        // Answered at once, so what was asked first is answered first.
+        let ready = Command::new(LUN, &cdb::TEST_UNIT_READY, &[], 0);
+        let mut asked = Vec::new();
+        for _ in 0..1000 {
+            asked.push(front.driver.submit(2, &ready).context("no room")?);
+        }
+        front.driver.queues[2].flush();
+        // Aborts nothing, but all that the guest has asked is taken out of its ring to see that, and waits for its turn.
+        front.driver.submit_tmf(Tmf::AbortTask, LUN.bytes(), u64::MAX).context("no room")?;
+        front.driver.queues[0].flush();
+        while front.driver.in_flight(0) > 0 {
+            appliance.machine.rounds(1);
+            front.driver.poll_raw(0).map_err(|why| anyhow!("control queue: {why:?}"))?;
+        }
+        let place = appliance.target.queue_places()[0].clone();
+        let (target, to) = (Arc::clone(&appliance.target), (place.reactor + 1) % REACTORS);
+        let done = appliance
+            .machine
+            .call_beside(|| target.move_queue("vm", place.session, 2, to), || asked.extend(front.submit(2, &ready)))?;
+        moved += u64::from(done);
+        appliance.machine.run();
+        for (at, asked) in asked.iter().enumerate() {
+            let (answered, _) = front.poll(2)?.with_context(|| format!("seed {seed}: {at} was not answered"))?;
+            ensure!(answered == *asked, "seed {seed}: {at} was answered as {answered} and asked as {asked}");
+        }
+        appliance.disconnect(front);
+        appliance.shutdown()?;
+    }
+    ensure!(moved == 8, "{moved} of 8 moved");
+    Ok(())
 }
 
 #[test]

@@ -128,8 +128,21 @@ impl Cdb {
             }
             10 => Blocks { lba: self.be32(2) as u64, count: self.be16(7) as u64 },
             12 => Blocks { lba: self.be32(2) as u64, count: self.be32(6) as u64 },
+            32 => Blocks { lba: self.be64(12), count: self.be32(28) as u64 },
             _ => Blocks { lba: self.be64(2), count: self.be32(10) as u64 },
         }
+    }
+
+    /// The byte with DPO, FUA, UNMAP, NDOB and the like. (The 6-byte forms have none.)
+    #[inline]
+    pub(crate) const fn flags(&self) -> u8 {
+        self.0[self.flags_at() as usize]
+    }
+
+    /// Where it is.
+    #[inline]
+    pub(crate) const fn flags_at(&self) -> u16 {
+        if self.opcode() == 0x7F { 10 } else { 1 }
     }
 }
 
@@ -149,6 +162,11 @@ mod tests {
         assert_eq!(blocks(&[0x28, 0, 1, 2, 3, 4, 0, 5, 6, 0]), (0x0102_0304, 0x0506));
         assert_eq!(blocks(&[0xA8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0]), (0x0102_0304, 0x0506_0708));
         let cdb = [0x88, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0, 0];
+        assert_eq!(blocks(&cdb), (0x0102_0304_0506_0708, 0x090A_0B0C));
+        let mut cdb = [0; 32];
+        cdb[0] = 0x7F;
+        cdb[12..20].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        cdb[28..].copy_from_slice(&[9, 10, 11, 12]);
         assert_eq!(blocks(&cdb), (0x0102_0304_0506_0708, 0x090A_0B0C));
     }
 

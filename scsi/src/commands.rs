@@ -3,10 +3,12 @@
 //! handler.
 
 pub(crate) mod capacity;
+pub(crate) mod defects;
 pub(crate) mod discovery;
 pub(crate) mod media;
 pub(crate) mod mode;
 pub(crate) mod opcodes;
+pub(crate) mod ports;
 pub(crate) mod provisioning;
 pub(crate) mod vpd;
 
@@ -71,6 +73,8 @@ pub(crate) struct Row {
     pub(crate) parameters: Option<ParameterHandler>,
 }
 
+/// ADDITIONAL CDB LENGTH of commands of variable length.
+const ADDITIONAL_LENGTH: usize = 7;
 /// CONTROL: NACA, which is refused (NORMACA is 0).
 const NACA: u8 = 0x04;
 /// CONTROL: vendor-specific bits, and the obsolete FLAG and LINK.
@@ -116,6 +120,24 @@ macro_rules! row {
     (@option $value:expr) => { Some($value) };
 }
 
+/// The usage of a command of variable length that names blocks (SBC-4, clause 5.18 ff.): GROUP NUMBER in byte 6, ADDITIONAL
+/// CDB LENGTH, the service action, flags in byte 10, the address from byte 12, the tags of protection information, the count.
+macro_rules! long {
+    ($action:literal, $flags:literal) => {
+        [
+            0x7F, 0, 0, 0, 0, 0, 0, 0x18, 0, $action, $flags, 0, F, F, F, F, F, F, F, F, 0, 0, 0, 0, 0, 0, 0, 0, F, F,
+            F, F,
+        ]
+    };
+}
+
+/// What is ignored in all of them: GROUP NUMBER, and the tags, which mean something only with protection information.
+macro_rules! long_ignored {
+    ($($more:expr)?) => {
+        [(6, 0x3F), $($more,)? (20, F), (21, F), (22, F), (23, F), (24, F), (25, F), (26, F), (27, F)]
+    };
+}
+
 /// Every command, by opcode, then service action.
 #[rustfmt::skip]
 pub(crate) static ROWS: &[Row] = &[
@@ -131,20 +153,29 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x25, "READ CAPACITY(10)", [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], [LUN_RELADR, (2, F), (3, F), (4, F), (5, F), (8, 0x01)], IN, capacity::read_capacity_10),
     row!(0x28, "READ(10)", [0x28, 0x18, F, F, F, F, 0, F, F, 0], [RARC_FUA_NV_RELADR, (6, 0x3F)], IN, media::read),
     row!(0x2A, "WRITE(10)", [0x2A, 0x18, F, F, F, F, 0, F, F, 0], [FUA_NV_RELADR, (6, 0x3F)], CHANGE, media::write),
+    row!(0x34, "PRE-FETCH(10)", [0x34, 0x02, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], NONE, media::pre_fetch),
     row!(0x35, "SYNCHRONIZE CACHE(10)", [0x35, 0x02, F, F, F, F, 0, F, F, 0], [(1, 0xE5), (6, 0x3F)], NONE, media::synchronize_cache),
+    row!(0x37, "READ DEFECT DATA(10)", [0x37, 0, 0x1F, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], IN, defects::read_10),
     row!(0x41, "WRITE SAME(10)", [0x41, 0x08, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
     row!(0x42, "UNMAP", [0x42, 0, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN, (6, 0x3F)], DISCARD, provisioning::unmap, provisioning::unmap_list),
     row!(0x55, "MODE SELECT(10)", [0x55, 0x10, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], OUT, mode::select, mode::select_list),
     row!(0x5A, "MODE SENSE(10)", [0x5A, 0x18, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], IN, mode::sense),
+    row!(0x7F/0x09, "READ(32)", long!(0x09, 0x18), long_ignored!((10, 0x06)), IN, media::read),
+    row!(0x7F/0x0B, "WRITE(32)", long!(0x0B, 0x18), long_ignored!((10, 0x02)), CHANGE, media::write),
+    row!(0x7F/0x0D, "WRITE SAME(32)", long!(0x0D, 0x09), long_ignored!(), CHANGE, provisioning::write_same, provisioning::write_same_block),
     row!(0x88, "READ(16)", [0x88, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV, (14, 0x3F)], IN, media::read),
     row!(0x8A, "WRITE(16)", [0x8A, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, media::write),
+    row!(0x90, "PRE-FETCH(16)", [0x90, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RELADR, (14, 0x3F)], NONE, media::pre_fetch),
     row!(0x91, "SYNCHRONIZE CACHE(16)", [0x91, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(1, 0x05), (14, 0x3F)], NONE, media::synchronize_cache),
     row!(0x93, "WRITE SAME(16)", [0x93, 0x09, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
     row!(0x9E/0x10, "READ CAPACITY(16)", [0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [(2, F), (3, F), (4, F), (5, F), (6, F), (7, F), (8, F), (9, F), (14, 0x01)], IN, capacity::read_capacity_16),
     row!(0xA0, "REPORT LUNS", [0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, 0], [SCSI2_LUN], ALWAYS, discovery::report_luns_of_unit),
+    row!(0xA3/0x0A, "REPORT TARGET PORT GROUPS", [0xA3, 0x2A, 0, 0, 0, 0, F, F, F, F, 0, 0], [], IN, ports::report_groups),
     row!(0xA3/0x0C, "REPORT SUPPORTED OPERATION CODES", [0xA3, 0x0C, 0x87, F, F, F, F, F, F, F, 0, 0], [], IN, opcodes::report),
+    row!(0xA3/0x0D, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", [0xA3, 0x0D, 0x80, 0, 0, 0, F, F, F, F, 0, 0], [], IN, opcodes::report_task_functions),
     row!(0xA8, "READ(12)", [0xA8, 0x18, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV_RELADR, (10, 0x3F)], IN, media::read),
     row!(0xAA, "WRITE(12)", [0xAA, 0x18, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV_RELADR, (10, 0x3F)], CHANGE, media::write),
+    row!(0xB7, "READ DEFECT DATA(12)", [0xB7, 0x1F, F, F, F, F, F, F, F, F, 0, 0], [SCSI2_LUN], IN, defects::read_12),
 ];
 
 /// For each opcode the number of its first row, or that of no row.
@@ -204,6 +235,9 @@ impl Row {
                 return Err(Sense::invalid_field(at as u16, Some(leftmost(wrong))));
             }
         }
+        if self.opcode == 0x7F && usize::from(cdb.byte(ADDITIONAL_LENGTH)) + 8 != self.usage.len() {
+            return Err(Sense::invalid_field(ADDITIONAL_LENGTH as u16, None));
+        }
         Ok(())
     }
 
@@ -253,10 +287,16 @@ mod tests {
                         continue;
                     }
                     let mut cdb = [0; 32];
+                    let action = row.service_action.unwrap_or_default();
+                    if row.opcode == 0x7F {
+                        (cdb[7], cdb[8], cdb[9]) = (0x18, (action >> 8) as u8, action as u8);
+                    } else {
+                        cdb[1] = action as u8;
+                    }
                     cdb[0] = row.opcode;
-                    cdb[1] = row.service_action.unwrap_or_default() as u8;
                     cdb[at] |= mask;
-                    if row.service_action.is_some() && at == 1 && bit < 5 {
+                    let in_action = if row.opcode == 0x7F { at == 8 || at == 9 } else { at == 1 && bit < 5 };
+                    if row.service_action.is_some() && in_action {
                         continue;
                     }
                     assert_eq!(bench.sense(&cdb), Sense::invalid_field(at as u16, Some(bit)), "{}", row.name);
@@ -283,6 +323,19 @@ mod tests {
         }
         assert_eq!(bench.sense(&[0x9E, 0x1F]), Sense::invalid_field(1, Some(4)));
         assert_eq!(bench.sense(&[0xA3, 0x00]), Sense::invalid_field(1, Some(4)));
+        assert_eq!(bench.sense(&[0x7F, 0, 0, 0, 0, 0, 0, 0x18, 0, 0x01]), Sense::invalid_field(8, None));
+    }
+
+    #[test]
+    fn a_command_of_variable_length_is_as_long_as_it_says() {
+        let mut bench = Bench::new();
+        for len in [0x00, 0x08, 0x10] {
+            let sense = bench.sense(&[0x7F, 0, 0, 0, 0, 0, 0, len, 0, 0x09]);
+            assert_eq!(sense, Sense::invalid_field(7, None), "{len:02X}");
+        }
+        let naca = bench.sense(&[0x7F, 0x04, 0, 0, 0, 0, 0, 0x18, 0, 0x09]);
+        assert_eq!(naca, Sense::invalid_field(1, Some(2)));
+        bench.good(&[0x7F, 0xC3, 0, 0, 0, 0, 0x3F, 0x18, 0, 0x09]);
     }
 
     #[test]

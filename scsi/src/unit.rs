@@ -141,6 +141,19 @@ impl LogicalUnit {
         self.geometry.load()
     }
 
+    /// The relative identifiers of the target ports through which a path's initiator reaches the unit, in ascending order.
+    pub(crate) fn ports_of(&self, path: &Path) -> Vec<u16> {
+        let mut ports = Vec::new();
+        each_alive(&mut self.lock().paths, |other| {
+            if other.nexus().initiator() == path.nexus().initiator() {
+                ports.push(other.nexus().relative_port());
+            }
+        });
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+
     /// What the device is like, or was when it was last there.
     pub(crate) fn last_shape(&self) -> Option<Shape> {
         self.lock().last_shape

@@ -11,10 +11,13 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 /// Opcodes of commands that exist, so that random CDBs reach the handlers.
-const KNOWN: [u8; 26] = [
-    0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x1A, 0x1B, 0x1E, 0x25, 0x28, 0x2A, 0x35, 0x41, 0x42, 0x55, 0x5A, 0x88, 0x8A,
-    0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA8, 0xAA,
+const KNOWN: &[u8] = &[
+    0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x1A, 0x1B, 0x1E, 0x25, 0x28, 0x2A, 0x34, 0x35, 0x37, 0x41, 0x42, 0x55, 0x5A,
+    0x7F, 0x88, 0x8A, 0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA8, 0xAA, 0xB7,
 ];
+
+/// Service actions of commands of variable length.
+const LONG: [u8; 3] = [0x09, 0x0B, 0x0D];
 
 struct Luns(u16);
 
@@ -54,9 +57,13 @@ fn any_cdb() -> impl Strategy<Value = [u8; 32]> {
     let opcode = prop_oneof![9 => prop::sample::select(KNOWN.to_vec()), 1 => any::<u8>()];
     let byte =
         prop_oneof![Just(0u8), Just(0xFF), Just(0x08), Just(0x10), Just(0x0C), Just(0x3F), Just(0xB0), any::<u8>()];
-    (opcode, prop::collection::vec((1usize..16, byte), 0..6)).prop_map(|(opcode, bytes)| {
+    let long = prop::sample::select(LONG.to_vec());
+    (opcode, long, prop::collection::vec((1usize..32, byte), 0..8)).prop_map(|(opcode, long, bytes)| {
         let mut cdb = [0; 32];
         cdb[0] = opcode;
+        if opcode == 0x7F {
+            (cdb[7], cdb[9]) = (0x18, long);
+        }
         bytes.into_iter().for_each(|(at, byte)| cdb[at] = byte);
         cdb
     })
@@ -69,9 +76,9 @@ fn allocation_length(cdb: &[u8; 32]) -> usize {
         0x03 | 0x1A => number(4..5),
         0x12 => number(3..5),
         0x25 => 8,
-        0x5A => number(7..9),
+        0x37 | 0x5A => number(7..9),
         0x9E => number(10..14),
-        0xA0 | 0xA3 => number(6..10),
+        0xA0 | 0xA3 | 0xB7 => number(6..10),
         _ => 0,
     }
 }

@@ -65,6 +65,7 @@ fn no_page_code(cdb: &Cdb) -> Result<(), Sense> {
 fn standard(peripheral: u8, vendor: &[u8; 8], product: &[u8; 16], revision: &[u8; 4]) -> [u8; 96] {
     const VERSION_SPC4: u8 = 0x06;
     const HISUP_FORMAT_2: u8 = 0x12;
+    const TPGS_IMPLICIT: u8 = 0x10;
     const CMDQUE: u8 = 0x02;
     // SAM-5, SPC-4, SBC-3: no version claimed. 04C0h is what initiators look for.
     const VERSION_DESCRIPTORS: [u8; 6] = [0x00, 0xA0, 0x04, 0x60, 0x04, 0xC0];
@@ -73,6 +74,8 @@ fn standard(peripheral: u8, vendor: &[u8; 8], product: &[u8; 16], revision: &[u8
     data[2] = VERSION_SPC4;
     data[3] = HISUP_FORMAT_2;
     data[4] = data.len() as u8 - 5;
+    // A well-known unit and no unit at all have no ports to choose from.
+    data[5] = if peripheral == 0 { TPGS_IMPLICIT } else { 0 };
     data[7] = CMDQUE;
     data[8..16].copy_from_slice(vendor);
     data[16..32].copy_from_slice(product);
@@ -133,7 +136,7 @@ mod tests {
     #[test]
     fn standard_inquiry_data() {
         let data = Bench::new().data(&[0x12, 0, 0, 0, 0xFF, 0]);
-        let mut want = vec![0x00, 0x00, 0x06, 0x12, 91, 0, 0, 0x02];
+        let mut want = vec![0x00, 0x00, 0x06, 0x12, 91, 0x10, 0, 0x02];
         want.extend_from_slice(b"POLLUX  test disk       0.1 ");
         want.resize(58, 0);
         want.extend_from_slice(&[0x00, 0xA0, 0x04, 0x60, 0x04, 0xC0]);

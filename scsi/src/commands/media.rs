@@ -1,4 +1,4 @@
-//! READ, WRITE, SYNCHRONIZE CACHE (SBC-4, clause 5), and the commands that Linux and firmware send to wake a disk.
+//! READ, WRITE, PRE-FETCH, SYNCHRONIZE CACHE (SBC-4, clause 5), and the commands that Linux and firmware send to wake a disk.
 
 use pollux_core::{IoFlags, Op};
 
@@ -6,16 +6,16 @@ use crate::cdb::Blocks;
 use crate::commands::Call;
 use crate::{Action, Inventory, Outcome, Plan, Sense};
 
-/// READ(6), (10), (12), (16). DPO and FUA are accepted and change nothing: there is no cache in front of the device
+/// READ(6), (10), (12), (16), (32). DPO and FUA are accepted and change nothing: there is no cache in front of the device
 /// that could hold older data than the device.
 pub(crate) fn read(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     transfer(call, Op::Read, IoFlags::empty())
 }
 
-/// WRITE(6), (10), (12), (16).
+/// WRITE(6), (10), (12), (16), (32).
 pub(crate) fn write(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     const FUA: u8 = 0x08;
-    let fua = !is_short(call) && call.cdb.bit(1, FUA);
+    let fua = !is_short(call) && call.cdb.flags() & FUA != 0;
     transfer(call, Op::Write, call.geometry.write_flags(fua))
 }
 
@@ -31,6 +31,14 @@ fn transfer(call: &Call<'_>, op: Op, flags: IoFlags) -> Result<Action, Sense> {
 /// Whether byte 1 is part of the address and not flags.
 fn is_short(call: &Call<'_>) -> bool {
     call.cdb.opcode() < 0x20
+}
+
+/// PRE-FETCH(10), (16) (SBC-4, clauses 5.10 and 5.11). There is no cache of ours to fetch into: the range is checked, and
+/// GOOD, rather than CONDITION MET, says that not all of it is in a cache.
+pub(crate) fn pre_fetch(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
+    let Blocks { lba, count } = call.cdb.blocks();
+    call.geometry.range_or_rest(lba, count).ok_or(Sense::LBA_OUT_OF_RANGE)?;
+    Ok(Action::Done(Outcome::GOOD))
 }
 
 /// SYNCHRONIZE CACHE(10), (16). The range is checked, and then everything is made durable: devices flush as a whole.
@@ -90,6 +98,20 @@ mod tests {
         check(&[0x88, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 3, 0, 0], (Op::Read, false, 0x102, 3));
         check(&[0x8A, 8, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 3, 0, 0], (Op::Write, true, 0x102, 3));
         check(&[0x28, 0, 0, 0, 0x0F, 0xFF, 0, 0, 1, 0], (Op::Read, false, 4095, 1));
+        check(&long(0x09, 0x00, 0x102, 3), (Op::Read, false, 0x102, 3));
+        check(&long(0x09, 0x1E, 0x102, 3), (Op::Read, false, 0x102, 3));
+        check(&long(0x0B, 0x00, 0x102, 3), (Op::Write, false, 0x102, 3));
+        check(&long(0x0B, 0x1A, 0x102, 3), (Op::Write, true, 0x102, 3));
+    }
+
+    /// READ(32) or WRITE(32) with tags that nobody looks at.
+    fn long(action: u8, flags: u8, lba: u64, count: u32) -> [u8; 32] {
+        let mut cdb = [0; 32];
+        (cdb[0], cdb[7], cdb[9], cdb[10]) = (0x7F, 0x18, action, flags);
+        cdb[12..20].copy_from_slice(&lba.to_be_bytes());
+        cdb[20..28].fill(0xAA);
+        cdb[28..].copy_from_slice(&count.to_be_bytes());
+        cdb
     }
 
     #[test]
@@ -110,6 +132,25 @@ mod tests {
         out(&[0x88, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]);
         out(&[0x35, 0, 0, 0, 0x10, 1, 0, 0, 0, 0]);
         out(&[0x91, 0, 0, 0, 0, 0, 0, 0, 0x0F, 0xFF, 0, 0, 0, 2, 0, 0]);
+        for action in [0x09, 0x0B] {
+            out(&long(action, 0, 4096, 1));
+            out(&long(action, 0, 4095, 2));
+            out(&long(action, 0, u64::MAX, u32::MAX));
+            out(&long(action, 0, 1 << 63, 1));
+        }
+    }
+
+    #[test]
+    fn pre_fetch_checks_its_range() {
+        let mut bench = Bench::new();
+        bench.good(&[0x34, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        bench.good(&[0x34, 0x02, 0, 0, 0x0F, 0xFF, 0x1F, 0, 1, 0]);
+        bench.good(&[0x90, 0x02, 0, 0, 0, 0, 0, 0, 0x0F, 0xFF, 0, 0, 0, 1, 0x1F, 0]);
+        let mut out = |cdb: &[u8]| assert_eq!(bench.sense(cdb), Sense::LBA_OUT_OF_RANGE, "{cdb:02X?}");
+        out(&[0x34, 0, 0, 0, 0x0F, 0xFF, 0, 0, 2, 0]);
+        out(&[0x34, 0, 0, 0, 0x10, 0x01, 0, 0, 0, 0]);
+        out(&[0x90, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 1, 0, 0]);
+        out(&[0x90, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 1, 0, 0]);
     }
 
     #[test]
@@ -118,6 +159,8 @@ mod tests {
         bench.good(&[0x28, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         bench.good(&[0x2A, 0, 0, 0, 0x10, 0, 0, 0, 0, 0]);
         bench.good(&[0x8A, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        bench.good(&long(0x09, 0, 4096, 0));
+        bench.good(&long(0x0B, 0, 0, 0));
     }
 
     #[test]
@@ -125,6 +168,8 @@ mod tests {
         let mut bench = Bench::new();
         assert_eq!(bench.sense(&[0x28, 0x20, 0, 0, 0, 0, 0, 0, 1, 0]), Sense::invalid_field(1, Some(5)));
         assert_eq!(bench.sense(&[0x8A, 0xE0]), Sense::invalid_field(1, Some(7)));
+        assert_eq!(bench.sense(&long(0x09, 0x20, 0, 1)), Sense::invalid_field(10, Some(5)));
+        assert_eq!(bench.sense(&long(0x0B, 0xE0, 0, 1)), Sense::invalid_field(10, Some(7)));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! REPORT SUPPORTED OPERATION CODES (SPC-5, clause 6.34), generated from the table that commands are decoded with.
+//! REPORT SUPPORTED OPERATION CODES (SPC-5, clause 6.34), generated from the table that commands are decoded with, and
+//! REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (clause 6.35).
 
 use crate::commands::{Call, ROWS, Row, rows_of};
 use crate::data_in::DataIn;
@@ -72,6 +73,20 @@ fn put_timeouts(data: &mut DataIn<'_>) {
     data.put(&[0x00, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
+/// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS: those of virtio-scsi but CLEAR ACA, as there is no ACA. With REPD there are
+/// timeouts, of which none is known.
+pub(crate) fn report_task_functions(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
+    const REPD: u8 = 0x80;
+    const ATS_ATSS_CTSS_LURS_QTS: u8 = 0x80 | 0x40 | 0x10 | 0x08 | 0x04;
+    const QTSS_ITNRS: u8 = 0x02 | 0x01;
+    let mut data = [0; 16];
+    data[..2].copy_from_slice(&[ATS_ATSS_CTSS_LURS_QTS, QTSS_ITNRS]);
+    let len = if call.cdb.bit(2, REPD) { data.len() } else { 4 };
+    data[3] = len as u8 - 4;
+    call.data.put(&data[..len]);
+    Ok(call.data.answer(call.cdb.be32(6) as usize))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +122,26 @@ mod tests {
         for unknown in [cdb(1, 0x5E, 0), cdb(2, 0x5E, 0), cdb(2, 0x9E, 0x12), cdb(3, 0x9E, 0), cdb(3, 0x12, 1)] {
             assert_eq!(bench.data(&unknown), [0, 1, 0, 0]);
         }
+    }
+
+    #[test]
+    fn a_command_of_variable_length() {
+        let mut bench = Bench::new();
+        let read = bench.data(&cdb(2, 0x7F, 0x09));
+        assert_eq!(read[..4], [0, 3, 0, 32]);
+        assert_eq!(read[4..16], [0x7F, 0, 0, 0, 0, 0, 0, 0x18, 0, 0x09, 0x18, 0]);
+        assert_eq!(read[16..], [&[0xFF; 8][..], &[0; 8], &[0xFF; 4]].concat());
+        assert!(bench.data(&cdb(0, 0, 0))[4..].chunks(8).any(|row| row == [0x7F, 0, 0, 0x0D, 0, 0x01, 0, 32]));
+    }
+
+    #[test]
+    fn task_management_functions() {
+        let mut bench = Bench::new();
+        let report = |repd, len| [0xA3, 0x0D, repd, 0, 0, 0, 0, 0, 0, len, 0, 0];
+        assert_eq!(bench.data(&report(0, 255)), [0xDC, 0x03, 0, 0]);
+        assert_eq!(bench.data(&report(0, 2)), [0xDC, 0x03]);
+        assert_eq!(bench.data(&report(0x80, 255)), [0xDC, 3, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bench.sense(&report(0x40, 4)), Sense::invalid_field(2, Some(6)));
     }
 
     #[test]

@@ -60,16 +60,18 @@ fn descriptor_range(bytes: &[u8], geometry: Geometry) -> Result<Range, Sense> {
 
 const UNMAP: u8 = 0x08;
 
-/// WRITE SAME(10), (16): the CDB. With NDOB there is no block to fetch, and zeroes are meant.
+/// WRITE SAME(10), (16), (32): the CDB. With NDOB there is no block to fetch, and zeroes are meant.
 /// The table refuses ANCHOR (ANC_SUP is 0), and PBDATA and LBDATA: they are obsolete, but had a meaning that nobody may
 /// believe was served.
 pub(crate) fn write_same(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     const NDOB: u8 = 0x01;
-    if call.cdb.bit(1, UNMAP) && !call.geometry.has(Flags::DISCARDS) {
-        return Err(Sense::invalid_field(1, Some(3)));
+    let flags = call.cdb.flags();
+    if flags & UNMAP != 0 && !call.geometry.has(Flags::DISCARDS) {
+        return Err(Sense::invalid_field(call.cdb.flags_at(), Some(3)));
     }
     let range = same_range(call)?;
-    if call.cdb.opcode() == 0x93 && call.cdb.bit(1, NDOB) {
+    // In WRITE SAME(10) the bit is RELADR, which is ignored.
+    if call.cdb.opcode() != 0x41 && flags & NDOB != 0 {
         return Ok(zeroes(call, range));
     }
     if range.len == 0 {
@@ -103,7 +105,7 @@ fn zeroes(call: &Call<'_>, range: Range) -> Action {
         return Action::Done(Outcome::GOOD);
     }
     let mut flags = call.geometry.write_flags(false);
-    flags.set(IoFlags::MAY_DEALLOCATE, call.cdb.bit(1, UNMAP));
+    flags.set(IoFlags::MAY_DEALLOCATE, call.cdb.flags() & UNMAP != 0);
     Action::Plan(Plan::write_zeroes(range, flags))
 }
 
@@ -217,6 +219,31 @@ mod tests {
         assert_eq!(steps(action), zeroes(4096, 4088 * 512, IoFlags::MAY_DEALLOCATE));
         let action = bench.send(&[0x41, UNMAP, 0, 0, 0, 1, 0, 0, 2, 0], &[0; 512]);
         assert_eq!(steps(action), zeroes(512, 1024, IoFlags::MAY_DEALLOCATE));
+    }
+
+    fn same_32(flags: u8, lba: u64, count: u32) -> [u8; 32] {
+        let mut cdb = [0; 32];
+        (cdb[0], cdb[7], cdb[9], cdb[10]) = (0x7F, 0x18, 0x0D, flags);
+        cdb[12..20].copy_from_slice(&lba.to_be_bytes());
+        cdb[28..].copy_from_slice(&count.to_be_bytes());
+        cdb
+    }
+
+    #[test]
+    fn write_same_32_is_the_same() {
+        let mut bench = Bench::new();
+        let zeroes = |offset, len, flags| vec![Step::WriteZeroes { offset, len, flags }];
+        let action = bench.send(&same_32(UNMAP, 8, 8), &[0; 512]);
+        assert_eq!(steps(action), zeroes(4096, 4096, IoFlags::MAY_DEALLOCATE));
+        assert_eq!(steps(bench.execute(&same_32(1, 8, 0))), zeroes(4096, 4088 * 512, IoFlags::empty()));
+        let Action::Plan(plan) = bench.send(&same_32(0, 0, 1), &[3; 512]) else { panic!() };
+        assert_eq!(plan.pattern(), [3; 512]);
+        for (flags, bit) in [(0x10, 4), (0x04, 2), (0x02, 1), (0x20, 5)] {
+            assert_eq!(bench.sense(&same_32(flags, 0, 1)), Sense::invalid_field(10, Some(bit)));
+        }
+        assert_eq!(bench.sense(&same_32(0, u64::MAX, 1)), Sense::LBA_OUT_OF_RANGE);
+        let mut plain = Bench::with(Some(Shape { discard: None, ..shape() }));
+        assert_eq!(plain.sense(&same_32(UNMAP, 0, 1)), Sense::invalid_field(10, Some(3)));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use pollux_core::{Discard, Shape};
 
 use crate::Sense;
-use crate::commands::Call;
 use crate::commands::provisioning::MAX_UNMAP_DESCRIPTORS;
+use crate::commands::{Call, ports};
 use crate::data_in::DataIn;
 use crate::identity::Identity;
 
@@ -35,8 +35,8 @@ pub(crate) fn page(call: &mut Call<'_>) -> Result<(), Sense> {
     Ok(())
 }
 
-/// Page 83h (SPC-5, clause 7.7.6): T10 vendor identification, UUID, relative target port, and last the NAA, which is
-/// the name to use.
+/// Page 83h (SPC-5, clause 7.7.6): T10 vendor identification, UUID, relative target port, target port group, and last the
+/// NAA, which is the name to use.
 fn device_identification(identity: &Identity, relative_port: u16, data: &mut DataIn<'_>) {
     const BINARY: u8 = 1;
     const ASCII: u8 = 2;
@@ -47,6 +47,7 @@ fn device_identification(identity: &Identity, relative_port: u16, data: &mut Dat
     designator(ASCII, 0x1, &[&identity.vendor, &identity.product, serial], data);
     designator(BINARY, 0xA, &[&[0x10, 0], identity.uuid.as_bytes()], data);
     designator(BINARY, OF_PORT | 0x4, &[&[0, 0], &relative_port.to_be_bytes()], data);
+    designator(BINARY, OF_PORT | 0x5, &[&[0, 0], &ports::GROUP.to_be_bytes()], data);
     designator(BINARY, 0x3, &[&identity.naa], data);
 }
 
@@ -134,12 +135,13 @@ mod tests {
     #[test]
     fn device_identification_ends_with_the_naa() {
         let page = vpd(&mut Bench::new(), 0x83);
-        let mut want = vec![0x00, 0x83, 0, 4 + 60 + 4 + 18 + 4 + 4 + 4 + 16];
+        let mut want = vec![0x00, 0x83, 0, 4 + 60 + 4 + 18 + 4 + 4 + 4 + 4 + 4 + 16];
         want.extend_from_slice(&[0x02, 0x01, 0, 60]);
         want.extend_from_slice(b"POLLUX  test disk       01234567-89ab-4cde-8f01-23456789abcd");
         want.extend_from_slice(&[0x01, 0x0A, 0, 18, 0x10, 0]);
         want.extend_from_slice(crate::testing::uuid().as_bytes());
         want.extend_from_slice(&[0x01, 0x14, 0, 4, 0, 0, 0, 1]);
+        want.extend_from_slice(&[0x01, 0x15, 0, 4, 0, 0, 0, 1]);
         want.extend_from_slice(&[0x01, 0x03, 0, 16]);
         let naa = [0x60, 0x25, 0x04, 0xF7, 0x9B, 0x9F, 0x1A, 0xDE, 0x8F, 0x01, 0x23, 0x45, 0x67, 0x89, 0xAB, 0xCD];
         want.extend_from_slice(&naa);

@@ -7,6 +7,7 @@
 //! - [`daemon`]: starts, kills and restarts the real binary.
 //! - [`model`]: what a disk may return after any mix of writes, crashes and flushes.
 //! - [`vm`]: real guests under QEMU.
+//! - [`scsi_suite`]: public suites for SCSI targets, counted honestly, and what is expected of them.
 //! - [`logwrites`], [`durability`]: what a medium held at each acknowledgement, and whether that was enough.
 
 pub mod daemon;
@@ -16,5 +17,6 @@ pub mod guest;
 pub mod logwrites;
 pub mod model;
 pub mod rng;
+pub mod scsi_suite;
 pub mod sim;
 pub mod vm;

@@ -163,7 +163,8 @@ impl LogicalUnit {
         look(&self.lock().modes)
     }
 
-    /// Changes mode pages, all of it or nothing, and tells the other paths if anything is different now.
+    /// Changes mode pages, all of it or nothing, and tells the other initiators if anything is different now. One
+    /// initiator on several paths knows what it has changed: its other paths are not told.
     pub(crate) fn change_modes(
         &self,
         by: &Path,
@@ -175,7 +176,12 @@ impl LogicalUnit {
         if modes != cold.modes {
             cold.modes = modes;
             self.publish(&cold);
-            cold.raise(Attention::ModeChanged, Some(by));
+            let initiator = by.nexus().initiator();
+            each_alive(&mut cold.paths, |path| {
+                if path.nexus().initiator() != initiator {
+                    path.raise(Attention::ModeChanged);
+                }
+            });
         }
         Ok(())
     }
@@ -250,6 +256,20 @@ mod tests {
         assert_eq!(drained(&paths[1]), [Attention::DeviceReset], "the threshold went with the reset");
         unit.reset(None);
         assert_eq!(drained(&paths[0]), [Attention::PowerOn]);
+    }
+
+    #[test]
+    fn changed_modes_are_told_to_other_initiators_only() {
+        let (unit, paths) = two_paths(Some(shape()));
+        let second = unit.attach(Nexus::new(paths[0].nexus().initiator(), "c9".into(), 9, 0), 0);
+        drained(&second);
+        unit.change_modes(&paths[0], |modes| {
+            modes.set_volatile_cache(false);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(paths.each_ref().map(|path| drained(path).len()), [0, 1]);
+        assert_eq!(drained(&second), []);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag,
+    Alignment, Bdev, Channel, Completion, Cx, Extent, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag,
 };
 use serde_json::{Value, json};
 
@@ -69,6 +69,10 @@ impl Delay {
 impl Bdev for Delay {
     fn shape(&self) -> Shape {
         self.base.shape()
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        self.base.extent(offset, len)
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

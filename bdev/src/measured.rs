@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, IoStats, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag,
-    Token,
+    Alignment, Bdev, Channel, Completion, Cx, Extent, Io, IoError, IoStats, Next, Op, OpenArgs, OpenError, Shape, Slab,
+    Tag, Token,
 };
 
 use crate::StatsSet;
@@ -27,6 +27,10 @@ impl Measured {
 impl Bdev for Measured {
     fn shape(&self) -> Shape {
         self.base.shape()
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        self.base.extent(offset, len)
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

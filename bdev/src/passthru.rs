@@ -9,7 +9,9 @@
 
 use std::sync::Arc;
 
-use pollux_core::{Alignment, Bdev, Channel, Completion, Cx, Io, IoError, Next, OpenArgs, OpenError, Shape, Tag};
+use pollux_core::{
+    Alignment, Bdev, Channel, Completion, Cx, Extent, Io, IoError, Next, OpenArgs, OpenError, Shape, Tag,
+};
 use serde_json::{Value, json};
 
 use crate::Device;
@@ -36,6 +38,11 @@ impl Bdev for Passthru {
     /// has to keep to it in its channels.
     fn shape(&self) -> Shape {
         self.base.shape()
+    }
+
+    /// What is mapped. Answered on reactors, at once.
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        self.base.extent(offset, len)
     }
 
     /// Opens a way in for one reactor. This runs on the control plane: it may block and allocate, and it is the only

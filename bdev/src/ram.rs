@@ -13,8 +13,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pollux_core::segment::for_range;
-use pollux_core::{Bdev, Channel, Completion, Cx, Discard, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag};
+use pollux_core::segment::{copy_from, for_range};
+use pollux_core::{
+    Bdev, Channel, Completion, Cx, Discard, Extent, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag,
+};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
@@ -23,6 +25,8 @@ use crate::{BdevError, Device, MAX_DEPTH, RamSpec};
 
 /// Bytes copied in one poll before others get their turn.
 const COPY_BUDGET: u64 = 1 << 20;
+/// Bytes looked at for one extent: some tens of microseconds.
+const LOOK_BUDGET: u64 = 256 << 10;
 /// Bytes zeroed in one poll: dropping pages is cheaper than copying them.
 const ZERO_BUDGET: u64 = 32 << 20;
 
@@ -108,6 +112,31 @@ impl Ram {
 impl Bdev for Ram {
     fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// By content, since a page may hold blocks of both kinds: a block of zeroes reads as a discarded one does, and a device
+    /// may deallocate it by itself at any time (SBC-4, clause 4.7.4).
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        let bytes = self.shape.bytes();
+        if offset >= bytes {
+            return Extent::mapped(len);
+        }
+        let len = len.min(LOOK_BUDGET).min(bytes - offset);
+        let (mut done, mut kind) = (0, None);
+        let mut page = [0; PAGE];
+        while done < len {
+            let part = (len - done).min(PAGE as u64) as usize;
+            let from = self.medium.memory.segment((offset + done) as usize, part);
+            copy_from(&[from], 0, &mut page[..part]);
+            for block in page[..part].chunks(self.shape.block_size as usize) {
+                let mapped = block.iter().any(|&byte| byte != 0);
+                if *kind.get_or_insert(mapped) != mapped {
+                    return Extent { len: done, mapped: !mapped };
+                }
+                done += block.len() as u64;
+            }
+        }
+        Extent { len: done, mapped: kind.unwrap_or(true) }
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {
@@ -312,6 +341,23 @@ mod tests {
         assert_eq!(rig.read(end - 8192, 8192).unwrap(), [vec![0; 4096], vec![3; 4096]].concat());
         rig.run(Io::without_data(0, Op::Discard, IoFlags::empty(), end - 4096, 4096)).unwrap();
         assert_eq!(rig.read(end - 4096, 4096).unwrap(), [0; 4096]);
+    }
+
+    #[test]
+    fn extents_are_runs_of_blocks_that_hold_something_or_nothing() {
+        let device = ram(512, 2048);
+        let mut rig = Rig::new(&*device);
+        rig.write(512 * 3, &[7; 512 * 20], IoFlags::empty()).unwrap();
+        rig.run(Io::without_data(0, Op::Discard, IoFlags::empty(), 512 * 5, 512)).unwrap();
+        let extent = |lba: u64, blocks: u64| {
+            let Extent { len, mapped } = device.extent(lba * 512, blocks * 512);
+            (len / 512, mapped)
+        };
+        assert_eq!([extent(0, 100), extent(3, 100), extent(5, 100)], [(3, false), (2, true), (1, false)]);
+        assert_eq!([extent(6, 100), extent(6, 4), extent(22, 1)], [(17, true), (4, true), (1, true)]);
+        assert_eq!(extent(1000, 1048), (LOOK_BUDGET / 512, false), "not more than is looked at");
+        assert_eq!(extent(2000, 48), (48, false));
+        assert_eq!(extent(4000, 48), (48, true), "beyond the end nothing is known");
     }
 
     #[test]

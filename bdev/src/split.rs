@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use pollux_core::{Alignment, Bdev, Channel, Completion, Cx, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag};
+use pollux_core::{
+    Alignment, Bdev, Channel, Completion, Cx, Extent, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag,
+};
 use serde_json::{Value, json};
 
 use crate::Device;
@@ -37,6 +39,11 @@ impl Bdev for Part {
             discard
         });
         Shape { num_blocks: self.num_blocks, discard, ..base }
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        let start = self.offset_blocks * u64::from(self.base.shape().block_size);
+        self.base.extent(start + offset, len)
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

@@ -49,6 +49,24 @@ pub struct Discard {
     pub reads_zero: bool,
 }
 
+/// The front of a range: how far it is all of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes, in whole blocks; not 0. The next extent may be of the same kind.
+    pub len: u64,
+    /// Whether the device has it mapped. What is not mapped reads as zeroes, or as anything if the device does not say
+    /// [`Discard::reads_zero`].
+    pub mapped: bool,
+}
+
+impl Extent {
+    /// A range that is mapped as far as anybody knows.
+    #[must_use]
+    pub const fn mapped(len: u64) -> Extent {
+        Extent { len, mapped: true }
+    }
+}
+
 /// How a channel is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenArgs {
@@ -76,6 +94,13 @@ pub enum OpenError {
 pub trait Bdev: Send + Sync {
     /// What it is like now.
     fn shape(&self) -> Shape;
+
+    /// What is mapped from `offset` on, looking at most at `len` bytes (inside the capacity, whole blocks, not 0). Called on
+    /// reactors: it neither waits nor takes long, so a device that would have to, says that all is mapped.
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        let _ = offset;
+        Extent::mapped(len)
+    }
 
     /// Opens a way in for one reactor. Called off the reactors; takes all memory that requests will need.
     ///

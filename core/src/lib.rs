@@ -19,7 +19,7 @@ pub mod spin;
 pub mod stats;
 pub mod worker;
 
-pub use bdev::{Alignment, Bdev, Channel, Discard, Next, OpenArgs, OpenError, Shape};
+pub use bdev::{Alignment, Bdev, Channel, Discard, Extent, Next, OpenArgs, OpenError, Shape};
 pub use io::{Completion, Io, IoError, IoFlags, Op, Tag};
 pub use ring::{ClientId, Done, Entry, FileSlot, Ring, RingError, RingOp, Token};
 pub use segment::{Segment, SegmentList};

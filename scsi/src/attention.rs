@@ -36,10 +36,14 @@ pub enum Attention {
     SoftThreshold,
     /// 3Fh/03h: INQUIRY data has changed.
     InquiryChanged,
+    /// 2Ah/10h: another initiator has set the unit's clock.
+    TimestampChanged,
+    /// 2Ah/02h: another initiator has reset log parameters.
+    LogChanged,
 }
 
 impl Attention {
-    const ALL: [Attention; 13] = [
+    const ALL: [Attention; 15] = [
         Attention::PowerOn,
         Attention::DeviceReset,
         Attention::NexusLoss,
@@ -53,10 +57,17 @@ impl Attention {
         Attention::CommandsCleared,
         Attention::SoftThreshold,
         Attention::InquiryChanged,
+        Attention::TimestampChanged,
+        Attention::LogChanged,
     ];
 
     pub(crate) const fn bit(self) -> u32 {
         1 << self as u8
+    }
+
+    /// Whether it says that what the initiator has done before on this path is undone (29h).
+    pub(crate) const fn is_reset(self) -> bool {
+        matches!(self, Attention::PowerOn | Attention::DeviceReset | Attention::NexusLoss)
     }
 
     /// The one to report first of a set of bits.
@@ -68,13 +79,11 @@ impl Attention {
     /// a stronger reset, and except [`Attention::LunsChanged`], which belongs to the nexus and not to the unit.
     pub(crate) const fn added_to(self, pending: u32) -> u32 {
         let stronger = self.bit() - 1;
-        match self {
-            Attention::PowerOn | Attention::DeviceReset | Attention::NexusLoss => {
-                let kept = pending & (stronger | Attention::LunsChanged.bit());
-                if kept & stronger == 0 { kept | self.bit() } else { kept }
-            }
-            _ => pending | self.bit(),
+        if !self.is_reset() {
+            return pending | self.bit();
         }
+        let kept = pending & (stronger | Attention::LunsChanged.bit());
+        if kept & stronger == 0 { kept | self.bit() } else { kept }
     }
 
     /// Its sense data.
@@ -94,6 +103,8 @@ impl Attention {
             Attention::CommandsCleared => 0x2F00,
             Attention::SoftThreshold => 0x3807,
             Attention::InquiryChanged => 0x3F03,
+            Attention::TimestampChanged => 0x2A10,
+            Attention::LogChanged => 0x2A02,
         };
         Sense::new(Key::UnitAttention, code)
     }

@@ -96,7 +96,7 @@ impl Cdb {
     }
 
     #[inline]
-    const fn be64(&self, at: usize) -> u64 {
+    pub(crate) const fn be64(&self, at: usize) -> u64 {
         (self.be32(at) as u64) << 32 | self.be32(at + 4) as u64
     }
 

@@ -2,14 +2,20 @@
 //! checks before a handler, and REPORT SUPPORTED OPERATION CODES all read this table; a new command is a row and a
 //! handler.
 
+pub(crate) mod buffer;
 pub(crate) mod capacity;
 pub(crate) mod defects;
+pub(crate) mod diagnostic;
 pub(crate) mod discovery;
+pub(crate) mod lba_status;
+pub(crate) mod log;
 pub(crate) mod media;
 pub(crate) mod mode;
 pub(crate) mod opcodes;
 pub(crate) mod ports;
+pub(crate) mod power;
 pub(crate) mod provisioning;
+pub(crate) mod timestamp;
 pub(crate) mod vpd;
 
 use bitflags::bitflags;
@@ -26,6 +32,8 @@ pub(crate) struct Call<'a> {
     pub(crate) cdb: &'a Cdb,
     /// The unit as it was when the command came in; one moment for the whole command.
     pub(crate) geometry: Geometry,
+    /// Whether an initiator has stopped it.
+    pub(crate) stopped: bool,
     pub(crate) data: DataIn<'a>,
 }
 
@@ -35,7 +43,7 @@ type ParameterHandler = fn(&mut Call<'_>, &[u8]) -> Result<Action, Sense>;
 bitflags! {
     /// What kind of command it is.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(crate) struct RowFlags: u8 {
+    pub(crate) struct RowFlags: u16 {
         /// Data goes to the initiator.
         const DATA_IN = 1;
         /// Data comes from the initiator.
@@ -50,6 +58,8 @@ bitflags! {
         const NEEDS_DISCARD = 1 << 5;
         /// Served where there is no unit.
         const WITHOUT_UNIT = 1 << 6;
+        /// Served while the unit is stopped: does not touch the medium.
+        const WHEN_STOPPED = 1 << 7;
     }
 }
 
@@ -97,7 +107,14 @@ const RARC_FUA_NV_RELADR: (u8, u8) = (1, 0x07);
 const IN: RowFlags = RowFlags::DATA_IN;
 const OUT: RowFlags = RowFlags::DATA_OUT;
 const NONE: RowFlags = RowFlags::empty();
-const ALWAYS: RowFlags = IN.union(RowFlags::WITH_ATTENTION).union(RowFlags::WHEN_MISSING).union(RowFlags::WITHOUT_UNIT);
+/// Data about the unit to the initiator.
+const ASK: RowFlags = IN.union(RowFlags::WHEN_STOPPED);
+/// Data about the unit from the initiator.
+const TELL: RowFlags = OUT.union(RowFlags::WHEN_STOPPED);
+/// No data, and nothing to do with the medium.
+const BARE: RowFlags = RowFlags::WHEN_STOPPED;
+const ALWAYS: RowFlags =
+    ASK.union(RowFlags::WITH_ATTENTION).union(RowFlags::WHEN_MISSING).union(RowFlags::WITHOUT_UNIT);
 const CHANGE: RowFlags = OUT.union(RowFlags::CHANGES_MEDIUM);
 const DISCARD: RowFlags = CHANGE.union(RowFlags::NEEDS_DISCARD);
 
@@ -146,20 +163,26 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x08, "READ(6)", [0x08, 0x1F, F, F, F, 0], [SCSI2_LUN], IN, media::read),
     row!(0x0A, "WRITE(6)", [0x0A, 0x1F, F, F, F, 0], [SCSI2_LUN], CHANGE, media::write),
     row!(0x12, "INQUIRY", [0x12, 0x01, F, F, F, 0], [SCSI2_LUN], ALWAYS, discovery::inquiry),
-    row!(0x15, "MODE SELECT(6)", [0x15, 0x10, 0, 0, F, 0], [SCSI2_LUN], OUT, mode::select, mode::select_list),
-    row!(0x1A, "MODE SENSE(6)", [0x1A, 0x08, F, F, F, 0], [SCSI2_LUN], IN, mode::sense),
-    row!(0x1B, "START STOP UNIT", [0x1B, 0x01, 0, 0, 0x05, 0], [SCSI2_LUN], NONE, media::start_stop),
-    row!(0x1E, "PREVENT ALLOW MEDIUM REMOVAL", [0x1E, 0, 0, 0, 0x03, 0], [SCSI2_LUN], NONE, media::prevent_allow),
-    row!(0x25, "READ CAPACITY(10)", [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], [LUN_RELADR, (2, F), (3, F), (4, F), (5, F), (8, 0x01)], IN, capacity::read_capacity_10),
+    row!(0x15, "MODE SELECT(6)", [0x15, 0x10, 0, 0, F, 0], [SCSI2_LUN], TELL, mode::select, mode::select_list),
+    row!(0x1A, "MODE SENSE(6)", [0x1A, 0x08, F, F, F, 0], [SCSI2_LUN], ASK, mode::sense),
+    row!(0x1B, "START STOP UNIT", [0x1B, 0x01, 0, 0, 0x05, 0], [SCSI2_LUN], BARE, power::start_stop),
+    row!(0x1C, "RECEIVE DIAGNOSTIC RESULTS", [0x1C, 0x01, F, F, F, 0], [SCSI2_LUN], ASK, diagnostic::receive),
+    row!(0x1D, "SEND DIAGNOSTIC", [0x1D, 0x17, 0, F, F, 0], [], TELL, diagnostic::send, diagnostic::send_list),
+    row!(0x1E, "PREVENT ALLOW MEDIUM REMOVAL", [0x1E, 0, 0, 0, 0x03, 0], [SCSI2_LUN], BARE, power::prevent_allow),
+    row!(0x25, "READ CAPACITY(10)", [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], [LUN_RELADR, (2, F), (3, F), (4, F), (5, F), (8, 0x01)], ASK, capacity::read_capacity_10),
     row!(0x28, "READ(10)", [0x28, 0x18, F, F, F, F, 0, F, F, 0], [RARC_FUA_NV_RELADR, (6, 0x3F)], IN, media::read),
     row!(0x2A, "WRITE(10)", [0x2A, 0x18, F, F, F, F, 0, F, F, 0], [FUA_NV_RELADR, (6, 0x3F)], CHANGE, media::write),
     row!(0x34, "PRE-FETCH(10)", [0x34, 0x02, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], NONE, media::pre_fetch),
     row!(0x35, "SYNCHRONIZE CACHE(10)", [0x35, 0x02, F, F, F, F, 0, F, F, 0], [(1, 0xE5), (6, 0x3F)], NONE, media::synchronize_cache),
     row!(0x37, "READ DEFECT DATA(10)", [0x37, 0, 0x1F, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], IN, defects::read_10),
+    row!(0x3B, "WRITE BUFFER", [0x3B, 0x1F, F, F, F, F, F, F, F, 0], [], TELL, buffer::write, buffer::write_data),
+    row!(0x3C, "READ BUFFER", [0x3C, 0x1F, F, F, F, F, F, F, F, 0], [], ASK, buffer::read),
     row!(0x41, "WRITE SAME(10)", [0x41, 0x08, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
     row!(0x42, "UNMAP", [0x42, 0, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN, (6, 0x3F)], DISCARD, provisioning::unmap, provisioning::unmap_list),
-    row!(0x55, "MODE SELECT(10)", [0x55, 0x10, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], OUT, mode::select, mode::select_list),
-    row!(0x5A, "MODE SENSE(10)", [0x5A, 0x18, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], IN, mode::sense),
+    row!(0x4C, "LOG SELECT", [0x4C, 0x02, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], TELL, log::select, log::select_list),
+    row!(0x4D, "LOG SENSE", [0x4D, 0, F, F, 0, F, F, F, F, 0], [SCSI2_LUN], ASK, log::sense),
+    row!(0x55, "MODE SELECT(10)", [0x55, 0x10, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], TELL, mode::select, mode::select_list),
+    row!(0x5A, "MODE SENSE(10)", [0x5A, 0x18, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], ASK, mode::sense),
     row!(0x7F/0x09, "READ(32)", long!(0x09, 0x18), long_ignored!((10, 0x06)), IN, media::read),
     row!(0x7F/0x0B, "WRITE(32)", long!(0x0B, 0x18), long_ignored!((10, 0x02)), CHANGE, media::write),
     row!(0x7F/0x0D, "WRITE SAME(32)", long!(0x0D, 0x09), long_ignored!(), CHANGE, provisioning::write_same, provisioning::write_same_block),
@@ -168,11 +191,14 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x90, "PRE-FETCH(16)", [0x90, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RELADR, (14, 0x3F)], NONE, media::pre_fetch),
     row!(0x91, "SYNCHRONIZE CACHE(16)", [0x91, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(1, 0x05), (14, 0x3F)], NONE, media::synchronize_cache),
     row!(0x93, "WRITE SAME(16)", [0x93, 0x09, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
-    row!(0x9E/0x10, "READ CAPACITY(16)", [0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [(2, F), (3, F), (4, F), (5, F), (6, F), (7, F), (8, F), (9, F), (14, 0x01)], IN, capacity::read_capacity_16),
+    row!(0x9E/0x10, "READ CAPACITY(16)", [0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [(2, F), (3, F), (4, F), (5, F), (6, F), (7, F), (8, F), (9, F), (14, 0x01)], ASK, capacity::read_capacity_16),
+    row!(0x9E/0x12, "GET LBA STATUS(16)", [0x9E, 0x12, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [], IN, lba_status::get),
     row!(0xA0, "REPORT LUNS", [0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, 0], [SCSI2_LUN], ALWAYS, discovery::report_luns_of_unit),
-    row!(0xA3/0x0A, "REPORT TARGET PORT GROUPS", [0xA3, 0x2A, 0, 0, 0, 0, F, F, F, F, 0, 0], [], IN, ports::report_groups),
-    row!(0xA3/0x0C, "REPORT SUPPORTED OPERATION CODES", [0xA3, 0x0C, 0x87, F, F, F, F, F, F, F, 0, 0], [], IN, opcodes::report),
-    row!(0xA3/0x0D, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", [0xA3, 0x0D, 0x80, 0, 0, 0, F, F, F, F, 0, 0], [], IN, opcodes::report_task_functions),
+    row!(0xA3/0x0A, "REPORT TARGET PORT GROUPS", [0xA3, 0x2A, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, ports::report_groups),
+    row!(0xA3/0x0C, "REPORT SUPPORTED OPERATION CODES", [0xA3, 0x0C, 0x87, F, F, F, F, F, F, F, 0, 0], [], ASK, opcodes::report),
+    row!(0xA3/0x0D, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", [0xA3, 0x0D, 0x80, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, opcodes::report_task_functions),
+    row!(0xA3/0x0F, "REPORT TIMESTAMP", [0xA3, 0x0F, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, timestamp::report),
+    row!(0xA4/0x0F, "SET TIMESTAMP", [0xA4, 0x0F, 0, 0, 0, 0, F, F, F, F, 0, 0], [], TELL, timestamp::set, timestamp::set_list),
     row!(0xA8, "READ(12)", [0xA8, 0x18, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV_RELADR, (10, 0x3F)], IN, media::read),
     row!(0xAA, "WRITE(12)", [0xAA, 0x18, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV_RELADR, (10, 0x3F)], CHANGE, media::write),
     row!(0xB7, "READ DEFECT DATA(12)", [0xB7, 0x1F, F, F, F, F, F, F, F, F, 0, 0], [SCSI2_LUN], IN, defects::read_12),

@@ -6,6 +6,7 @@ use crate::cdb::{Blocks, Everyday, everyday};
 use crate::commands::{self, Call, RowFlags, discovery};
 use crate::data_in::DataIn;
 use crate::geometry::{Flags, Geometry};
+use crate::unit::Standing;
 use crate::{Action, Cdb, LogicalUnit, Nexus, Path, SCRATCH_MIN, Sense};
 
 /// The units that a target has, for REPORT LUNS.
@@ -72,28 +73,29 @@ impl LogicalUnit {
     /// Goes on with a command that was answered with [`Action::DataOut`], with the parameter data: the bytes that the
     /// guest really sent, if it had less than was asked for.
     pub fn execute_out(&self, path: &Path, cdb: &Cdb, parameters: &[u8], scratch: &mut [u8]) -> Action {
-        let row = match commands::find(cdb, self.geometry()) {
+        let Standing { geometry, stopped } = self.standing();
+        let row = match commands::find(cdb, geometry) {
             Ok(row) => row,
             Err(sense) => return sense.into(),
         };
-        let mut call = Call { unit: self, path, cdb, geometry: self.geometry(), data: DataIn::new(scratch) };
-        let ready = usable(call.geometry, row.flags);
+        let mut call = Call { unit: self, path, cdb, geometry, stopped, data: DataIn::new(scratch) };
+        let ready = usable(&call, row.flags);
         ready.and_then(|()| row.parameters.ok_or(Sense::INVALID_OPCODE)?(&mut call, parameters)).into()
     }
 
     fn execute_any(&self, path: &Path, cdb: &Cdb, inventory: &dyn Inventory, scratch: &mut [u8]) -> Action {
         assert!(scratch.len() >= SCRATCH_MIN, "{} bytes of scratch", scratch.len());
-        let geometry = self.geometry();
+        let Standing { geometry, stopped } = self.standing();
         let row = commands::find(cdb, geometry);
         let exempt = row.is_ok_and(|row| row.flags.contains(RowFlags::WITH_ATTENTION));
         // SAM-5, clause 5.14.4: the attention comes before anything that is wrong with the command.
         if !exempt && let Some(attention) = path.take() {
             return attention.sense().into();
         }
-        let mut call = Call { unit: self, path, cdb, geometry, data: DataIn::new(scratch) };
+        let mut call = Call { unit: self, path, cdb, geometry, stopped, data: DataIn::new(scratch) };
         let run = |row: &'static commands::Row| {
             row.check(cdb)?;
-            usable(geometry, row.flags)?;
+            usable(&call, row.flags)?;
             (row.handler)(&mut call, inventory)
         };
         row.and_then(run).into()
@@ -101,11 +103,14 @@ impl LogicalUnit {
 }
 
 /// Whether the unit is in a state to serve a command of this kind.
-fn usable(geometry: Geometry, flags: RowFlags) -> Result<(), Sense> {
-    if !flags.contains(RowFlags::WHEN_MISSING) && !geometry.has(Flags::READY) {
+fn usable(call: &Call<'_>, flags: RowFlags) -> Result<(), Sense> {
+    if !flags.contains(RowFlags::WHEN_MISSING) && !call.geometry.has(Flags::READY) {
         return Err(Sense::NOT_READY);
     }
-    if flags.contains(RowFlags::CHANGES_MEDIUM) { geometry.writable() } else { Ok(()) }
+    if !flags.contains(RowFlags::WHEN_STOPPED) && call.stopped {
+        return Err(Sense::STOPPED);
+    }
+    if flags.contains(RowFlags::CHANGES_MEDIUM) { call.geometry.writable() } else { Ok(()) }
 }
 
 /// A command for a number of an existing target that has no unit behind it (SPC-5, clause 4.7.1 and SAM-5, clause

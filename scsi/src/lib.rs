@@ -14,11 +14,13 @@
 mod action;
 mod attention;
 mod cdb;
+mod clock;
 mod commands;
 mod data_in;
 mod execute;
 mod geometry;
 mod identity;
+mod medium;
 mod modes;
 mod nexus;
 mod plan;
@@ -31,7 +33,8 @@ pub use action::{Action, Outcome, SCRATCH_LEN, SCRATCH_MIN, Status, io_outcome, 
 pub use attention::Attention;
 pub use cdb::Cdb;
 pub use execute::{Inventory, PlainIo, execute_absent, execute_well_known};
-pub use identity::Identity;
+pub use identity::{Chosen, Identity, IdentityError, Naa, SERIAL_MAX};
+pub use medium::{Medium, Share, Transfers};
 pub use nexus::{Nexus, Path};
 pub use plan::{PATTERN_STEP_LEN, Plan, STEP_LEN, Step};
 pub use sense::{FieldPointer, Key, SENSE_LEN, Sense, code};

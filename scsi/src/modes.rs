@@ -22,29 +22,54 @@ pub(crate) struct Page {
     changeable: &'static [u8],
 }
 
-const CACHING: usize = 1;
-const CONTROL: usize = 2;
+const RECOVERY: usize = 0;
+const CACHING: usize = 2;
+const CONTROL: usize = 3;
 
 /// Every page in the order of MODE SENSE's page 3Fh: by page code, then subpage code.
-const PAGES: [Page; 4] = [
-    // 01h read-write error recovery: AWRE and ARRE, as the target below repairs silently what it can.
-    Page { default: &[0x01, 0x0A, 0xC0, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 12] },
+const PAGES: [Page; 8] = [
+    // 01h read-write error recovery: AWRE and ARRE, as the target below repairs silently what it can; LBPERE, which says
+    // whether thresholds are reported, is changeable.
+    Page {
+        default: &[0x01, 0x0A, 0xC0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0],
+        changeable: &[0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0],
+    },
+    // 02h disconnect-reconnect: there is no bus to disconnect from, and no limit to a burst.
+    Page { default: &[0x02, 0x0E, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 16] },
     // 08h caching: WCE is changeable where there is a volatile cache.
     Page {
         default: &[0x08, 0x12, 0x04, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         changeable: &[0, 0, 0x04, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     },
-    // 0Ah control: GLTSD (no log parameters to save), unrestricted reordering; D_SENSE and SWP are changeable.
+    // 0Ah control: one task set for all (TST 0), GLTSD (no log parameters to save), unrestricted reordering, nobody's
+    // commands end because of another's error (QERR 0); D_SENSE and SWP are changeable.
     Page {
         default: &[0x0A, 0x0A, 0x02, 0x10, 0, 0, 0, 0, 0, 0, 0, 0],
         changeable: &[0, 0, 0x04, 0, 0x08, 0, 0, 0, 0, 0, 0, 0],
     },
+    // 0Ah 01h control extension: TCMOS and SCSIP, as the clock is the host's until SET TIMESTAMP.
+    Page {
+        default: &[
+            0x4A, 0x01, 0, 0x1C, 0x06, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ],
+        changeable: &[0; 32],
+    },
+    // 1Ah power condition: no timer runs.
+    Page {
+        default: &[
+            0x1A, 0x26, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 0, 0, 0, 0,
+        ],
+        changeable: &[0; 40],
+    },
     // 1Ch informational exceptions: DEXCPT, as none are reported.
     Page { default: &[0x1C, 0x0A, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 12] },
+    // 1Ch 02h logical block provisioning: no thresholds that an initiator could see or set.
+    Page { default: &[0x5C, 0x02, 0, 0x0C, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 16] },
 ];
 
 /// The longest page, header included.
-const PAGE_MAX: usize = 20;
+const PAGE_MAX: usize = 40;
 
 const ALL_PAGES: u8 = 0x3F;
 const ALL_SUBPAGES: u8 = 0xFF;
@@ -110,6 +135,11 @@ impl Modes {
         flags.set(Flags::D_SENSE, self.pages[CONTROL][2] & 0x04 != 0);
         flags.set(Flags::SOFTWARE_PROTECTED, self.pages[CONTROL][4] & 0x08 != 0);
         flags
+    }
+
+    /// Whether initiators want to be told of thresholds (LBPERE).
+    pub(crate) fn reports_thresholds(&self) -> bool {
+        self.pages[RECOVERY][7] & 0x80 != 0
     }
 
     /// Visits the pages that a page code and subpage code of MODE SENSE mean; whether there is any.
@@ -221,7 +251,7 @@ mod tests {
             assert!(last < key);
             last = key;
         }
-        assert_eq!((PAGES[CACHING].code(), PAGES[CONTROL].code()), (0x08, 0x0A));
+        assert_eq!([RECOVERY, CACHING, CONTROL].map(|index| PAGES[index].code()), [0x01, 0x08, 0x0A]);
     }
 
     fn page(modes: &Modes, code: u8, values: Values) -> Vec<u8> {
@@ -267,7 +297,7 @@ mod tests {
         let caching = page(&modes, 0x08, Values::Current);
         assert_eq!(modes.select(&caching[..19], 4), Err(Sense::LIST_LENGTH));
         assert_eq!(modes.select(&caching[..1], 4), Err(Sense::LIST_LENGTH));
-        assert_eq!(modes.select(&[0x02, 0x0E], 4), Err(Sense::invalid_parameter(4, Some(5))));
+        assert_eq!(modes.select(&[0x03, 0x16], 4), Err(Sense::invalid_parameter(4, Some(5))));
         assert_eq!(modes.select(&[0x48, 0x01, 0, 0], 4), Err(Sense::invalid_parameter(4, Some(5))));
         let mut longer = caching;
         longer[1] = 0x13;
@@ -287,13 +317,47 @@ mod tests {
     #[test]
     fn page_3f_is_all_and_knows_two_subpages() {
         let modes = Modes::new(true);
-        let mut codes = Vec::new();
-        assert!(modes.sense(0x3F, 0, Values::Current, |page| codes.push(page[0])));
-        assert_eq!(codes, [0x01, 0x08, 0x0A, 0x1C]);
-        assert!(modes.sense(0x3F, 0xFF, Values::Current, |_| ()));
-        assert!(!modes.sense(0x3F, 1, Values::Current, |_| ()));
-        assert!(!modes.sense(0x02, 0, Values::Current, |_| ()));
+        let codes = |subpage| {
+            let mut codes = Vec::new();
+            let found = modes.sense(0x3F, subpage, Values::Current, |page| codes.push((page[0], page[1])));
+            (found, codes)
+        };
+        let pages = vec![(0x01, 0x0A), (0x02, 0x0E), (0x08, 0x12), (0x0A, 0x0A), (0x1A, 0x26), (0x1C, 0x0A)];
+        assert_eq!(codes(0), (true, pages.clone()));
+        let mut all = pages;
+        all.insert(4, (0x4A, 0x01));
+        all.push((0x5C, 0x02));
+        assert_eq!(codes(0xFF), (true, all));
+        assert!(!codes(1).0);
+        assert!(!modes.sense(0x03, 0, Values::Current, |_| ()));
         assert!(modes.sense(0x08, 0xFF, Values::Current, |_| ()));
         assert!(!modes.sense(0x08, 1, Values::Current, |_| ()));
+    }
+
+    #[test]
+    fn a_subpage_has_a_header_of_its_own() {
+        let mut modes = Modes::new(true);
+        let mut extension = Vec::new();
+        assert!(modes.sense(0x0A, 1, Values::Current, |page| extension.extend_from_slice(page)));
+        assert_eq!((extension.len(), &extension[..5]), (32, &[0x4A, 0x01, 0, 0x1C, 0x06][..]));
+        assert_eq!(modes.select(&extension, 8), Ok(32));
+        assert_eq!(modes.select(&extension[..31], 8), Err(Sense::LIST_LENGTH));
+        assert_eq!(modes.select(&extension[..3], 8), Err(Sense::LIST_LENGTH));
+        extension[4] = 0x02;
+        assert_eq!(modes.select(&extension, 8), Err(Sense::invalid_parameter(12, Some(2))), "SCSIP");
+        extension[3] = 0x1B;
+        assert_eq!(modes.select(&extension, 8), Err(Sense::invalid_parameter(10, None)), "PAGE LENGTH");
+    }
+
+    #[test]
+    fn lbpere_is_changeable() {
+        let mut modes = Modes::new(true);
+        let mut recovery = page(&modes, 0x01, Values::Current);
+        assert!(modes.reports_thresholds());
+        recovery[7] = 0;
+        modes.select(&recovery, 4).unwrap();
+        assert!(!modes.reports_thresholds());
+        modes.reset();
+        assert!(modes.reports_thresholds());
     }
 }

@@ -4,7 +4,7 @@
 //! nexus (the list of units has changed) is put into the words of all its paths and taken out of all of them at once,
 //! under the nexus' lock, by whichever path reports it.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::Attention;
@@ -69,6 +69,12 @@ impl Nexus {
         self.lock().each_path(|path| path.add(Attention::NexusLoss));
     }
 
+    /// The initiator has stopped all queues to the target, as a reset of its controller does. A unit that it has stopped
+    /// is no longer stopped; nothing is told.
+    pub fn restarted(&self) {
+        self.lock().each_path(|path| path.set_stopped(false));
+    }
+
     /// Takes 3Fh/0Eh back from all paths; whether it was pending. Of several that ask at once, one gets `true`.
     pub(crate) fn take_luns_changed(&self) -> bool {
         self.take_luns_changed_from(None)
@@ -114,12 +120,17 @@ pub struct Path {
     lun: u16,
     /// Pending unit attentions of the path and of its nexus, one bit each.
     pending: AtomicU32,
+    /// Whether this path has stopped the unit (START STOP UNIT).
+    stopped: AtomicBool,
+    /// What WRITE BUFFER has put into the path's echo buffer.
+    echo: Mutex<Option<Box<[u8]>>>,
 }
 
 impl Path {
     /// A path with 29h/00h pending, and 3Fh/0Eh if the nexus has it.
     pub(crate) fn new(nexus: Arc<Nexus>, lun: u16) -> Arc<Path> {
-        let path = Arc::new(Path { nexus, lun, pending: AtomicU32::new(Attention::PowerOn.bit()) });
+        let pending = AtomicU32::new(Attention::PowerOn.bit());
+        let path = Arc::new(Path { nexus, lun, pending, stopped: AtomicBool::new(false), echo: Mutex::default() });
         let mut state = path.nexus.lock();
         if state.luns_changed {
             path.add(Attention::LunsChanged);
@@ -176,7 +187,33 @@ impl Path {
         state.paths.retain(|path| !std::ptr::eq(path.as_ptr(), self));
     }
 
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_stopped(&self, stopped: bool) {
+        self.stopped.store(stopped, Ordering::Release);
+    }
+
+    /// Shows what is in the echo buffer, if anything is.
+    pub(crate) fn echo<T>(&self, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        self.lock_echo().as_deref().map(look)
+    }
+
+    /// Puts something into the echo buffer.
+    pub(crate) fn set_echo(&self, data: &[u8]) {
+        *self.lock_echo() = Some(data.into());
+    }
+
+    fn lock_echo(&self) -> MutexGuard<'_, Option<Box<[u8]>>> {
+        self.echo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn add(&self, attention: Attention) {
+        if attention.is_reset() {
+            self.set_stopped(false);
+            *self.lock_echo() = None;
+        }
         let add = |pending| Some(attention.added_to(pending));
         // The closure always answers, so the update cannot fail.
         let _ = self.pending.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);

@@ -33,6 +33,7 @@ pub mod code {
     #![allow(missing_docs)] // The names are those of the standard's table.
     pub const NONE: u16 = 0x0000;
     pub const NOT_READY: u16 = 0x0400;
+    pub const INITIALIZING_COMMAND_REQUIRED: u16 = 0x0402;
     pub const WRITE_ERROR: u16 = 0x0C00;
     pub const UNRECOVERED_READ_ERROR: u16 = 0x1100;
     pub const PARAMETER_LIST_LENGTH_ERROR: u16 = 0x1A00;
@@ -44,6 +45,7 @@ pub mod code {
     pub const WRITE_PROTECTED: u16 = 0x2700;
     pub const SOFTWARE_WRITE_PROTECTED: u16 = 0x2702;
     pub const SPACE_ALLOCATION_FAILED: u16 = 0x2707;
+    pub const COMMAND_SEQUENCE_ERROR: u16 = 0x2C00;
     pub const SAVING_NOT_SUPPORTED: u16 = 0x3900;
     pub const INTERNAL_TARGET_FAILURE: u16 = 0x4400;
     pub const INSUFFICIENT_RESOURCES: u16 = 0x5503;
@@ -80,6 +82,8 @@ impl Sense {
     pub const NONE: Sense = Sense::new(Key::NoSense, code::NONE);
     /// NOT READY, LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE: what is behind the unit is missing.
     pub const NOT_READY: Sense = Sense::new(Key::NotReady, code::NOT_READY);
+    /// NOT READY, INITIALIZING COMMAND REQUIRED: the unit is stopped and can be started.
+    pub const STOPPED: Sense = Sense::new(Key::NotReady, code::INITIALIZING_COMMAND_REQUIRED);
     /// There is no logical unit at this number.
     pub const LUN_NOT_SUPPORTED: Sense = Sense::new(Key::IllegalRequest, code::LUN_NOT_SUPPORTED);
     /// The target does not know this command.

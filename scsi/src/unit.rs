@@ -5,20 +5,23 @@
 //! held for a few instructions. Whatever changes cold state republishes the word before it raises attentions, so an
 //! initiator that has been told of a change sees it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use pollux_core::{IoError, Op, Shape};
 use uuid::Uuid;
 
+use crate::clock::Clock;
 use crate::geometry::{AtomicGeometry, Flags, Geometry};
 use crate::modes::Modes;
 use crate::nexus::each_alive;
-use crate::{Attention, Identity, Nexus, Path, Sense, io_sense};
+use crate::{Attention, Identity, Medium, Nexus, Path, Sense, Transfers, io_sense};
 
 /// A disk as initiators see it.
 #[derive(Debug)]
 pub struct LogicalUnit {
-    identity: Identity,
+    uuid: Uuid,
+    identity: Mutex<Arc<Identity>>,
     geometry: AtomicGeometry,
     cold: Mutex<Cold>,
 }
@@ -30,6 +33,9 @@ struct Cold {
     /// What it was like when it was last there, for what can be asked while it is missing.
     last_shape: Option<Shape>,
     modes: Modes,
+    clock: Clock,
+    /// Who knows the device, and what it had done when an initiator reset the statistics.
+    medium: Option<(Arc<dyn Medium>, Transfers)>,
     paths: Vec<Weak<Path>>,
 }
 
@@ -38,21 +44,41 @@ impl LogicalUnit {
     #[must_use]
     pub fn new(identity: Identity, shape: Option<Shape>) -> Arc<LogicalUnit> {
         let modes = Modes::new(shape.is_some_and(|shape| shape.volatile_cache));
-        let cold = Cold { shape, last_shape: shape, modes, paths: Vec::new() };
+        let cold = Cold { shape, last_shape: shape, modes, clock: Clock::default(), medium: None, paths: Vec::new() };
         let geometry = AtomicGeometry::new(cold.geometry());
-        Arc::new(LogicalUnit { identity, geometry, cold: Mutex::new(cold) })
+        let uuid = identity.uuid;
+        Arc::new(LogicalUnit { uuid, identity: Mutex::new(Arc::new(identity)), geometry, cold: Mutex::new(cold) })
     }
 
     /// What the unit says about itself.
     #[must_use]
-    pub fn identity(&self) -> &Identity {
-        &self.identity
+    pub fn identity(&self) -> Arc<Identity> {
+        self.lock_identity().clone()
+    }
+
+    /// Has the unit say something else about itself; every initiator is told 3Fh/03h. It stays the same disk: the UUID is
+    /// not changed. Returns whether anything is different now.
+    pub fn set_identity(&self, identity: Identity) -> bool {
+        let identity = Identity { uuid: self.uuid, ..identity };
+        {
+            let mut shown = self.lock_identity();
+            if **shown == identity {
+                return false;
+            }
+            *shown = Arc::new(identity);
+        }
+        self.raise(Attention::InquiryChanged, None);
+        true
+    }
+
+    fn lock_identity(&self) -> MutexGuard<'_, Arc<Identity>> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The disk's UUID.
     #[must_use]
     pub fn uuid(&self) -> Uuid {
-        self.identity.uuid
+        self.uuid
     }
 
     /// What the device is like; `None` while it is missing.
@@ -88,14 +114,23 @@ impl LogicalUnit {
     #[must_use]
     pub fn attach(self: &Arc<Self>, nexus: Arc<Nexus>, lun: u16) -> Arc<Path> {
         let path = Path::new(nexus, lun);
-        self.lock().paths.push(Arc::downgrade(&path));
+        let mut cold = self.lock();
+        if cold.alive().any(|other| other.nexus().initiator() != path.nexus().initiator()) {
+            // Nobody finds a unit stopped by somebody else.
+            cold.start();
+        }
+        cold.paths.push(Arc::downgrade(&path));
+        self.publish(&cold);
+        drop(cold);
         path
     }
 
     /// Ends a path: it is told of nothing any more.
     pub fn detach(&self, path: &Path) {
         path.forget();
-        self.lock().paths.retain(|other| !std::ptr::eq(other.as_ptr(), path));
+        let mut cold = self.lock();
+        cold.paths.retain(|other| !std::ptr::eq(other.as_ptr(), path));
+        self.publish(&cold);
     }
 
     /// LOGICAL UNIT RESET as far as it concerns the unit (SAM-5, clause 6.3.3): mode pages return to their defaults, and
@@ -107,6 +142,7 @@ impl LogicalUnit {
     pub fn reset(&self, by: Option<&Path>) {
         let mut cold = self.lock();
         cold.modes.reset();
+        cold.start();
         self.publish(&cold);
         let attention = if by.is_some() { Attention::DeviceReset } else { Attention::PowerOn };
         cold.raise(attention, None);
@@ -141,16 +177,81 @@ impl LogicalUnit {
         self.geometry.load()
     }
 
-    /// The relative identifiers of the target ports through which a path's initiator reaches the unit, in ascending order.
-    pub(crate) fn ports_of(&self, path: &Path) -> Vec<u16> {
-        let mut ports = Vec::new();
+    /// The unit as a command finds it that has to know more than the word says: also what it is like while it is stopped,
+    /// and whether it is.
+    pub(crate) fn standing(&self) -> Standing {
+        let geometry = self.geometry();
+        if geometry.has(Flags::READY) {
+            return Standing { geometry, stopped: false };
+        }
+        let cold = self.lock();
+        // Whoever had stopped it may have been reset or gone since.
+        self.publish(&cold);
+        Standing { geometry: cold.device_geometry(), stopped: cold.is_stopped() && cold.shape.is_some() }
+    }
+
+    /// STOP by a path: not if another initiator uses the unit too.
+    pub(crate) fn stop(&self, by: &Path) -> bool {
+        let cold = self.lock();
+        if cold.alive().any(|other| other.nexus().initiator() != by.nexus().initiator()) {
+            return false;
+        }
+        by.set_stopped(true);
+        self.publish(&cold);
+        true
+    }
+
+    /// START.
+    pub(crate) fn start(&self) {
+        let cold = self.lock();
+        cold.start();
+        self.publish(&cold);
+    }
+
+    /// Says who knows the device.
+    pub fn set_medium(&self, medium: Arc<dyn Medium>) {
+        self.lock().medium = Some((medium, Transfers::default()));
+    }
+
+    pub(crate) fn medium(&self) -> Option<Arc<dyn Medium>> {
+        self.lock().medium.as_ref().map(|(medium, _)| medium.clone())
+    }
+
+    /// What the device has done since the last reset of the statistics, if somebody counts.
+    pub(crate) fn transfers(&self) -> Option<Transfers> {
+        let (medium, before) = self.lock().medium.clone()?;
+        Some(medium.transfers().since(&before))
+    }
+
+    /// Lets the statistics begin at zero again and tells the other paths.
+    pub(crate) fn restart_transfers(&self, by: &Path) {
+        let Some(medium) = self.medium() else { return };
+        let now = medium.transfers();
+        let mut cold = self.lock();
+        cold.medium = Some((medium, now));
+        cold.raise(Attention::LogChanged, Some(by));
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.lock().clock
+    }
+
+    /// Sets the clock and tells the other paths.
+    pub(crate) fn set_clock(&self, by: &Path, time_ms: u64, host_ms: u64) {
+        let mut cold = self.lock();
+        cold.clock.set(time_ms, host_ms);
+        cold.raise(Attention::TimestampChanged, Some(by));
+    }
+
+    /// The target ports through which a path's initiator reaches the unit: relative identifiers and names.
+    pub(crate) fn ports_of(&self, path: &Path) -> BTreeMap<u16, String> {
+        let mut ports = BTreeMap::new();
         each_alive(&mut self.lock().paths, |other| {
-            if other.nexus().initiator() == path.nexus().initiator() {
-                ports.push(other.nexus().relative_port());
+            let nexus = other.nexus();
+            if nexus.initiator() == path.nexus().initiator() {
+                ports.insert(nexus.relative_port(), nexus.target_port().to_owned());
             }
         });
-        ports.sort_unstable();
-        ports.dedup();
         ports
     }
 
@@ -195,13 +296,43 @@ impl LogicalUnit {
     }
 }
 
+/// What [`LogicalUnit::standing`] says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    /// What the device is like.
+    pub(crate) geometry: Geometry,
+    /// Whether there is a device, and an initiator has stopped the unit.
+    pub(crate) stopped: bool,
+}
+
 impl Cold {
+    /// What is published: a stopped unit is one that is not ready.
     fn geometry(&self) -> Geometry {
+        if self.is_stopped() { Geometry::missing(self.modes.flags()) } else { self.device_geometry() }
+    }
+
+    fn device_geometry(&self) -> Geometry {
         let flags = self.modes.flags();
         self.shape.map_or(Geometry::missing(flags), |shape| Geometry::of(&shape, flags))
     }
 
+    fn is_stopped(&self) -> bool {
+        self.alive().any(|path| path.is_stopped())
+    }
+
+    fn start(&self) {
+        self.alive().for_each(|path| path.set_stopped(false));
+    }
+
+    fn alive(&self) -> impl Iterator<Item = Arc<Path>> {
+        self.paths.iter().filter_map(Weak::upgrade)
+    }
+
+    /// Has everybody told, except one path; of thresholds only if that is wanted.
     fn raise(&mut self, attention: Attention, except: Option<&Path>) {
+        if attention == Attention::SoftThreshold && !self.modes.reports_thresholds() {
+            return;
+        }
         each_alive(&mut self.paths, |path| {
             if !except.is_some_and(|except| std::ptr::eq(except, path)) {
                 path.raise(attention);
@@ -270,6 +401,19 @@ mod tests {
         .unwrap();
         assert_eq!(paths.each_ref().map(|path| drained(path).len()), [0, 1]);
         assert_eq!(drained(&second), []);
+    }
+
+    #[test]
+    fn a_new_identity_is_told_and_is_still_the_same_disk() {
+        let (unit, paths) = two_paths(Some(shape()));
+        let before = unit.identity();
+        assert!(!unit.set_identity((*before).clone()), "nothing is different");
+        assert_eq!(drained(&paths[0]), []);
+        assert!(unit.set_identity(Identity { vendor: *b"OTHER   ", uuid: Uuid::nil(), ..(*before).clone() }));
+        assert_eq!((unit.identity().vendor, unit.uuid()), (*b"OTHER   ", before.uuid));
+        for path in &paths {
+            assert_eq!(drained(path), [Attention::InquiryChanged]);
+        }
     }
 
     #[test]

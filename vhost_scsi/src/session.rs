@@ -141,12 +141,16 @@ impl Backend for Session {
     }
 
     fn stop_queue(&mut self, index: u16) -> Result<u16, BackendError> {
-        let reactor = {
+        let (reactor, last) = {
             let mut running = self.places.lock();
             let removed = running.remove(&index);
             self.controller.note_queues(self.handle.id(), &running);
-            removed.ok_or_else(|| BackendError(format!("queue {index} was not started")))?
+            (removed.ok_or_else(|| BackendError(format!("queue {index} was not started")))?, running.is_empty())
         };
+        if last {
+            // The driver has reset its device, or is about to: no unit stays stopped over that.
+            self.controller.state().nexuses.values().for_each(|nexus| nexus.restarted());
+        }
         self.homes.insert(index, reactor);
         let key = self.key(index);
         let (sender, stopped) = bounded(1);

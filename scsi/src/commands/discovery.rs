@@ -14,6 +14,7 @@ pub(crate) fn test_unit_ready(_: &mut Call<'_>, _: &dyn Inventory) -> Result<Act
 pub(crate) fn request_sense(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     let sense = match call.path.take() {
         Some(attention) => attention.sense(),
+        None if call.stopped => Sense::STOPPED,
         None if call.geometry.has(Flags::READY) => Sense::NONE,
         None => Sense::NOT_READY,
     };

@@ -1,4 +1,4 @@
-//! READ, WRITE, PRE-FETCH, SYNCHRONIZE CACHE (SBC-4, clause 5), and the commands that Linux and firmware send to wake a disk.
+//! READ, WRITE, PRE-FETCH, SYNCHRONIZE CACHE (SBC-4, clause 5).
 
 use pollux_core::{IoFlags, Op};
 
@@ -47,23 +47,6 @@ pub(crate) fn synchronize_cache(call: &mut Call<'_>, _: &dyn Inventory) -> Resul
     let Blocks { lba, count } = call.cdb.blocks();
     call.geometry.range_or_rest(lba, count).ok_or(Sense::LBA_OUT_OF_RANGE)?;
     Ok(Action::Plan(Plan::flush(call.cdb.bit(1, IMMED))))
-}
-
-/// START STOP UNIT (SBC-4, clause 5.31). A disk that is always ready has nothing to start; stopping it makes it durable,
-/// as the standard asks for before a stop, and leaves it ready.
-pub(crate) fn start_stop(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
-    const IMMED: u8 = 0x01;
-    const NO_FLUSH: u8 = 0x04;
-    const START: u8 = 0x01;
-    if call.cdb.bit(4, START | NO_FLUSH) {
-        return Ok(Action::Done(Outcome::GOOD));
-    }
-    Ok(Action::Plan(Plan::flush(call.cdb.bit(1, IMMED))))
-}
-
-/// PREVENT ALLOW MEDIUM REMOVAL: the medium cannot be removed anyway.
-pub(crate) fn prevent_allow(_: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
-    Ok(Action::Done(Outcome::GOOD))
 }
 
 #[cfg(test)]
@@ -191,18 +174,5 @@ mod tests {
         assert!(!flush(bench.execute(&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0])));
         assert!(flush(bench.execute(&[0x35, 0x02, 0, 0, 0x0F, 0xFF, 0, 0, 1, 0])));
         assert!(flush(bench.execute(&[0x91, 0x06, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])));
-    }
-
-    #[test]
-    fn starting_is_nothing_and_stopping_flushes() {
-        let mut bench = Bench::new();
-        bench.good(&[0x1B, 0, 0, 0, 1, 0]);
-        bench.good(&[0x1B, 1, 0, 0, 4, 0]);
-        assert!(flush(bench.execute(&[0x1B, 1, 0, 0, 0, 0])));
-        bench.good(&[0, 0, 0, 0, 0, 0]);
-        assert_eq!(bench.sense(&[0x1B, 0, 0, 0, 3, 0]), Sense::invalid_field(4, Some(1)), "LOEJ");
-        assert_eq!(bench.sense(&[0x1B, 0, 0, 0, 0x10, 0]), Sense::invalid_field(4, Some(4)), "POWER CONDITION");
-        bench.good(&[0x1E, 0, 0, 0, 1, 0]);
-        bench.good(&[0x1E, 0, 0, 0, 0, 0]);
     }
 }

@@ -208,10 +208,13 @@ mod tests {
     #[test]
     fn mode_sense_6_all_pages() {
         let data = sense6(&mut Bench::new(), DBD, 0x3F);
-        let mut want = vec![59, 0, 0x10, 0];
-        want.extend_from_slice(&[0x01, 0x0A, 0xC0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let mut want = vec![115, 0, 0x10, 0];
+        want.extend_from_slice(&[0x01, 0x0A, 0xC0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0]);
+        want.extend_from_slice(&[0x02, 0x0E, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         want.extend_from_slice(&[0x08, 0x12, 0x04, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         want.extend_from_slice(&[0x0A, 0x0A, 0x02, 0x10, 0, 0, 0, 0, 0, 0, 0, 0]);
+        want.extend_from_slice(&[0x1A, 0x26]);
+        want.resize(want.len() + 38, 0);
         want.extend_from_slice(&[0x1C, 0x0A, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(data, want);
     }
@@ -234,12 +237,14 @@ mod tests {
         assert_eq!(sense6(&mut bench, DBD, 0x4A)[4..10], [0x0A, 0x0A, 0x04, 0, 0x08, 0]);
         assert_eq!(sense6(&mut bench, DBD, 0x88)[6], 0x04);
         assert_eq!(bench.sense(&[0x1A, 0, 0xC8, 0, 0xFF, 0]).code(), 0x3900);
-        assert_eq!(bench.sense(&[0x1A, 0, 0x02, 0, 0xFF, 0]), Sense::invalid_field(2, Some(5)));
+        assert_eq!(bench.sense(&[0x1A, 0, 0x03, 0, 0xFF, 0]), Sense::invalid_field(2, Some(5)));
         assert_eq!(bench.sense(&[0x1A, 0, 0x00, 0, 0xFF, 0]), Sense::invalid_field(2, Some(5)));
         assert_eq!(bench.sense(&[0x1A, 0, 0x0A, 5, 0xFF, 0]), Sense::invalid_field(3, None));
         assert_eq!(bench.sense(&[0x1A, 0, 0x3F, 5, 0xFF, 0]), Sense::invalid_field(3, None));
-        assert_eq!(bench.data(&[0x1A, DBD, 0x3F, 0xFF, 0xFF, 0]).len(), 60);
-        assert_eq!(bench.data(&[0x1A, DBD, 0x3F, 0, 3, 0]), [59, 0, 0x10]);
+        assert_eq!(bench.data(&[0x1A, DBD, 0x3F, 0xFF, 0xFF, 0]).len(), 116 + 32 + 16);
+        assert_eq!(bench.data(&[0x1A, DBD, 0x3F, 0, 3, 0]), [115, 0, 0x10]);
+        assert_eq!(bench.data(&[0x1A, DBD, 0x1C, 2, 0xFF, 0])[4..9], [0x5C, 0x02, 0, 0x0C, 0]);
+        assert_eq!(bench.data(&[0x1A, DBD, 0x0A, 0xFF, 0xFF, 0]).len(), 4 + 12 + 32);
     }
 
     #[test]
@@ -338,11 +343,11 @@ mod tests {
         let mut bench = Bench::new();
         let mut list = sense6(&mut bench, DBD, 0x3F);
         list[..4].fill(0);
-        list[18] = 0; // WCE
-        list[39] = 0x40; // a queue algorithm that there is not
+        list[34] = 0; // WCE
+        list[55] = 0x40; // a queue algorithm that there is not
         let len = list.len() as u8;
         let action = bench.send(&[0x15, 0x10, 0, 0, len, 0], &list);
-        assert_eq!(sense_of(&action), Sense::invalid_parameter(39, Some(6)));
+        assert_eq!(sense_of(&action), Sense::invalid_parameter(55, Some(6)));
         assert!(bench.unit.write_cache_enabled());
         assert_eq!(drained(&bench.other), []);
     }

@@ -5,7 +5,7 @@
 
 use crate::commands::Call;
 use crate::data_in::DataIn;
-use crate::{Action, Inventory, Sense};
+use crate::{Action, Inventory, LogicalUnit, Path, Sense};
 
 /// The one target port group.
 pub(crate) const GROUP: u16 = 1;
@@ -20,7 +20,7 @@ pub(crate) fn report_groups(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Ac
         // FORMAT TYPE; no implicit transitions, so no time for them.
         call.data.put(&[0x10, 0, 0, 0]);
     }
-    let ports = call.unit.ports_of(call.path);
+    let ports: Vec<u16> = call.unit.ports_of(call.path).into_keys().collect();
     put_group(&ports, &mut call.data);
     let len = u32::try_from(call.data.len() - 4).unwrap_or(u32::MAX);
     call.data.set(0, &len.to_be_bytes());
@@ -38,6 +38,24 @@ fn put_group(ports: &[u16], data: &mut DataIn<'_>) {
     for port in ports {
         data.put(&[0, 0]);
         data.put(&port.to_be_bytes());
+    }
+}
+
+/// Puts the descriptors of VPD page 88h (SPC-5, clause 7.7.15): the same ports, each with a name by T10 vendor
+/// identification. What the initiator port is called is left out; it knows.
+pub(crate) fn put_ports(unit: &LogicalUnit, path: &Path, data: &mut DataIn<'_>) {
+    const ASCII: u8 = 0x02;
+    const OF_PORT_T10: u8 = 0x11;
+    const VENDOR: &[u8; 8] = b"POLLUX  ";
+    for (port, name) in unit.ports_of(path) {
+        // DESIGNATOR LENGTH is one byte.
+        let name = &name.as_bytes()[..name.len().min(255 - VENDOR.len())];
+        let len = (VENDOR.len() + name.len()) as u8;
+        let [high, low] = port.to_be_bytes();
+        let [list_high, list_low] = (u16::from(len) + 4).to_be_bytes();
+        data.put(&[0, 0, high, low, 0, 0, 0, 0, 0, 0, list_high, list_low, ASCII, OF_PORT_T10, 0, len]);
+        data.put(VENDOR);
+        data.put(name);
     }
 }
 

@@ -9,15 +9,15 @@ use crate::data_in::DataIn;
 use crate::identity::Identity;
 
 /// The page codes there are, sorted.
-const PAGES: [u8; 6] = [0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2];
+const PAGES: [u8; 10] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0xB0, 0xB1, 0xB2, 0xB7];
 
-/// The least OPTIMAL UNMAP GRANULARITY that is shown, in bytes. Guests that get less trim badly or not at all; ranges
+/// The least OPTIMAL UNMAP GRANULARITY that is shown unless something else was chosen, in bytes. Guests that get less trim badly or not at all; ranges
 /// below it are discarded all the same.
-const UNMAP_GRANULARITY_MIN: u32 = 32 * 1024;
+const UNMAP_GRANULARITY: u32 = 32 * 1024;
 
 /// Puts the VPD page that the CDB asks for.
 pub(crate) fn page(call: &mut Call<'_>) -> Result<(), Sense> {
-    let identity = call.unit.identity();
+    let identity = &*call.unit.identity();
     let code = call.cdb.byte(2);
     let data = &mut call.data;
     data.put(&[0x00, code, 0, 0]);
@@ -25,9 +25,15 @@ pub(crate) fn page(call: &mut Call<'_>) -> Result<(), Sense> {
         0x00 => data.put(&PAGES),
         0x80 => data.put(identity.serial()),
         0x83 => device_identification(identity, call.path.nexus().relative_port(), data),
-        0xB0 => data.put(&block_limits(call.unit.last_shape().as_ref())),
-        0xB1 => data.put(&characteristics(call.unit.last_shape().as_ref())),
+        0x86 => data.put(&extended_inquiry(call.unit.last_shape().as_ref())),
+        // Mode page policy (SPC-5, clause 7.7.13): all pages and subpages are shared by all ports and initiators.
+        0x87 => data.put(&[0x3F, 0xFF, 0x00, 0]),
+        0x88 => ports::put_ports(call.unit, call.path, data),
+        0xB0 => data.put(&block_limits(call.unit.last_shape().as_ref(), identity.unmap_granularity)),
+        0xB1 => data.put(&characteristics(call.unit.last_shape().as_ref(), identity.rotation_rate)),
         0xB2 => data.put(&provisioning(call.unit.last_shape().and_then(|shape| shape.discard))),
+        // Block limits extension (SBC-4, clause 6.6.5): no streams, no limits beyond those of B0h.
+        0xB7 => data.put(&[0; 60]),
         _ => return Err(Sense::invalid_field(2, None)),
     }
     let len = u16::try_from(data.len() - 4).unwrap_or(u16::MAX);
@@ -48,7 +54,7 @@ fn device_identification(identity: &Identity, relative_port: u16, data: &mut Dat
     designator(BINARY, 0xA, &[&[0x10, 0], identity.uuid.as_bytes()], data);
     designator(BINARY, OF_PORT | 0x4, &[&[0, 0], &relative_port.to_be_bytes()], data);
     designator(BINARY, OF_PORT | 0x5, &[&[0, 0], &ports::GROUP.to_be_bytes()], data);
-    designator(BINARY, 0x3, &[&identity.naa], data);
+    designator(BINARY, 0x3, &[identity.naa.as_bytes()], data);
 }
 
 fn designator(code_set: u8, kind: u8, parts: &[&[u8]], data: &mut DataIn<'_>) {
@@ -57,9 +63,19 @@ fn designator(code_set: u8, kind: u8, parts: &[&[u8]], data: &mut DataIn<'_>) {
     parts.iter().for_each(|part| data.put(part));
 }
 
+/// Page 86h (SPC-5, clause 7.7.7): no protection information; SIMPLE tasks; V_SUP where there is a volatile cache.
+fn extended_inquiry(shape: Option<&Shape>) -> [u8; 60] {
+    const SIMPSUP: u8 = 0x01;
+    const V_SUP: u8 = 0x01;
+    let mut page = [0; 60];
+    page[1] = SIMPSUP;
+    page[2] = if shape.is_some_and(|shape| shape.volatile_cache) { V_SUP } else { 0 };
+    page
+}
+
 /// Page B0h (SBC-4, clause 6.6.4). Lengths are in blocks; 0 means no limit. Without a shape (the device has never been
 /// there) nothing is known, and nothing is claimed.
-fn block_limits(shape: Option<&Shape>) -> [u8; 60] {
+fn block_limits(shape: Option<&Shape>, unmap: Option<u32>) -> [u8; 60] {
     let mut page = [0; 60];
     let Some(shape) = shape else { return page };
     let block = shape.block_size;
@@ -67,7 +83,7 @@ fn block_limits(shape: Option<&Shape>) -> [u8; 60] {
     page[2..4].copy_from_slice(&granularity.to_be_bytes());
     page[8..12].copy_from_slice(&(shape.optimal_io / block).to_be_bytes());
     if let Some(discard) = shape.discard {
-        let (granularity, alignment) = unmap_granularity(discard, block);
+        let (granularity, alignment) = unmap_granularity(discard, block, unmap.unwrap_or(UNMAP_GRANULARITY));
         page[16..20].fill(0xFF);
         page[20..24].copy_from_slice(&MAX_UNMAP_DESCRIPTORS.to_be_bytes());
         page[24..28].copy_from_slice(&granularity.to_be_bytes());
@@ -77,18 +93,19 @@ fn block_limits(shape: Option<&Shape>) -> [u8; 60] {
     page
 }
 
-/// OPTIMAL UNMAP GRANULARITY and UNMAP GRANULARITY ALIGNMENT in blocks: whole granules of the device, 32 KiB at least.
-fn unmap_granularity(discard: Discard, block: u32) -> (u32, u32) {
+/// OPTIMAL UNMAP GRANULARITY and UNMAP GRANULARITY ALIGNMENT in blocks: whole granules of the device, `least` bytes at
+/// least.
+fn unmap_granularity(discard: Discard, block: u32, least: u32) -> (u32, u32) {
     let granule = discard.granularity.max(block);
-    let shown = UNMAP_GRANULARITY_MIN.next_multiple_of(granule);
+    let shown = least.checked_next_multiple_of(granule).unwrap_or(granule);
     let alignment = discard.alignment % shown;
     (shown / block, alignment / block)
 }
 
 /// Page B1h (SBC-4, clause 6.6.2): MEDIUM ROTATION RATE; all else is not reported.
-fn characteristics(shape: Option<&Shape>) -> [u8; 60] {
+fn characteristics(shape: Option<&Shape>, chosen: Option<u16>) -> [u8; 60] {
     let mut page = [0; 60];
-    let rate = shape.map_or(0, |shape| shape.rotation_rate);
+    let rate = chosen.unwrap_or_else(|| shape.map_or(0, |shape| shape.rotation_rate));
     page[..2].copy_from_slice(&rate.to_be_bytes());
     page
 }
@@ -118,7 +135,7 @@ mod tests {
         for shape in [Some(shape()), None] {
             let mut bench = Bench::with(shape);
             let list = vpd(&mut bench, 0x00);
-            assert_eq!(list, [0, 0, 0, 6, 0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2]);
+            assert_eq!(list, [0, 0, 0, 10, 0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0xB0, 0xB1, 0xB2, 0xB7]);
             for &code in &list[4..] {
                 let page = vpd(&mut bench, code);
                 assert_eq!(page[..2], [0, code]);
@@ -146,6 +163,32 @@ mod tests {
         let naa = [0x60, 0x25, 0x04, 0xF7, 0x9B, 0x9F, 0x1A, 0xDE, 0x8F, 0x01, 0x23, 0x45, 0x67, 0x89, 0xAB, 0xCD];
         want.extend_from_slice(&naa);
         assert_eq!(page, want);
+    }
+
+    #[test]
+    fn extended_inquiry_and_mode_page_policy() {
+        let page = vpd(&mut Bench::new(), 0x86);
+        let mut want = vec![0x00, 0x86, 0, 0x3C, 0, 0x01, 0x01];
+        want.resize(64, 0);
+        assert_eq!(page, want);
+        let page = vpd(&mut Bench::with(Some(Shape { volatile_cache: false, ..shape() })), 0x86);
+        assert_eq!(page[4..7], [0, 0x01, 0]);
+        assert_eq!(vpd(&mut Bench::new(), 0x87), [0, 0x87, 0, 4, 0x3F, 0xFF, 0, 0]);
+        assert_eq!(vpd(&mut Bench::new(), 0xB7), [&[0, 0xB7, 0, 60][..], &[0; 60]].concat());
+    }
+
+    #[test]
+    fn scsi_ports_of_the_asking_initiator() {
+        let mut bench = Bench::new();
+        let second = bench.unit.attach(crate::Nexus::new(1, "vm1 b".into(), 0x0201, 0), 5);
+        let mut want = vec![0x00, 0x88, 0, 12 + 4 + 10 + 12 + 4 + 13];
+        want.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 14, 0x02, 0x11, 0, 10]);
+        want.extend_from_slice(b"POLLUX  c1");
+        want.extend_from_slice(&[0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 17, 0x02, 0x11, 0, 13]);
+        want.extend_from_slice(b"POLLUX  vm1 b");
+        assert_eq!(vpd(&mut bench, 0x88), want);
+        drop(second);
+        assert_eq!(vpd(&mut bench, 0x88)[3], 12 + 4 + 10);
     }
 
     #[test]
@@ -177,11 +220,31 @@ mod tests {
 
     #[test]
     fn the_unmap_granularity_is_whole_granules_and_never_small() {
-        let granularity =
-            |granularity, alignment| unmap_granularity(Discard { granularity, alignment, reads_zero: true }, 512);
+        let granularity = |granularity, alignment| {
+            unmap_granularity(Discard { granularity, alignment, reads_zero: true }, 512, 32768)
+        };
         assert_eq!(granularity(0, 0), (64, 0));
         assert_eq!(granularity(512, 512), (64, 1));
         assert_eq!(granularity(24576, 0), (96, 0));
         assert_eq!(granularity(1 << 20, 65536), (2048, 128));
+    }
+
+    #[test]
+    fn what_was_chosen_is_shown() {
+        let mut bench = Bench::new();
+        let chosen = crate::Chosen {
+            serial: Some("SN1".into()),
+            naa: Some("5000c500a1b2c3d4".into()),
+            rotation_rate: Some(7200),
+            unmap_granularity: Some(1 << 20),
+            ..crate::Chosen::default()
+        };
+        let identity = (*bench.unit.identity()).clone().with(&chosen).unwrap();
+        assert!(bench.unit.set_identity(identity));
+        assert_eq!(bench.sense(&[0, 0, 0, 0, 0, 0]).code(), 0x3F03);
+        assert_eq!(vpd(&mut bench, 0x80), b"\0\x80\0\x03SN1");
+        assert!(vpd(&mut bench, 0x83).ends_with(&[0x01, 0x03, 0, 8, 0x50, 0, 0xC5, 0, 0xA1, 0xB2, 0xC3, 0xD4]));
+        assert_eq!(vpd(&mut bench, 0xB0)[28..32], [0, 0, 8, 0]);
+        assert_eq!(vpd(&mut bench, 0xB1)[4..6], [0x1C, 0x20]);
     }
 }

@@ -57,6 +57,7 @@ impl Node {
         let before = changes.document.clone();
         let mut next = before.clone();
         next.bdevs.retain(|spec| !spec.names().iter().any(|made| names.contains(made)));
+        next.identities.retain(|name, _| !names.contains(name));
         changes.save(next)?;
         if let Some(first) = names.first()
             && let Err(error) = self.bdevs.delete(first, None)
@@ -64,6 +65,7 @@ impl Node {
             return Err(self.take_back(&mut changes, before, error.into()));
         }
         self.units().retain(|uuid, _| !uuids.contains(uuid));
+        self.forget_identities(&uuids);
         for name in &names {
             self.notifications.add(Kind::BdevUnregister, name);
         }

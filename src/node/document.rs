@@ -4,9 +4,13 @@
 //! A bdev's record holds everything that was chosen for it (its UUID too, if that was drawn), so that it comes back as the
 //! same device to its guests; a controller's record holds its initiator port's name for the same reason.
 
+use std::collections::BTreeMap;
+
 use pollux_bdev::Spec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use super::identity::IdentityRecord;
 
 /// Everything that is kept.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -18,6 +22,9 @@ pub struct Document {
     /// Controllers in the order of their creation.
     #[serde(default)]
     pub controllers: Vec<ControllerRecord>,
+    /// What was chosen for the SCSI units of bdevs, by the bdev's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub identities: BTreeMap<String, IdentityRecord>,
     /// Parameters of option methods (`bdev_set_options` and the like), by method; kept for `save_config`.
     #[serde(default)]
     pub options: Map<String, Value>,
@@ -114,6 +121,8 @@ mod tests {
                 started: true,
                 luns: vec![LunRecord { target: 3, lun: 16383, bdev: "disk".into(), exclusive: true }],
             }],
+            identities: [("disk".to_owned(), IdentityRecord { serial: Some("S1".into()), ..Default::default() })]
+                .into(),
             options: json!({"bdev_set_options": {"bdev_auto_examine": true}}).as_object().cloned().unwrap_or_default(),
         };
         let text = serde_json::to_string(&document).expect("text");

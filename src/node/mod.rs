@@ -8,6 +8,7 @@
 pub mod bdevs;
 pub mod document;
 mod error;
+pub mod identity;
 pub mod notify;
 mod options;
 mod restore;
@@ -22,7 +23,7 @@ use std::time::Instant;
 
 use pollux_bdev::Registry;
 use pollux_reactor::ReactorStats;
-use pollux_scsi::LogicalUnit;
+use pollux_scsi::{Identity, LogicalUnit};
 use pollux_vhost_scsi::Target;
 use uuid::Uuid;
 
@@ -69,6 +70,8 @@ pub struct Node {
     /// The log's levels.
     pub logging: Logging,
     units: Mutex<HashMap<Uuid, Arc<LogicalUnit>>>,
+    /// What units show that were given an identity, by the UUID of their disk.
+    identities: Mutex<HashMap<Uuid, Identity>>,
     metrics: OnceLock<SocketAddr>,
     shown: Arc<RwLock<Arc<Document>>>,
     changes: Mutex<Changes>,
@@ -135,6 +138,7 @@ impl Node {
             notifications: Notifications::default(),
             logging: parts.logging,
             units: Mutex::default(),
+            identities: Mutex::default(),
             metrics: OnceLock::new(),
             shown: Arc::clone(&shown),
             changes: Mutex::new(Changes { document: Document::default(), store: parts.store, stale: false, shown }),

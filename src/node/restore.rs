@@ -43,6 +43,9 @@ impl Node {
                 }
             }
         }
+        for (name, record) in &document.identities {
+            self.restore_identity(name, record).map_err(|error| RestoreError::Inconsistent(error.to_string()))?;
+        }
         for record in &document.controllers {
             let failed = |error| RestoreError::Controller { name: record.name.clone(), error };
             self.restore_controller(record).map_err(failed)?;

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use pollux_bdev::{Entry, FrontEnd, FrontEndKind};
 use pollux_core::Bdev;
-use pollux_scsi::{Identity, LogicalUnit};
+use pollux_scsi::LogicalUnit;
 use pollux_vhost_scsi::Backing;
 
 use super::document::{ControllerRecord, Document, LunRecord};
+use super::identity::Known;
 use super::notify::Kind;
 use super::{Changes, Node, NodeError, Reason};
 
@@ -251,10 +252,12 @@ impl Node {
     }
 
     /// The SCSI unit of a bdev: one for each, whoever exports it, as long as the bdev exists.
-    fn unit(&self, entry: &Entry) -> Arc<LogicalUnit> {
+    fn unit(&self, entry: &Arc<Entry>) -> Arc<LogicalUnit> {
         let make = || {
             let shape = entry.device().map(|device| device.shape());
-            LogicalUnit::new(Identity::from_uuid(entry.uuid(), "Pollux disk"), shape)
+            let unit = LogicalUnit::new(self.identity(entry), shape);
+            unit.set_medium(Arc::new(Known(Arc::downgrade(entry))));
+            unit
         };
         self.units().entry(entry.uuid()).or_insert_with(make).clone()
     }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::error::{RpcError, code};
 use super::message::Request;
-use super::methods::{bdev, create, fault, framework, log, options, vhost};
+use super::methods::{bdev, create, fault, framework, identity, log, options, vhost};
 use super::params::{self, Habit, NoParams};
 use crate::node::Node;
 
@@ -126,6 +126,7 @@ pub static METHODS: &[Method] = &[
     typed!("bdev_delay_create", changes, Decode, create::Delay, create::delay),
     typed!("bdev_delay_delete", changes, Decode, bdev::Delete, bdev::delete_delay),
     typed!("bdev_delay_update_latency", changes, Decode, fault::UpdateLatency, fault::update_latency),
+    typed!("bdev_set_scsi_identity", changes, Decode, identity::SetScsiIdentity, identity::set_scsi_identity),
     typed!("bdev_error_create", changes, Decode, create::Error, create::error),
     typed!("bdev_error_delete", changes, Decode, bdev::Delete, bdev::delete_error),
     typed!("bdev_error_inject_error", reads, Decode, fault::Inject, fault::inject_error),

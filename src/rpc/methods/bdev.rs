@@ -97,6 +97,9 @@ fn shape(entry: &Entry, document: &Document) -> Value {
         })
         .collect();
     listed["attached_to"] = attached.into();
+    if let Some(record) = document.identities.get(entry.name()) {
+        listed["scsi_identity"] = json!(record);
+    }
     listed["warnings"] = device.map_or_else(Vec::new, |device| device.warnings()).into();
     listed
 }

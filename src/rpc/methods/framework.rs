@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{create, options, vhost};
+use super::{create, identity, options, vhost};
 use crate::node::Node;
 use crate::rpc::error::{RpcError, code};
 use crate::rpc::params::NoParams;
@@ -219,6 +219,7 @@ pub(crate) fn get_config(node: &Node, params: &GetConfig) -> Answer {
     match *name {
         "bdev" => {
             calls.extend(document.bdevs.iter().map(create::replay));
+            calls.extend(document.identities.iter().map(identity::replay));
             calls.push(json!({"method": "bdev_wait_for_examine"}));
         }
         "vhost_scsi" => calls.extend(document.controllers.iter().flat_map(vhost::replay)),

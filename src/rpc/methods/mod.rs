@@ -5,6 +5,7 @@ pub mod bdev;
 pub mod create;
 pub mod fault;
 pub mod framework;
+pub mod identity;
 pub mod log;
 pub mod options;
 pub mod vhost;

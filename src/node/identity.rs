@@ -1,0 +1,143 @@
+//! What the SCSI units of bdevs show of themselves, and what they may ask of their bdev.
+//!
+//! An identity belongs to a bdev and not to a LUN: all paths show the same. It is kept by the bdev's name in the state,
+//! and by its UUID while the daemon runs, as units are.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{MutexGuard, PoisonError, Weak};
+
+use pollux_bdev::Entry;
+use pollux_core::{Extent, Op};
+use pollux_scsi::{Attention, Chosen, Identity, Medium, Share, Transfers};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Node, NodeError, Reason};
+
+/// The product identification of units that were given none.
+const PRODUCT: &str = "Pollux disk";
+
+/// What was chosen for a bdev's unit; what is `None` is as it is by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdentityRecord {
+    /// T10 vendor identification.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vendor: Option<String>,
+    /// Product identification.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub product: Option<String>,
+    /// Product revision level.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Unit serial number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// The name in VPD page 83h, in hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub naa: Option<String>,
+    /// Medium rotation rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotation_rate: Option<u16>,
+    /// Optimal unmap granularity in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unmap_granularity: Option<u32>,
+}
+
+impl IdentityRecord {
+    fn chosen(&self) -> Chosen {
+        let IdentityRecord { vendor, product, revision, serial, naa, rotation_rate, unmap_granularity } = self.clone();
+        Chosen { vendor, product, revision, serial, naa, rotation_rate, unmap_granularity }
+    }
+}
+
+impl Node {
+    /// Says what a bdev's unit shows of itself; an empty record takes everything back.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn set_identity(&self, name: &str, record: IdentityRecord) -> Result<(), NodeError> {
+        let mut changes = self.change();
+        let entry = self.bdevs.get(name).ok_or_else(|| NodeError::no_bdev(name))?;
+        let identity = self.checked(&entry, &record)?;
+        let mut next = changes.document.clone();
+        if record == IdentityRecord::default() {
+            next.identities.remove(entry.name());
+        } else {
+            next.identities.insert(entry.name().to_owned(), record);
+        }
+        changes.save_if_new(next)?;
+        self.identities().insert(entry.uuid(), identity.clone());
+        let unit = self.units().get(&entry.uuid()).cloned();
+        if let Some(unit) = unit.filter(|unit| unit.set_identity(identity)) {
+            let sense = Attention::InquiryChanged.sense();
+            self.target.unit_changed(&unit, sense.asc, sense.ascq);
+        }
+        Ok(())
+    }
+
+    /// Brings back what was chosen for a bdev, before its unit is made.
+    pub(super) fn restore_identity(&self, name: &str, record: &IdentityRecord) -> Result<(), NodeError> {
+        let entry = self.bdevs.get(name).ok_or_else(|| NodeError::no_bdev(name))?;
+        let identity = self.checked(&entry, record)?;
+        self.identities().insert(entry.uuid(), identity);
+        Ok(())
+    }
+
+    /// What was chosen, if it can be shown. Two disks of one name would be taken for two paths to one disk.
+    fn checked(&self, entry: &Entry, record: &IdentityRecord) -> Result<Identity, NodeError> {
+        let invalid = |detail: String| NodeError::new(Reason::Invalid, detail);
+        let identity = default_of(entry).with(&record.chosen()).map_err(|error| invalid(error.to_string()))?;
+        for other in self.bdevs.list() {
+            if other.uuid() != entry.uuid() && self.identity(&other).naa == identity.naa {
+                return Err(invalid(format!("bdev '{}' has this naa; give each disk one of its own", other.name())));
+            }
+        }
+        Ok(identity)
+    }
+
+    /// What a bdev's unit shows of itself.
+    pub(super) fn identity(&self, entry: &Entry) -> Identity {
+        self.identities().get(&entry.uuid()).cloned().unwrap_or_else(|| default_of(entry))
+    }
+
+    /// Forgets what was chosen for bdevs that are gone.
+    pub(super) fn forget_identities(&self, gone: &[Uuid]) {
+        self.identities().retain(|uuid, _| !gone.contains(uuid));
+    }
+
+    fn identities(&self) -> MutexGuard<'_, HashMap<Uuid, Identity>> {
+        self.identities.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn default_of(entry: &Entry) -> Identity {
+    Identity::from_uuid(entry.uuid(), PRODUCT)
+}
+
+/// A bdev as its unit knows it beside I/O. The unit may outlive it.
+pub(super) struct Known(pub(super) Weak<Entry>);
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Known").field(&self.0.upgrade().map(|entry| entry.uuid())).finish()
+    }
+}
+
+impl Medium for Known {
+    fn transfers(&self) -> Transfers {
+        let Some(entry) = self.0.upgrade() else { return Transfers::default() };
+        let sums = entry.stats().snapshot();
+        let share = |op| {
+            let of = sums.op(op);
+            Share { requests: of.ops, bytes: of.bytes, time_ns: of.latency.sum_ns }
+        };
+        Transfers { read: share(Op::Read), written: share(Op::Write) }
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        let device = self.0.upgrade().and_then(|entry| entry.device());
+        device.map_or(Extent::mapped(len), |device| device.extent(offset, len))
+    }
+}

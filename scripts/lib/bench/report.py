@@ -1,6 +1,7 @@
 """Samples as Markdown: the judged table, all cells, the machine."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
@@ -188,13 +189,19 @@ def essential(command: str) -> str:
     return BOOKKEEPING.sub("", command)
 
 
+def _from_to(numbers: Iterable[float]) -> str:
+    """The least and the greatest of some numbers."""
+    sorted_ = sorted(set(numbers)) or [0]
+    return " to ".join(f"{number:g}" for number in dict.fromkeys((sorted_[0], sorted_[-1])))
+
+
 def measured_line(store: Store) -> str:
     """When, how and how often."""
     calls = store.data["calls"]
     commands = list(dict.fromkeys(essential(call["command"]) for call in calls))
-    turns = 1 + max((sample["turn"] for sample in store.data["samples"]), default=0)
+    turns = _from_to(Counter((s["what"], s["side"], s["client"]) for s in store.data["samples"]).values())
+    seconds = _from_to(call.get("options", {}).get("seconds", 1) for call in calls)
     dates = sorted({call["date"] for call in calls})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    options = calls[-1].get("options", {})
-    how = f"{turns} turns of {options.get('seconds', 1):g} s" + (f", in {len(calls)} calls" if len(calls) > 1 else "")
+    how = f"{turns} turns of {seconds} s" + (f", in {len(calls)} calls" if len(calls) > 1 else "")
     return f"Measured {when}, {how}: " + "; ".join(f"`{command}`" for command in commands) + "\n"

@@ -204,6 +204,14 @@ class Words(unittest.TestCase):
         commands = {report.essential(f"scripts/bench {piece}") for piece in pieces}
         self.assertEqual(commands, {"scripts/bench --goals --turns 3"})
 
+    def test_calls_of_different_length_are_told_apart(self) -> None:
+        store = filled()
+        self.assertIn("3 turns of 1 s:", report.measured_line(store))
+        call = {"date": "2026-01-02", "command": "scripts/bench --quick", "options": {"seconds": 0.3}}
+        store.begin(call, store.data["sides"], MACHINE)
+        store.add("null/read/4k/qd32/q1/vm1/own", "pollux", "bench", 0, values(1e6))
+        self.assertIn("1 to 3 turns of 0.3 to 1 s, in 2 calls:", report.measured_line(store))
+
     def test_tables_are_markdown(self) -> None:
         self.assertEqual(report.table(("a", "b"), [("1", "2")]), "| a | b |\n|---|---|\n| 1 | 2 |\n")
 

@@ -49,7 +49,7 @@ const RUNS: [Run; 5] = [
         list: Some("scsi-readonly.list"),
     },
     Run {
-        // BlockErase, ExitFailureMode, InvalidServiceAction, Overwrite. With all eleven the suite dies before its end.
+        // BlockErase, ExitFailureMode, InvalidServiceAction, Overwrite. OverwriteReserved crashes over SG.
         what: "Sanitize, --allow-sanitize",
         target: RAM,
         args: "-t 'SCSI.Sanitize.[BEIO]*[en]' --allow-sanitize",

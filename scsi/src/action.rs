@@ -2,7 +2,7 @@
 
 use pollux_core::{IoFlags, Op};
 
-use crate::{Key, Plan, Sense, code};
+use crate::{Job, Key, Plan, Sense, code};
 
 /// Memory that a front end hands to `execute` for data-in: room for every answer, the longest being REPORT LUNS with
 /// 16384 units. With less (64 KiB at least) the longest answers are cut off, with their length fields intact.
@@ -80,6 +80,8 @@ pub enum Action {
     },
     /// Do these steps one after the other, then answer GOOD (before them if [`Plan::immediate`]).
     Plan(Plan),
+    /// Give it memory and do its tasks one after the other; the last says how it ended.
+    Job(Job),
     /// Answer now; `scratch[..data_len]` is the data-in.
     Done(Outcome),
 }

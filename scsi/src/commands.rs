@@ -2,6 +2,7 @@
 //! checks before a handler, and REPORT SUPPORTED OPERATION CODES all read this table; a new command is a row and a
 //! handler.
 
+pub(crate) mod atomic;
 pub(crate) mod buffer;
 pub(crate) mod capacity;
 pub(crate) mod defects;
@@ -16,6 +17,7 @@ pub(crate) mod ports;
 pub(crate) mod power;
 pub(crate) mod provisioning;
 pub(crate) mod timestamp;
+pub(crate) mod verify;
 pub(crate) mod vpd;
 
 use bitflags::bitflags;
@@ -172,6 +174,8 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x25, "READ CAPACITY(10)", [0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], [LUN_RELADR, (2, F), (3, F), (4, F), (5, F), (8, 0x01)], ASK, capacity::read_capacity_10),
     row!(0x28, "READ(10)", [0x28, 0x18, F, F, F, F, 0, F, F, 0], [RARC_FUA_NV_RELADR, (6, 0x3F)], IN, media::read),
     row!(0x2A, "WRITE(10)", [0x2A, 0x18, F, F, F, F, 0, F, F, 0], [FUA_NV_RELADR, (6, 0x3F)], CHANGE, media::write),
+    row!(0x2E, "WRITE AND VERIFY(10)", [0x2E, 0x16, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], CHANGE, verify::write_and_verify),
+    row!(0x2F, "VERIFY(10)", [0x2F, 0x16, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], OUT, verify::verify),
     row!(0x34, "PRE-FETCH(10)", [0x34, 0x02, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], NONE, media::pre_fetch),
     row!(0x35, "SYNCHRONIZE CACHE(10)", [0x35, 0x02, F, F, F, F, 0, F, F, 0], [(1, 0xE5), (6, 0x3F)], NONE, media::synchronize_cache),
     row!(0x37, "READ DEFECT DATA(10)", [0x37, 0, 0x1F, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], IN, defects::read_10),
@@ -184,10 +188,16 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x55, "MODE SELECT(10)", [0x55, 0x10, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], TELL, mode::select, mode::select_list),
     row!(0x5A, "MODE SENSE(10)", [0x5A, 0x18, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], ASK, mode::sense),
     row!(0x7F/0x09, "READ(32)", long!(0x09, 0x18), long_ignored!((10, 0x06)), IN, media::read),
+    row!(0x7F/0x0A, "VERIFY(32)", long!(0x0A, 0x16), long_ignored!(), OUT, verify::verify),
     row!(0x7F/0x0B, "WRITE(32)", long!(0x0B, 0x18), long_ignored!((10, 0x02)), CHANGE, media::write),
+    row!(0x7F/0x0C, "WRITE AND VERIFY(32)", long!(0x0C, 0x16), long_ignored!(), CHANGE, verify::write_and_verify),
     row!(0x7F/0x0D, "WRITE SAME(32)", long!(0x0D, 0x09), long_ignored!(), CHANGE, provisioning::write_same, provisioning::write_same_block),
     row!(0x88, "READ(16)", [0x88, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV, (14, 0x3F)], IN, media::read),
+    row!(0x89, "COMPARE AND WRITE", [0x89, 0x18, F, F, F, F, F, F, F, F, 0, 0, 0, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, atomic::compare_and_write),
     row!(0x8A, "WRITE(16)", [0x8A, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, media::write),
+    row!(0x8B, "ORWRITE(16)", [0x8B, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, atomic::or_write),
+    row!(0x8E, "WRITE AND VERIFY(16)", [0x8E, 0x16, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], CHANGE, verify::write_and_verify),
+    row!(0x8F, "VERIFY(16)", [0x8F, 0x16, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], OUT, verify::verify),
     row!(0x90, "PRE-FETCH(16)", [0x90, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RELADR, (14, 0x3F)], NONE, media::pre_fetch),
     row!(0x91, "SYNCHRONIZE CACHE(16)", [0x91, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(1, 0x05), (14, 0x3F)], NONE, media::synchronize_cache),
     row!(0x93, "WRITE SAME(16)", [0x93, 0x09, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
@@ -201,6 +211,8 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0xA4/0x0F, "SET TIMESTAMP", [0xA4, 0x0F, 0, 0, 0, 0, F, F, F, F, 0, 0], [], TELL, timestamp::set, timestamp::set_list),
     row!(0xA8, "READ(12)", [0xA8, 0x18, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV_RELADR, (10, 0x3F)], IN, media::read),
     row!(0xAA, "WRITE(12)", [0xAA, 0x18, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV_RELADR, (10, 0x3F)], CHANGE, media::write),
+    row!(0xAE, "WRITE AND VERIFY(12)", [0xAE, 0x16, F, F, F, F, F, F, F, F, 0, 0], [RELADR, (10, 0x3F)], CHANGE, verify::write_and_verify),
+    row!(0xAF, "VERIFY(12)", [0xAF, 0x16, F, F, F, F, F, F, F, F, 0, 0], [RELADR, (10, 0x3F)], OUT, verify::verify),
     row!(0xB7, "READ DEFECT DATA(12)", [0xB7, 0x1F, F, F, F, F, F, F, F, F, 0, 0], [SCSI2_LUN], IN, defects::read_12),
 ];
 

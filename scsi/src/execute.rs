@@ -54,7 +54,7 @@ impl LogicalUnit {
     pub fn plain_io(&self, path: &Path, cdb: &[u8; 32]) -> Option<PlainIo> {
         let Everyday { write, fua, blocks: Blocks { lba, count } } = everyday(cdb)?;
         let geometry = self.geometry();
-        if path.has_attention() || !geometry.has(Flags::READY) {
+        if path.has_attention() || !geometry.has(Flags::PLAIN) {
             return None;
         }
         let (offset, len) = geometry.range(lba, count)?;

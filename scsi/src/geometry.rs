@@ -2,7 +2,7 @@
 //! and never sees the capacity of one moment with the flags of another.
 //!
 //! ```text
-//! 63                         12 11       8 7        0
+//! 63                         16 15      12 11       0
 //! | capacity in blocks          | shift - 9 | flags  |
 //! ```
 
@@ -30,11 +30,16 @@ bitflags! {
         const DISCARDS = 1 << 5;
         /// There is a volatile cache and WCE is 1.
         const WRITE_BACK = 1 << 6;
+        /// Commands have ranges to themselves ([`LogicalUnit::claim`](crate::LogicalUnit::claim)).
+        const CLAIMED = 1 << 7;
+        /// `READY`, and a READ or WRITE need not ask for anything that is kept under the unit's lock. The short way looks
+        /// at this one bit, so each reason to go the long way costs it nothing: whatever is one takes the bit away.
+        const PLAIN = 1 << 8;
     }
 }
 
-const SHIFT_AT: u32 = 8;
-const BLOCKS_AT: u32 = 12;
+const SHIFT_AT: u32 = 12;
+const BLOCKS_AT: u32 = 16;
 const BLOCKS_MAX: u64 = (1 << (64 - BLOCKS_AT)) - 1;
 
 /// The word, as it was at one moment.
@@ -59,14 +64,24 @@ impl Geometry {
         if blocks == 0 {
             return Geometry::missing(flags);
         }
-        let mut flags = flags | Flags::READY;
+        let mut flags = flags | Flags::READY | Flags::PLAIN;
         flags.set(Flags::READ_ONLY, shape.read_only);
         flags.set(Flags::DISCARDS, shape.discard.is_some());
         Geometry(blocks << BLOCKS_AT | u64::from(shift - 9) << SHIFT_AT | flags.bits())
     }
 
+    /// As it is while commands have ranges to themselves.
+    pub(crate) const fn claimed(self) -> Geometry {
+        Geometry(self.0 & !Flags::PLAIN.bits() | Flags::CLAIMED.bits())
+    }
+
     pub(crate) const fn has(self, flags: Flags) -> bool {
         self.0 & flags.bits() == flags.bits()
+    }
+
+    /// Whether commands have ranges to themselves.
+    pub(crate) const fn is_claimed(self) -> bool {
+        self.has(Flags::CLAIMED)
     }
 
     /// Capacity in blocks.

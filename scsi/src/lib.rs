@@ -2,7 +2,8 @@
 //!
 //! A [`LogicalUnit`] is a disk's state, shared by everything that serves it. A front end attaches a [`Path`] for each
 //! initiator that reaches the unit, and hands every command to [`LogicalUnit::execute`], which answers at once: move
-//! data between guest and device ([`Action::Io`]), work on the device without guest data ([`Action::Plan`]), fetch
+//! data between guest and device ([`Action::Io`]), work on the device without guest data ([`Action::Plan`]), compare or
+//! combine what both hold ([`Action::Job`]), fetch
 //! parameter data and ask again ([`Action::DataOut`]), or done ([`Action::Done`]). Nothing in here blocks, does I/O or
 //! sees guest memory.
 //!
@@ -14,12 +15,14 @@
 mod action;
 mod attention;
 mod cdb;
+mod claims;
 mod clock;
 mod commands;
 mod data_in;
 mod execute;
 mod geometry;
 mod identity;
+mod job;
 mod medium;
 mod modes;
 mod nexus;
@@ -32,8 +35,10 @@ mod unit;
 pub use action::{Action, Outcome, SCRATCH_LEN, SCRATCH_MIN, Status, io_outcome, io_sense};
 pub use attention::Attention;
 pub use cdb::Cdb;
+pub use claims::Order;
 pub use execute::{Inventory, PlainIo, execute_absent, execute_well_known};
 pub use identity::{Chosen, Identity, IdentityError, Naa, SERIAL_MAX};
+pub use job::{Job, PIECE_LEN, Task};
 pub use medium::{Medium, Share, Transfers};
 pub use nexus::{Nexus, Path};
 pub use plan::{PATTERN_STEP_LEN, Plan, STEP_LEN, Step};

@@ -76,6 +76,8 @@ pub struct Plan {
     immediate: bool,
     /// The operation of the step taken last.
     last: Op,
+    /// All that it touches lies in here.
+    span: Range,
 }
 
 /// What is left to do. One discard range, which is what initiators send, needs no memory of its own.
@@ -89,23 +91,31 @@ enum Work {
 
 impl Plan {
     pub(crate) fn flush(immediate: bool) -> Plan {
-        Plan { work: Work::Flush { taken: false }, flags: IoFlags::empty(), immediate, last: Op::Flush }
+        let span = Range { offset: 0, len: 0 };
+        Plan { work: Work::Flush { taken: false }, flags: IoFlags::empty(), immediate, last: Op::Flush, span }
     }
 
     pub(crate) fn discard(first: Range, later: Vec<Range>, flags: IoFlags) -> Plan {
-        Plan::of(Work::Discard { now: first, later: later.into_iter() }, flags, Op::Discard)
+        let span = later.iter().fold(first, |span, range| span.hull(*range));
+        Plan::of(Work::Discard { now: first, later: later.into_iter() }, flags, Op::Discard, span)
     }
 
     pub(crate) fn write_zeroes(range: Range, flags: IoFlags) -> Plan {
-        Plan::of(Work::Zero { now: range }, flags, Op::WriteZeroes)
+        Plan::of(Work::Zero { now: range }, flags, Op::WriteZeroes, range)
     }
 
     pub(crate) fn write_pattern(range: Range, block: &[u8], flags: IoFlags) -> Plan {
-        Plan::of(Work::Pattern { now: range, block: block.into() }, flags, Op::Write)
+        Plan::of(Work::Pattern { now: range, block: block.into() }, flags, Op::Write, range)
     }
 
-    fn of(work: Work, flags: IoFlags, last: Op) -> Plan {
-        Plan { work, flags, immediate: false, last }
+    fn of(work: Work, flags: IoFlags, last: Op, span: Range) -> Plan {
+        Plan { work, flags, immediate: false, last, span }
+    }
+
+    /// Offset and length of a range in which everything lies that it changes; of length 0 for a flush.
+    #[must_use]
+    pub const fn span(&self) -> (u64, u64) {
+        (self.span.offset, self.span.len)
     }
 
     /// The next step; `None` when all are done.
@@ -167,6 +177,20 @@ impl Plan {
 }
 
 impl Range {
+    /// Whether the two have a byte in common.
+    pub(crate) const fn overlaps(self, other: Range) -> bool {
+        self.len > 0 && other.len > 0 && self.offset < other.offset + other.len && other.offset < self.offset + self.len
+    }
+
+    /// The least range that holds both.
+    fn hull(self, other: Range) -> Range {
+        if self.len == 0 || other.len == 0 {
+            return if self.len == 0 { other } else { self };
+        }
+        let offset = self.offset.min(other.offset);
+        Range { offset, len: (self.offset + self.len).max(other.offset + other.len) - offset }
+    }
+
     /// Takes a piece off the front that ends at a multiple of `step` or at the range's end.
     fn cut(&mut self, step: u64) -> Option<Range> {
         if self.len == 0 {
@@ -200,6 +224,7 @@ mod tests {
         let later = vec![range(8192, 0), range(4096, 512)];
         let mut plan = Plan::discard(range(512, 512), later, IoFlags::FUA);
         let flags = IoFlags::FUA;
+        assert_eq!(plan.span(), (512, 4096), "empty ranges are nowhere");
         assert_eq!(plan.next(), Some(Step::Discard { offset: 512, len: 512, flags }));
         assert_eq!(plan.next(), Some(Step::Discard { offset: 4096, len: 512, flags }));
         assert_eq!(plan.next(), None);
@@ -208,7 +233,7 @@ mod tests {
     #[test]
     fn a_pattern_is_kept_with_the_plan() {
         let plan = Plan::write_pattern(Range { offset: 0, len: 512 }, &[7; 512], IoFlags::empty());
-        assert_eq!(plan.pattern(), [7; 512]);
+        assert_eq!((plan.pattern(), plan.span()), (&[7; 512][..], (0, 512)));
         assert_eq!(plan.fail_outcome(IoError::NoSpace).sense.unwrap().code(), 0x2707);
         assert!(Plan::flush(false).pattern().is_empty());
     }

@@ -26,6 +26,8 @@ pub enum Key {
     DataProtect = 0x7,
     /// The target ended the command; trying again may help.
     AbortedCommand = 0xB,
+    /// What was sent is not what the medium holds.
+    Miscompare = 0xE,
 }
 
 /// Additional sense code (high byte) and qualifier (low byte); SPC-5, annex F.
@@ -36,6 +38,7 @@ pub mod code {
     pub const INITIALIZING_COMMAND_REQUIRED: u16 = 0x0402;
     pub const WRITE_ERROR: u16 = 0x0C00;
     pub const UNRECOVERED_READ_ERROR: u16 = 0x1100;
+    pub const MISCOMPARE_DURING_VERIFY: u16 = 0x1D00;
     pub const PARAMETER_LIST_LENGTH_ERROR: u16 = 0x1A00;
     pub const INVALID_OPCODE: u16 = 0x2000;
     pub const LBA_OUT_OF_RANGE: u16 = 0x2100;

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use pollux_core::{Discard, Shape};
+use pollux_core::{Discard, IoFlags, Shape};
 use uuid::Uuid;
 
 use crate::{
-    Action, Attention, Cdb, Identity, Inventory, LogicalUnit, Nexus, Outcome, Path, SCRATCH_LEN, Sense, Status,
+    Action, Attention, Cdb, Identity, Inventory, Job, Key, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path, SCRATCH_LEN,
+    Sense, Status, Task,
 };
 
 /// A disk of 2 MiB with everything.
@@ -102,5 +103,67 @@ pub(crate) fn sense_of(action: &Action) -> Sense {
     match action {
         Action::Done(Outcome { status: Status::CheckCondition, sense: Some(sense), data_len: 0 }) => *sense,
         other => panic!("{other:?}"),
+    }
+}
+
+/// A medium that jobs run on, as a front end runs them.
+pub(crate) struct Platter {
+    pub(crate) bytes: Vec<u8>,
+    /// Offset, length and FUA of each write.
+    pub(crate) writes: Vec<(u64, usize, bool)>,
+    /// Writes do nothing.
+    pub(crate) forgets: bool,
+}
+
+impl Platter {
+    pub(crate) fn new(len: usize) -> Platter {
+        Platter { bytes: vec![0; len], writes: Vec::new(), forgets: false }
+    }
+
+    /// Runs a job; `look` sees each task that it gives.
+    pub(crate) fn each(&mut self, job: &mut Job, out: &[u8], mut look: impl FnMut(&Job, &Task)) -> Outcome {
+        assert_eq!(job.data_out(), out.len() as u64);
+        let (mut sent, mut held) = (vec![0xEE; PIECE_LEN], vec![0xEE; PIECE_LEN]);
+        loop {
+            let task = job.next(&mut sent, &held);
+            look(job, &task);
+            match task {
+                Task::Fetch { at, len } => sent[..len].copy_from_slice(&out[at as usize..][..len]),
+                Task::Load { offset, len } => held[..len].copy_from_slice(&self.bytes[offset as usize..][..len]),
+                Task::Store { offset, len, flags } => {
+                    self.writes.push((offset, len, flags.contains(IoFlags::FUA)));
+                    if !self.forgets {
+                        self.bytes[offset as usize..][..len].copy_from_slice(&sent[..len]);
+                    }
+                }
+                Task::Pause => {
+                    sent.fill(0xEE);
+                    held.fill(0xEE);
+                }
+                Task::End(outcome) => return outcome,
+            }
+        }
+    }
+
+    pub(crate) fn run(&mut self, mut job: Job, out: &[u8]) -> Outcome {
+        self.each(&mut job, out, |_, _| {})
+    }
+
+    fn run_action(&mut self, action: Action, out: &[u8]) -> Outcome {
+        match action {
+            Action::Job(job) => self.run(job, out),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn good(&mut self, action: Action, out: &[u8]) {
+        assert_eq!(self.run_action(action, out), Outcome::GOOD);
+    }
+
+    /// Where the job found the first byte that differs.
+    pub(crate) fn miscompare(&mut self, action: Action, out: &[u8]) -> u64 {
+        let sense = sense_of(&Action::Done(self.run_action(action, out)));
+        assert_eq!((sense.key, sense.code()), (Key::Miscompare, 0x1D00));
+        sense.info.expect("the offset")
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use pollux_core::{IoError, Op, Shape};
 use uuid::Uuid;
 
+use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::geometry::{AtomicGeometry, Flags, Geometry};
 use crate::modes::Modes;
@@ -27,7 +28,7 @@ pub struct LogicalUnit {
 }
 
 #[derive(Debug)]
-struct Cold {
+pub(crate) struct Cold {
     /// What the device is like; `None` while it is missing.
     shape: Option<Shape>,
     /// What it was like when it was last there, for what can be asked while it is missing.
@@ -37,6 +38,7 @@ struct Cold {
     /// Who knows the device, and what it had done when an initiator reset the statistics.
     medium: Option<(Arc<dyn Medium>, Transfers)>,
     paths: Vec<Weak<Path>>,
+    pub(crate) claims: Claims,
 }
 
 impl LogicalUnit {
@@ -44,7 +46,9 @@ impl LogicalUnit {
     #[must_use]
     pub fn new(identity: Identity, shape: Option<Shape>) -> Arc<LogicalUnit> {
         let modes = Modes::new(shape.is_some_and(|shape| shape.volatile_cache));
-        let cold = Cold { shape, last_shape: shape, modes, clock: Clock::default(), medium: None, paths: Vec::new() };
+        let claims = Claims::default();
+        let clock = Clock::default();
+        let cold = Cold { shape, last_shape: shape, modes, clock, medium: None, paths: Vec::new(), claims };
         let geometry = AtomicGeometry::new(cold.geometry());
         let uuid = identity.uuid;
         Arc::new(LogicalUnit { uuid, identity: Mutex::new(Arc::new(identity)), geometry, cold: Mutex::new(cold) })
@@ -287,11 +291,11 @@ impl LogicalUnit {
         Ok(())
     }
 
-    fn publish(&self, cold: &Cold) {
+    pub(crate) fn publish(&self, cold: &Cold) {
         self.geometry.store(cold.geometry());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Cold> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Cold> {
         self.cold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -308,7 +312,8 @@ pub(crate) struct Standing {
 impl Cold {
     /// What is published: a stopped unit is one that is not ready.
     fn geometry(&self) -> Geometry {
-        if self.is_stopped() { Geometry::missing(self.modes.flags()) } else { self.device_geometry() }
+        let geometry = if self.is_stopped() { Geometry::missing(self.modes.flags()) } else { self.device_geometry() };
+        if self.claims.is_empty() { geometry } else { geometry.claimed() }
     }
 
     fn device_geometry(&self) -> Geometry {

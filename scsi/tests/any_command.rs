@@ -4,20 +4,21 @@ use std::sync::Arc;
 
 use pollux_core::{Discard, IoFlags, Op, Shape};
 use pollux_scsi::{
-    Action, Attention, Cdb, Identity, Inventory, LogicalUnit, Nexus, Outcome, Path, SCRATCH_LEN, SENSE_LEN, Status,
-    Step, execute_absent, execute_well_known,
+    Action, Attention, Cdb, Identity, Inventory, Job, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path, SCRATCH_LEN,
+    SENSE_LEN, Status, Step, Task, execute_absent, execute_well_known,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
 
 /// Opcodes of commands that exist, so that random CDBs reach the handlers.
 const KNOWN: &[u8] = &[
-    0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x1A, 0x1B, 0x1C, 0x1D, 0x1E, 0x25, 0x28, 0x2A, 0x34, 0x35, 0x37, 0x3B, 0x3C,
-    0x41, 0x42, 0x4C, 0x4D, 0x55, 0x5A, 0x7F, 0x88, 0x8A, 0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA4, 0xA8, 0xAA, 0xB7,
+    0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x1A, 0x1B, 0x1C, 0x1D, 0x1E, 0x25, 0x28, 0x2A, 0x2E, 0x2F, 0x34, 0x35, 0x37,
+    0x3B, 0x3C, 0x41, 0x42, 0x4C, 0x4D, 0x55, 0x5A, 0x7F, 0x88, 0x89, 0x8A, 0x8B, 0x8E, 0x8F, 0x90, 0x91, 0x93, 0x9E,
+    0xA0, 0xA3, 0xA4, 0xA8, 0xAA, 0xAE, 0xAF, 0xB7,
 ];
 
 /// Service actions of commands of variable length.
-const LONG: [u8; 3] = [0x09, 0x0B, 0x0D];
+const LONG: [u8; 5] = [0x09, 0x0A, 0x0B, 0x0C, 0x0D];
 
 struct Luns(u16);
 
@@ -118,6 +119,42 @@ fn check_write(unit: &LogicalUnit, shape: &Shape, flags: IoFlags) {
     assert!(durable, "a write that nobody will flush");
 }
 
+fn check_within((offset, len): (u64, u64), (part, part_len): (u64, u64)) {
+    assert!(part >= offset && part + part_len <= offset + len, "{part}+{part_len} is not in {offset}+{len}");
+}
+
+/// A job keeps to its range and to its memory, and comes to an end. What it finds is what it sent.
+fn check_job(unit: &LogicalUnit, shape: &Shape, mut job: Job) {
+    let (mut sent, held) = (vec![0; PIECE_LEN], vec![0; PIECE_LEN]);
+    let (data_out, exclusive, first) = (job.data_out(), job.is_exclusive(), job.span());
+    for _ in 0..60 {
+        let span = job.span();
+        check_range(shape, span.0, span.1);
+        assert!(!exclusive || span == first, "a claim does not change");
+        match job.next(&mut sent, &held) {
+            Task::Fetch { at, len } => {
+                assert!(len > 0 && len <= PIECE_LEN && at + len as u64 <= data_out);
+            }
+            Task::Load { offset, len } => {
+                assert!(len <= PIECE_LEN);
+                check_range(shape, offset, len as u64);
+                check_within(span, (offset, len as u64));
+            }
+            Task::Store { offset, len, flags } => {
+                assert!(len <= PIECE_LEN);
+                check_range(shape, offset, len as u64);
+                check_within(span, (offset, len as u64));
+                check_write(unit, shape, flags);
+            }
+            Task::Pause => assert!(!exclusive, "it gives up what it has claimed"),
+            Task::End(outcome) => {
+                assert_eq!(outcome, Outcome::GOOD);
+                return;
+            }
+        }
+    }
+}
+
 fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit: usize) {
     match action {
         Action::Done(outcome) => check_outcome(&outcome, limit),
@@ -130,8 +167,10 @@ fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit
                 op => assert_eq!((op, flags), (Op::Read, IoFlags::empty())),
             }
         }
+        Action::Job(job) => check_job(unit, shape.expect("a device"), job),
         Action::Plan(mut plan) => {
             let shape = shape.expect("a device");
+            let span = plan.span();
             for step in std::iter::from_fn(|| plan.next()).take(10_000) {
                 match step {
                     Step::Flush => continue,
@@ -145,6 +184,7 @@ fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit
                     continue;
                 };
                 check_range(shape, offset, len);
+                check_within(span, (offset, len));
                 check_write(unit, shape, flags);
             }
             let pattern = plan.pattern().len();

@@ -262,7 +262,7 @@ impl ScsiWorker {
 
     /// Marks commands and asks their devices to end them; those that wait for a slot end here.
     pub(crate) fn abort_commands(&mut self, commands: &[(usize, u16, u16)], how: Response, cx: &mut Cx<'_>) {
-        let mut lines = BTreeSet::new();
+        let (mut lines, mut barred) = (BTreeSet::new(), false);
         for &(number, head, _) in commands {
             let Some(mut port) = self.take_port(number) else { continue };
             let tag = port.tag(head);
@@ -273,12 +273,16 @@ impl ScsiWorker {
             match slot.phase {
                 Phase::Running => self.units.cancel(unit, tag, cx),
                 Phase::Waiting => drop(lines.insert(unit)),
+                Phase::Barred => barred = true,
                 Phase::Free => {}
             }
             self.put_port(number, port);
         }
         for unit in lines {
             self.drop_aborted(unit, cx);
+        }
+        if barred {
+            self.drop_barred(cx);
         }
     }
 

@@ -149,6 +149,12 @@ impl Luns {
         self.removing += 1;
     }
 
+    /// The controllers of which something of the unit is in flight.
+    pub(crate) fn busy_with(&self, unit: UnitId) -> Vec<ControllerId> {
+        let busy = self.luns.iter().flatten().filter(|lun| lun.unit == unit && lun.inflight > 0);
+        busy.map(|lun| lun.controller).collect()
+    }
+
     /// Whether any LUN, hidden or not, leads to the unit.
     pub(crate) fn lead_to(&self, unit: UnitId) -> bool {
         self.luns.iter().flatten().any(|lun| lun.unit == unit)

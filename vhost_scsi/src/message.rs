@@ -7,9 +7,10 @@ use std::sync::{Arc, OnceLock};
 
 use crossbeam::channel::Sender;
 use pollux_core::{Channel, IoError, IoStats};
-use pollux_scsi::{LogicalUnit, Path};
+use pollux_scsi::{LogicalUnit, Order, Path};
 use pollux_vhost_user::{Queue, SessionHandle};
 
+use crate::fence::Span;
 use crate::port::Slot;
 use crate::request::{Event, Response};
 use crate::{LunStats, QueueStats};
@@ -230,6 +231,25 @@ pub(crate) enum Body {
         id: AbortId,
         count: u32,
     },
+    /// From a worker: say when what was under way on the range has ended. New commands on it wait by themselves.
+    Fence {
+        unit: UnitId,
+        order: Order,
+        span: Span,
+        from: usize,
+    },
+    /// The answer to that.
+    Fenced {
+        unit: UnitId,
+        order: Order,
+    },
+    /// The answer is not needed any more.
+    Unfence {
+        unit: UnitId,
+        order: Order,
+    },
+    /// What barred commands wait for may be there.
+    Look,
 }
 
 impl fmt::Debug for Body {
@@ -259,6 +279,10 @@ impl fmt::Debug for Body {
             Body::CancelQueue { key } => write!(f, "CancelQueue({key:?})"),
             Body::Event { controller, event } => write!(f, "Event({}, {event:?})", controller.place),
             Body::Abort { id, scope, how } => write!(f, "Abort({id:?}, {scope:?}, {how:?})"),
+            Body::Fence { unit, order, span, from } => write!(f, "Fence({unit}, {order:?}, {span:?}, {from})"),
+            Body::Fenced { unit, order } => write!(f, "Fenced({unit}, {order:?})"),
+            Body::Unfence { unit, order } => write!(f, "Unfence({unit}, {order:?})"),
+            Body::Look => write!(f, "Look"),
             Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),
         }
     }

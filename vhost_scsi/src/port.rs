@@ -16,6 +16,7 @@ use pollux_vhost_user::{Queue, SessionHandle};
 use crate::QueueStats;
 use crate::abort::Held;
 use crate::gather::Gather;
+use crate::jobs::Working;
 use crate::line::Charge;
 use crate::message::{ControllerId, NewQueue, QueueKey, Reply, Stopped};
 use crate::pieces::{Pattern, Pieces};
@@ -49,6 +50,8 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Free,
+    /// Waits for memory, or for a range that another command has to itself.
+    Barred,
     /// In its unit's line.
     Waiting,
     /// With the device.
@@ -78,9 +81,20 @@ pub(crate) struct Slot {
 }
 
 /// What a command has that is more than one transfer between the guest's buffer and the device.
-pub(crate) struct Long {
-    pub(crate) plan: Plan,
-    pub(crate) pattern: Option<Pattern>,
+pub(crate) enum Long {
+    /// Operations without the guest's data.
+    Plan { plan: Plan, pattern: Option<Pattern> },
+    /// It looks at the data.
+    Job(Working),
+}
+
+impl Long {
+    const fn charge(&self, op: Op, len: u64) -> Charge {
+        match self {
+            Long::Plan { plan, .. } => Charge::step(op, len, plan.immediate()),
+            Long::Job(working) => working.charge(len),
+        }
+    }
 }
 
 const _: () = assert!(size_of::<Slot>() == 128, "a slot is two cache lines");
@@ -111,7 +125,16 @@ impl Slot {
     pub(crate) const fn charge(&self) -> Charge {
         match &self.long {
             None => Charge::plain(self.len),
-            Some(long) => Charge::step(self.op, self.len, long.plan.immediate()),
+            Some(long) => long.charge(self.op, self.len),
+        }
+    }
+
+    /// Offset and length of what it touches on the device, all its steps together.
+    pub(crate) fn span(&self) -> (u64, u64) {
+        match self.long.as_deref() {
+            None => (self.offset, self.len),
+            Some(Long::Plan { plan, .. }) => plan.span(),
+            Some(Long::Job(working)) => working.job.span(),
         }
     }
 
@@ -119,6 +142,13 @@ impl Slot {
     pub(crate) const fn residual_of_nothing(&self) -> u64 {
         // A plan's steps are not the guest's data.
         if self.long.is_none() { self.residual as u64 + self.len } else { self.residual as u64 }
+    }
+
+    /// Not inlined: dropping what few commands have costs those that have none a call otherwise.
+    #[cold]
+    #[inline(never)]
+    fn end_long(&mut self) {
+        self.long = None;
     }
 
     /// Whether it is one transfer that nobody wants to end.
@@ -178,7 +208,7 @@ pub(crate) struct Port {
     pub(crate) queue: Queue,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) inflight: u32,
-    /// How many of its requests are in a unit's line. Nothing is taken from the ring while there is one.
+    /// How many of its requests are in a unit's line, or barred. Nothing is taken from the ring while there is one.
     pub(crate) waiting: u32,
     /// Commands that task management took before their turn, in order: they come before what is in the ring.
     pub(crate) held: VecDeque<Held>,
@@ -306,7 +336,9 @@ impl Port {
         let slot = &mut self.slots[usize::from(head)];
         assert_ne!(slot.phase, Phase::Free, "a request ends once");
         slot.phase = Phase::Free;
-        slot.long = None;
+        if slot.long.is_some() {
+            slot.end_long();
+        }
         slot.pieces.clear();
         self.inflight -= 1;
     }
@@ -481,6 +513,11 @@ impl Port {
     pub(crate) fn give(self) -> Box<NewQueue> {
         let Port { key, controller, features, queue, slots, kick, call, session, failure, stats, .. } = self;
         Box::new(NewQueue { key, controller, features, queue, slots, kick, call, session, failure, stats })
+    }
+
+    /// Its number on its worker.
+    pub(crate) const fn number(&self) -> usize {
+        self.number as usize
     }
 
     /// The port that a token names.

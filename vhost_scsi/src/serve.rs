@@ -7,11 +7,12 @@ use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, Segment, SegmentList
 use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Sense, Step, io_outcome};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
+use crate::fence::Span;
 use crate::line::{Charge, Source};
 use crate::lun::Address;
 use crate::message::UnitId;
 use crate::pieces::Pattern;
-use crate::port::{Answer, Long, Phase, Port, Route, parse_tag};
+use crate::port::{Answer, Long, Phase, Port, Route, Slot, parse_tag};
 use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response, SENSE_LEN};
 use crate::worker::{BATCH, ScsiWorker};
 
@@ -35,14 +36,19 @@ impl Background {
     const fn charge(&self) -> Charge {
         Charge::step(self.step.op, self.step.len, true)
     }
+
+    /// Whether it works on this range.
+    pub(crate) fn touches(&self, unit: UnitId, span: Span) -> bool {
+        self.unit == unit && span.overlaps(self.plan.span())
+    }
 }
 
 /// What is known of a command when its unit decides about it.
-struct Given {
-    head: u16,
-    lun: u32,
+pub(crate) struct Given {
+    pub(crate) head: u16,
+    pub(crate) lun: u32,
     name: u64,
-    data_out: u64,
+    pub(crate) data_out: u64,
     data_in: u64,
     /// Bytes of parameter data that the command has used.
     used: u64,
@@ -51,7 +57,7 @@ struct Given {
 }
 
 impl Given {
-    const fn residual(&self, used: u64) -> u64 {
+    pub(crate) const fn residual(&self, used: u64) -> u64 {
         (self.data_in + self.data_out).saturating_sub(used)
     }
 }
@@ -143,11 +149,12 @@ impl ScsiWorker {
                 self.answer_done(port, &given, &outcome, &sense);
             }
             Action::Plan(plan) => self.start_plan(port, &given, plan, cx),
+            Action::Job(job) => self.start_job(port, &given, job, cx),
             Action::DataOut { .. } => unreachable!("parameter data is asked for once"),
         }
     }
 
-    fn overrun(&self, port: &mut Port, given: &Given) {
+    pub(crate) fn overrun(&self, port: &mut Port, given: &Given) {
         let answer = Answer::response(Response::Overrun, given.residual(0));
         port.answer(given.head, writable_of(&self.segments, given.readable), &answer);
     }
@@ -200,7 +207,8 @@ impl ScsiWorker {
         // was answered takes none, and there would be no end to how many a guest could have going on.
         let charge = Charge::step(step.op(), parts(step).3, true);
         let unit = self.luns.get(given.lun).unit;
-        if plan.immediate() && self.units.get(unit).lets_by(Source::BACKGROUND, charge) {
+        let free = plan.span().1 == 0 || !self.units.look(unit).logical.is_claimed();
+        if plan.immediate() && free && self.units.get(unit).lets_by(Source::BACKGROUND, charge) {
             port.answer(given.head, writable, &Answer::response(Response::Ok, residual));
             self.start_background(given.lun, plan, step, cx);
             return;
@@ -211,7 +219,7 @@ impl ScsiWorker {
         (slot.op, slot.flags, slot.offset, slot.len) = parts(step);
         slot.residual = to_u32(residual);
         let pattern = pattern_of(&plan);
-        slot.long = Some(Box::new(Long { plan, pattern }));
+        slot.long = Some(Box::new(Long::Plan { plan, pattern }));
         self.start_slot(port, given, cx);
     }
 
@@ -222,11 +230,27 @@ impl ScsiWorker {
         slot.started = cx.now;
         let lun = self.luns.get_mut(given.lun);
         lun.inflight += 1;
-        self.go(port, given.head, cx);
+        if !self.waits_for_claims(port, given.head) {
+            self.go(port, given.head, cx);
+        }
+    }
+
+    /// A slot for a command that looks at its data-out, of this length.
+    pub(crate) fn claim_slot<'a>(&self, port: &'a mut Port, given: &Given, data_out: u64) -> &'a mut Slot {
+        let slot = port.claim(given.head);
+        let (of_read, of_write) = self.segments.as_slice().split_at(given.readable);
+        segment::for_range(of_write, 0, RESPONSE_LEN, |part| slot.pieces.push(part));
+        slot.pieces.response_ends();
+        let bytes = usize::try_from(data_out).expect("a length that memory has room for");
+        let got = segment::for_range(of_read, COMMAND_LEN, bytes, |part| slot.pieces.push(part));
+        assert_eq!(got as u64, data_out, "the chain holds what it was counted to hold");
+        (slot.op, slot.flags, slot.offset, slot.len) = (Op::Read, IoFlags::empty(), 0, 0);
+        (slot.lun, slot.name) = (given.lun, given.name);
+        slot
     }
 
     /// Submits the slot's next step, or puts it into its unit's line.
-    fn go(&mut self, port: &mut Port, head: u16, cx: &mut Cx<'_>) {
+    pub(crate) fn go(&mut self, port: &mut Port, head: u16, cx: &mut Cx<'_>) {
         let tag = port.tag(head);
         let slot = &mut port.slots[usize::from(head)];
         let unit = self.luns.get(slot.lun).unit;
@@ -248,8 +272,9 @@ impl ScsiWorker {
         slot.phase = Phase::Running;
         let data = match slot.long.as_deref_mut() {
             None => slot.pieces.data(),
-            Some(Long { pattern: Some(pattern), .. }) => pattern.data(slot.len),
-            Some(Long { pattern: None, .. }) => SegmentList::EMPTY,
+            Some(Long::Plan { pattern: Some(pattern), .. }) => pattern.data(slot.len),
+            Some(Long::Plan { pattern: None, .. }) => SegmentList::EMPTY,
+            Some(Long::Job(working)) => working.data(slot.op, slot.len),
         };
         let io = Io { tag, op: slot.op, flags: slot.flags, offset: slot.offset, len: slot.len, data };
         if let Err(error) = self.units.submit(unit, io, slot.charge(), cx) {
@@ -259,11 +284,16 @@ impl ScsiWorker {
 
     /// A step of a slot's command has ended.
     #[inline(never)]
-    fn finish(&mut self, port: &mut Port, head: u16, result: Result<(), IoError>, cx: &mut Cx<'_>) {
+    pub(crate) fn finish(&mut self, port: &mut Port, head: u16, result: Result<(), IoError>, cx: &mut Cx<'_>) {
         let slot = &mut port.slots[usize::from(head)];
+        let plan = match slot.long.as_deref_mut() {
+            None => None,
+            Some(Long::Plan { plan, .. }) => Some(plan),
+            Some(Long::Job(_)) => return self.task_done(port, head, result, cx),
+        };
         if result.is_ok()
             && slot.aborted.is_none()
-            && let Some(step) = slot.long.as_mut().and_then(|long| long.plan.next())
+            && let Some(step) = plan.and_then(Plan::next)
         {
             (slot.op, slot.flags, slot.offset, slot.len) = parts(step);
             self.go(port, head, cx);
@@ -284,9 +314,9 @@ impl ScsiWorker {
             return;
         };
         let logical = &self.units.look(lun.unit).logical;
-        let outcome = match &slot.long {
-            Some(long) => long.plan.fail_outcome(error),
-            None => io_outcome(slot.op, error),
+        let outcome = match slot.long.as_deref() {
+            Some(Long::Plan { plan, .. }) => plan.fail_outcome(error),
+            _ => io_outcome(slot.op, error),
         };
         let sense = Encoded::new(logical, outcome.sense.as_ref());
         let residual = slot.residual_of_nothing();
@@ -548,7 +578,7 @@ fn pattern_of(plan: &Plan) -> Option<Pattern> {
 }
 
 /// What is left of a chain's bytes: a chain holds less than 4 GiB.
-fn to_u32(residual: u64) -> u32 {
+pub(crate) fn to_u32(residual: u64) -> u32 {
     u32::try_from(residual).expect("a chain holds less than 4 GiB")
 }
 
@@ -557,13 +587,13 @@ fn writable_of(segments: &SegmentBuf, readable: usize) -> &[Segment] {
 }
 
 /// Sense data as bytes.
-struct Encoded {
+pub(crate) struct Encoded {
     bytes: [u8; SENSE_LEN],
     len: usize,
 }
 
 impl Encoded {
-    fn new(unit: &LogicalUnit, sense: Option<&Sense>) -> Encoded {
+    pub(crate) fn new(unit: &LogicalUnit, sense: Option<&Sense>) -> Encoded {
         Self::encode(unit.descriptor_sense(), sense)
     }
 
@@ -578,7 +608,7 @@ impl Encoded {
     }
 }
 
-fn answer_of<'a>(outcome: &Outcome, sense: &'a Encoded, residual: u64, data_in: u64) -> Answer<'a> {
+pub(crate) fn answer_of<'a>(outcome: &Outcome, sense: &'a Encoded, residual: u64, data_in: u64) -> Answer<'a> {
     let sense = &sense.bytes[..sense.len];
     Answer { response: Response::Ok, status: outcome.status as u8, sense, residual, data_in }
 }

@@ -12,8 +12,10 @@ use pollux_vhost_user::{Chain, SegmentBuf};
 use crate::abort::Ending;
 use crate::control::{MOST_FUNCTIONS, Pending};
 use crate::events::Waiting;
+use crate::fence::{Barred, Fence};
 use crate::luns::{Lun, Luns};
 use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Stopped};
+use crate::own::Pool;
 use crate::port::{Kind, Phase, Port};
 use crate::request::Response;
 use crate::serve::Background;
@@ -67,6 +69,13 @@ pub struct ScsiWorker {
     pub(crate) pending: Vec<Pending>,
     pub(crate) ending: Vec<Ending>,
     pub(crate) next_abort: u64,
+    /// Memory for commands that look at data, and how many of them wait for some.
+    pub(crate) pool: Pool,
+    pub(crate) memory_waiters: usize,
+    /// Commands that wait before they touch the device, in the order in which they came.
+    pub(crate) barred: Vec<Barred>,
+    /// Who wants to know when what is under way on a range has ended.
+    pub(crate) fences: Vec<Fence>,
     pub(crate) outbox: VecDeque<(usize, Message)>,
     /// Something drains: look at it in each pass that did something.
     draining: bool,
@@ -103,6 +112,10 @@ impl ScsiWorker {
             pending: Vec::new(),
             ending: Vec::new(),
             next_abort: 0,
+            pool: Pool::default(),
+            memory_waiters: 0,
+            barred: Vec::new(),
+            fences: Vec::new(),
             outbox: VecDeque::new(),
             draining: false,
             told: false,
@@ -424,11 +437,12 @@ impl ScsiWorker {
     fn drain(&mut self, cx: &mut Cx<'_>) {
         self.take_own(cx);
         self.advance_endings(cx);
+        self.advance_fences();
         self.take_own(cx);
         let luns = self.luns.collect_removed();
         let units = self.units.collect_ended(cx);
         let ports = self.collect_stopped(cx);
-        self.draining = luns || units || ports || !self.ending.is_empty();
+        self.draining = luns || units || ports || !self.ending.is_empty() || !self.fences.is_empty();
     }
 
     /// Hands out what has stopped, and gives away what is offered. Returns whether something still drains.
@@ -537,6 +551,10 @@ impl Worker for ScsiWorker {
             Body::Event { controller, event } => self.event(controller, event),
             Body::Abort { id, scope, how } => self.abort(id, scope, how),
             Body::AbortDone { id, count } => self.abort_done(id, count),
+            Body::Fence { unit, order, span, from } => self.fence(unit, order, span, from),
+            Body::Fenced { unit, order } => self.fenced(unit, order, cx),
+            Body::Unfence { unit, order } => self.unfence(unit, order),
+            Body::Look => self.look_at_barred(cx),
         }
         self.draining = true;
         self.told = true;
@@ -550,7 +568,7 @@ impl Worker for ScsiWorker {
         let changed = count > 0 || std::mem::take(&mut self.told) || std::mem::take(&mut self.again);
         if (self.draining && changed) || !self.outbox.is_empty() {
             self.drain(cx);
-            let looking = self.looks_around();
+            let looking = self.looks_around() || self.looks_for_fences();
             count += u32::from(looking);
             self.again = looking || !self.touched.is_empty();
             self.publish(cx);

@@ -3,6 +3,7 @@
 use pollux_core::{Discard, Shape};
 
 use crate::Sense;
+use crate::commands::atomic::compare_and_write_max;
 use crate::commands::provisioning::MAX_UNMAP_DESCRIPTORS;
 use crate::commands::{Call, ports};
 use crate::data_in::DataIn;
@@ -80,6 +81,7 @@ fn block_limits(shape: Option<&Shape>, unmap: Option<u32>) -> [u8; 60] {
     let Some(shape) = shape else { return page };
     let block = shape.block_size;
     let granularity = u16::try_from(shape.physical_block_size / block).unwrap_or(u16::MAX);
+    page[1] = compare_and_write_max(block);
     page[2..4].copy_from_slice(&granularity.to_be_bytes());
     page[8..12].copy_from_slice(&(shape.optimal_io / block).to_be_bytes());
     if let Some(discard) = shape.discard {
@@ -194,7 +196,7 @@ mod tests {
     #[test]
     fn block_limits_of_a_device_that_discards() {
         let page = vpd(&mut Bench::new(), 0xB0);
-        let mut want = vec![0x00, 0xB0, 0, 0x3C, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0, 0];
+        let mut want = vec![0x00, 0xB0, 0, 0x3C, 0, 255, 0, 8, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0, 0];
         want.extend_from_slice(&[0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 1, 0, 0, 0, 0, 64, 0x80, 0, 0, 0]);
         want.resize(64, 0);
         assert_eq!(page, want);
@@ -203,7 +205,7 @@ mod tests {
     #[test]
     fn what_the_device_does_not_do_is_not_claimed() {
         let mut bench = Bench::with(Some(Shape { discard: None, optimal_io: 0, rotation_rate: 7200, ..shape() }));
-        let mut want = vec![0x00, 0xB0, 0, 0x3C, 0, 0, 0, 8];
+        let mut want = vec![0x00, 0xB0, 0, 0x3C, 0, 255, 0, 8];
         want.resize(64, 0);
         assert_eq!(vpd(&mut bench, 0xB0), want);
         assert_eq!(vpd(&mut bench, 0xB1)[..8], [0, 0xB1, 0, 0x3C, 0x1C, 0x20, 0, 0]);

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use libfuzzer_sys::fuzz_target;
 use pollux_core::{Discard, Op, Shape};
 use pollux_scsi::{
-    Action, Cdb, Identity, Inventory, LogicalUnit, Nexus, Outcome, Path, SCRATCH_LEN, Step, execute_absent,
+    Action, Cdb, Identity, Inventory, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path, SCRATCH_LEN, Step, Task,
+    execute_absent,
 };
 use uuid::Uuid;
 
@@ -120,6 +121,21 @@ fn check(bench: &Bench, action: Action) {
                 }
             }
             panic!("a plan without end");
+        }
+        Action::Job(mut job) => {
+            let (mut sent, held) = (vec![0; PIECE_LEN], vec![0; PIECE_LEN]);
+            for _ in 0..1000 {
+                match job.next(&mut sent, &held) {
+                    Task::Fetch { at, len } => assert!(len <= PIECE_LEN && at + len as u64 <= job.data_out()),
+                    Task::Load { offset, len } => inside(bench, offset, len as u64),
+                    Task::Store { offset, len, .. } => {
+                        assert!(!bench.shape.read_only, "a write to a read-only unit");
+                        inside(bench, offset, len as u64);
+                    }
+                    Task::Pause => {}
+                    Task::End(outcome) => return answer(&outcome, &bench.scratch),
+                }
+            }
         }
         Action::Done(outcome) => answer(&outcome, &bench.scratch),
         Action::DataOut { .. } => unreachable!("taken apart by the caller"),

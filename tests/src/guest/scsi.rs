@@ -231,6 +231,30 @@ pub mod cdb {
         sixteen(0x93, u8::from(unmap) << 3 | u8::from(ndob), lba, blocks)
     }
 
+    /// COMPARE AND WRITE.
+    #[must_use]
+    pub fn compare_and_write(lba: u64, blocks: u8, fua: bool) -> [u8; 16] {
+        sixteen(0x89, u8::from(fua) << 3, lba, u32::from(blocks))
+    }
+
+    /// ORWRITE (16).
+    #[must_use]
+    pub fn or_write16(lba: u64, blocks: u32) -> [u8; 16] {
+        sixteen(0x8b, 0, lba, blocks)
+    }
+
+    /// VERIFY (16).
+    #[must_use]
+    pub fn verify16(lba: u64, blocks: u32, bytchk: u8) -> [u8; 16] {
+        sixteen(0x8f, bytchk << 1, lba, blocks)
+    }
+
+    /// WRITE AND VERIFY (16).
+    #[must_use]
+    pub fn write_and_verify16(lba: u64, blocks: u32, bytchk: u8) -> [u8; 16] {
+        sixteen(0x8e, bytchk << 1, lba, blocks)
+    }
+
     /// UNMAP, and its parameter list for these ranges (LBA, blocks).
     #[must_use]
     pub fn unmap(ranges: &[(u64, u32)]) -> ([u8; 10], Vec<u8>) {

@@ -1,6 +1,8 @@
 //! What a unit may ask its device beside I/O: the numbers of LOG SENSE, and what GET LBA STATUS reports.
 
 use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use pollux_core::Extent;
 
@@ -33,9 +35,40 @@ pub struct Share {
     pub time_ns: u64,
 }
 
+/// What a device has done since a moment, for LOG SENSE.
+#[derive(Clone, Debug)]
+pub(crate) struct Statistics {
+    pub(crate) medium: Arc<dyn Medium>,
+    before: Transfers,
+    began: Instant,
+    idle: Duration,
+}
+
+impl Statistics {
+    /// Begins now, at zero.
+    pub(crate) fn new(medium: Arc<dyn Medium>) -> Statistics {
+        Statistics { before: medium.transfers(), medium, began: Instant::now(), idle: Duration::ZERO }
+    }
+
+    /// What was done since then, and for how long at least nothing was.
+    ///
+    /// Nobody counts idle time, which would cost every request; what is left of the time when that of all requests is taken
+    /// away is a lower bound of it, exact where requests do not overlap. It never goes down.
+    pub(crate) fn look(&mut self) -> (Transfers, Duration) {
+        self.look_at(self.began.elapsed())
+    }
+
+    fn look_at(&mut self, elapsed: Duration) -> (Transfers, Duration) {
+        let done = self.medium.transfers().since(&self.before);
+        let busy = Duration::from_nanos(done.read.time_ns.saturating_add(done.written.time_ns));
+        self.idle = self.idle.max(elapsed.saturating_sub(busy));
+        (done, self.idle)
+    }
+}
+
 impl Transfers {
     /// What has come on top since `before`.
-    pub(crate) fn since(&self, before: &Transfers) -> Transfers {
+    fn since(&self, before: &Transfers) -> Transfers {
         Transfers { read: self.read.since(before.read), written: self.written.since(before.written) }
     }
 }
@@ -47,5 +80,41 @@ impl Share {
             bytes: self.bytes.wrapping_sub(before.bytes),
             time_ns: self.time_ns.wrapping_sub(before.time_ns),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[derive(Debug)]
+    struct Busy(AtomicU64);
+
+    impl Medium for Busy {
+        fn transfers(&self) -> Transfers {
+            let time_ns = self.0.load(Ordering::Relaxed);
+            Transfers { read: Share { requests: 1, bytes: 1, time_ns }, written: Share::default() }
+        }
+
+        fn extent(&self, _: u64, len: u64) -> Extent {
+            Extent::mapped(len)
+        }
+    }
+
+    #[test]
+    fn idle_time_is_what_is_left_and_never_goes_down() {
+        let busy = Arc::new(Busy(AtomicU64::new(500)));
+        let mut statistics = Statistics::new(busy.clone());
+        let mut idle = |busy_ns, elapsed_ns| {
+            busy.0.store(500 + busy_ns, Ordering::Relaxed);
+            let (done, idle) = statistics.look_at(Duration::from_nanos(elapsed_ns));
+            assert_eq!((done.read.time_ns, done.read.requests), (busy_ns, 0));
+            idle.as_nanos()
+        };
+        assert_eq!(
+            [idle(0, 100), idle(30, 150), idle(90, 200), idle(400, 300), idle(400, 530)],
+            [100, 120, 120, 120, 130]
+        );
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use pollux_core::{IoError, Op, Shape};
 use uuid::Uuid;
@@ -14,6 +15,7 @@ use uuid::Uuid;
 use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::geometry::{AtomicGeometry, Flags, Geometry};
+use crate::medium::Statistics;
 use crate::modes::Modes;
 use crate::nexus::each_alive;
 use crate::{Attention, Identity, Medium, Nexus, Path, Sense, Transfers, io_sense};
@@ -35,8 +37,8 @@ pub(crate) struct Cold {
     last_shape: Option<Shape>,
     modes: Modes,
     clock: Clock,
-    /// Who knows the device, and what it had done when an initiator reset the statistics.
-    medium: Option<(Arc<dyn Medium>, Transfers)>,
+    /// Who knows the device, and what it does.
+    statistics: Option<Statistics>,
     paths: Vec<Weak<Path>>,
     pub(crate) claims: Claims,
 }
@@ -48,7 +50,7 @@ impl LogicalUnit {
         let modes = Modes::new(shape.is_some_and(|shape| shape.volatile_cache));
         let claims = Claims::default();
         let clock = Clock::default();
-        let cold = Cold { shape, last_shape: shape, modes, clock, medium: None, paths: Vec::new(), claims };
+        let cold = Cold { shape, last_shape: shape, modes, clock, statistics: None, paths: Vec::new(), claims };
         let geometry = AtomicGeometry::new(cold.geometry());
         let uuid = identity.uuid;
         Arc::new(LogicalUnit { uuid, identity: Mutex::new(Arc::new(identity)), geometry, cold: Mutex::new(cold) })
@@ -212,27 +214,28 @@ impl LogicalUnit {
         self.publish(&cold);
     }
 
-    /// Says who knows the device.
+    /// Says who knows the device. Statistics begin now.
     pub fn set_medium(&self, medium: Arc<dyn Medium>) {
-        self.lock().medium = Some((medium, Transfers::default()));
+        let statistics = Statistics::new(medium);
+        self.lock().statistics = Some(statistics);
     }
 
     pub(crate) fn medium(&self) -> Option<Arc<dyn Medium>> {
-        self.lock().medium.as_ref().map(|(medium, _)| medium.clone())
+        self.lock().statistics.as_ref().map(|statistics| statistics.medium.clone())
     }
 
-    /// What the device has done since the last reset of the statistics, if somebody counts.
-    pub(crate) fn transfers(&self) -> Option<Transfers> {
-        let (medium, before) = self.lock().medium.clone()?;
-        Some(medium.transfers().since(&before))
+    /// What the device has done since the last reset of the statistics, and for how long at least nothing, if somebody
+    /// counts.
+    pub(crate) fn statistics(&self) -> Option<(Transfers, Duration)> {
+        self.lock().statistics.as_mut().map(Statistics::look)
     }
 
     /// Lets the statistics begin at zero again and tells the other paths.
-    pub(crate) fn restart_transfers(&self, by: &Path) {
+    pub(crate) fn restart_statistics(&self, by: &Path) {
         let Some(medium) = self.medium() else { return };
-        let now = medium.transfers();
+        let statistics = Statistics::new(medium);
         let mut cold = self.lock();
-        cold.medium = Some((medium, now));
+        cold.statistics = Some(statistics);
         cold.raise(Attention::LogChanged, Some(by));
     }
 

@@ -1,6 +1,8 @@
 //! LOG SENSE and LOG SELECT (SPC-5, clauses 6.8 and 6.9; pages: clause 7.3). Every number is one that somebody counts; a
 //! page that nobody could fill is not there.
 
+use std::time::Duration;
+
 use crate::commands::Call;
 use crate::data_in::DataIn;
 use crate::{Action, Inventory, Outcome, Sense, Transfers};
@@ -25,22 +27,22 @@ pub(crate) fn sense(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Se
     const POINTER: usize = 5;
     let (page, subpage) = page_of(call);
     let pointer = call.cdb.be16(POINTER);
-    let transfers = call.unit.transfers();
+    let statistics = call.unit.statistics();
     let last = match (page, subpage) {
         (SUPPORTED, 0) => {
             call.data.put(&[SUPPORTED, 0, 0, 0]);
-            call.data.put(pages(transfers.is_some()));
+            call.data.put(pages(statistics.is_some()));
             0
         }
         (SUPPORTED, SUBPAGES) => {
             call.data.put(&[SUPPORTED | SPF, SUBPAGES, 0, 0]);
-            put_subpages(pages(transfers.is_some()), &mut call.data);
+            put_subpages(pages(statistics.is_some()), &mut call.data);
             0
         }
         (STATISTICS, 0) => {
-            let transfers = transfers.ok_or(NO_PAGE)?;
+            let statistics = statistics.ok_or(NO_PAGE)?;
             call.data.put(&[STATISTICS, 0, 0, 0]);
-            put_statistics(&transfers, call.geometry.block_size(), pointer, &mut call.data)
+            put_statistics(&statistics, call.geometry.block_size(), pointer, &mut call.data)
         }
         (INFORMATIONAL, 0) => {
             call.data.put(&[INFORMATIONAL, 0, 0, 0]);
@@ -76,12 +78,13 @@ fn put_subpages(pages: &[u8], data: &mut DataIn<'_>) {
     }
 }
 
-/// Page 19h (SPC-5, clause 7.3.10) from the parameter `from` on: general access statistics (0001h) and the time interval
-/// that they count in (0003h), a microsecond. Returns the last parameter code.
-fn put_statistics(transfers: &Transfers, block: u32, from: u16, data: &mut DataIn<'_>) -> u16 {
+/// Page 19h (SPC-5, clause 7.3.10) from the parameter `from` on: general access statistics (0001h), idle time (0002h), and
+/// the time interval that they count in (0003h), a microsecond. Returns the last parameter code.
+fn put_statistics(statistics: &(Transfers, Duration), block: u32, from: u16, data: &mut DataIn<'_>) -> u16 {
     const ACCESS: u16 = 0x0001;
+    const IDLE: u16 = 0x0002;
     const INTERVAL: u16 = 0x0003;
-    let Transfers { read, written } = transfers;
+    let (Transfers { read, written }, idle) = statistics;
     let blocks = |bytes: u64| bytes / u64::from(block);
     let intervals = |ns: u64| ns / 1000;
     if from <= ACCESS {
@@ -98,6 +101,10 @@ fn put_statistics(transfers: &Transfers, block: u32, from: u16, data: &mut DataI
             both,
         ];
         parameter(ACCESS, numbers.map(u64::to_be_bytes).as_flattened(), data);
+    }
+    if from <= IDLE {
+        let intervals = u64::try_from(idle.as_micros()).unwrap_or(u64::MAX);
+        parameter(IDLE, &intervals.to_be_bytes(), data);
     }
     if from <= INTERVAL {
         // 1 * 10^-6 seconds; the exponent is negative by definition.
@@ -121,7 +128,7 @@ pub(crate) fn select(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, S
     if len > 0 {
         return if reset { Err(Sense::invalid_field(LENGTH as u16, None)) } else { Ok(Action::DataOut { len }) };
     }
-    let counted = call.unit.transfers().is_some();
+    let counted = call.unit.statistics().is_some();
     let of = match page_of(call) {
         (_, subpage) if subpage != 0 => return Err(Sense::invalid_field(SUBPAGE as u16, None)),
         (page, _) if pages(counted).contains(&page) => page,
@@ -129,7 +136,7 @@ pub(crate) fn select(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, S
     };
     let defaults = call.cdb.byte(PAGE) >> 6 == 3;
     if (reset || defaults) && matches!(of, SUPPORTED | STATISTICS) {
-        call.unit.restart_transfers(call.path);
+        call.unit.restart_statistics(call.path);
     }
     Ok(Action::Done(Outcome::GOOD))
 }
@@ -170,8 +177,9 @@ mod tests {
 
     fn counted() -> (Bench, Arc<Counted>) {
         let bench = Bench::new();
-        let counters = Arc::new(Counted(AtomicU64::new(100)));
+        let counters = Arc::new(Counted(AtomicU64::new(7)));
         bench.unit.set_medium(counters.clone());
+        counters.0.fetch_add(100, Ordering::Relaxed);
         (bench, counters)
     }
 
@@ -199,12 +207,13 @@ mod tests {
     fn general_statistics_are_what_was_counted() {
         let (mut bench, counters) = counted();
         let page = bench.data(&log(0x19, 0, 0));
-        assert_eq!(page[..8], [0x19, 0, 0, 80, 0, 1, 0x03, 64]);
+        assert_eq!(page[..8], [0x19, 0, 0, 92, 0, 1, 0x03, 64]);
         assert_eq!(numbers(&page), [100, 200, 100, 200, 300, 700, 300, 1000]);
-        assert_eq!(page[72..], [0, 3, 0x03, 8, 0, 0, 0, 6, 0, 0, 0, 1]);
-        counters.0.store(101, Ordering::Relaxed);
+        assert_eq!(page[72..76], [0, 2, 0x03, 8]);
+        assert_eq!(page[84..], [0, 3, 0x03, 8, 0, 0, 0, 6, 0, 0, 0, 1]);
+        counters.0.store(108, Ordering::Relaxed);
         assert_eq!(numbers(&bench.data(&log(0x19, 0, 1)))[0], 101);
-        assert_eq!(bench.data(&log(0x19, 0, 2))[..6], [0x19, 0, 0, 12, 0, 3]);
+        assert_eq!(bench.data(&log(0x19, 0, 2))[..6], [0x19, 0, 0, 24, 0, 2]);
         assert_eq!(bench.sense(&log(0x19, 0, 4)), Sense::invalid_field(5, None));
     }
 

@@ -365,6 +365,30 @@ mod tests {
     }
 
     #[test]
+    fn whatever_changes_the_medium_is_refused_where_it_is_protected() {
+        let mut bench = Bench::with(Some(Shape { read_only: true, ..shape() }));
+        let by_name = |row: &Row| {
+            ["WRITE", "UNMAP", "ORWRITE", "COMPARE AND WRITE", "FORMAT", "SANITIZE"]
+                .iter()
+                .any(|verb| row.name.starts_with(verb) && row.name != "WRITE BUFFER")
+        };
+        let changing: Vec<&Row> = ROWS.iter().filter(|row| by_name(row)).collect();
+        assert!(changing.len() > 10);
+        for row in changing {
+            assert!(row.flags.contains(RowFlags::CHANGES_MEDIUM), "{}", row.name);
+            let mut cdb = [0; 32];
+            let action = row.service_action.unwrap_or_default();
+            cdb[0] = row.opcode;
+            if row.opcode == 0x7F {
+                (cdb[7], cdb[9]) = (0x18, action as u8);
+            } else {
+                cdb[1] = action as u8;
+            }
+            assert_eq!(bench.sense(&cdb).code(), 0x2700, "{}", row.name);
+        }
+    }
+
+    #[test]
     fn a_command_of_variable_length_is_as_long_as_it_says() {
         let mut bench = Bench::new();
         for len in [0x00, 0x08, 0x10] {

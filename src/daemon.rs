@@ -28,6 +28,7 @@ use crate::rpc::server::{Dispatch, Server as RpcServer};
 use crate::rpc::{socket, table};
 use crate::sources::NodeSource;
 use crate::state::{LOCK_TIME, Store};
+use crate::units::{UnitFiles, UnitSaver};
 
 /// Where the log's level at the start comes from.
 const LOG_VARIABLE: &str = "POLLUX_LOG";
@@ -54,6 +55,7 @@ pub fn run(settings: &Settings) -> Result<()> {
     stay_near_reactors(settings);
     raise_limits();
     let (store, document) = open_state(settings)?;
+    let units = store.as_ref().map(start_saver).transpose()?;
     if let Some(parent) = settings.rpc_socket.parent() {
         std::fs::create_dir_all(parent)
             .with_context(|| format!("cannot make the directory {} (--rpc-socket)", parent.display()))?;
@@ -75,6 +77,7 @@ pub fn run(settings: &Settings) -> Result<()> {
         target: Target::new(reactors.poster(), Arc::clone(&vhost), options),
         reactors: reactors.stats(),
         store,
+        units,
         logging,
     }));
     let metrics = start_metrics(settings, &node)?;
@@ -110,6 +113,12 @@ fn open_state(settings: &Settings) -> Result<(Option<Store>, Document)> {
     let store = Store::open(&settings.state_dir, LOCK_TIME)?;
     let document = store.load()?.unwrap_or_default();
     Ok((Some(store), document))
+}
+
+/// What guests make durable is kept where the state is.
+fn start_saver(store: &Store) -> Result<UnitSaver> {
+    UnitSaver::start(UnitFiles::open(store.dir())?)
+        .context("cannot start the thread that saves what guests make durable")
 }
 
 fn reactor_config(settings: &Settings) -> ReactorConfig {

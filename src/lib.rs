@@ -13,3 +13,4 @@ pub mod node;
 pub mod rpc;
 pub mod sources;
 pub mod state;
+pub mod units;

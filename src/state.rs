@@ -73,7 +73,7 @@ pub struct Store {
     _lock: File,
 }
 
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+pub(crate) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     let path = path.to_owned();
     move |source| StateError::System { what, path, source }
 }
@@ -149,27 +149,38 @@ impl Store {
     /// What the system says; the old document is then still in place, unless syncing the directory was what failed.
     pub fn save<D: Serialize>(&self, document: &D) -> Result<(), StateError> {
         let file = self.file();
-        let temporary = self.dir.join("state.json.new");
         let envelope = Envelope { format: FORMAT, version: VERSION, state: document };
         let mut text = serde_json::to_vec_pretty(&envelope).map_err(|error| failed("write", &file)(error.into()))?;
         text.push(b'\n');
-        let mut out = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed("create", &temporary))?;
-        out.write_all(&text).map_err(failed("write", &temporary))?;
-        out.sync_all().map_err(failed("sync", &temporary))?;
-        drop(out);
-        fs::rename(&temporary, &file).map_err(failed("replace", &file))?;
-        self.medium.sync_all().map_err(failed("sync", &self.dir))
+        replace(&self.medium, &file, &text)
     }
 }
 
+/// Replaces a file as a whole. When this returns, the new content is on the medium; until then the old one is in place,
+/// unless syncing the directory was what failed. `medium` is the file's directory.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn replace(medium: &File, file: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    let mut temporary = file.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = Path::new(&temporary);
+    let mut out = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(temporary)
+        .map_err(failed("create", temporary))?;
+    out.write_all(bytes).map_err(failed("write", temporary))?;
+    out.sync_all().map_err(failed("sync", temporary))?;
+    drop(out);
+    fs::rename(temporary, file).map_err(failed("replace", file))?;
+    medium.sync_all().map_err(failed("sync the directory of", file))
+}
+
 /// Makes a directory and those above it, each on the medium before anything is promised to be in it.
-fn make_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn make_dir(dir: &Path) -> io::Result<()> {
     if dir.as_os_str().is_empty() || dir.is_dir() {
         return Ok(());
     }

@@ -2,7 +2,7 @@
 
 use pollux_core::{IoFlags, Op};
 
-use crate::{Job, Key, Plan, Sense, code};
+use crate::{Job, Key, Plan, Preempted, Save, Sense, code};
 
 /// Memory that a front end hands to `execute` for data-in: room for every answer, the longest being REPORT LUNS with
 /// 16384 units. With less (64 KiB at least) the longest answers are cut off, with their length fields intact.
@@ -46,6 +46,9 @@ impl Outcome {
     /// BUSY: try again.
     pub const BUSY: Outcome = Outcome { status: Status::Busy, sense: None, data_len: 0 };
 
+    /// RESERVATION CONFLICT: another initiator has reserved the unit.
+    pub const CONFLICT: Outcome = Outcome { status: Status::ReservationConflict, sense: None, data_len: 0 };
+
     /// CHECK CONDITION.
     #[must_use]
     pub const fn check(sense: Sense) -> Outcome {
@@ -82,6 +85,11 @@ pub enum Action {
     Plan(Plan),
     /// Give it memory and do its tasks one after the other; the last says how it ended.
     Job(Job),
+    /// Have this saved ([`Save::start`]); when it is, the command's answer is told.
+    Save(Box<Save>),
+    /// End the commands of the paths that this preempted ([`Path::is_preempted`](crate::Path::is_preempted)), then answer
+    /// GOOD. The asking command's path is none of them.
+    Abort(Preempted),
     /// Answer now; `scratch[..data_len]` is the data-in.
     Done(Outcome),
 }

@@ -13,6 +13,7 @@ pub(crate) mod log;
 pub(crate) mod media;
 pub(crate) mod mode;
 pub(crate) mod opcodes;
+pub(crate) mod persistent;
 pub(crate) mod ports;
 pub(crate) mod power;
 pub(crate) mod provisioning;
@@ -25,6 +26,7 @@ use bitflags::bitflags;
 use crate::data_in::DataIn;
 use crate::geometry::{Flags, Geometry};
 use crate::modes::leftmost;
+use crate::reservations::access::{self, Access};
 use crate::{Action, Cdb, Inventory, LogicalUnit, Path, Sense};
 
 /// A command being executed.
@@ -80,6 +82,8 @@ pub(crate) struct Row {
     /// Bits that are ignored, by byte: obsolete ones and GROUP NUMBER. All other bits that are not in use are reserved.
     pub(crate) ignored: &'static [(u8, u8)],
     pub(crate) flags: RowFlags,
+    /// What it needs of a reserved unit.
+    pub(crate) access: Access,
     pub(crate) handler: Handler,
     /// Takes the parameter data of commands that have some.
     pub(crate) parameters: Option<ParameterHandler>,
@@ -120,6 +124,10 @@ const ALWAYS: RowFlags =
 const CHANGE: RowFlags = OUT.union(RowFlags::CHANGES_MEDIUM);
 const DISCARD: RowFlags = CHANGE.union(RowFlags::NEEDS_DISCARD);
 
+/// PERSISTENT RESERVE IN and OUT need no device.
+const RESERVE_IN: RowFlags = ASK.union(RowFlags::WHEN_MISSING);
+const RESERVE_OUT: RowFlags = TELL.union(RowFlags::WHEN_MISSING);
+
 const F: u8 = 0xFF;
 
 macro_rules! row {
@@ -131,6 +139,7 @@ macro_rules! row {
             usage: &$usage,
             ignored: &$ignored,
             flags: $flags,
+            access: access::of($opcode, row!(@option $($action)?)),
             handler: $handler,
             parameters: row!(@option $($parameters)?),
         }
@@ -166,6 +175,8 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x0A, "WRITE(6)", [0x0A, 0x1F, F, F, F, 0], [SCSI2_LUN], CHANGE, media::write),
     row!(0x12, "INQUIRY", [0x12, 0x01, F, F, F, 0], [SCSI2_LUN], ALWAYS, discovery::inquiry),
     row!(0x15, "MODE SELECT(6)", [0x15, 0x10, 0, 0, F, 0], [SCSI2_LUN], TELL, mode::select, mode::select_list),
+    row!(0x16, "RESERVE(6)", [0x16, 0, 0, 0, 0, 0], [SCSI2_LUN, (2, F), (3, F), (4, F)], BARE, persistent::reserve_classic),
+    row!(0x17, "RELEASE(6)", [0x17, 0, 0, 0, 0, 0], [SCSI2_LUN, (2, F), (3, F), (4, F)], BARE, persistent::release_classic),
     row!(0x1A, "MODE SENSE(6)", [0x1A, 0x08, F, F, F, 0], [SCSI2_LUN], ASK, mode::sense),
     row!(0x1B, "START STOP UNIT", [0x1B, 0x01, 0, 0, 0x05, 0], [SCSI2_LUN], BARE, power::start_stop),
     row!(0x1C, "RECEIVE DIAGNOSTIC RESULTS", [0x1C, 0x01, F, F, F, 0], [SCSI2_LUN], ASK, diagnostic::receive),
@@ -186,7 +197,21 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x4C, "LOG SELECT", [0x4C, 0x02, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], TELL, log::select, log::select_list),
     row!(0x4D, "LOG SENSE", [0x4D, 0, F, F, 0, F, F, F, F, 0], [SCSI2_LUN], ASK, log::sense),
     row!(0x55, "MODE SELECT(10)", [0x55, 0x10, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], TELL, mode::select, mode::select_list),
+    row!(0x56, "RESERVE(10)", [0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0], [SCSI2_LUN, (2, F), (3, F)], BARE, persistent::reserve_classic),
+    row!(0x57, "RELEASE(10)", [0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0], [SCSI2_LUN, (2, F), (3, F)], BARE, persistent::release_classic),
     row!(0x5A, "MODE SENSE(10)", [0x5A, 0x18, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], ASK, mode::sense),
+    row!(0x5E/0x00, "PERSISTENT RESERVE IN, READ KEYS", [0x5E, 0x00, 0, 0, 0, 0, 0, F, F, 0], [], RESERVE_IN, persistent::read_keys),
+    row!(0x5E/0x01, "PERSISTENT RESERVE IN, READ RESERVATION", [0x5E, 0x01, 0, 0, 0, 0, 0, F, F, 0], [], RESERVE_IN, persistent::read_reservation),
+    row!(0x5E/0x02, "PERSISTENT RESERVE IN, REPORT CAPABILITIES", [0x5E, 0x02, 0, 0, 0, 0, 0, F, F, 0], [], RESERVE_IN, persistent::report_capabilities),
+    row!(0x5E/0x03, "PERSISTENT RESERVE IN, READ FULL STATUS", [0x5E, 0x03, 0, 0, 0, 0, 0, F, F, 0], [], RESERVE_IN, persistent::read_full_status),
+    row!(0x5F/0x00, "PERSISTENT RESERVE OUT, REGISTER", [0x5F, 0x00, F, 0, 0, F, F, F, F, 0], [], RESERVE_OUT, persistent::out, persistent::register),
+    row!(0x5F/0x01, "PERSISTENT RESERVE OUT, RESERVE", [0x5F, 0x01, F, 0, 0, F, F, F, F, 0], [], RESERVE_OUT, persistent::out, persistent::reserve),
+    row!(0x5F/0x02, "PERSISTENT RESERVE OUT, RELEASE", [0x5F, 0x02, F, 0, 0, F, F, F, F, 0], [], RESERVE_OUT, persistent::out, persistent::reserve),
+    row!(0x5F/0x03, "PERSISTENT RESERVE OUT, CLEAR", [0x5F, 0x03, F, 0, 0, F, F, F, F, 0], [], RESERVE_OUT, persistent::out, persistent::reserve),
+    row!(0x5F/0x04, "PERSISTENT RESERVE OUT, PREEMPT", [0x5F, 0x04, F, 0, 0, F, F, F, F, 0], [], RESERVE_OUT, persistent::out, persistent::reserve),
+    row!(0x5F/0x05, "PERSISTENT RESERVE OUT, PREEMPT AND ABORT", [0x5F, 0x05, F, 0, 0, F, F, F, F, 0], [], RESERVE_OUT, persistent::out, persistent::reserve),
+    row!(0x5F/0x06, "PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", [0x5F, 0x06, F, 0, 0, F, F, F, F, 0], [], RESERVE_OUT, persistent::out, persistent::register),
+    row!(0x5F/0x07, "PERSISTENT RESERVE OUT, REGISTER AND MOVE", [0x5F, 0x07, F, 0, 0, F, F, F, F, 0], [], RESERVE_OUT, persistent::out, persistent::register_and_move),
     row!(0x7F/0x09, "READ(32)", long!(0x09, 0x18), long_ignored!((10, 0x06)), IN, media::read),
     row!(0x7F/0x0A, "VERIFY(32)", long!(0x0A, 0x16), long_ignored!(), OUT, verify::verify),
     row!(0x7F/0x0B, "WRITE(32)", long!(0x0B, 0x18), long_ignored!((10, 0x02)), CHANGE, media::write),

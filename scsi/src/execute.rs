@@ -7,7 +7,7 @@ use crate::commands::{self, Call, RowFlags, discovery};
 use crate::data_in::DataIn;
 use crate::geometry::{Flags, Geometry};
 use crate::unit::Standing;
-use crate::{Action, Cdb, LogicalUnit, Nexus, Path, SCRATCH_MIN, Sense};
+use crate::{Action, Cdb, LogicalUnit, Nexus, Outcome, Path, SCRATCH_MIN, Sense};
 
 /// The units that a target has, for REPORT LUNS.
 pub trait Inventory {
@@ -46,15 +46,15 @@ impl LogicalUnit {
         }
     }
 
-    /// What READ and WRITE (10) and (16) in their everyday form ask for, without the table: nothing pending, no bit set
-    /// that needs a second thought, a range inside the capacity. Anything else is `None`, and nothing has happened:
+    /// What READ and WRITE (10) and (16) in their everyday form ask for, without the table: nothing pending, no reservation
+    /// that might keep the path from it, no bit set that needs a second thought, a range inside the capacity. Anything else is `None`, and nothing has happened:
     /// [`LogicalUnit::execute`] finds out what it is.
     #[inline(always)]
     #[must_use]
     pub fn plain_io(&self, path: &Path, cdb: &[u8; 32]) -> Option<PlainIo> {
         let Everyday { write, fua, blocks: Blocks { lba, count } } = everyday(cdb)?;
         let geometry = self.geometry();
-        if path.has_attention() || !geometry.has(Flags::PLAIN) {
+        if !path.is_clear() || !geometry.has(Flags::PLAIN) {
             return None;
         }
         let (offset, len) = geometry.range(lba, count)?;
@@ -92,6 +92,10 @@ impl LogicalUnit {
         if !exempt && let Some(attention) = path.take() {
             return attention.sense().into();
         }
+        // Behind the attention, which may say why (SAM-5, clause 5.3.3), and before anything that is wrong with the command.
+        if row.is_ok_and(|row| self.conflicts(path, row.access, cdb)) {
+            return Action::Done(Outcome::CONFLICT);
+        }
         let mut call = Call { unit: self, path, cdb, geometry, stopped, data: DataIn::new(scratch) };
         let run = |row: &'static commands::Row| {
             row.check(cdb)?;
@@ -125,7 +129,7 @@ pub fn execute_well_known(cdb: &Cdb, nexus: &Nexus, inventory: &dyn Inventory, s
     const WELL_KNOWN: u8 = 0x1E;
     if cdb.opcode() == 0x00 {
         return match commands::find(cdb, Geometry::missing(Flags::empty())).and_then(|row| row.check(cdb)) {
-            Ok(()) => Action::Done(crate::Outcome::GOOD),
+            Ok(()) => Action::Done(Outcome::GOOD),
             Err(sense) => sense.into(),
         };
     }

@@ -3,8 +3,8 @@
 //! A [`LogicalUnit`] is a disk's state, shared by everything that serves it. A front end attaches a [`Path`] for each
 //! initiator that reaches the unit, and hands every command to [`LogicalUnit::execute`], which answers at once: move
 //! data between guest and device ([`Action::Io`]), work on the device without guest data ([`Action::Plan`]), compare or
-//! combine what both hold ([`Action::Job`]), fetch
-//! parameter data and ask again ([`Action::DataOut`]), or done ([`Action::Done`]). Nothing in here blocks, does I/O or
+//! combine what both hold ([`Action::Job`]), fetch parameter data and ask again ([`Action::DataOut`]), have something
+//! saved ([`Action::Save`]), end others' commands ([`Action::Abort`]), or done ([`Action::Done`]). Nothing in here blocks, does I/O or
 //! sees guest memory.
 //!
 //! The way of a command: `execute` (fast path, else unit attention, readiness) → `commands` (the table of opcodes: CDB
@@ -23,10 +23,12 @@ mod execute;
 mod geometry;
 mod identity;
 mod job;
+mod keeper;
 mod medium;
 mod modes;
 mod nexus;
 mod plan;
+mod reservations;
 mod sense;
 #[cfg(test)]
 mod testing;
@@ -39,8 +41,11 @@ pub use claims::Order;
 pub use execute::{Inventory, PlainIo, execute_absent, execute_well_known};
 pub use identity::{Chosen, Identity, IdentityError, Naa, SERIAL_MAX};
 pub use job::{Job, PIECE_LEN, Task};
+pub use keeper::{Keeper, Save, Saved, Sections, Tell};
 pub use medium::{Medium, Share, Transfers};
 pub use nexus::{Nexus, Path};
 pub use plan::{PATTERN_STEP_LEN, Plan, STEP_LEN, Step};
+pub use reservations::unit::Preempted;
+pub use reservations::{RegistrationInfo, ReservationsInfo};
 pub use sense::{FieldPointer, Key, SENSE_LEN, Sense, code};
 pub use unit::LogicalUnit;

@@ -4,10 +4,10 @@
 //! nexus (the list of units has changed) is put into the words of all its paths and taken out of all of them at once,
 //! under the nexus' lock, by whichever path reports it.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::Attention;
+use crate::{Attention, Preempted};
 
 /// An initiator port at a target port's target.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Nexus {
     target_port: String,
     relative_port: u16,
     target: u8,
+    /// How often it was lost.
+    losses: AtomicU32,
     state: Mutex<NexusState>,
 }
 
@@ -30,7 +32,14 @@ impl Nexus {
     /// VPD page 83h gives for the controller (from 1), `target` the target's number on it.
     #[must_use]
     pub fn new(initiator: u64, target_port: String, relative_port: u16, target: u8) -> Arc<Nexus> {
-        Arc::new(Nexus { initiator, target_port, relative_port, target, state: Mutex::default() })
+        Arc::new(Nexus {
+            initiator,
+            target_port,
+            relative_port,
+            target,
+            losses: AtomicU32::new(0),
+            state: Mutex::default(),
+        })
     }
 
     /// The initiator port's name.
@@ -66,6 +75,7 @@ impl Nexus {
 
     /// The connection was lost and is back: 29h/07h on every path.
     pub fn lost(&self) {
+        self.losses.fetch_add(1, Ordering::AcqRel);
         self.lock().each_path(|path| path.add(Attention::NexusLoss));
     }
 
@@ -73,6 +83,11 @@ impl Nexus {
     /// is no longer stopped; nothing is told.
     pub fn restarted(&self) {
         self.lock().each_path(|path| path.set_stopped(false));
+    }
+
+    /// How often it was lost: what was reserved by RESERVE before that is released.
+    pub(crate) fn losses(&self) -> u32 {
+        self.losses.load(Ordering::Acquire)
     }
 
     /// Takes 3Fh/0Eh back from all paths; whether it was pending. Of several that ask at once, one gets `true`.
@@ -118,19 +133,30 @@ pub(crate) fn each_alive(paths: &mut Vec<Weak<Path>>, mut visit: impl FnMut(&Pat
 pub struct Path {
     nexus: Arc<Nexus>,
     lun: u16,
-    /// Pending unit attentions of the path and of its nexus, one bit each.
+    /// Pending unit attentions of the path and of its nexus, one bit each, and [`FENCED`].
     pending: AtomicU32,
     /// Whether this path has stopped the unit (START STOP UNIT).
     stopped: AtomicBool,
     /// What WRITE BUFFER has put into the path's echo buffer.
     echo: Mutex<Option<Box<[u8]>>>,
+    /// The last [`Preempted`] that it belongs to.
+    preempted: AtomicU64,
 }
+
+/// A reservation may keep the path from something. Beside the attentions, so that a plain command looks at one word.
+const FENCED: u32 = 1 << 31;
 
 impl Path {
     /// A path with 29h/00h pending, and 3Fh/0Eh if the nexus has it.
     pub(crate) fn new(nexus: Arc<Nexus>, lun: u16) -> Arc<Path> {
-        let pending = AtomicU32::new(Attention::PowerOn.bit());
-        let path = Arc::new(Path { nexus, lun, pending, stopped: AtomicBool::new(false), echo: Mutex::default() });
+        let path = Arc::new(Path {
+            nexus,
+            lun,
+            pending: AtomicU32::new(Attention::PowerOn.bit()),
+            stopped: AtomicBool::new(false),
+            echo: Mutex::default(),
+            preempted: AtomicU64::new(0),
+        });
         let mut state = path.nexus.lock();
         if state.luns_changed {
             path.add(Attention::LunsChanged);
@@ -164,13 +190,42 @@ impl Path {
     #[inline]
     #[must_use]
     pub fn has_attention(&self) -> bool {
-        self.pending.load(Ordering::Acquire) != 0
+        self.pending.load(Ordering::Acquire) & !FENCED != 0
+    }
+
+    /// Whether a command of the path has nothing to mind but the unit's geometry: nothing is pending, no reservation keeps
+    /// it from anything.
+    #[inline]
+    pub(crate) fn is_clear(&self) -> bool {
+        self.pending.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.pending.load(Ordering::Acquire) & FENCED != 0
+    }
+
+    pub(crate) fn set_fenced(&self, fenced: bool) {
+        if fenced {
+            self.pending.fetch_or(FENCED, Ordering::AcqRel);
+        } else {
+            self.pending.fetch_and(!FENCED, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether its nexus was preempted by this PREEMPT AND ABORT, or by a later one.
+    #[must_use]
+    pub fn is_preempted(&self, by: Preempted) -> bool {
+        self.preempted.load(Ordering::Acquire) >= by.0
+    }
+
+    pub(crate) fn preempt(&self, by: Preempted) {
+        self.preempted.fetch_max(by.0, Ordering::AcqRel);
     }
 
     /// Takes the attention that is to be reported next.
     pub(crate) fn take(&self) -> Option<Attention> {
         loop {
-            let attention = Attention::first(self.pending.load(Ordering::Acquire))?;
+            let attention = Attention::first(self.pending.load(Ordering::Acquire) & !FENCED)?;
             let taken = match attention {
                 Attention::LunsChanged => self.nexus.take_luns_changed_from(Some(self)),
                 other => self.pending.fetch_and(!other.bit(), Ordering::AcqRel) & other.bit() != 0,
@@ -214,7 +269,7 @@ impl Path {
             self.set_stopped(false);
             *self.lock_echo() = None;
         }
-        let add = |pending| Some(attention.added_to(pending));
+        let add = |pending: u32| Some(attention.added_to(pending & !FENCED) | pending & FENCED);
         // The closure always answers, so the update cannot fail.
         let _ = self.pending.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
     }

@@ -45,6 +45,7 @@ pub mod code {
     pub const INVALID_FIELD_IN_CDB: u16 = 0x2400;
     pub const LUN_NOT_SUPPORTED: u16 = 0x2500;
     pub const INVALID_FIELD_IN_PARAMETERS: u16 = 0x2600;
+    pub const INVALID_RELEASE: u16 = 0x2604;
     pub const WRITE_PROTECTED: u16 = 0x2700;
     pub const SOFTWARE_WRITE_PROTECTED: u16 = 0x2702;
     pub const SPACE_ALLOCATION_FAILED: u16 = 0x2707;
@@ -52,6 +53,7 @@ pub mod code {
     pub const SAVING_NOT_SUPPORTED: u16 = 0x3900;
     pub const INTERNAL_TARGET_FAILURE: u16 = 0x4400;
     pub const INSUFFICIENT_RESOURCES: u16 = 0x5503;
+    pub const INSUFFICIENT_REGISTRATIONS: u16 = 0x5504;
 }
 
 /// Where the illegal field is (SPC-5, clause 4.5.2.4.2).

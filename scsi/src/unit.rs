@@ -15,14 +15,20 @@ use uuid::Uuid;
 use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::geometry::{AtomicGeometry, Flags, Geometry};
+use crate::keeper::{Keeper, Sections};
 use crate::medium::Statistics;
 use crate::modes::Modes;
 use crate::nexus::each_alive;
+use crate::reservations::unit::Held;
 use crate::{Attention, Identity, Medium, Nexus, Path, Sense, Transfers, io_sense};
 
 /// A disk as initiators see it.
 #[derive(Debug)]
 pub struct LogicalUnit {
+    /// Itself, for those who go on with a command on another thread.
+    this: Weak<LogicalUnit>,
+    /// Where what has to survive a restart is kept, if anything can be.
+    keeper: Option<Arc<dyn Keeper>>,
     uuid: Uuid,
     identity: Mutex<Arc<Identity>>,
     geometry: AtomicGeometry,
@@ -41,19 +47,47 @@ pub(crate) struct Cold {
     statistics: Option<Statistics>,
     paths: Vec<Weak<Path>>,
     pub(crate) claims: Claims,
+    pub(crate) held: Held,
 }
 
 impl LogicalUnit {
-    /// A unit on a device like this; without a shape the device is missing, and the unit is not ready.
+    /// A unit on a device like this; without a shape the device is missing, and the unit is not ready. Nothing of it
+    /// survives a restart.
     #[must_use]
     pub fn new(identity: Identity, shape: Option<Shape>) -> Arc<LogicalUnit> {
+        LogicalUnit::make(identity, shape, None, Held::default())
+    }
+
+    /// The same with a keeper, and with what that has kept of the unit; `None`: something that cannot be read. Nobody may
+    /// use the unit then before [`LogicalUnit::clear_reservations`].
+    #[must_use]
+    pub fn kept(
+        identity: Identity,
+        shape: Option<Shape>,
+        keeper: Arc<dyn Keeper>,
+        kept: Option<&Sections>,
+    ) -> Arc<LogicalUnit> {
+        LogicalUnit::make(identity, shape, Some(keeper), Held::restored(kept))
+    }
+
+    fn make(identity: Identity, shape: Option<Shape>, keeper: Option<Arc<dyn Keeper>>, held: Held) -> Arc<LogicalUnit> {
         let modes = Modes::new(shape.is_some_and(|shape| shape.volatile_cache));
         let claims = Claims::default();
         let clock = Clock::default();
-        let cold = Cold { shape, last_shape: shape, modes, clock, statistics: None, paths: Vec::new(), claims };
+        let cold = Cold { shape, last_shape: shape, modes, clock, statistics: None, paths: Vec::new(), claims, held };
         let geometry = AtomicGeometry::new(cold.geometry());
-        let uuid = identity.uuid;
-        Arc::new(LogicalUnit { uuid, identity: Mutex::new(Arc::new(identity)), geometry, cold: Mutex::new(cold) })
+        let cold = Mutex::new(cold);
+        let (uuid, identity) = (identity.uuid, Mutex::new(Arc::new(identity)));
+        Arc::new_cyclic(|this| LogicalUnit { this: this.clone(), keeper, uuid, identity, geometry, cold })
+    }
+
+    /// Itself; `None` while it ends.
+    pub(crate) fn this(&self) -> Option<Arc<LogicalUnit>> {
+        self.this.upgrade()
+    }
+
+    pub(crate) fn keeper(&self) -> Option<&Arc<dyn Keeper>> {
+        self.keeper.as_ref()
     }
 
     /// What the unit says about itself.
@@ -121,6 +155,7 @@ impl LogicalUnit {
     pub fn attach(self: &Arc<Self>, nexus: Arc<Nexus>, lun: u16) -> Arc<Path> {
         let path = Path::new(nexus, lun);
         let mut cold = self.lock();
+        cold.admit(&path);
         if cold.alive().any(|other| other.nexus().initiator() != path.nexus().initiator()) {
             // Nobody finds a unit stopped by somebody else.
             cold.start();
@@ -136,11 +171,13 @@ impl LogicalUnit {
         path.forget();
         let mut cold = self.lock();
         cold.paths.retain(|other| !std::ptr::eq(other.as_ptr(), path));
+        cold.path_gone();
         self.publish(&cold);
     }
 
     /// LOGICAL UNIT RESET as far as it concerns the unit (SAM-5, clause 6.3.3): mode pages return to their defaults, and
-    /// every path, the asking one too, is told 29h/03h. `by` is the asking path; `None` means that the unit was switched
+    /// what was reserved by RESERVE is
+    /// released, every path, the asking one too, is told 29h/03h. `by` is the asking path; `None` means that the unit was switched
     /// off and on by its operator: 29h/00h.
     ///
     /// A cache that an initiator has switched off (WCE=0) stays off. The standard lets it return to the saved value, but
@@ -149,6 +186,7 @@ impl LogicalUnit {
         let mut cold = self.lock();
         cold.modes.reset();
         cold.start();
+        cold.release_classic();
         self.publish(&cold);
         let attention = if by.is_some() { Attention::DeviceReset } else { Attention::PowerOn };
         cold.raise(attention, None);
@@ -336,12 +374,17 @@ impl Cold {
         self.paths.iter().filter_map(Weak::upgrade)
     }
 
+    /// Visits the paths that still exist.
+    pub(crate) fn each_path(&mut self, visit: impl FnMut(&Path)) {
+        each_alive(&mut self.paths, visit);
+    }
+
     /// Has everybody told, except one path; of thresholds only if that is wanted.
     fn raise(&mut self, attention: Attention, except: Option<&Path>) {
         if attention == Attention::SoftThreshold && !self.modes.reports_thresholds() {
             return;
         }
-        each_alive(&mut self.paths, |path| {
+        self.each_path(|path| {
             if !except.is_some_and(|except| std::ptr::eq(except, path)) {
                 path.raise(attention);
             }

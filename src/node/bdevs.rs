@@ -66,6 +66,9 @@ impl Node {
         }
         self.units().retain(|uuid, _| !uuids.contains(uuid));
         self.forget_identities(&uuids);
+        if let Some(saver) = &self.unit_saver {
+            uuids.iter().for_each(|uuid| saver.files.remove(*uuid));
+        }
         for name in &names {
             self.notifications.add(Kind::BdevUnregister, name);
         }

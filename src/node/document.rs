@@ -42,6 +42,9 @@ pub struct ControllerRecord {
     /// Its initiator port: 16 hexadecimal digits.
     #[serde(with = "hexadecimal")]
     pub initiator: u64,
+    /// Its relative target port identifier; none before it has been made once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative_port: Option<u16>,
     /// Whether it listens.
     pub started: bool,
     /// Its LUNs.
@@ -118,6 +121,7 @@ mod tests {
                 name: "vm1".into(),
                 cores: Some(vec![0, 3]),
                 initiator: 0x5001_4050_1234_5678,
+                relative_port: Some(3),
                 started: true,
                 luns: vec![LunRecord { target: 3, lun: 16383, bdev: "disk".into(), exclusive: true }],
             }],

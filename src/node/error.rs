@@ -126,7 +126,7 @@ impl From<TargetError> for NodeError {
             | TargetError::NoReactor(_)
             | TargetError::NotItsReactor { .. }
             | TargetError::BadLun(_) => Reason::Invalid,
-            TargetError::NoFreeTarget(_) | TargetError::NoRoom(_) => Reason::NoSpace,
+            TargetError::NoFreeTarget(_) | TargetError::NoFreePort(_) | TargetError::NoRoom(_) => Reason::NoSpace,
             TargetError::Connected(_) => Reason::InUse,
             TargetError::Draining | TargetError::Post(_) => Reason::TimedOut,
             TargetError::Open(_) => Reason::Missing,

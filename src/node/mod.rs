@@ -11,6 +11,7 @@ mod error;
 pub mod identity;
 pub mod notify;
 mod options;
+mod reservations;
 mod restore;
 mod scheduler;
 pub mod vhost;
@@ -30,6 +31,7 @@ use uuid::Uuid;
 use crate::config::Settings;
 use crate::logging::Logging;
 use crate::state::Store;
+use crate::units::UnitSaver;
 use document::Document;
 pub use error::{NodeError, Reason};
 use notify::Notifications;
@@ -49,6 +51,8 @@ pub struct Parts {
     pub reactors: Vec<Arc<ReactorStats>>,
     /// Where the state is kept; none: nowhere.
     pub store: Option<Store>,
+    /// Keeps what guests make durable; none: nothing does.
+    pub units: Option<UnitSaver>,
     /// The log's levels.
     pub logging: Logging,
 }
@@ -72,6 +76,7 @@ pub struct Node {
     units: Mutex<HashMap<Uuid, Arc<LogicalUnit>>>,
     /// What units show that were given an identity, by the UUID of their disk.
     identities: Mutex<HashMap<Uuid, Identity>>,
+    unit_saver: Option<UnitSaver>,
     metrics: OnceLock<SocketAddr>,
     shown: Arc<RwLock<Arc<Document>>>,
     changes: Mutex<Changes>,
@@ -139,6 +144,7 @@ impl Node {
             logging: parts.logging,
             units: Mutex::default(),
             identities: Mutex::default(),
+            unit_saver: parts.units,
             metrics: OnceLock::new(),
             shown: Arc::clone(&shown),
             changes: Mutex::new(Changes { document: Document::default(), store: parts.store, stale: false, shown }),

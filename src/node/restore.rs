@@ -29,7 +29,7 @@ impl Node {
     ///
     /// # Errors
     /// [`RestoreError`]; the daemon should end then.
-    pub fn restore(&self, document: Document) -> Result<(), RestoreError> {
+    pub fn restore(&self, mut document: Document) -> Result<(), RestoreError> {
         check(&document)?;
         for spec in &document.bdevs {
             let entries = self.bdevs.create_or_missing(spec.clone());
@@ -46,9 +46,10 @@ impl Node {
         for (name, record) in &document.identities {
             self.restore_identity(name, record).map_err(|error| RestoreError::Inconsistent(error.to_string()))?;
         }
-        for record in &document.controllers {
+        for record in &mut document.controllers {
+            let made = self.restore_controller(record);
             let failed = |error| RestoreError::Controller { name: record.name.clone(), error };
-            self.restore_controller(record).map_err(failed)?;
+            record.relative_port = Some(made.map_err(failed)?);
         }
         for record in document.controllers.iter().filter(|record| record.started) {
             let failed = |error: pollux_vhost_scsi::TargetError| RestoreError::Controller {
@@ -61,17 +62,18 @@ impl Node {
         Ok(())
     }
 
-    fn restore_controller(&self, record: &ControllerRecord) -> Result<(), NodeError> {
+    /// Returns its relative target port identifier.
+    fn restore_controller(&self, record: &ControllerRecord) -> Result<u16, NodeError> {
         let reactors = self.reactors_of(record).unwrap_or_else(|error| {
             tracing::warn!("controller '{}' runs on all reactors: {error}", record.name);
             Vec::new()
         });
-        self.target.create_controller(&record.name, reactors, record.initiator)?;
+        let port = self.make_controller(record, reactors)?;
         for lun in &record.luns {
             let entry = self.bdevs.get(&lun.bdev).ok_or_else(|| NodeError::no_bdev(&lun.bdev))?;
             self.attach(&record.name, Some(lun.target), lun, &entry)?;
         }
-        Ok(())
+        Ok(port)
     }
 }
 
@@ -113,6 +115,7 @@ mod tests {
             name: name.into(),
             cores: None,
             initiator: 1,
+            relative_port: None,
             started: true,
             luns: vec![lun.clone(); luns],
         };

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use pollux_bdev::{Entry, FrontEnd, FrontEndKind};
 use pollux_core::Bdev;
-use pollux_scsi::LogicalUnit;
 use pollux_vhost_scsi::Backing;
 
 use super::document::{ControllerRecord, Document, LunRecord};
-use super::identity::Known;
 use super::notify::Kind;
 use super::{Changes, Node, NodeError, Reason};
 
@@ -61,14 +59,15 @@ impl Node {
             let reason = if same { Reason::ExistsSame } else { Reason::ExistsDifferent };
             return Err(NodeError::new(reason, format!("controller '{}' exists already", new.name)));
         }
-        let record = ControllerRecord {
+        let mut record = ControllerRecord {
             name: new.name,
             cores: new.cores,
             initiator: new.initiator.unwrap_or_else(draw_initiator),
+            relative_port: None,
             started: new.started,
             luns: Vec::new(),
         };
-        self.target.create_controller(&record.name, self.reactors_of(&record)?, record.initiator)?;
+        record.relative_port = Some(self.make_controller(&record, self.reactors_of(&record)?)?);
         let name = record.name.clone();
         let started =
             if record.started { self.target.start_controller(&name).map_err(NodeError::from) } else { Ok(()) };
@@ -83,6 +82,11 @@ impl Node {
         }
         self.notifications.add(Kind::VhostCreate, &name);
         Ok(())
+    }
+
+    /// Makes a controller as its record says; returns its relative target port identifier.
+    pub(super) fn make_controller(&self, record: &ControllerRecord, reactors: Vec<usize>) -> Result<u16, NodeError> {
+        Ok(self.target.create_controller_as(&record.name, reactors, record.initiator, record.relative_port)?)
     }
 
     /// Has a controller listen that was created to do so later.
@@ -251,17 +255,6 @@ impl Node {
         }
     }
 
-    /// The SCSI unit of a bdev: one for each, whoever exports it, as long as the bdev exists.
-    fn unit(&self, entry: &Arc<Entry>) -> Arc<LogicalUnit> {
-        let make = || {
-            let shape = entry.device().map(|device| device.shape());
-            let unit = LogicalUnit::new(self.identity(entry), shape);
-            unit.set_medium(Arc::new(Known(Arc::downgrade(entry))));
-            unit
-        };
-        self.units().entry(entry.uuid()).or_insert_with(make).clone()
-    }
-
     /// The reactors of a controller's cores. Cores that no reactor runs on (any more) are left out; if none is left, all
     /// reactors serve it.
     pub(super) fn reactors_of(&self, record: &ControllerRecord) -> Result<Vec<usize>, NodeError> {
@@ -328,6 +321,7 @@ mod tests {
             name: "vm1".into(),
             cores: None,
             initiator: 1,
+            relative_port: None,
             started: true,
             luns: vec![LunRecord { target: 0, lun: 0, bdev: "a".into(), exclusive: false }],
         }

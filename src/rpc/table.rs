@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::error::{RpcError, code};
 use super::message::Request;
-use super::methods::{bdev, create, fault, framework, identity, log, options, vhost};
+use super::methods::{bdev, create, fault, framework, identity, log, options, reservations, vhost};
 use super::params::{self, Habit, NoParams};
 use crate::node::Node;
 
@@ -106,6 +106,8 @@ pub static METHODS: &[Method] = &[
     typed!("bdev_get_iostat", reads, Decode, bdev::GetIostat, bdev::get_iostat),
     typed!("bdev_reset_iostat", reads, Decode, bdev::ResetIostat, bdev::reset_iostat),
     typed!("bdev_examine", reads, Decode, bdev::Examine, bdev::examine),
+    typed!("bdev_get_reservations", reads, Decode, reservations::Named, reservations::get),
+    typed!("bdev_clear_reservations", changes, Decode, reservations::Named, reservations::clear),
     typed!("bdev_wait_for_examine", reads, Invalid, NoParams, framework::done),
     typed!("bdev_delete", changes, Decode, bdev::Delete, bdev::delete),
     typed!("bdev_malloc_create", changes, Decode, create::Malloc, create::malloc),

@@ -1,4 +1,4 @@
-//! The ending (or counting) of commands that a task management function asks of a worker.
+//! The ending (or counting) of commands that a task management function, or PREEMPT AND ABORT, asks of a worker.
 //!
 //! It goes in stages, a bounded piece in each pass, so that a guest which asks again and again, with full rings, costs the
 //! others little:
@@ -113,7 +113,7 @@ impl ScsiWorker {
         }
         let session = ending.scope.session();
         let next = Stage::Taking { port: number + 1, until: None };
-        let mine = |port: &&Port| port.kind == Kind::Requests && port.key.session == session;
+        let mine = |port: &&Port| port.kind == Kind::Requests && Some(port.key.session) == session;
         if self.port(number).filter(mine).is_none() {
             ending.stage = next;
             return 1;
@@ -245,7 +245,13 @@ impl ScsiWorker {
         let to = port.slots.len().min(from + looks as usize);
         let mut found = Vec::new();
         for (at, slot) in port.slots[from..to].iter().enumerate() {
-            if slot.phase != Phase::Free && is_in_scope(scope, port.key.session, self.luns.get(slot.lun), slot.name) {
+            // Who preempts is not aborted by whom it preempts: each would wait for the other.
+            let counts = match slot.phase {
+                Phase::Free => false,
+                Phase::Parked => !matches!(scope, Scope::Preempted { .. }),
+                Phase::Waiting | Phase::Barred | Phase::Running => true,
+            };
+            if counts && is_in_scope(scope, port.key.session, self.luns.get(slot.lun), slot.name) {
                 found.push((number, (from + at) as u16, slot.turn));
             }
         }
@@ -274,7 +280,7 @@ impl ScsiWorker {
                 Phase::Running => self.units.cancel(unit, tag, cx),
                 Phase::Waiting => drop(lines.insert(unit)),
                 Phase::Barred => barred = true,
-                Phase::Free => {}
+                Phase::Free | Phase::Parked => {}
             }
             self.put_port(number, port);
         }
@@ -298,7 +304,7 @@ impl ScsiWorker {
 const fn may_hold(scope: Scope, of: u64) -> bool {
     match scope {
         Scope::Task { session, .. } | Scope::TaskSet { session, .. } | Scope::Nexus { session, .. } => of == session,
-        Scope::Unit { .. } => true,
+        Scope::Unit { .. } | Scope::Preempted { .. } => true,
     }
 }
 
@@ -310,5 +316,6 @@ fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
         Scope::TaskSet { session, target, lun: number } => of == session && (lun.target, lun.lun) == (target, number),
         Scope::Nexus { session, target } => of == session && lun.target == target,
         Scope::Unit { unit, .. } => lun.unit == unit,
+        Scope::Preempted { unit, preempted } => lun.unit == unit && lun.path.is_preempted(preempted),
     }
 }

@@ -4,8 +4,8 @@
 //! ends the commands in scope (`abort.rs`) and says so when the last of them has ended. The worker that took the function
 //! answers the guest when all have said so: no aborted command can touch guest memory after that.
 
-use pollux_core::segment;
-use pollux_scsi::Attention;
+use pollux_core::{Tag, segment};
+use pollux_scsi::{Attention, Outcome};
 use pollux_vhost_user::Chain;
 
 use crate::lun::Address;
@@ -19,13 +19,22 @@ use crate::worker::ScsiWorker;
 /// than this before the functions of others.
 pub(crate) const MOST_FUNCTIONS: u32 = 4;
 
-/// A function that waits for the workers.
+/// Who waits for the workers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Asker {
+    /// A function of a control queue.
+    Function(Function),
+    /// A parked command.
+    Command { tag: Tag },
+}
+
+/// What waits for the workers.
 pub(crate) struct Pending {
     id: AbortId,
-    /// The control queue's port and the chain that is to be answered.
+    /// The port and the chain that is to be answered.
     port: usize,
     head: u16,
-    function: Function,
+    asker: Asker,
     lun: Option<u32>,
     workers: usize,
     count: u32,
@@ -115,11 +124,23 @@ impl ScsiWorker {
             // The LUN stays in the table until the function has ended.
             self.luns.get_mut(lun).inflight += 1;
         }
+        self.ask_all(Asker::Function(function), (number, head), lun, scope, how);
+    }
+
+    /// Has all workers end (or count) what is in scope; the chain is answered when all have.
+    pub(crate) fn ask_all(
+        &mut self,
+        asker: Asker,
+        (port, head): (usize, u16),
+        lun: Option<u32>,
+        scope: Scope,
+        how: Option<Response>,
+    ) {
         self.next_abort += 1;
         let id = AbortId { worker: self.worker, number: self.next_abort };
-        self.pending.push(Pending { id, port: number, head, function, lun, workers: self.workers, count: 0 });
+        self.pending.push(Pending { id, port, head, asker, lun, workers: self.workers, count: 0 });
         for worker in 0..self.workers {
-            // This worker, too, takes it as a message: its control port is in use here.
+            // This worker, too, takes it as a message: its port is in use here.
             self.outbox.push_back((worker, Message(Body::Abort { id, scope, how })));
         }
     }
@@ -134,19 +155,23 @@ impl ScsiWorker {
             return;
         }
         let pending = self.pending.swap_remove(at);
+        let function = match pending.asker {
+            Asker::Function(function) => function,
+            Asker::Command { tag } => return self.unpark(tag, &Outcome::GOOD),
+        };
         let mut port = self.take_port(pending.port).expect("a control port stays while its functions run");
         if let Some(lun) = pending.lun {
             let lun = self.luns.get_mut(lun);
             lun.inflight -= 1;
             let logical = &self.units.look(lun.unit).logical;
-            match pending.function {
+            match function {
                 Function::LogicalUnitReset => logical.reset(Some(&lun.path)),
                 Function::NexusReset => lun.path.nexus().lost(),
                 Function::ClearTaskSet => logical.raise(Attention::CommandsCleared, Some(&lun.path)),
                 _ => {}
             }
         }
-        let response = match pending.function {
+        let response = match function {
             Function::QueryTask | Function::QueryTaskSet if pending.count > 0 => Response::FunctionSucceeded,
             _ => Response::Ok,
         };

@@ -17,6 +17,8 @@ pub(crate) struct Controller {
     pub(crate) id: ControllerId,
     pub(crate) reactors: Vec<usize>,
     pub(crate) initiator: u64,
+    /// Its relative target port identifier.
+    pub(crate) relative_port: u16,
     pub(crate) socket: PathBuf,
     state: Mutex<State>,
 }
@@ -69,15 +71,11 @@ impl Controller {
         name: &str,
         id: ControllerId,
         reactors: Vec<usize>,
-        initiator: u64,
+        (initiator, relative_port): (u64, u16),
         socket: PathBuf,
     ) -> Arc<Controller> {
-        Arc::new(Controller { name: name.into(), id, reactors, initiator, socket, state: Mutex::default() })
-    }
-
-    /// The controller's relative target port identifier.
-    pub(crate) const fn relative_port(&self) -> u16 {
-        (self.id.place % 0xffff) as u16 + 1
+        let (name, state) = (name.into(), Mutex::default());
+        Arc::new(Controller { name, id, reactors, initiator, relative_port, socket, state })
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -112,7 +110,7 @@ impl Controller {
 
     /// The nexus of a target, made when it gets its first LUN.
     pub(crate) fn nexus(&self, target: u8) -> Arc<Nexus> {
-        let make = || Nexus::new(self.initiator, self.name.clone(), self.relative_port(), target);
+        let make = || Nexus::new(self.initiator, self.name.clone(), self.relative_port, target);
         self.state().nexuses.entry(target).or_insert_with(make).clone()
     }
 }

@@ -48,6 +48,9 @@ pub enum TargetError {
     /// All 256 targets have LUNs.
     #[error("controller '{0}' has no free target")]
     NoFreeTarget(String),
+    /// All relative target port identifiers are in use.
+    #[error("there are too many controllers for another one, '{0}'")]
+    NoFreePort(String),
     /// A number beyond the limit.
     #[error("LUN {0} is beyond the greatest, 16383")]
     BadLun(u16),

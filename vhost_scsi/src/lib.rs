@@ -29,6 +29,7 @@ mod luns;
 mod message;
 mod moves;
 mod own;
+mod parked;
 mod pieces;
 mod plain;
 mod port;

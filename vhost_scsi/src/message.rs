@@ -6,11 +6,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
 use crossbeam::channel::Sender;
-use pollux_core::{Channel, IoError, IoStats};
-use pollux_scsi::{LogicalUnit, Order, Path};
+use pollux_core::{Channel, IoError, IoStats, Tag};
+use pollux_scsi::{LogicalUnit, Order, Path, Preempted, Saved};
 use pollux_vhost_user::{Queue, SessionHandle};
 
 use crate::fence::Span;
+use crate::parked::Home;
 use crate::port::Slot;
 use crate::request::{Event, Response};
 use crate::{LunStats, QueueStats};
@@ -99,16 +100,21 @@ pub(crate) enum Scope {
     Nexus { session: u64, target: u8 },
     /// All commands of everybody on one unit; those that the session has made available before it asked, too.
     Unit { session: u64, unit: UnitId },
+    /// All commands of initiators that were preempted on one unit. What they have made available and nobody has taken yet
+    /// is left alone: it meets the reservation.
+    Preempted { unit: UnitId, preempted: Preempted },
 }
 
 impl Scope {
-    /// The session that asks.
-    pub(crate) const fn session(self) -> u64 {
-        let (Scope::Task { session, .. }
-        | Scope::TaskSet { session, .. }
-        | Scope::Nexus { session, .. }
-        | Scope::Unit { session, .. }) = self;
-        session
+    /// The session that asks and whose commands are taken out of its rings first, if any are.
+    pub(crate) const fn session(self) -> Option<u64> {
+        match self {
+            Scope::Task { session, .. }
+            | Scope::TaskSet { session, .. }
+            | Scope::Nexus { session, .. }
+            | Scope::Unit { session, .. } => Some(session),
+            Scope::Preempted { .. } => None,
+        }
     }
 }
 
@@ -129,6 +135,8 @@ pub(crate) enum Body {
         logical: Arc<LogicalUnit>,
         channel: Option<Box<dyn Channel>>,
         stats: Arc<IoStats>,
+        /// How other threads send messages.
+        home: Home,
         reply: Reply<Result<(), IoError>>,
     },
     /// The device below has appeared or gone. Answers with the old channel when nothing of it is in flight.
@@ -250,6 +258,11 @@ pub(crate) enum Body {
     },
     /// What barred commands wait for may be there.
     Look,
+    /// What a parked command has changed is saved, or could not be.
+    Saved {
+        tag: Tag,
+        saved: Saved,
+    },
 }
 
 impl fmt::Debug for Body {
@@ -284,6 +297,7 @@ impl fmt::Debug for Body {
             Body::Unfence { unit, order } => write!(f, "Unfence({unit}, {order:?})"),
             Body::Look => write!(f, "Look"),
             Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),
+            Body::Saved { tag, saved } => write!(f, "Saved({tag:x}, {saved:?})"),
         }
     }
 }

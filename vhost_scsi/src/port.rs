@@ -56,6 +56,8 @@ pub(crate) enum Phase {
     Waiting,
     /// With the device.
     Running,
+    /// It waits for something other than its device; see `parked.rs`.
+    Parked,
 }
 
 /// A request in flight: two cache lines, of which a queue has as many as requests are in flight.

@@ -47,13 +47,13 @@ impl Background {
 pub(crate) struct Given {
     pub(crate) head: u16,
     pub(crate) lun: u32,
-    name: u64,
+    pub(crate) name: u64,
     pub(crate) data_out: u64,
     data_in: u64,
     /// Bytes of parameter data that the command has used.
-    used: u64,
+    pub(crate) used: u64,
     /// Segments of the chain that are readable.
-    readable: usize,
+    pub(crate) readable: usize,
 }
 
 impl Given {
@@ -150,6 +150,8 @@ impl ScsiWorker {
             }
             Action::Plan(plan) => self.start_plan(port, &given, plan, cx),
             Action::Job(job) => self.start_job(port, &given, job, cx),
+            Action::Save(save) => self.park_for_save(port, &given, *save),
+            Action::Abort(preempted) => self.park_for_preempted(port, &given, preempted),
             Action::DataOut { .. } => unreachable!("parameter data is asked for once"),
         }
     }
@@ -214,13 +216,19 @@ impl ScsiWorker {
             return;
         }
         let slot = port.claim(given.head);
-        segment::for_range(writable, 0, RESPONSE_LEN, |part| slot.pieces.push(part));
-        slot.pieces.response_ends();
+        self.put_response(slot, given.readable);
         (slot.op, slot.flags, slot.offset, slot.len) = parts(step);
         slot.residual = to_u32(residual);
         let pattern = pattern_of(&plan);
         slot.long = Some(Box::new(Long::Plan { plan, pattern }));
         self.start_slot(port, given, cx);
+    }
+
+    /// Remembers where a command's response goes; its chain lies in `self.segments`.
+    pub(crate) fn put_response(&self, slot: &mut Slot, readable: usize) {
+        let writable = writable_of(&self.segments, readable);
+        segment::for_range(writable, 0, RESPONSE_LEN, |part| slot.pieces.push(part));
+        slot.pieces.response_ends();
     }
 
     fn start_slot(&mut self, port: &mut Port, given: &Given, cx: &mut Cx<'_>) {

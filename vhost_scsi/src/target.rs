@@ -133,6 +133,21 @@ impl Target {
     /// # Errors
     /// [`TargetError`] says why not.
     pub fn create_controller(&self, name: &str, reactors: Vec<usize>, initiator: u64) -> Result<(), TargetError> {
+        self.create_controller_as(name, reactors, initiator, None).map(drop)
+    }
+
+    /// The same with a relative target port identifier, which it gets unless another controller has it; without one, it
+    /// gets the first that is free. Returns it: registrations are moved by it, and initiators compare it over restarts.
+    ///
+    /// # Errors
+    /// [`TargetError`] says why not.
+    pub fn create_controller_as(
+        &self,
+        name: &str,
+        reactors: Vec<usize>,
+        initiator: u64,
+        relative_port: Option<u16>,
+    ) -> Result<u16, TargetError> {
         let _changes = self.change();
         if !is_good_name(name) {
             return Err(TargetError::BadName(name.into()));
@@ -153,8 +168,12 @@ impl Target {
         }
         let place = lowest_free(controllers.values().map(|controller| controller.id.place));
         let id = ControllerId { place, count: self.count.fetch_add(1, Ordering::Relaxed) };
-        controllers.insert(name.into(), Controller::new(name, id, reactors, initiator, socket));
-        Ok(())
+        let used = |port: &u16| controllers.values().any(|controller| controller.relative_port == *port);
+        let wanted = relative_port.filter(|port| *port != 0 && !used(port));
+        let free = wanted.or_else(|| (1..=u16::MAX).find(|port| !used(port)));
+        let port = free.ok_or_else(|| TargetError::NoFreePort(name.into()))?;
+        controllers.insert(name.into(), Controller::new(name, id, reactors, (initiator, port), socket));
+        Ok(port)
     }
 
     /// Has a controller listen. Does nothing if it does already.
@@ -393,7 +412,8 @@ impl Target {
         let (reply, answer) = reply();
         let logical = entry.backing.unit.clone();
         let stats = (entry.backing.new_stats)();
-        self.send(reactor, Body::OpenUnit { unit: entry.id, logical, channel, stats, reply })?;
+        let home = self.post.clone();
+        self.send(reactor, Body::OpenUnit { unit: entry.id, logical, channel, stats, home, reply })?;
         let answered = wait(&answer, ANSWER).inspect_err(|_| {
             // It may open yet: then this closes it, since messages keep their order.
             let (nobody, _) = bounded(1);

@@ -16,6 +16,7 @@ use crate::fence::{Barred, Fence};
 use crate::luns::{Lun, Luns};
 use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Stopped};
 use crate::own::Pool;
+use crate::parked::Home;
 use crate::port::{Kind, Phase, Port};
 use crate::request::Response;
 use crate::serve::Background;
@@ -77,6 +78,7 @@ pub struct ScsiWorker {
     /// Who wants to know when what is under way on a range has ended.
     pub(crate) fences: Vec<Fence>,
     pub(crate) outbox: VecDeque<(usize, Message)>,
+    pub(crate) home: Option<Home>,
     /// Something drains: look at it in each pass that did something.
     draining: bool,
     /// A message came since the last pass.
@@ -117,6 +119,7 @@ impl ScsiWorker {
             barred: Vec::new(),
             fences: Vec::new(),
             outbox: VecDeque::new(),
+            home: None,
             draining: false,
             told: false,
             again: false,
@@ -486,7 +489,8 @@ impl Worker for ScsiWorker {
 
     fn message(&mut self, message: Message, cx: &mut Cx<'_>) {
         match message.0 {
-            Body::OpenUnit { unit, logical, channel, stats, reply } => {
+            Body::OpenUnit { unit, logical, channel, stats, home, reply } => {
+                self.home = Some(home);
                 reply.send(self.units.open(unit, logical, channel, stats, cx));
             }
             Body::ReplaceChannel { unit, channel, reply } => {
@@ -555,6 +559,7 @@ impl Worker for ScsiWorker {
             Body::Fenced { unit, order } => self.fenced(unit, order, cx),
             Body::Unfence { unit, order } => self.unfence(unit, order),
             Body::Look => self.look_at_barred(cx),
+            Body::Saved { tag, saved } => self.saved(tag, saved),
         }
         self.draining = true;
         self.told = true;

@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(bench.data(&cdb(3, 0x9E, 0x10)), rc16);
         assert_eq!(bench.data(&cdb(3, 0x12, 0)).len(), 10);
         assert_eq!(bench.data(&cdb(0x81, 0x00, 0)).len(), 4 + 6 + 12);
-        for unknown in [cdb(1, 0x5E, 0), cdb(2, 0x5E, 0), cdb(2, 0x9E, 0x13), cdb(3, 0x9E, 0), cdb(3, 0x12, 1)] {
+        for unknown in [cdb(1, 0x5D, 0), cdb(2, 0x5D, 0), cdb(2, 0x9E, 0x13), cdb(3, 0x9E, 0), cdb(3, 0x12, 1)] {
             assert_eq!(bench.data(&unknown), [0, 1, 0, 0]);
         }
     }

@@ -30,13 +30,13 @@ pub struct GetBdevs {
 pub(crate) fn get_bdevs(node: &Node, params: &GetBdevs) -> Answer {
     let document = node.document();
     let Some(name) = &params.name else {
-        return Ok(node.bdevs.list().iter().map(|entry| shape(entry, &document)).collect());
+        return Ok(node.bdevs.list().iter().map(|entry| shape(node, entry, &document)).collect());
     };
     let began = Instant::now();
     let patience = Duration::from_millis(params.timeout).min(WAIT_MAX);
     loop {
         if let Some(entry) = node.bdevs.get(name) {
-            return Ok(json!([shape(&entry, &node.document())]));
+            return Ok(json!([shape(node, &entry, &node.document())]));
         }
         if began.elapsed() >= patience {
             return Err(NodeError::no_bdev(name).by_errno());
@@ -46,7 +46,7 @@ pub(crate) fn get_bdevs(node: &Node, params: &GetBdevs) -> Answer {
 }
 
 /// A bdev as SPDK lists it, then what Pollux adds.
-fn shape(entry: &Entry, document: &Document) -> Value {
+fn shape(node: &Node, entry: &Entry, document: &Document) -> Value {
     let device = entry.device();
     let shape = device.as_ref().map(|device| device.shape());
     let claimed_by = entry.claimed_by();
@@ -100,7 +100,9 @@ fn shape(entry: &Entry, document: &Document) -> Value {
     if let Some(record) = document.identities.get(entry.name()) {
         listed["scsi_identity"] = json!(record);
     }
-    listed["warnings"] = device.map_or_else(Vec::new, |device| device.warnings()).into();
+    let mut warnings = node.reservation_warnings(entry);
+    warnings.extend(device.map_or_else(Vec::new, |device| device.warnings()));
+    listed["warnings"] = warnings.into();
     listed
 }
 

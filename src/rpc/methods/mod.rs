@@ -8,6 +8,7 @@ pub mod framework;
 pub mod identity;
 pub mod log;
 pub mod options;
+pub mod reservations;
 pub mod vhost;
 
 use serde_json::Value;

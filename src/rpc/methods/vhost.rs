@@ -331,6 +331,7 @@ mod tests {
             name: "vm1".into(),
             cores: Some(vec![1]),
             initiator: 0x5001_4050_0000_0001,
+            relative_port: None,
             started: true,
             luns: vec![LunRecord { target: 2, lun: 5, bdev: "disk".into(), exclusive: true }],
         };

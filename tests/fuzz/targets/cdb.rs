@@ -138,6 +138,8 @@ fn check(bench: &Bench, action: Action) {
             }
         }
         Action::Done(outcome) => answer(&outcome, &bench.scratch),
+        Action::Abort(_) => {}
+        Action::Save(_) => unreachable!("nothing is kept of this unit"),
         Action::DataOut { .. } => unreachable!("taken apart by the caller"),
     }
 }

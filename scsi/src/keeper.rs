@@ -1,0 +1,108 @@
+//! What a unit must not lose is kept outside of it: by a [`Keeper`], in sections that only their owner understands.
+//!
+//! A change that has to survive goes in three steps: it is prepared, its text is saved on another thread, and only then
+//! does it count and is the command answered. While one is being saved, others that would change the same are answered
+//! with BUSY. If it cannot be saved, nothing has changed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{LogicalUnit, Outcome, Preempted};
+
+/// What is kept of a unit: text by the name of its section.
+pub type Sections = BTreeMap<String, String>;
+
+/// Keeps sections of one unit.
+pub trait Keeper: fmt::Debug + Send + Sync {
+    /// Whether this initiator may have something saved now. One that asks too often is told BUSY, so that it neither wears
+    /// out the medium nor keeps others from it.
+    fn admits(&self, initiator: u64) -> bool;
+
+    /// Takes a save to another thread; never waits. [`Save::done`] is to be called when the section is on the medium, or
+    /// could not be brought there.
+    fn submit(&self, save: Save);
+}
+
+/// How a command ended whose change has been saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// The answer.
+    pub outcome: Outcome,
+    /// Whose commands are to be ended before it is given.
+    pub preempted: Option<Preempted>,
+}
+
+/// Who waits for a save. Called once, on the keeper's thread.
+pub type Tell = Box<dyn FnOnce(Saved) + Send>;
+
+/// A section of a unit that has to be saved.
+pub struct Save {
+    unit: Arc<LogicalUnit>,
+    ticket: u64,
+    section: &'static str,
+    text: String,
+    tell: Option<Tell>,
+    ended: bool,
+}
+
+impl Save {
+    pub(crate) fn new(unit: Arc<LogicalUnit>, ticket: u64, section: &'static str, text: String) -> Save {
+        Save { unit, ticket, section, text, tell: None, ended: false }
+    }
+
+    /// Has it saved; how the command ended is told to `tell`.
+    pub fn start(mut self, tell: Tell) {
+        self.tell = Some(tell);
+        match self.unit.keeper().cloned() {
+            Some(keeper) => keeper.submit(self),
+            None => self.done(false),
+        }
+    }
+
+    /// The unit it belongs to.
+    #[must_use]
+    pub fn unit(&self) -> &LogicalUnit {
+        &self.unit
+    }
+
+    /// The section's name.
+    #[must_use]
+    pub fn section(&self) -> &'static str {
+        self.section
+    }
+
+    /// What it is to hold; empty: the section is to go.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it is on the medium. If so, the change counts from here on, before anybody is told.
+    pub fn done(mut self, saved: bool) {
+        self.end(saved);
+    }
+
+    fn end(&mut self, saved: bool) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let answer = self.unit.saved(self.ticket, saved);
+        if let Some(tell) = self.tell.take() {
+            tell(answer);
+        }
+    }
+}
+
+/// What nobody has saved has failed: a command that waits for it is answered in any case.
+impl Drop for Save {
+    fn drop(&mut self) {
+        self.end(false);
+    }
+}
+
+impl fmt::Debug for Save {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Save").field("unit", &self.unit.uuid()).field("section", &self.section).finish_non_exhaustive()
+    }
+}

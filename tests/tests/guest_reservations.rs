@@ -60,7 +60,7 @@ fn fence(world: &mut World) -> Result<()> {
     world.tool(
         0,
         "sg_persist --no-inquiry --in --report-capabilities DISK",
-        &["(PTPL_C): 1", "Write Exclusive, Registrants Only: 1"],
+        &["(PTPL_C): 1", "Write Exclusive, registrants only: 1"],
     )?;
     world.persist(0, "--register --param-sark=0xaaa1 --param-aptpl")?;
     world.persist(0, "--reserve --param-rk=0xaaa1 --prout-type=5")?;

@@ -4,7 +4,7 @@
 //! Invariants: a file holds one complete document, the one last acknowledged to a guest or the one about to be; a file that
 //! cannot be understood is never touched before an operator says so, and its disk serves nobody until then, because somebody
 //! may be kept from it; only the thread of this file writes, so no reactor waits for the medium; no initiator can have a disk
-//! written more often than [`REFILL`] allows for long.
+//! written more often than `REFILL` allows for long.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

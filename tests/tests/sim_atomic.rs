@@ -265,21 +265,9 @@ impl Scene {
             self.appliance.machine.rounds(1);
         }
         let Scene { appliance, guests, rng, ledger } = self;
-        let mut places = appliance.target.queue_places();
-        let place = places.swap_remove(rng.index(places.len()));
-        let to = (place.reactor + 1 + rng.index(REACTORS - 1)) % REACTORS;
-        let target = Arc::clone(&appliance.target);
-        let mut wrong = Ok(());
-        let moved = appliance.machine.call_beside(
-            || target.move_queue(&place.ctrlr, place.session, place.index, to),
-            || {
-                if wrong.is_ok() {
-                    wrong = step(guests, rng, ledger, false);
-                }
-            },
-        )?;
+        let moved = appliance.move_one(rng, |rng| step(guests, rng, ledger, false))?;
         ledger.moved += u64::from(moved);
-        wrong
+        Ok(())
     }
 
     /// Reads some blocks when nothing else happens.

@@ -103,21 +103,7 @@ impl Scene {
             step(guests, rng, false)?;
             appliance.machine.rounds(1);
         }
-        let mut places = appliance.target.queue_places();
-        let place = places.swap_remove(rng.index(places.len()));
-        let to = (place.reactor + 1 + rng.index(REACTORS - 1)) % REACTORS;
-        let target = Arc::clone(&appliance.target);
-        let mut wrong = Ok(());
-        let moved = appliance.machine.call_beside(
-            || target.move_queue(&place.ctrlr, place.session, place.index, to),
-            || {
-                if wrong.is_ok() {
-                    wrong = step(guests, rng, functions);
-                }
-            },
-        )?;
-        wrong?;
-        Ok(u64::from(moved))
+        Ok(u64::from(appliance.move_one(rng, |rng| step(guests, rng, functions))?))
     }
 
     fn run(&mut self, steps: u64, beside: Beside) -> Result<Tally> {

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{SimMachine, SimWorld};
 use crate::frontend::FrontEnd;
 use crate::guest::DriverOptions;
+use crate::rng::Rng;
 
 /// A simulated appliance.
 pub struct SimAppliance {
@@ -104,6 +105,31 @@ impl SimAppliance {
     pub fn connect(&mut self, ctrlr: &str, options: &DriverOptions) -> Result<FrontEnd> {
         let path = self.socket(ctrlr);
         self.machine.call(|| FrontEnd::connect(&path, options))
+    }
+
+    /// Moves a queue to another reactor, both chosen by the dice, while `act` goes on beside it. Returns whether it went.
+    ///
+    /// # Errors
+    /// If the control plane refuses, or that of `act`.
+    ///
+    /// # Panics
+    /// If there is no queue or only one reactor.
+    pub fn move_one(&mut self, rng: &mut Rng, mut act: impl FnMut(&mut Rng) -> Result<()>) -> Result<bool> {
+        let mut places = self.target.queue_places();
+        let place = places.swap_remove(rng.index(places.len()));
+        let to = (place.reactor + 1 + rng.index(self.reactors - 1)) % self.reactors;
+        let target = Arc::clone(&self.target);
+        let mut wrong = Ok(());
+        let moved = self.machine.call_beside(
+            || target.move_queue(&place.ctrlr, place.session, place.index, to),
+            || {
+                if wrong.is_ok() {
+                    wrong = act(rng);
+                }
+            },
+        )?;
+        wrong?;
+        Ok(moved)
     }
 
     /// The VMM dies; returns when the session is gone.

@@ -1,9 +1,9 @@
-//! What guests have made durable of their disks (reservations with APTPL), on disk: `STATE_DIR/units/UUID.json`, a file for
-//! each disk that has something, apart from the configuration, which no guest changes.
+//! What guests have made durable of their disks (reservations with APTPL, saved mode pages), on disk: `STATE_DIR/units/UUID.json`,
+//! a file for each disk that has something, apart from the configuration, which no guest changes.
 //!
 //! Invariants: a file holds one complete document, the one last acknowledged to a guest or the one about to be; a file that
 //! cannot be understood is never touched before an operator says so, and its disk serves nobody until then, because somebody
-//! may be kept from it; only the thread of this file writes, so no reactor waits for the medium; no initiator can have a disk
+//! may be kept from it; a file of which a section cannot be understood is kept beside before it is first written again; only the thread of this file writes, so no reactor waits for the medium; no initiator can have a disk
 //! written more often than `REFILL` allows for long.
 
 use std::collections::HashMap;
@@ -34,7 +34,15 @@ pub struct UnitFiles {
     /// The directory itself.
     medium: File,
     /// What each disk's file holds. Held while a file is written.
-    kept: Mutex<HashMap<Uuid, Sections>>,
+    kept: Mutex<HashMap<Uuid, Kept>>,
+}
+
+/// What a disk's file holds.
+#[derive(Clone, Debug, Default)]
+struct Kept {
+    sections: Sections,
+    /// A section is damaged: the file is kept beside before it is written.
+    damaged: bool,
 }
 
 /// A disk's file.
@@ -76,15 +84,27 @@ impl UnitFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Sections::new(),
             Err(error) => return Err(failed("read", &file)(error)),
         };
-        self.kept().insert(uuid, sections.clone());
+        self.kept().insert(uuid, Kept { sections: sections.clone(), damaged: false });
         Ok(sections)
+    }
+
+    /// A section of a disk makes no sense to whom it belongs: whoever writes the file next keeps a copy of it.
+    pub fn set_damaged(&self, uuid: Uuid) {
+        if let Some(kept) = self.kept().get_mut(&uuid) {
+            kept.damaged = true;
+        }
     }
 
     /// Gives a disk's section new content; none: takes it away. When this returns, it is on the medium.
     fn save(&self, uuid: Uuid, section: &str, text: &str) -> Result<(), StateError> {
         let mut kept = self.kept();
         let before = match kept.get(&uuid) {
-            Some(sections) => sections.clone(),
+            Some(Kept { sections, damaged }) => {
+                if *damaged {
+                    self.copy_aside(uuid)?;
+                }
+                sections.clone()
+            }
             None => {
                 self.put_aside(uuid)?;
                 Sections::new()
@@ -106,7 +126,7 @@ impl UnitFiles {
             }
             return Err(error);
         }
-        kept.insert(uuid, sections);
+        kept.insert(uuid, Kept { sections, damaged: false });
         Ok(())
     }
 
@@ -129,10 +149,25 @@ impl UnitFiles {
         self.medium.sync_all().map_err(failed("sync the directory of", file))
     }
 
+    fn aside(&self, uuid: Uuid) -> PathBuf {
+        self.dir.join(format!("{uuid}.json.unreadable"))
+    }
+
+    /// A file with a damaged section is about to be written: what is there is kept under another name, too.
+    fn copy_aside(&self, uuid: Uuid) -> Result<(), StateError> {
+        let (file, aside) = (self.file(uuid), self.aside(uuid));
+        let copy = || {
+            fs::copy(&file, &aside)?;
+            File::open(&aside)?.sync_all()
+        };
+        copy().map_err(failed("keep a copy of", &file))?;
+        tracing::warn!("a copy of {} was kept as {}", file.display(), aside.display());
+        Ok(())
+    }
+
     /// A file that could not be read is given up by an operator: it is kept under another name.
     fn put_aside(&self, uuid: Uuid) -> Result<(), StateError> {
-        let file = self.file(uuid);
-        let aside = self.dir.join(format!("{uuid}.json.unreadable"));
+        let (file, aside) = (self.file(uuid), self.aside(uuid));
         match fs::rename(&file, &aside) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed("put aside", &file)(error)),
@@ -152,7 +187,7 @@ impl UnitFiles {
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<Uuid, Sections>> {
+    fn kept(&self) -> MutexGuard<'_, HashMap<Uuid, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -303,6 +338,23 @@ mod tests {
         let aside = files.file(UUID).with_extension("json.unreadable");
         assert_eq!(fs::read_to_string(aside).expect("put aside"), foreign);
         assert_eq!(files.load(UUID).expect("there").len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_section_is_kept_beside_and_the_others_stay() {
+        let (_dir, files) = files();
+        files.load(UUID).expect("new");
+        files.save(UUID, "a", "nonsense").expect("saved");
+        files.save(UUID, "b", "two").expect("saved");
+        let damaged = fs::read_to_string(files.file(UUID)).expect("there");
+        files.load(UUID).expect("there");
+        files.set_damaged(UUID);
+        files.save(UUID, "a", "").expect("saved");
+        let aside = files.file(UUID).with_extension("json.unreadable");
+        assert_eq!(fs::read_to_string(&aside).expect("a copy"), damaged);
+        assert_eq!(files.load(UUID).expect("there"), Sections::from([("b".to_owned(), "two".to_owned())]));
+        files.save(UUID, "b", "three").expect("saved");
+        assert_eq!(fs::read_to_string(&aside).expect("a copy"), damaged, "once");
     }
 
     #[test]

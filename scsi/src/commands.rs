@@ -77,7 +77,7 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// The CDB USAGE DATA of REPORT SUPPORTED OPERATION CODES (SPC-5, clause 6.34.3): the opcode, then a 1 for each bit
     /// that may be set, and the service action in its place. As long as the CDB. What the standard defines and this
-    /// target does not do (RDPROTECT, ANCHOR, SP, power conditions ...) is 0 here like a reserved bit, and refused.
+    /// target does not do (RDPROTECT, ANCHOR, power conditions ...) is 0 here like a reserved bit, and refused.
     pub(crate) usage: &'static [u8],
     /// Bits that are ignored, by byte: obsolete ones and GROUP NUMBER. All other bits that are not in use are reserved.
     pub(crate) ignored: &'static [(u8, u8)],
@@ -174,7 +174,7 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x08, "READ(6)", [0x08, 0x1F, F, F, F, 0], [SCSI2_LUN], IN, media::read),
     row!(0x0A, "WRITE(6)", [0x0A, 0x1F, F, F, F, 0], [SCSI2_LUN], CHANGE, media::write),
     row!(0x12, "INQUIRY", [0x12, 0x01, F, F, F, 0], [SCSI2_LUN], ALWAYS, discovery::inquiry),
-    row!(0x15, "MODE SELECT(6)", [0x15, 0x10, 0, 0, F, 0], [SCSI2_LUN], TELL, mode::select, mode::select_list),
+    row!(0x15, "MODE SELECT(6)", [0x15, 0x13, 0, 0, F, 0], [SCSI2_LUN], TELL, mode::select, mode::select_list),
     row!(0x16, "RESERVE(6)", [0x16, 0, 0, 0, 0, 0], [SCSI2_LUN, (2, F), (3, F), (4, F)], BARE, persistent::reserve_classic),
     row!(0x17, "RELEASE(6)", [0x17, 0, 0, 0, 0, 0], [SCSI2_LUN, (2, F), (3, F), (4, F)], BARE, persistent::release_classic),
     row!(0x1A, "MODE SENSE(6)", [0x1A, 0x08, F, F, F, 0], [SCSI2_LUN], ASK, mode::sense),
@@ -196,7 +196,7 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x42, "UNMAP", [0x42, 0, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN, (6, 0x3F)], DISCARD, provisioning::unmap, provisioning::unmap_list),
     row!(0x4C, "LOG SELECT", [0x4C, 0x02, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], TELL, log::select, log::select_list),
     row!(0x4D, "LOG SENSE", [0x4D, 0, F, F, 0, F, F, F, F, 0], [SCSI2_LUN], ASK, log::sense),
-    row!(0x55, "MODE SELECT(10)", [0x55, 0x10, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], TELL, mode::select, mode::select_list),
+    row!(0x55, "MODE SELECT(10)", [0x55, 0x13, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], TELL, mode::select, mode::select_list),
     row!(0x56, "RESERVE(10)", [0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0], [SCSI2_LUN, (2, F), (3, F)], BARE, persistent::reserve_classic),
     row!(0x57, "RELEASE(10)", [0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0], [SCSI2_LUN, (2, F), (3, F)], BARE, persistent::release_classic),
     row!(0x5A, "MODE SENSE(10)", [0x5A, 0x18, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], ASK, mode::sense),

@@ -35,6 +35,8 @@ bitflags! {
         /// `READY`, and a READ or WRITE need not ask for anything that is kept under the unit's lock. The short way looks
         /// at this one bit, so each reason to go the long way costs it nothing: whatever is one takes the bit away.
         const PLAIN = 1 << 8;
+        /// What is to survive a restart can be kept.
+        const KEEPS = 1 << 9;
     }
 }
 

@@ -13,6 +13,58 @@ use crate::{LogicalUnit, Outcome, Preempted};
 /// What is kept of a unit: text by the name of its section.
 pub type Sections = BTreeMap<String, String>;
 
+/// The sections there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Section {
+    Reservations,
+    Modes,
+}
+
+impl Section {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Section::Reservations => "reservations",
+            Section::Modes => "modes",
+        }
+    }
+
+    /// The text of the section, empty if there is none; `None`: what was kept of the unit cannot be read.
+    pub(crate) fn of(self, kept: Option<&Sections>) -> Option<&str> {
+        kept.map(|kept| kept.get(self.name()).map_or("", String::as_str))
+    }
+}
+
+/// What counts as soon as it is saved. One at a time: nothing else of the same section changes meanwhile.
+#[derive(Debug)]
+pub(crate) struct Saving<T> {
+    tickets: u64,
+    next: Option<T>,
+}
+
+impl<T> Default for Saving<T> {
+    fn default() -> Self {
+        Saving { tickets: 0, next: None }
+    }
+}
+
+impl<T> Saving<T> {
+    pub(crate) fn is_busy(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Returns the ticket with which it ends.
+    pub(crate) fn begin(&mut self, next: T) -> u64 {
+        self.tickets += 1;
+        self.next = Some(next);
+        self.tickets
+    }
+
+    /// What was begun with this ticket.
+    pub(crate) fn end(&mut self, ticket: u64) -> Option<T> {
+        self.next.take_if(|_| ticket == self.tickets)
+    }
+}
+
 /// Keeps sections of one unit.
 pub trait Keeper: fmt::Debug + Send + Sync {
     /// Whether this initiator may have something saved now. One that asks too often is told BUSY, so that it neither wears
@@ -40,14 +92,14 @@ pub type Tell = Box<dyn FnOnce(Saved) + Send>;
 pub struct Save {
     unit: Arc<LogicalUnit>,
     ticket: u64,
-    section: &'static str,
+    section: Section,
     text: String,
     tell: Option<Tell>,
     ended: bool,
 }
 
 impl Save {
-    pub(crate) fn new(unit: Arc<LogicalUnit>, ticket: u64, section: &'static str, text: String) -> Save {
+    pub(crate) fn new(unit: Arc<LogicalUnit>, ticket: u64, section: Section, text: String) -> Save {
         Save { unit, ticket, section, text, tell: None, ended: false }
     }
 
@@ -69,7 +121,7 @@ impl Save {
     /// The section's name.
     #[must_use]
     pub fn section(&self) -> &'static str {
-        self.section
+        self.section.name()
     }
 
     /// What it is to hold; empty: the section is to go.
@@ -87,7 +139,7 @@ impl Save {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let answer = self.unit.saved(self.ticket, saved);
+        let answer = self.unit.saved(self.section, self.ticket, saved);
         if let Some(tell) = self.tell.take() {
             tell(answer);
         }
@@ -103,6 +155,9 @@ impl Drop for Save {
 
 impl fmt::Debug for Save {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Save").field("unit", &self.unit.uuid()).field("section", &self.section).finish_non_exhaustive()
+        f.debug_struct("Save")
+            .field("unit", &self.unit.uuid())
+            .field("section", &self.section.name())
+            .finish_non_exhaustive()
     }
 }

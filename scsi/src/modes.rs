@@ -2,7 +2,13 @@
 //! follows from the values.
 //!
 //! A page is a row of [`PAGES`]; sensing and selecting do not know what is in one. Changing a page changes the unit:
-//! [`Modes::flags`] turns the values into the flags that commands look at.
+//! [`Modes::flags`] turns the values into the flags that commands look at. What is saved is `kept.rs`, when a change counts
+//! is `unit.rs`.
+
+mod kept;
+mod unit;
+
+pub(crate) use unit::SavingModes;
 
 use crate::Sense;
 use crate::geometry::Flags;
@@ -13,10 +19,11 @@ pub(crate) enum Values {
     Current,
     Changeable,
     Default,
+    Saved,
 }
 
 /// A page: its header and values as they are by default, and a mask of the bits that MODE SELECT may change. PS is 0
-/// everywhere: nothing is saved yet.
+/// here; it is shown where pages can be saved.
 pub(crate) struct Page {
     default: &'static [u8],
     changeable: &'static [u8],
@@ -68,6 +75,13 @@ const PAGES: [Page; 8] = [
     Page { default: &[0x5C, 0x02, 0, 0x0C, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 16] },
 ];
 
+/// In byte 2 of [`CACHING`].
+const WCE: u8 = 0x04;
+/// In byte 4 of [`CONTROL`].
+const SWP: u8 = 0x08;
+/// In the first byte of each page that MODE SENSE gives.
+const PS: u8 = 0x80;
+
 /// The longest page, header included.
 const PAGE_MAX: usize = 40;
 
@@ -93,23 +107,28 @@ impl Page {
     }
 }
 
-/// The current values of a unit's mode pages.
+/// The bytes of all pages.
+type Bytes = [[u8; PAGE_MAX]; PAGES.len()];
+
+/// A unit's mode pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Modes {
-    pages: [[u8; PAGE_MAX]; PAGES.len()],
+    current: Bytes,
+    /// What a reset returns to, if anything has been saved.
+    saved: Option<Bytes>,
+    /// Whether anything can be saved.
+    savable: bool,
+    /// What was saved cannot be read. Until somebody saves or resets the pages, what is unsafe to assume is not assumed.
+    unreadable: bool,
     /// Whether the device has a volatile cache. Without one WCE shows 0 and cannot be changed: there is nothing that it
     /// could switch.
     volatile_cache: bool,
 }
 
 impl Modes {
-    /// The default values.
+    /// The default values, where nothing can be saved.
     pub(crate) fn new(volatile_cache: bool) -> Modes {
-        let mut pages = [[0; PAGE_MAX]; PAGES.len()];
-        for (values, page) in pages.iter_mut().zip(&PAGES) {
-            values[..page.default.len()].copy_from_slice(page.default);
-        }
-        Modes { pages, volatile_cache }
+        Modes { current: defaults(), saved: None, savable: false, unreadable: false, volatile_cache }
     }
 
     /// The device below has been replaced: what was asked for stays, what can be shown follows the device.
@@ -117,29 +136,41 @@ impl Modes {
         self.volatile_cache = volatile_cache;
     }
 
-    /// Back to the defaults, except that a cache which was switched off stays off: see `LogicalUnit::reset`.
+    /// Back to the saved values. Where nothing was saved these are the defaults, except that a cache which was switched off
+    /// stays off: see `LogicalUnit::reset`.
     pub(crate) fn reset(&mut self) {
-        let write_through = self.pages[CACHING][2] & 0x04 == 0;
-        *self = Modes::new(self.volatile_cache);
-        if write_through {
-            self.pages[CACHING][2] &= !0x04;
+        let write_through = self.current[CACHING][2] & WCE == 0;
+        match self.saved {
+            Some(saved) => self.current = saved,
+            None => {
+                self.current = defaults();
+                if write_through {
+                    self.current[CACHING][2] &= !WCE;
+                }
+            }
         }
+    }
+
+    /// The current values become the defaults (MODE SELECT's RTD).
+    pub(crate) fn revert(&mut self) {
+        self.current = defaults();
     }
 
     /// What commands have to know of the values.
     pub(crate) fn flags(&self) -> Flags {
         let mut flags = Flags::empty();
-        let write_back = self.pages[CACHING][2] & 0x04 != 0;
+        let write_back = self.current[CACHING][2] & WCE != 0;
         flags.set(Flags::WRITE_BACK, self.volatile_cache && write_back);
         flags.set(Flags::WRITE_THROUGH, self.volatile_cache && !write_back);
-        flags.set(Flags::D_SENSE, self.pages[CONTROL][2] & 0x04 != 0);
-        flags.set(Flags::SOFTWARE_PROTECTED, self.pages[CONTROL][4] & 0x08 != 0);
+        flags.set(Flags::D_SENSE, self.current[CONTROL][2] & 0x04 != 0);
+        flags.set(Flags::SOFTWARE_PROTECTED, self.current[CONTROL][4] & SWP != 0);
+        flags.set(Flags::KEEPS, self.savable);
         flags
     }
 
     /// Whether initiators want to be told of thresholds (LBPERE).
     pub(crate) fn reports_thresholds(&self) -> bool {
-        self.pages[RECOVERY][7] & 0x80 != 0
+        self.current[RECOVERY][7] & 0x80 != 0
     }
 
     /// Visits the pages that a page code and subpage code of MODE SENSE mean; whether there is any.
@@ -175,7 +206,7 @@ impl Modes {
             }
         }
         for byte in header..len {
-            let stored = &mut self.pages[index][byte];
+            let stored = &mut self.current[index][byte];
             *stored = *stored & !mask[byte] | given[byte] & mask[byte];
         }
         Ok(len)
@@ -186,7 +217,8 @@ impl Modes {
         let mut bytes = [0; PAGE_MAX];
         let header = page.header_len();
         match values {
-            Values::Current => bytes = self.pages[index],
+            Values::Current => bytes = self.current[index],
+            Values::Saved => bytes = self.saved.unwrap_or_else(defaults)[index],
             Values::Changeable => {
                 bytes[..page.changeable.len()].copy_from_slice(page.changeable);
                 bytes[..header].copy_from_slice(&page.default[..header]);
@@ -194,10 +226,21 @@ impl Modes {
             Values::Default => bytes[..page.default.len()].copy_from_slice(page.default),
         }
         if index == CACHING && !self.volatile_cache {
-            bytes[2] &= !0x04;
+            bytes[2] &= !WCE;
+        }
+        if self.savable {
+            bytes[0] |= PS;
         }
         bytes
     }
+}
+
+fn defaults() -> Bytes {
+    let mut bytes = [[0; PAGE_MAX]; PAGES.len()];
+    for (values, page) in bytes.iter_mut().zip(&PAGES) {
+        values[..page.default.len()].copy_from_slice(page.default);
+    }
+    bytes
 }
 
 /// The row of the page at the front of `list`.

@@ -1,13 +1,13 @@
 //! What tests of this crate share.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use pollux_core::{Discard, IoFlags, Shape};
 use uuid::Uuid;
 
 use crate::{
-    Action, Attention, Cdb, Identity, Inventory, Job, Key, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path, SCRATCH_LEN,
-    Sense, Status, Task,
+    Action, Attention, Cdb, Identity, Inventory, Job, Keeper, Key, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path,
+    SCRATCH_LEN, Save, Sections, Sense, Status, Task,
 };
 
 /// A disk of 2 MiB with everything.
@@ -40,6 +40,24 @@ pub(crate) fn drained(path: &Path) -> Vec<Attention> {
     std::iter::from_fn(|| path.take()).collect()
 }
 
+/// Keeps saves until the test ends them.
+#[derive(Debug, Default)]
+pub(crate) struct Shelf {
+    pub(crate) saves: Mutex<Vec<Save>>,
+    /// Admits nobody.
+    pub(crate) full: Mutex<bool>,
+}
+
+impl Keeper for Shelf {
+    fn admits(&self, _: u64) -> bool {
+        !*self.full.lock().unwrap()
+    }
+
+    fn submit(&self, save: Save) {
+        self.saves.lock().unwrap().push(save);
+    }
+}
+
 /// Units 0, 3 and 300, and no well-known one.
 pub(crate) struct Luns;
 
@@ -64,6 +82,16 @@ impl Bench {
 
     pub(crate) fn with(shape: Option<Shape>) -> Bench {
         let (unit, [path, other]) = two_paths(shape);
+        Bench { unit, path, other, scratch: vec![0xEE; SCRATCH_LEN] }
+    }
+
+    /// A unit of which something is kept; `None`: something that cannot be read.
+    pub(crate) fn kept(shelf: &Arc<Shelf>, kept: Option<&Sections>) -> Bench {
+        let identity = Identity::from_uuid(uuid(), "test disk");
+        let unit = LogicalUnit::kept(identity, Some(shape()), shelf.clone(), kept);
+        let [path, other] = [1, 2].map(|port| unit.attach(Nexus::new(port, format!("c{port}"), port as u16, 0), 0));
+        drained(&path);
+        drained(&other);
         Bench { unit, path, other, scratch: vec![0xEE; SCRATCH_LEN] }
     }
 

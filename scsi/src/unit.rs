@@ -15,12 +15,12 @@ use uuid::Uuid;
 use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::geometry::{AtomicGeometry, Flags, Geometry};
-use crate::keeper::{Keeper, Sections};
+use crate::keeper::{Keeper, Saved, Section, Sections};
 use crate::medium::Statistics;
-use crate::modes::Modes;
+use crate::modes::{Modes, SavingModes};
 use crate::nexus::each_alive;
 use crate::reservations::unit::Held;
-use crate::{Attention, Identity, Medium, Nexus, Path, Sense, Transfers, io_sense};
+use crate::{Attention, Identity, Key, Medium, Nexus, Outcome, Path, Sense, Transfers, code, io_sense};
 
 /// A disk as initiators see it.
 #[derive(Debug)]
@@ -41,13 +41,16 @@ pub(crate) struct Cold {
     shape: Option<Shape>,
     /// What it was like when it was last there, for what can be asked while it is missing.
     last_shape: Option<Shape>,
-    modes: Modes,
+    pub(crate) modes: Modes,
+    pub(crate) saving_modes: SavingModes,
     clock: Clock,
     /// Who knows the device, and what it does.
     statistics: Option<Statistics>,
     paths: Vec<Weak<Path>>,
     pub(crate) claims: Claims,
     pub(crate) held: Held,
+    /// Nothing of what was kept of the unit can be read.
+    pub(crate) lost: bool,
 }
 
 impl LogicalUnit {
@@ -55,7 +58,8 @@ impl LogicalUnit {
     /// survives a restart.
     #[must_use]
     pub fn new(identity: Identity, shape: Option<Shape>) -> Arc<LogicalUnit> {
-        LogicalUnit::make(identity, shape, None, Held::default())
+        let modes = Modes::new(has_cache(shape));
+        LogicalUnit::make(identity, None, Cold::new(shape, modes, Held::default()))
     }
 
     /// The same with a keeper, and with what that has kept of the unit; `None`: something that cannot be read. Nobody may
@@ -67,18 +71,35 @@ impl LogicalUnit {
         keeper: Arc<dyn Keeper>,
         kept: Option<&Sections>,
     ) -> Arc<LogicalUnit> {
-        LogicalUnit::make(identity, shape, Some(keeper), Held::restored(kept))
+        let modes = Modes::restored(has_cache(shape), kept);
+        let cold = Cold { lost: kept.is_none(), ..Cold::new(shape, modes, Held::restored(kept)) };
+        LogicalUnit::make(identity, Some(keeper), cold)
     }
 
-    fn make(identity: Identity, shape: Option<Shape>, keeper: Option<Arc<dyn Keeper>>, held: Held) -> Arc<LogicalUnit> {
-        let modes = Modes::new(shape.is_some_and(|shape| shape.volatile_cache));
-        let claims = Claims::default();
-        let clock = Clock::default();
-        let cold = Cold { shape, last_shape: shape, modes, clock, statistics: None, paths: Vec::new(), claims, held };
+    fn make(identity: Identity, keeper: Option<Arc<dyn Keeper>>, cold: Cold) -> Arc<LogicalUnit> {
         let geometry = AtomicGeometry::new(cold.geometry());
         let cold = Mutex::new(cold);
         let (uuid, identity) = (identity.uuid, Mutex::new(Arc::new(identity)));
         Arc::new_cyclic(|this| LogicalUnit { this: this.clone(), keeper, uuid, identity, geometry, cold })
+    }
+
+    /// The sections of what was kept that cannot be read.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<&'static str> {
+        let cold = self.lock();
+        let sections =
+            [(Section::Reservations, cold.held.is_unreadable()), (Section::Modes, cold.modes.is_unreadable())];
+        sections.into_iter().filter(|(_, unreadable)| *unreadable).map(|(section, _)| section.name()).collect()
+    }
+
+    /// A save has ended: what it was about counts now, or never.
+    pub(crate) fn saved(&self, section: Section, ticket: u64, saved: bool) -> Saved {
+        let counts = match section {
+            Section::Reservations => self.reservations_saved(ticket, saved),
+            Section::Modes => self.modes_saved(ticket, saved).then_some(None),
+        };
+        let failed = Outcome::check(Sense::new(Key::HardwareError, code::INTERNAL_TARGET_FAILURE));
+        Saved { outcome: if counts.is_some() { Outcome::GOOD } else { failed }, preempted: counts.flatten() }
     }
 
     /// Itself; `None` while it ends.
@@ -175,12 +196,12 @@ impl LogicalUnit {
         self.publish(&cold);
     }
 
-    /// LOGICAL UNIT RESET as far as it concerns the unit (SAM-5, clause 6.3.3): mode pages return to their defaults,
+    /// LOGICAL UNIT RESET as far as it concerns the unit (SAM-5, clause 6.3.3): mode pages return to their saved values,
     /// what was reserved by RESERVE is released, and every path, the asking one too, is told 29h/03h. `by` is the asking path;
     /// `None` means that the unit was switched off and on by its operator: 29h/00h.
     ///
-    /// A cache that an initiator has switched off (WCE=0) stays off. The standard lets it return to the saved value, but
-    /// an initiator that has switched it off sends no flushes, and somebody else's reset must not cost it its data.
+    /// Where nothing was saved, the saved values are the defaults, but a cache that an initiator has switched off (WCE=0)
+    /// stays off: an initiator that has switched it off sends no flushes, and somebody else's reset must not cost it its data.
     pub fn reset(&self, by: Option<&Path>) {
         let mut cold = self.lock();
         cold.modes.reset();
@@ -304,33 +325,6 @@ impl LogicalUnit {
         self.lock().last_shape
     }
 
-    pub(crate) fn with_modes<T>(&self, look: impl FnOnce(&Modes) -> T) -> T {
-        look(&self.lock().modes)
-    }
-
-    /// Changes mode pages, all of it or nothing, and tells the other initiators if anything is different now. One
-    /// initiator on several paths knows what it has changed: its other paths are not told.
-    pub(crate) fn change_modes(
-        &self,
-        by: &Path,
-        change: impl FnOnce(&mut Modes) -> Result<(), Sense>,
-    ) -> Result<(), Sense> {
-        let mut cold = self.lock();
-        let mut modes = cold.modes.clone();
-        change(&mut modes)?;
-        if modes != cold.modes {
-            cold.modes = modes;
-            self.publish(&cold);
-            let initiator = by.nexus().initiator();
-            each_alive(&mut cold.paths, |path| {
-                if path.nexus().initiator() != initiator {
-                    path.raise(Attention::ModeChanged);
-                }
-            });
-        }
-        Ok(())
-    }
-
     pub(crate) fn publish(&self, cold: &Cold) {
         self.geometry.store(cold.geometry());
     }
@@ -349,7 +343,34 @@ pub(crate) struct Standing {
     pub(crate) stopped: bool,
 }
 
+fn has_cache(shape: Option<Shape>) -> bool {
+    shape.is_some_and(|shape| shape.volatile_cache)
+}
+
 impl Cold {
+    fn new(shape: Option<Shape>, modes: Modes, held: Held) -> Cold {
+        Cold {
+            shape,
+            last_shape: shape,
+            modes,
+            saving_modes: SavingModes::default(),
+            clock: Clock::default(),
+            statistics: None,
+            paths: Vec::new(),
+            claims: Claims::default(),
+            held,
+            lost: false,
+        }
+    }
+
+    /// Nothing of what was kept can be read, and the operator has given it up.
+    pub(crate) fn give_up(&mut self) {
+        if std::mem::take(&mut self.lost) {
+            self.modes.forget();
+            self.raise(Attention::ModeChanged, None);
+        }
+    }
+
     /// What is published: a stopped unit is one that is not ready.
     fn geometry(&self) -> Geometry {
         let geometry = if self.is_stopped() { Geometry::missing(self.modes.flags()) } else { self.device_geometry() };
@@ -444,9 +465,9 @@ mod tests {
         let (unit, paths) = two_paths(Some(shape()));
         let second = unit.attach(Nexus::new(paths[0].nexus().initiator(), "c9".into(), 9, 0), 0);
         drained(&second);
-        unit.change_modes(&paths[0], |modes| {
-            modes.set_volatile_cache(false);
-            Ok(())
+        unit.change_modes(&paths[0], false, |modes| {
+            modes.forget();
+            modes.select(&[0x0A, 0x0A, 0x06, 0x10, 0, 0, 0, 0, 0, 0, 0, 0], 4).map(drop)
         })
         .unwrap();
         assert_eq!(paths.each_ref().map(|path| drained(path).len()), [0, 1]);

@@ -108,6 +108,7 @@ pub static METHODS: &[Method] = &[
     typed!("bdev_examine", reads, Decode, bdev::Examine, bdev::examine),
     typed!("bdev_get_reservations", reads, Decode, reservations::Named, reservations::get),
     typed!("bdev_clear_reservations", changes, Decode, reservations::Named, reservations::clear),
+    typed!("bdev_reset_mode_pages", changes, Decode, reservations::Named, reservations::reset_mode_pages),
     typed!("bdev_wait_for_examine", reads, Invalid, NoParams, framework::done),
     typed!("bdev_delete", changes, Decode, bdev::Delete, bdev::delete),
     typed!("bdev_malloc_create", changes, Decode, create::Malloc, create::malloc),

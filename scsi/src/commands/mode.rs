@@ -1,9 +1,9 @@
 //! MODE SENSE and MODE SELECT, (6) and (10) (SPC-5, clauses 6.13 to 6.16): header, block descriptor, pages.
 
 use crate::commands::Call;
-use crate::geometry::Geometry;
+use crate::geometry::{Flags, Geometry};
 use crate::modes::{Values, leftmost, offset};
-use crate::{Action, Inventory, Key, Outcome, Sense, code};
+use crate::{Action, Inventory, Key, Sense, code};
 
 /// Which of the two forms.
 fn is_long(call: &Call<'_>) -> bool {
@@ -21,6 +21,7 @@ pub(crate) fn sense(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Se
         0 => Values::Current,
         1 => Values::Changeable,
         2 => Values::Default,
+        _ if call.geometry.has(Flags::KEEPS) => Values::Saved,
         _ => return Err(Sense::new(Key::IllegalRequest, code::SAVING_NOT_SUPPORTED)),
     };
     let descriptor = match (call.cdb.bit(1, DBD), long && call.cdb.bit(1, LLBAA)) {
@@ -98,12 +99,34 @@ fn put_descriptor(call: &mut Call<'_>, descriptor: Descriptor) {
     }
 }
 
-/// MODE SELECT(6), (10): the CDB. Pages have to be in the standard's format (PF); the table refuses to save them (SP).
+/// SP, in byte 1 of MODE SELECT.
+const SP: u8 = 0x01;
+
+/// MODE SELECT(6), (10): the CDB. Pages have to be in the standard's format (PF). RTD returns all pages to their defaults,
+/// and takes no list. SP saves what is current afterwards, of all pages, where it can be kept.
 pub(crate) fn select(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     const PF: u8 = 0x10;
-    let len = if is_long(call) { call.cdb.be16(7).into() } else { usize::from(call.cdb.byte(4)) };
+    const RTD: u8 = 0x02;
+    let (len_at, len) = if is_long(call) { (7, call.cdb.be16(7).into()) } else { (4, usize::from(call.cdb.byte(4))) };
+    let save = call.cdb.bit(1, SP);
+    if save && !call.geometry.has(Flags::KEEPS) {
+        return Err(Sense::invalid_field(1, Some(0)));
+    }
+    if call.cdb.bit(1, RTD) {
+        if len > 0 {
+            return Err(Sense::invalid_field(len_at, None));
+        }
+        return call.unit.change_modes(call.path, false, |modes| {
+            if save {
+                modes.forget();
+            } else {
+                modes.revert();
+            }
+            Ok(())
+        });
+    }
     if len == 0 {
-        return Ok(Action::Done(Outcome::GOOD));
+        return call.unit.change_modes(call.path, save, |_| Ok(()));
     }
     if !call.cdb.bit(1, PF) {
         return Err(Sense::invalid_field(1, Some(4)));
@@ -115,13 +138,12 @@ pub(crate) fn select(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, S
 pub(crate) fn select_list(call: &mut Call<'_>, list: &[u8]) -> Result<Action, Sense> {
     let pages = check_header(list, is_long(call), call.geometry)?;
     let mut at = pages;
-    call.unit.change_modes(call.path, |modes| {
+    call.unit.change_modes(call.path, call.cdb.bit(1, SP), |modes| {
         while let Some(rest) = list.get(at..).filter(|rest| !rest.is_empty()) {
             at += modes.select(rest, at)?;
         }
         Ok(())
-    })?;
-    Ok(Action::Done(Outcome::GOOD))
+    })
 }
 
 /// Checks header and block descriptor; where the pages start. MODE DATA LENGTH is reserved here and the device-specific
@@ -173,9 +195,10 @@ fn check_descriptor(descriptor: &[u8], at: usize, geometry: Geometry) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Bench, drained, sense_of, shape};
-    use crate::{Attention, Status};
+    use crate::testing::{Bench, Shelf, drained, sense_of, shape};
+    use crate::{Attention, Outcome, Sections, Status};
     use pollux_core::{IoFlags, Shape};
+    use std::sync::Arc;
 
     const DBD: u8 = 0x08;
 
@@ -292,12 +315,143 @@ mod tests {
     }
 
     #[test]
-    fn select_refuses_saving_and_foreign_formats() {
+    fn select_refuses_foreign_formats_and_saving_where_nothing_is_kept() {
         let mut bench = Bench::new();
         assert_eq!(bench.sense(&[0x15, 0x11, 0, 0, 24, 0]), Sense::invalid_field(1, Some(0)));
+        assert_eq!(bench.sense(&[0x15, 0x01, 0, 0, 0, 0]), Sense::invalid_field(1, Some(0)));
+        assert_eq!(bench.sense(&[0x55, 0x03, 0, 0, 0, 0, 0, 0, 0, 0]), Sense::invalid_field(1, Some(0)));
         assert_eq!(bench.sense(&[0x15, 0x00, 0, 0, 24, 0]), Sense::invalid_field(1, Some(4)));
         bench.good(&[0x15, 0x10, 0, 0, 0, 0]);
         bench.good(&[0x55, 0x10, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    /// Page 08h, changed in byte 2, with SP.
+    fn save_caching(bench: &mut Bench, value: u8) -> Action {
+        let mut list = sense6(bench, DBD, 0x08);
+        list[..4].fill(0);
+        list[6] = value;
+        bench.send(&[0x15, 0x11, 0, 0, 24, 0], &list)
+    }
+
+    fn saved(action: Action) -> String {
+        let Action::Save(save) = action else { panic!("{action:?}") };
+        assert_eq!(save.section(), "modes");
+        let text = save.text().to_owned();
+        save.done(true);
+        text
+    }
+
+    #[test]
+    fn saved_pages_are_what_a_reset_and_a_restart_return_to() {
+        let shelf = Arc::new(Shelf::default());
+        let mut bench = Bench::kept(&shelf, Some(&Sections::new()));
+        assert_eq!(sense6(&mut bench, DBD, 0xC8)[4..7], [0x88, 0x12, 0x04], "PS, and the default");
+        assert_eq!(sense6(&mut bench, DBD, 0x4A)[4..7], [0x8A, 0x0A, 0x04]);
+        let action = save_caching(&mut bench, 0);
+        assert!(bench.unit.write_cache_enabled(), "not yet");
+        assert_eq!(drained(&bench.other), []);
+        let text = saved(action);
+        assert!(!bench.unit.write_cache_enabled());
+        assert_eq!((drained(&bench.other), drained(&bench.path)), (vec![Attention::ModeChanged], vec![]));
+        assert_eq!(sense6(&mut bench, DBD, 0xC8)[6], 0);
+        assert_eq!(sense6(&mut bench, DBD, 0x88)[6], 0x04);
+        // What is not saved is gone with a reset, also a cache that is on or off.
+        good(&select(&mut bench, 0x08, 2, 0x04));
+        good(&select(&mut bench, 0x0A, 4, 0x08));
+        bench.unit.reset(Some(&bench.path));
+        drained(&bench.path);
+        assert_eq!((bench.unit.write_cache_enabled(), sense6(&mut bench, DBD, 0x08)[2]), (false, 0x10));
+        let action = save_caching(&mut bench, 0x04);
+        saved(action);
+        good(&select(&mut bench, 0x08, 2, 0));
+        bench.unit.reset(None);
+        assert!(bench.unit.write_cache_enabled());
+        let kept = Sections::from([("modes".to_owned(), text)]);
+        let mut again = Bench::kept(&shelf, Some(&kept));
+        assert!(!again.unit.write_cache_enabled(), "before anybody has asked");
+        assert_eq!(again.unit.unreadable(), NONE);
+        // The same again has nothing to save.
+        good(&save_caching(&mut again, 0));
+    }
+
+    const NONE: [&str; 0] = [];
+
+    #[test]
+    fn what_is_being_saved_holds_others_up_and_may_fail() {
+        let shelf = Arc::new(Shelf::default());
+        let mut bench = Bench::kept(&shelf, Some(&Sections::new()));
+        let busy = |action: &Action| assert!(matches!(action, Action::Done(Outcome::BUSY)), "{action:?}");
+        let action = save_caching(&mut bench, 0);
+        busy(&select(&mut bench, 0x0A, 4, 0x08));
+        busy(&bench.execute(&[0x15, 0x11, 0, 0, 0, 0]));
+        busy(&bench.unit.reset_modes());
+        let Action::Save(save) = action else { panic!() };
+        save.done(false);
+        assert!(bench.unit.write_cache_enabled(), "it could not be saved");
+        assert_eq!(drained(&bench.other), []);
+        *shelf.full.lock().unwrap() = true;
+        busy(&save_caching(&mut bench, 0));
+        good(&select(&mut bench, 0x0A, 4, 0x08));
+        *shelf.full.lock().unwrap() = false;
+        // What changes below meanwhile is not undone by it.
+        let action = save_caching(&mut bench, 0);
+        bench.unit.set_shape(Some(Shape { volatile_cache: false, ..shape() }));
+        saved(action);
+        assert_eq!(sense6(&mut bench, DBD, 0x48)[6], 0);
+    }
+
+    #[test]
+    fn defaults_come_back() {
+        let shelf = Arc::new(Shelf::default());
+        let mut bench = Bench::kept(&shelf, Some(&Sections::new()));
+        saved(save_caching(&mut bench, 0));
+        good(&select(&mut bench, 0x0A, 4, 0x08));
+        drained(&bench.other);
+        // RTD: the current values; with SP the saved ones, too.
+        bench.good(&[0x15, 0x02, 0, 0, 0, 0]);
+        assert!(bench.unit.write_cache_enabled());
+        assert_eq!(drained(&bench.other), [Attention::ModeChanged]);
+        assert_eq!(sense6(&mut bench, DBD, 0xC8)[6], 0);
+        assert_eq!(saved(bench.execute(&[0x55, 0x03, 0, 0, 0, 0, 0, 0, 0, 0])), "");
+        assert_eq!(sense6(&mut bench, DBD, 0xC8)[6], 0x04);
+        assert_eq!(bench.sense(&[0x15, 0x12, 0, 0, 24, 0]), Sense::invalid_field(4, None));
+        assert_eq!(bench.sense(&[0x55, 0x12, 0, 0, 0, 0, 0, 0, 24, 0]), Sense::invalid_field(7, None));
+        // A list of nothing saves what is current.
+        good(&select(&mut bench, 0x0A, 2, 0x06));
+        assert!(saved(bench.execute(&[0x15, 0x11, 0, 0, 0, 0])).contains("0a 00 0610"));
+        drained(&bench.path);
+        drained(&bench.other);
+        assert_eq!(saved(bench.unit.reset_modes()), "");
+        assert!(!bench.unit.descriptor_sense());
+        assert_eq!(drained(&bench.path), [Attention::ModeChanged], "the operator's");
+        assert_eq!(drained(&bench.other), [Attention::ModeChanged]);
+        let bench = Bench::new();
+        good(&bench.unit.reset_modes());
+        assert_eq!(drained(&bench.path), [], "nothing was different");
+    }
+
+    #[test]
+    fn what_was_saved_and_cannot_be_read_is_given_up_by_saving_or_resetting() {
+        let shelf = Arc::new(Shelf::default());
+        let damaged = Sections::from([("modes".to_owned(), "?".to_owned())]);
+        let mut bench = Bench::kept(&shelf, Some(&damaged));
+        assert_eq!(bench.unit.unreadable(), ["modes"]);
+        assert_eq!(bench.sense(&[0x2A, 0, 0, 0, 0, 0, 0, 0, 1, 0]).code(), 0x2702);
+        saved(bench.unit.reset_modes());
+        assert_eq!(bench.unit.unreadable(), NONE);
+        drained(&bench.path);
+        assert!(bench.unit.write_cache_enabled());
+        let mut bench = Bench::kept(&shelf, Some(&damaged));
+        saved(save_caching(&mut bench, 0));
+        assert_eq!(bench.unit.unreadable(), NONE);
+        // Where nothing at all can be read, the reservations have to be given up first, and that is enough.
+        let bench = Bench::kept(&shelf, None);
+        assert_eq!(bench.unit.unreadable(), ["reservations", "modes"]);
+        assert!(matches!(bench.unit.reset_modes(), Action::Done(Outcome::CONFLICT)));
+        let Action::Save(save) = bench.unit.clear_reservations() else { panic!() };
+        save.done(true);
+        assert_eq!(bench.unit.unreadable(), NONE);
+        assert!(bench.unit.write_cache_enabled());
     }
 
     fn select_10(bench: &mut Bench, list: &[u8]) -> Sense {

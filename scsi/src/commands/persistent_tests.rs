@@ -2,10 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::testing::{Luns, drained, shape, uuid};
+use crate::testing::{Luns, Shelf, drained, shape, uuid};
 use crate::{
-    Action, Attention, Cdb, Identity, Keeper, LogicalUnit, Nexus, Outcome, Path, SCRATCH_LEN, Save, Saved, Sections,
-    Sense, Status,
+    Action, Attention, Cdb, Identity, LogicalUnit, Nexus, Outcome, Path, SCRATCH_LEN, Saved, Sections, Sense, Status,
 };
 
 const REGISTER: u8 = 0;
@@ -40,23 +39,6 @@ struct World {
     unit: Arc<LogicalUnit>,
     paths: Vec<Arc<Path>>,
     scratch: Vec<u8>,
-}
-
-/// Keeps saves until the test ends them.
-#[derive(Debug, Default)]
-struct Shelf {
-    saves: Mutex<Vec<Save>>,
-    full: Mutex<bool>,
-}
-
-impl Keeper for Shelf {
-    fn admits(&self, _: u64) -> bool {
-        !*self.full.lock().unwrap()
-    }
-
-    fn submit(&self, save: Save) {
-        self.saves.lock().unwrap().push(save);
-    }
 }
 
 fn nexus(of: usize) -> Arc<Nexus> {
@@ -653,6 +635,9 @@ fn what_was_kept_is_in_force_before_anybody_comes() {
         let Action::Save(save) = world.unit.clear_reservations() else { panic!() };
         assert_eq!(save.text(), "");
         save.done(true);
+        // With the whole file its mode pages are given up.
+        let told = if damaged.is_none() { vec![Attention::ModeChanged] } else { vec![] };
+        assert!(world.told().iter().all(|attentions| *attentions == told));
         assert_eq!((world.may(A), world.unit.reservations().unreadable), ((true, true), false));
     }
 }

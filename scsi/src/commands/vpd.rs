@@ -64,12 +64,15 @@ fn designator(code_set: u8, kind: u8, parts: &[&[u8]], data: &mut DataIn<'_>) {
     parts.iter().for_each(|part| data.put(part));
 }
 
-/// Page 86h (SPC-5, clause 7.7.7): no protection information; SIMPLE tasks; V_SUP where there is a volatile cache.
+/// Page 86h (SPC-5, clause 7.7.7): no protection information; SIMPLE tasks; V_SUP where there is a volatile cache; mode
+/// pages revert to their defaults by MODE SELECT (RTD_SUP).
 fn extended_inquiry(shape: Option<&Shape>) -> [u8; 60] {
     const SIMPSUP: u8 = 0x01;
     const V_SUP: u8 = 0x01;
+    const RTD_SUP: u8 = 0x08;
     let mut page = [0; 60];
     page[1] = SIMPSUP;
+    page[4] = RTD_SUP;
     page[2] = if shape.is_some_and(|shape| shape.volatile_cache) { V_SUP } else { 0 };
     page
 }
@@ -170,7 +173,7 @@ mod tests {
     #[test]
     fn extended_inquiry_and_mode_page_policy() {
         let page = vpd(&mut Bench::new(), 0x86);
-        let mut want = vec![0x00, 0x86, 0, 0x3C, 0, 0x01, 0x01];
+        let mut want = vec![0x00, 0x86, 0, 0x3C, 0, 0x01, 0x01, 0, 0x08];
         want.resize(64, 0);
         assert_eq!(page, want);
         let page = vpd(&mut Bench::with(Some(Shape { volatile_cache: false, ..shape() })), 0x86);

@@ -9,12 +9,9 @@ use std::sync::Arc;
 use super::access::{Access, Need};
 use super::out::{Effects, Refusal};
 use super::{Member, NexusName, Reservations, ReservationsInfo};
-use crate::keeper::{Save, Saved, Sections};
+use crate::keeper::{Save, Saving, Section, Sections};
 use crate::unit::Cold;
-use crate::{Action, Cdb, Key, LogicalUnit, Nexus, Outcome, Path, Sense, code};
-
-/// The section that a unit's keeper keeps of this.
-pub(crate) const SECTION: &str = "reservations";
+use crate::{Action, Cdb, LogicalUnit, Nexus, Outcome, Path};
 
 /// Those whose registration or reservation was preempted by one PREEMPT AND ABORT of a unit; see [`Path::is_preempted`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,9 +24,7 @@ pub(crate) struct Held {
     /// Who has reserved by RESERVE.
     classic: Option<Classic>,
     /// What counts as soon as it is saved. Nothing else changes meanwhile.
-    saving: Option<Saving>,
-    /// Saves that were ever begun.
-    tickets: u64,
+    saving: Saving<Change>,
     /// PREEMPT AND ABORT that there ever were.
     preemptions: u64,
     /// What was kept cannot be read: until the operator clears it, nobody may read or write, because somebody might be
@@ -46,8 +41,7 @@ struct Classic {
 }
 
 #[derive(Debug)]
-struct Saving {
-    ticket: u64,
+struct Change {
     next: Reservations,
     effects: Effects,
     aborts: bool,
@@ -70,9 +64,12 @@ impl Classic {
 impl Held {
     /// What was kept; `None`: something that cannot be read.
     pub(crate) fn restored(kept: Option<&Sections>) -> Held {
-        let text = kept.map(|kept| kept.get(SECTION).map_or("", String::as_str));
-        let now = text.and_then(Reservations::from_text);
+        let now = Section::Reservations.of(kept).and_then(Reservations::from_text);
         Held { unreadable: now.is_none(), now: now.unwrap_or_default(), ..Held::default() }
+    }
+
+    pub(crate) fn is_unreadable(&self) -> bool {
+        self.unreadable
     }
 
     fn fences(&self, nexus: &Nexus) -> bool {
@@ -174,7 +171,7 @@ impl LogicalUnit {
     }
 
     /// Takes all registrations and reservations away, for an operator: as CLEAR, and RESERVE, too. What could not be read
-    /// is given up. Answers like a command: done, to be saved, or BUSY.
+    /// is given up; if that is all that was kept, saved mode pages too. Answers like a command: done, to be saved, or BUSY.
     #[must_use]
     pub fn clear_reservations(&self) -> Action {
         let clear = |next: &mut Reservations| {
@@ -210,7 +207,7 @@ impl LogicalUnit {
         let mut cold = self.lock();
         cold.drop_lost();
         let held = &mut cold.held;
-        if held.saving.is_some() {
+        if held.saving.is_busy() {
             return Outcome::BUSY;
         }
         let taken = held.classic.as_ref().is_some_and(|classic| !classic.is_by(path.nexus()));
@@ -247,7 +244,7 @@ impl LogicalUnit {
 
     fn change(&self, cause: &Cause, change: impl FnOnce(&mut Reservations) -> Result<Effects, Refusal>) -> Action {
         let mut cold = self.lock();
-        if cold.held.saving.is_some() {
+        if cold.held.saving.is_busy() {
             return Action::Done(Outcome::BUSY);
         }
         let mut next = cold.held.now.clone();
@@ -264,25 +261,20 @@ impl LogicalUnit {
         if cause.initiator.is_some_and(|initiator| !keeper.admits(initiator)) {
             return Action::Done(Outcome::BUSY);
         }
-        cold.held.tickets += 1;
-        let ticket = cold.held.tickets;
-        cold.held.saving = Some(Saving { ticket, next, effects, aborts: cause.aborts });
+        let ticket = cold.held.saving.begin(Change { next, effects, aborts: cause.aborts });
         drop(cold);
-        Action::Save(Box::new(Save::new(unit, ticket, SECTION, text)))
+        Action::Save(Box::new(Save::new(unit, ticket, Section::Reservations, text)))
     }
 
-    /// A save has ended: what it was about counts now, or never.
-    pub(crate) fn saved(&self, ticket: u64, saved: bool) -> Saved {
-        let failed = Outcome::check(Sense::new(Key::HardwareError, code::INTERNAL_TARGET_FAILURE));
+    /// A change of reservations has been saved: it counts now. `None`: there is none.
+    pub(crate) fn reservations_saved(&self, ticket: u64, saved: bool) -> Option<Option<Preempted>> {
         let mut cold = self.lock();
-        let of_this = |saving: &mut Saving| saving.ticket == ticket;
-        match cold.held.saving.take_if(of_this).filter(|_| saved) {
-            Some(Saving { next, effects, aborts, .. }) => {
-                let preempted = cold.apply(next, &effects, aborts);
-                Saved { outcome: Outcome::GOOD, preempted }
-            }
-            None => Saved { outcome: failed, preempted: None },
+        let Change { next, effects, aborts } = cold.held.saving.end(ticket).filter(|_| saved)?;
+        if cold.lost {
+            cold.give_up();
+            self.publish(&cold);
         }
+        Some(cold.apply(next, &effects, aborts))
     }
 
     /// The nexuses through which this initiator reaches the unit.

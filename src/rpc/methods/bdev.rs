@@ -100,7 +100,7 @@ fn shape(node: &Node, entry: &Entry, document: &Document) -> Value {
     if let Some(record) = document.identities.get(entry.name()) {
         listed["scsi_identity"] = json!(record);
     }
-    let mut warnings = node.reservation_warnings(entry);
+    let mut warnings = node.unit_warnings(entry);
     warnings.extend(device.map_or_else(Vec::new, |device| device.warnings()));
     listed["warnings"] = warnings.into();
     listed

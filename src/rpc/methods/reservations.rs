@@ -1,4 +1,4 @@
-//! `bdev_get_reservations`, `bdev_clear_reservations`.
+//! What guests have made durable of a disk: `bdev_get_reservations`, `bdev_clear_reservations`, `bdev_reset_mode_pages`.
 
 use pollux_scsi::{RegistrationInfo, ReservationsInfo};
 use serde::Deserialize;
@@ -8,7 +8,7 @@ use super::done;
 use crate::node::Node;
 use crate::rpc::table::Answer;
 
-/// Parameters of both.
+/// Parameters of all.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Named {
@@ -21,6 +21,10 @@ pub(crate) fn get(node: &Node, params: &Named) -> Answer {
 
 pub(crate) fn clear(node: &Node, params: &Named) -> Answer {
     done(node.clear_reservations(&params.name))
+}
+
+pub(crate) fn reset_mode_pages(node: &Node, params: &Named) -> Answer {
+    done(node.reset_mode_pages(&params.name))
 }
 
 fn shape(info: &ReservationsInfo) -> Value {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use pollux_bdev::Registry;
 use pollux_metrics::Exporter;
-use pollux_reactor::{Config as ReactorConfig, PollMode, RingConfig};
+use pollux_reactor::{Config as ReactorConfig, HelperPool, PollMode, RingConfig};
 use pollux_vhost_scsi::{ScsiWorker, SocketOptions, Target, TargetOptions, WorkerConfig};
 use pollux_vhost_user::Server as VhostServer;
 use rustix::process::Resource;
@@ -70,7 +70,8 @@ pub fn run(settings: &Settings) -> Result<()> {
     let reactors = pollux_reactor::start(reactor_config(settings), (0..workers).map(worker).collect())?;
     let vhost = VhostServer::new().context("cannot start the vhost-user server")?;
     let sockets = SocketOptions { mode: settings.vhost_socket_mode, group: settings.vhost_socket_group };
-    let options = TargetOptions { vhost_dir: settings.vhost_dir.clone(), socket: sockets };
+    let helpers = Arc::new(HelperPool::start().context("cannot start the helper threads")?);
+    let options = TargetOptions { vhost_dir: settings.vhost_dir.clone(), socket: sockets, helpers };
     let node = Arc::new(Node::new(Parts {
         settings: settings.clone(),
         bdevs: Arc::new(Registry::new()),

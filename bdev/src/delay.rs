@@ -75,6 +75,10 @@ impl Bdev for Delay {
         self.base.extent(offset, len)
     }
 
+    fn extent_waits(&self) -> bool {
+        self.base.extent_waits()
+    }
+
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {
         let base = self.base.open(args)?;
         let depth = base.depth();

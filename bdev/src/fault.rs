@@ -19,7 +19,7 @@ mod tests;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pollux_core::{Bdev, Channel, Op, OpenArgs, OpenError, Shape};
+use pollux_core::{Bdev, Channel, Extent, Op, OpenArgs, OpenError, Shape};
 use serde_json::{Value, json};
 
 use crate::{BdevError, Device, FaultSpec};
@@ -126,6 +126,15 @@ impl Bdev for Fault {
     fn shape(&self) -> Shape {
         let base = self.base.shape();
         Shape { volatile_cache: base.volatile_cache || self.shared.cache.is_some(), ..base }
+    }
+
+    /// What the base knows, unless the cache may hold something that the base does not.
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        if self.shared.cache.is_some() { Extent::mapped(len) } else { self.base.extent(offset, len) }
+    }
+
+    fn extent_waits(&self) -> bool {
+        self.shared.cache.is_none() && self.base.extent_waits()
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

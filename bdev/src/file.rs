@@ -1,8 +1,9 @@
 //! A regular file or block device, through the reactor's ring: nothing here ever blocks a reactor.
 //!
 //! [`probe`] finds out, off the reactors, what the file can do, and opens and locks it; [`request`] is one request's
-//! way through its stages; [`channel`] gives the stages what they need: the ring, bounce buffers, syncs. Direct I/O is
-//! used where the file system and the block size allow it; where not, the page cache is, with a warning.
+//! way through its stages; [`channel`] gives the stages what they need: the ring, bounce buffers, syncs. [`holes`] finds
+//! out, on helper threads, what is mapped. Direct I/O is used where the file system and the block size allow it; where
+//! not, the page cache is, with a warning.
 //!
 //! What reactors share ([`Open`]) is read-only except a few atomics. The most important one: once a flush has failed,
 //! nobody can know what became of the data acknowledged before it (Linux may have dropped it and report no error next
@@ -11,6 +12,7 @@
 mod bounce;
 mod channel;
 mod errno;
+mod holes;
 mod probe;
 mod request;
 #[cfg(test)]
@@ -20,7 +22,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use pollux_core::{Bdev, Channel, Discard, OpenArgs, OpenError, Segment, Shape};
+use pollux_core::{Bdev, Channel, Discard, Extent, OpenArgs, OpenError, Segment, Shape};
 use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 
@@ -149,6 +151,19 @@ impl Bdev for File {
             optimal_io: geometry.optimal_io,
             rotation_rate: geometry.rotation_rate,
         }
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        let open = &self.open;
+        if !self.extent_waits() {
+            return Extent::mapped(len);
+        }
+        holes::extent(&open.file, open.geometry.block_size, offset, len)
+    }
+
+    /// A block device says nothing of what it has mapped. Where nothing is given back, all counts as mapped.
+    fn extent_waits(&self) -> bool {
+        !self.open.geometry.device && self.open.geometry.discard.is_some()
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

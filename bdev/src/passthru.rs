@@ -40,9 +40,14 @@ impl Bdev for Passthru {
         self.base.shape()
     }
 
-    /// What is mapped. Answered on reactors, at once.
+    /// What is mapped and what reads as zeroes without space behind it. What the base answers is true of us, too.
     fn extent(&self, offset: u64, len: u64) -> Extent {
         self.base.extent(offset, len)
+    }
+
+    /// Whether that may wait: then it is asked on helper threads, never on reactors.
+    fn extent_waits(&self) -> bool {
+        self.base.extent_waits()
     }
 
     /// Opens a way in for one reactor. This runs on the control plane: it may block and allocate, and it is the only

@@ -46,6 +46,10 @@ impl Bdev for Part {
         self.base.extent(start + offset, len)
     }
 
+    fn extent_waits(&self) -> bool {
+        self.base.extent_waits()
+    }
+
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {
         let block_size = u64::from(self.base.shape().block_size);
         let base = self.base.open(args)?;

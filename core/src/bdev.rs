@@ -95,11 +95,20 @@ pub trait Bdev: Send + Sync {
     /// What it is like now.
     fn shape(&self) -> Shape;
 
-    /// What is mapped from `offset` on, looking at most at `len` bytes (inside the capacity, whole blocks, not 0). Called on
-    /// reactors: it neither waits nor takes long, so a device that would have to, says that all is mapped.
+    /// What is mapped from `offset` on, looking at most at `len` bytes (inside the capacity, whole blocks, not 0). A block is
+    /// mapped if any byte of it is; what a write that has completed before the call has touched is mapped, unless it was
+    /// discarded since or reads as zeroes anyway. Who is not sure says that it is mapped.
+    ///
+    /// Called on reactors, and then neither waits nor takes long, unless [`Bdev::extent_waits`]: then on helper threads
+    /// only.
     fn extent(&self, offset: u64, len: u64) -> Extent {
         let _ = offset;
         Extent::mapped(len)
+    }
+
+    /// Whether [`Bdev::extent`] may wait, for a file system's metadata say. Fixed while the device is open.
+    fn extent_waits(&self) -> bool {
+        false
     }
 
     /// Opens a way in for one reactor. Called off the reactors; takes all memory that requests will need.

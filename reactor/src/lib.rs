@@ -9,6 +9,7 @@
 //! [`UringRing`] (`ring.rs`; its table of clients is `clients.rs`, an entry's way into the kernel's format `sqe.rs`, and
 //! the optional second ring for reads and writes of files `data.rs`, and everything unsafe but
 //! reading the processor's counter (`clock.rs`) and choosing where memory comes from (`numa.rs`) in `kernel.rs`), [`ReactorStats`] (`stats.rs`).
+//! Beside them: [`HelperPool`] (`helpers.rs`), threads for what may block.
 //!
 //! [`Worker`]: pollux_core::Worker
 //! [`Worker::poll`]: pollux_core::Worker::poll
@@ -19,6 +20,7 @@ mod clients;
 mod clock;
 mod cores;
 mod data;
+mod helpers;
 mod kernel;
 mod mailbox;
 mod numa;
@@ -30,6 +32,7 @@ mod turn;
 
 pub use cores::{CoresError, allowed as allowed_cores, describe as describe_cores, keep_off, parse_cores};
 pub use data::DataMode;
+pub use helpers::HelperPool;
 pub use kernel::{RingFeatures, SetupError};
 pub use numa::{keep_memory_near, node_of};
 pub use ring::{RingConfig, UringRing};

@@ -2,7 +2,7 @@
 
 use pollux_core::{IoFlags, Op};
 
-use crate::{Job, Key, Plan, Preempted, Save, Sense, code};
+use crate::{Job, Key, Plan, Preempted, Save, Sense, Survey, code};
 
 /// Memory that a front end hands to `execute` for data-in: room for every answer, the longest being REPORT LUNS with
 /// 16384 units. With less (64 KiB at least) the longest answers are cut off, with their length fields intact.
@@ -90,6 +90,8 @@ pub enum Action {
     /// End the commands of the paths that this preempted ([`Path::is_preempted`](crate::Path::is_preempted)), then answer
     /// GOOD. The asking command's path is none of them.
     Abort(Preempted),
+    /// Have this found out by somebody who may wait ([`Survey::run`]); then answer GOOD with what it returns.
+    Survey(Box<Survey>),
     /// Answer now; `scratch[..data_len]` is the data-in.
     Done(Outcome),
 }

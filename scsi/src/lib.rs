@@ -4,7 +4,8 @@
 //! initiator that reaches the unit, and hands every command to [`LogicalUnit::execute`], which answers at once: move
 //! data between guest and device ([`Action::Io`]), work on the device without guest data ([`Action::Plan`]), compare or
 //! combine what both hold ([`Action::Job`]), fetch parameter data and ask again ([`Action::DataOut`]), have something
-//! saved ([`Action::Save`]), end others' commands ([`Action::Abort`]), or done ([`Action::Done`]). Nothing in here blocks, does I/O or
+//! saved ([`Action::Save`]), find out something that may take its time ([`Action::Survey`]), end others' commands
+//! ([`Action::Abort`]), or done ([`Action::Done`]). Nothing in here blocks, does I/O or
 //! sees guest memory.
 //!
 //! The way of a command: `execute` (fast path, else unit attention, readiness) → `commands` (the table of opcodes: CDB
@@ -38,6 +39,7 @@ pub use action::{Action, Outcome, SCRATCH_LEN, SCRATCH_MIN, Status, io_outcome, 
 pub use attention::Attention;
 pub use cdb::Cdb;
 pub use claims::Order;
+pub use commands::lba_status::Survey;
 pub use execute::{Inventory, PlainIo, execute_absent, execute_well_known};
 pub use identity::{Chosen, Identity, IdentityError, Naa, SERIAL_MAX};
 pub use job::{Job, PIECE_LEN, Task};

@@ -6,13 +6,19 @@ use std::time::{Duration, Instant};
 
 use pollux_core::Extent;
 
-/// Who knows a unit's device. Asked on a reactor: must not wait for anything but a short lock.
+/// Who knows a unit's device. Asked on a reactor, where it must not wait for anything but a short lock.
 pub trait Medium: Debug + Send + Sync {
     /// What the device has done so far.
     fn transfers(&self) -> Transfers;
 
-    /// As [`Bdev::extent`](pollux_core::Bdev::extent) of the device.
+    /// As [`Bdev::extent`](pollux_core::Bdev::extent) of the device. Not asked on a reactor if
+    /// [`Medium::extent_waits`].
     fn extent(&self, offset: u64, len: u64) -> Extent;
+
+    /// As [`Bdev::extent_waits`](pollux_core::Bdev::extent_waits).
+    fn extent_waits(&self) -> bool {
+        false
+    }
 }
 
 /// Totals of a device. They only grow, and may wrap around.

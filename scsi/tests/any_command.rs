@@ -1,11 +1,12 @@
 //! Any CDB with any parameter data on any disk: nothing panics, and every answer keeps to what the front end relies on.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use pollux_core::{Discard, IoFlags, Op, Shape};
+use pollux_core::{Discard, Extent, IoFlags, Op, Shape};
 use pollux_scsi::{
-    Action, Attention, Cdb, Identity, Inventory, Job, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path, SCRATCH_LEN,
-    SENSE_LEN, Status, Step, Task, execute_absent, execute_well_known,
+    Action, Attention, Cdb, Identity, Inventory, Job, LogicalUnit, Medium, Nexus, Outcome, PIECE_LEN, Path,
+    SCRATCH_LEN, SENSE_LEN, Status, Step, Task, Transfers, execute_absent, execute_well_known,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -29,6 +30,27 @@ impl Inventory for Luns {
 
     fn well_known(&self) -> bool {
         self.0.is_multiple_of(2)
+    }
+}
+
+/// Of a disk of any shape every third stretch is mapped; it takes a while to say so.
+#[derive(Debug)]
+struct Stretches(Shape);
+
+impl Medium for Stretches {
+    fn transfers(&self) -> Transfers {
+        Transfers::default()
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        check_range(&self.0, offset, len);
+        let block = u64::from(self.0.block_size);
+        let stretch = offset / block / 5;
+        Extent { len: len.min((stretch + 1) * 5 * block - offset), mapped: stretch.is_multiple_of(3) }
+    }
+
+    fn extent_waits(&self) -> bool {
+        true
     }
 }
 
@@ -87,6 +109,7 @@ fn allocation_length(cdb: &[u8; 32]) -> usize {
 
 fn unit_on(shape: Option<Shape>) -> (Arc<LogicalUnit>, Arc<Path>, Arc<Path>) {
     let unit = LogicalUnit::new(Identity::from_uuid(Uuid::from_u128(7), "any"), shape);
+    shape.into_iter().for_each(|shape| unit.set_medium(Arc::new(Stretches(shape))));
     let paths = [1, 2].map(|port| unit.attach(Nexus::new(port, "c".into(), 1, 0), 0));
     let [path, other] = paths;
     (unit, path, other)
@@ -161,6 +184,10 @@ fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit
         Action::DataOut { len } => assert!((1..=65535).contains(&len)),
         Action::Save(_) => panic!("nothing is kept"),
         Action::Abort(_) => {}
+        Action::Survey(survey) => {
+            let data = survey.run(&AtomicBool::new(false));
+            assert!(data.len() <= survey.data_len_max() && data.len() <= limit, "{} bytes", data.len());
+        }
         Action::Io { op, flags, offset, len } => {
             let shape = shape.expect("a device");
             check_range(shape, offset, len);

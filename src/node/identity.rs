@@ -140,4 +140,9 @@ impl Medium for Known {
         let device = self.0.upgrade().and_then(|entry| entry.device());
         device.map_or(Extent::mapped(len), |device| device.extent(offset, len))
     }
+
+    fn extent_waits(&self) -> bool {
+        let device = self.0.upgrade().and_then(|entry| entry.device());
+        device.is_some_and(|device| device.extent_waits())
+    }
 }

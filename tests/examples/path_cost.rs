@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use pollux_bdev::{Device, NullSpec, RamSpec, Registry, Spec};
 use pollux_core::{Bdev, Cx, Post, PostError, Ring, Worker};
-use pollux_reactor::{RingConfig, UringRing};
+use pollux_reactor::{HelperPool, RingConfig, UringRing};
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::{DriverOptions, FIRST_REQUEST_QUEUE, GuestMemory, Lun, REQUEST_LEN, RESPONSE_LEN, cdb};
 use pollux_tests::guest::{desc, request_header};
@@ -245,7 +245,8 @@ fn main() -> Result<()> {
     let mut machine = Machine { worker, ring, mail };
     let dir = tempfile::tempdir()?;
     let server = Server::new()?;
-    let options = TargetOptions { vhost_dir: dir.path().into(), socket: SocketOptions::default() };
+    let helpers = Arc::new(HelperPool::start()?);
+    let options = TargetOptions { vhost_dir: dir.path().into(), socket: SocketOptions::default(), helpers };
     let target = Target::new(Arc::new(Mail(Mutex::new(sender))), Arc::clone(&server), options);
     let unit = unit_of("disk", &*device);
     let front = machine.serve(|| -> Result<FrontEnd> {

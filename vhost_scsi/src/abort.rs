@@ -249,7 +249,7 @@ impl ScsiWorker {
             let counts = match slot.phase {
                 Phase::Free => false,
                 Phase::Parked => !matches!(scope, Scope::Preempted { .. }),
-                Phase::Waiting | Phase::Barred | Phase::Running => true,
+                Phase::Waiting | Phase::Barred | Phase::Running | Phase::Away => true,
             };
             if counts && is_in_scope(scope, port.key.session, self.luns.get(slot.lun), slot.name) {
                 found.push((number, (from + at) as u16, slot.turn));
@@ -266,7 +266,7 @@ impl ScsiWorker {
         (to - from) as u32 + 1
     }
 
-    /// Marks commands and asks their devices to end them; those that wait for a slot end here.
+    /// Marks commands and asks their devices to end them; those that wait for a slot or are away end here.
     pub(crate) fn abort_commands(&mut self, commands: &[(usize, u16, u16)], how: Response, cx: &mut Cx<'_>) {
         let (mut lines, mut barred) = (BTreeSet::new(), false);
         for &(number, head, _) in commands {
@@ -280,6 +280,7 @@ impl ScsiWorker {
                 Phase::Running => self.units.cancel(unit, tag, cx),
                 Phase::Waiting => drop(lines.insert(unit)),
                 Phase::Barred => barred = true,
+                Phase::Away => self.call_off(&mut port, head, how),
                 Phase::Free | Phase::Parked => {}
             }
             self.put_port(number, port);

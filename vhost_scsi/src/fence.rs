@@ -305,7 +305,7 @@ impl ScsiWorker {
             return false;
         }
         match slot.phase {
-            Phase::Free | Phase::Parked => false,
+            Phase::Free | Phase::Parked | Phase::Away => false,
             Phase::Running | Phase::Waiting => true,
             // A job between two pieces does not come before the claim any more.
             Phase::Barred => self.barred.iter().any(|entry| {

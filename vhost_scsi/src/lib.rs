@@ -17,6 +17,7 @@
 mod abort;
 mod control;
 mod controller;
+mod errands;
 mod error;
 mod events;
 mod fence;

@@ -10,6 +10,7 @@ use pollux_core::{Channel, IoError, IoStats, Tag};
 use pollux_scsi::{LogicalUnit, Order, Path, Preempted, Saved};
 use pollux_vhost_user::{Queue, SessionHandle};
 
+use crate::errands::{ErrandId, HelpersHandle};
 use crate::fence::Span;
 use crate::parked::Home;
 use crate::port::Slot;
@@ -137,6 +138,8 @@ pub(crate) enum Body {
         stats: Arc<IoStats>,
         /// How other threads send messages.
         home: Home,
+        /// Who does what may wait.
+        helpers: HelpersHandle,
         reply: Reply<Result<(), IoError>>,
     },
     /// The device below has appeared or gone. Answers with the old channel when nothing of it is in flight.
@@ -263,6 +266,12 @@ pub(crate) enum Body {
         tag: Tag,
         saved: Saved,
     },
+    /// From a helper thread: what a command of this session was away for has been found out, or could not be.
+    ErrandDone {
+        id: ErrandId,
+        session: u64,
+        data: Option<Vec<u8>>,
+    },
 }
 
 impl fmt::Debug for Body {
@@ -297,6 +306,7 @@ impl fmt::Debug for Body {
             Body::Unfence { unit, order } => write!(f, "Unfence({unit}, {order:?})"),
             Body::Look => write!(f, "Look"),
             Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),
+            Body::ErrandDone { id, data, .. } => write!(f, "ErrandDone({id}, {})", data.is_some()),
             Body::Saved { tag, saved } => write!(f, "Saved({tag:x}, {saved:?})"),
         }
     }

@@ -58,6 +58,8 @@ pub(crate) enum Phase {
     Running,
     /// It waits for something other than its device; see `parked.rs`.
     Parked,
+    /// A helper thread does something for it; see `errands.rs`.
+    Away,
 }
 
 /// A request in flight: two cache lines, of which a queue has as many as requests are in flight.

@@ -49,7 +49,7 @@ pub(crate) struct Given {
     pub(crate) lun: u32,
     pub(crate) name: u64,
     pub(crate) data_out: u64,
-    data_in: u64,
+    pub(crate) data_in: u64,
     /// Bytes of parameter data that the command has used.
     pub(crate) used: u64,
     /// Segments of the chain that are readable.
@@ -152,6 +152,7 @@ impl ScsiWorker {
             Action::Job(job) => self.start_job(port, &given, job, cx),
             Action::Save(save) => self.park_for_save(port, &given, *save),
             Action::Abort(preempted) => self.park_for_preempted(port, &given, preempted),
+            Action::Survey(survey) => self.send_away(port, &given, survey),
             Action::DataOut { .. } => unreachable!("parameter data is asked for once"),
         }
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
-use pollux_core::{Bdev, Channel, IoStats, OpenArgs, OpenError, Post, PostError};
+use pollux_core::{Bdev, Channel, Helpers, IoStats, OpenArgs, OpenError, Post, PostError};
 use pollux_scsi::{LogicalUnit, Path};
 use pollux_vhost_user::Server;
 pub use pollux_vhost_user::SocketOptions;
@@ -70,13 +70,15 @@ pub struct Backing {
     pub new_stats: NewStats,
 }
 
-/// Where and how controllers listen.
-#[derive(Clone, Debug)]
+/// Where and how controllers listen, and who helps.
+#[derive(Clone)]
 pub struct TargetOptions {
     /// Where the sockets are.
     pub vhost_dir: PathBuf,
     /// Who may connect.
     pub socket: SocketOptions,
+    /// Who does what reactors must not wait for.
+    pub helpers: Arc<dyn Helpers>,
 }
 
 /// A unit that is open on some reactors.
@@ -412,8 +414,8 @@ impl Target {
         let (reply, answer) = reply();
         let logical = entry.backing.unit.clone();
         let stats = (entry.backing.new_stats)();
-        let home = self.post.clone();
-        self.send(reactor, Body::OpenUnit { unit: entry.id, logical, channel, stats, home, reply })?;
+        let (home, helpers) = (self.post.clone(), self.options.helpers.clone());
+        self.send(reactor, Body::OpenUnit { unit: entry.id, logical, channel, stats, home, helpers, reply })?;
         let answered = wait(&answer, ANSWER).inspect_err(|_| {
             // It may open yet: then this closes it, since messages keep their order.
             let (nobody, _) = bounded(1);

@@ -11,6 +11,7 @@ use pollux_vhost_user::{Chain, SegmentBuf};
 
 use crate::abort::Ending;
 use crate::control::{MOST_FUNCTIONS, Pending};
+use crate::errands::{Errands, HelpersHandle};
 use crate::events::Waiting;
 use crate::fence::{Barred, Fence};
 use crate::luns::{Lun, Luns};
@@ -79,6 +80,9 @@ pub struct ScsiWorker {
     pub(crate) fences: Vec<Fence>,
     pub(crate) outbox: VecDeque<(usize, Message)>,
     pub(crate) home: Option<Home>,
+    pub(crate) helpers: Option<HelpersHandle>,
+    /// Commands that helper threads do something for.
+    pub(crate) errands: Errands,
     /// Something drains: look at it in each pass that did something.
     draining: bool,
     /// A message came since the last pass.
@@ -120,6 +124,8 @@ impl ScsiWorker {
             fences: Vec::new(),
             outbox: VecDeque::new(),
             home: None,
+            helpers: None,
+            errands: Errands::default(),
             draining: false,
             told: false,
             again: false,
@@ -489,8 +495,8 @@ impl Worker for ScsiWorker {
 
     fn message(&mut self, message: Message, cx: &mut Cx<'_>) {
         match message.0 {
-            Body::OpenUnit { unit, logical, channel, stats, home, reply } => {
-                self.home = Some(home);
+            Body::OpenUnit { unit, logical, channel, stats, home, helpers, reply } => {
+                (self.home, self.helpers) = (Some(home), Some(helpers));
                 reply.send(self.units.open(unit, logical, channel, stats, cx));
             }
             Body::ReplaceChannel { unit, channel, reply } => {
@@ -560,6 +566,7 @@ impl Worker for ScsiWorker {
             Body::Unfence { unit, order } => self.unfence(unit, order),
             Body::Look => self.look_at_barred(cx),
             Body::Saved { tag, saved } => self.saved(tag, saved),
+            Body::ErrandDone { id, session, data } => self.errand_done(id, session, data),
         }
         self.draining = true;
         self.told = true;

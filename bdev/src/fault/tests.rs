@@ -325,3 +325,29 @@ fn a_base_that_has_shrunk_is_known_before_a_write_is_acknowledged() {
     assert_eq!(rig.write(8 * 512, &[1; 512], EMPTY), Err(IoError::OutOfRange));
     rig.write(7 * 512, &[1; 512], EMPTY).unwrap();
 }
+
+#[test]
+fn stacks_pass_on_what_is_mapped_unless_they_hold_something_back() {
+    use pollux_core::Extent;
+    let stack = |volatile_cache| {
+        let base = ram(512, 256);
+        Rig::new(&*base).write(100 * 512, &[1; 1024], EMPTY).unwrap();
+        let slow = DelaySpec {
+            name: "d".into(),
+            base_bdev_name: "e".into(),
+            avg_read_latency: 5,
+            p99_read_latency: 50,
+            avg_write_latency: 7,
+            p99_write_latency: 70,
+            uuid: None,
+        };
+        let fault = fault_on(base, volatile_cache, 1);
+        let part = Part::new("d", Arc::new(Delay::new(&slow, fault)), 90, 64);
+        crate::Measured::new(Arc::new(Passthru::new("p", "dp0", Arc::new(part))), Arc::default())
+    };
+    let plain = stack(false);
+    assert!(!plain.extent_waits());
+    assert_eq!(plain.extent(0, 64 * 512), Extent { len: 10 * 512, mapped: false });
+    assert_eq!(plain.extent(10 * 512, 54 * 512), Extent::mapped(1024));
+    assert_eq!(stack(true).extent(0, 64 * 512), Extent::mapped(64 * 512));
+}

@@ -512,3 +512,31 @@ fn a_device_with_big_blocks_serves_small_ones_through_the_page_cache() {
     let all = [vec![7; 512], vec![0; 4096], vec![7; 8192 - 4608 - 512], vec![0; 512]].concat();
     assert_eq!(rig.read(0, 8192).unwrap(), all);
 }
+
+#[test]
+fn what_is_mapped_follows_writes_and_discards() {
+    for change in [strict, buffered] {
+        let file = image(1 << 20);
+        let device = open_as(&file, change);
+        assert!(device.extent_waits());
+        let mut rig = Rig::new(&device);
+        let hole = |len| Extent { len, mapped: false };
+        assert_eq!(device.extent(0, 1 << 20), hole(1 << 20));
+        rig.write(65536, &[1; 65536], EMPTY).unwrap();
+        assert_eq!([device.extent(0, 1 << 20), device.extent(65536, 1 << 19)], [hole(65536), Extent::mapped(65536)]);
+        assert_eq!(device.extent(98304, 512), Extent::mapped(512));
+        rig.without_data(Op::Discard, EMPTY, 65536, 32768).unwrap();
+        assert_eq!([device.extent(512, 1 << 19), device.extent(98304, 1 << 19)], [hole(97792), Extent::mapped(32768)]);
+    }
+}
+
+#[test]
+fn a_device_that_gives_nothing_back_and_a_block_device_say_that_all_is_mapped() {
+    let file = image(1 << 20);
+    for change in [|geometry: &mut Geometry| geometry.discard = None, |geometry: &mut Geometry| geometry.device = true]
+    {
+        let device = open_as(&file, change);
+        assert!(!device.extent_waits());
+        assert_eq!(device.extent(512, 1024), Extent::mapped(1024));
+    }
+}

@@ -1,48 +1,125 @@
-//! GET LBA STATUS (SBC-4, clause 5.4): what is mapped, as far as the device can say at once.
+//! GET LBA STATUS (SBC-4, clause 5.4): what is mapped, as far as the device knows.
+//!
+//! A device that can say it at once is asked on the spot; for one that has to wait for that, a [`Survey`] goes to
+//! somebody who may wait.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pollux_core::Extent;
 
 use crate::commands::Call;
 use crate::data_in::DataIn;
-use crate::{Action, Inventory, Sense};
+use crate::geometry::Flags;
+use crate::{Action, Inventory, Medium, Sense};
 
 /// Descriptors in one answer; an initiator that wants more asks again from where it ends.
 const DESCRIPTORS: usize = 256;
-/// Bytes that are looked at for one answer, if looking is slow enough for devices to do it piece by piece.
+const HEADER_LEN: usize = 8;
+const DESCRIPTOR_LEN: usize = 16;
+/// Bytes that are looked at for one answer on the spot, if looking is slow enough for devices to do it piece by piece.
 const LOOK_LEN: u64 = 1 << 20;
+/// Looks that a survey takes: as many as descriptors need, and some for runs that are found in pieces.
+const LOOKS: usize = 4 * DESCRIPTORS;
+
+/// What is to be told: about the bytes from `at` to `end`, as far as so many descriptors go.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    at: u64,
+    end: u64,
+    block: u64,
+    descriptors: usize,
+}
+
+/// GET LBA STATUS on a device that may wait before it answers.
+pub struct Survey {
+    medium: Arc<dyn Medium>,
+    range: Range,
+    allocation_length: usize,
+}
+
+impl Survey {
+    /// Finds out; returns the data-in. Ends early, with anything, when `stop` is set. May wait: not for reactors.
+    #[must_use]
+    pub fn run(&self, stop: &AtomicBool) -> Vec<u8> {
+        let mut bytes = vec![0; HEADER_LEN + DESCRIPTORS * DESCRIPTOR_LEN];
+        let mut data = DataIn::new(&mut bytes);
+        let mut looks = 0;
+        describe(self.range, &mut data, |at, len| {
+            looks += 1;
+            let go_on = looks <= LOOKS && !stop.load(Ordering::Relaxed);
+            go_on.then(|| self.medium.extent(at, len))
+        });
+        let len = data.len().min(self.allocation_length);
+        bytes.truncate(len);
+        bytes
+    }
+
+    /// The most bytes of data-in that it can have.
+    #[must_use]
+    pub fn data_len_max(&self) -> usize {
+        (HEADER_LEN + self.range.descriptors * DESCRIPTOR_LEN).min(self.allocation_length)
+    }
+}
+
+impl fmt::Debug for Survey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Survey").field("range", &self.range).finish_non_exhaustive()
+    }
+}
 
 /// The command. The answer begins with the block that was asked for, and has at least one descriptor.
 pub(crate) fn get(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
-    let lba = call.cdb.be64(2);
+    let (lba, allocation_length) = (call.cdb.be64(2), call.cdb.be32(10) as usize);
     let blocks = call.geometry.blocks();
     if lba >= blocks {
         return Err(Sense::LBA_OUT_OF_RANGE);
     }
     let block = u64::from(call.geometry.block_size());
-    let medium = call.unit.medium();
-    let extent = |offset, len| medium.as_ref().map_or(Extent::mapped(len), |medium| medium.extent(offset, len));
-    call.data.put(&[0; 8]);
-    let (mut at, end, mut count) = (lba * block, blocks * block, 0);
-    let enough = at.saturating_add(LOOK_LEN).min(end);
+    let fit = allocation_length.saturating_sub(HEADER_LEN) / DESCRIPTOR_LEN;
+    let range = Range { at: lba * block, end: blocks * block, block, descriptors: fit.clamp(1, DESCRIPTORS) };
+    // Where nothing is ever deallocated, all is mapped (SBC-4, clause 4.7.1).
+    let medium = call.unit.medium().filter(|_| call.geometry.has(Flags::DISCARDS));
+    match medium {
+        Some(medium) if medium.extent_waits() => {
+            return Ok(Action::Survey(Box::new(Survey { medium, range, allocation_length })));
+        }
+        Some(medium) => {
+            let enough = range.at.saturating_add(LOOK_LEN);
+            describe(range, &mut call.data, |at, len| (at < enough).then(|| medium.extent(at, len)));
+        }
+        None => describe(range, &mut call.data, |_, len| Some(Extent::mapped(len))),
+    }
+    Ok(call.data.answer(allocation_length))
+}
+
+/// Puts the whole answer. `extent` says how far the front of a range is all of one kind, or that it was looked at enough;
+/// it does not say that the first time.
+fn describe(range: Range, data: &mut DataIn<'_>, mut extent: impl FnMut(u64, u64) -> Option<Extent>) {
+    let Range { mut at, end, block, descriptors } = range;
+    data.put(&[0; HEADER_LEN]);
+    let mut count = 0;
     let mut open: Option<(u64, Extent)> = None;
-    while at < enough && count < DESCRIPTORS {
-        let next = extent(at, end - at);
+    while at < end
+        && count < descriptors
+        && let Some(next) = extent(at, end - at)
+    {
         let len = next.len.clamp(block, end - at);
         open = match open {
             Some((start, run)) if run.mapped == next.mapped => Some((start, Extent { len: run.len + len, ..run })),
             other => {
-                count += put(other, block, &mut call.data);
+                count += put(other, block, data);
                 Some((at, Extent { len, ..next }))
             }
         };
         at += len;
     }
-    if count < DESCRIPTORS {
-        put(open, block, &mut call.data);
+    if count < descriptors {
+        put(open, block, data);
     }
-    let len = u32::try_from(call.data.len() - 4).unwrap_or(u32::MAX);
-    call.data.set(0, &len.to_be_bytes());
-    Ok(call.data.answer(call.cdb.be32(10) as usize))
+    let len = u32::try_from(data.len() - 4).unwrap_or(u32::MAX);
+    data.set(0, &len.to_be_bytes());
 }
 
 /// Puts an LBA status descriptor; how many that were.
@@ -67,8 +144,17 @@ mod tests {
     use std::sync::Arc;
 
     /// Blocks of 512 bytes from these numbers on are mapped and unmapped by turns; looked at in pieces of 4 KiB.
-    #[derive(Debug)]
-    struct Turns(Vec<u64>);
+    #[derive(Debug, Default)]
+    struct Turns {
+        turns: Vec<u64>,
+        waits: bool,
+    }
+
+    impl Turns {
+        fn new(turns: Vec<u64>) -> Arc<Turns> {
+            Arc::new(Turns { turns, waits: false })
+        }
+    }
 
     impl Medium for Turns {
         fn transfers(&self) -> Transfers {
@@ -77,9 +163,13 @@ mod tests {
 
         fn extent(&self, offset: u64, len: u64) -> Extent {
             let lba = offset / 512;
-            let turns = self.0.iter().filter(|turn| **turn <= lba).count();
-            let until = self.0.get(turns).map_or(u64::MAX, |turn| (turn - lba) * 512);
+            let turns = self.turns.iter().filter(|turn| **turn <= lba).count();
+            let until = self.turns.get(turns).map_or(u64::MAX, |turn| (turn - lba) * 512);
             Extent { len: len.min(until).min(4096), mapped: turns % 2 == 0 }
+        }
+
+        fn extent_waits(&self) -> bool {
+            self.waits
         }
     }
 
@@ -114,7 +204,7 @@ mod tests {
     #[test]
     fn runs_of_one_kind_are_one_descriptor() {
         let mut bench = Bench::new();
-        bench.unit.set_medium(Arc::new(Turns(vec![3, 20, 21])));
+        bench.unit.set_medium(Turns::new(vec![3, 20, 21]));
         assert_eq!(status(&mut bench, 0)[..3], [(0, 3, 0), (3, 17, 1), (20, 1, 0)]);
         assert_eq!(status(&mut bench, 10)[0], (10, 10, 1));
         let last = *status(&mut bench, 0).last().unwrap();
@@ -125,7 +215,7 @@ mod tests {
     #[test]
     fn the_number_of_descriptors_is_bounded() {
         let mut bench = Bench::new();
-        bench.unit.set_medium(Arc::new(Turns((1..4096).collect())));
+        bench.unit.set_medium(Turns::new((1..4096).collect()));
         let runs = status(&mut bench, 0);
         assert_eq!((runs.len(), runs[255]), (256, (255, 1, 1)));
     }
@@ -142,5 +232,48 @@ mod tests {
         let mut report_type = cdb(0, 24);
         report_type[14] = 1;
         assert_eq!(bench.sense(&report_type), Sense::invalid_field(14, Some(0)));
+    }
+
+    #[test]
+    fn not_more_descriptors_than_there_is_room_for() {
+        let mut bench = Bench::new();
+        bench.unit.set_medium(Turns::new((1..4096).collect()));
+        let lens = [0, 8, 23, 24, 39, 40, 41, 4096 + 8, u32::MAX].map(|len| bench.data(&cdb(0, len)).len());
+        assert_eq!(lens, [0, 8, 23, 24, 24, 40, 40, 4104, 4104]);
+    }
+
+    #[test]
+    fn a_device_that_may_wait_is_surveyed() {
+        let mut bench = Bench::new();
+        let turns: Vec<u64> = vec![3, 20, 21];
+        bench.unit.set_medium(Turns::new(turns.clone()));
+        let want = bench.data(&cdb(2, 56));
+        bench.unit.set_medium(Arc::new(Turns { turns, waits: true }));
+        let mut survey = |lba, len| match bench.execute(&cdb(lba, len)) {
+            Action::Survey(survey) => (survey.data_len_max(), survey.run(&AtomicBool::new(false))),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(survey(2, 56), (56, want));
+        // It goes on to the end of the disk, where one that is made on the spot would not.
+        let (most, all) = survey(0, 65536);
+        assert_eq!((most, all.len()), (4104, 8 + 4 * 16));
+        assert_eq!(all[8 + 3 * 16..8 + 3 * 16 + 12], [0, 0, 0, 0, 0, 0, 0, 21, 0, 0, 0x0F, 0xEB]);
+        assert_eq!(survey(0, 9).1.len(), 9);
+        assert_eq!(bench.sense(&cdb(4096, 24)), Sense::LBA_OUT_OF_RANGE);
+    }
+
+    #[test]
+    fn a_survey_that_is_not_wanted_any_more_ends() {
+        let mut bench = Bench::new();
+        bench.unit.set_medium(Arc::new(Turns { waits: true, ..Turns::default() }));
+        let Action::Survey(survey) = bench.execute(&cdb(0, 24)) else { panic!("it has to wait") };
+        assert_eq!(survey.run(&AtomicBool::new(true)), [0, 0, 0, 4, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn where_nothing_is_given_back_all_is_mapped() {
+        let mut bench = Bench::with(Some(Shape { discard: None, ..shape() }));
+        bench.unit.set_medium(Arc::new(Turns { turns: vec![3], waits: true }));
+        assert_eq!(status(&mut bench, 0), [(0, 4096, 0)]);
     }
 }

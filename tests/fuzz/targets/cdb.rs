@@ -139,6 +139,7 @@ fn check(bench: &Bench, action: Action) {
         }
         Action::Done(outcome) => answer(&outcome, &bench.scratch),
         Action::Abort(_) => {}
+        Action::Survey(_) => unreachable!("this unit knows of no medium"),
         Action::Save(_) => unreachable!("nothing is kept of this unit"),
         Action::DataOut { .. } => unreachable!("taken apart by the caller"),
     }

@@ -270,6 +270,12 @@ pub mod cdb {
         (ten(0x42, 0, 0, len), list)
     }
 
+    /// GET LBA STATUS (16).
+    #[must_use]
+    pub fn get_lba_status16(lba: u64, len: u32) -> [u8; 16] {
+        sixteen(0x9E, 0x12, lba, len)
+    }
+
     /// INQUIRY, standard or a vital product data page.
     #[must_use]
     pub fn inquiry(page: Option<u8>, len: u16) -> [u8; 6] {

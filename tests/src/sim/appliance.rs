@@ -1,13 +1,14 @@
 //! The whole data path in the simulated world: workers of the virtio-scsi device on simulated rings, the real control
 //! plane and the real sockets, and front ends that take turns with them.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use pollux_core::{Bdev, IoStats};
-use pollux_scsi::{Identity, LogicalUnit};
+use pollux_core::{Bdev, Extent, IoStats};
+use pollux_scsi::{Identity, LogicalUnit, Medium, Transfers};
 use pollux_vhost_scsi::{Backing, Message, ScsiWorker, SocketOptions, Target, TargetOptions, WorkerConfig};
 use pollux_vhost_user::Server;
 use uuid::Uuid;
@@ -33,6 +34,37 @@ pub struct SimAppliance {
 pub fn unit_of(name: &str, bdev: &dyn Bdev) -> Arc<LogicalUnit> {
     let uuid = Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes());
     LogicalUnit::new(Identity::from_uuid(uuid, "simulated"), Some(bdev.shape()))
+}
+
+/// A unit for a device that is asked what it has mapped.
+#[must_use]
+pub fn unit_with_medium(name: &str, bdev: &Arc<dyn Bdev>) -> Arc<LogicalUnit> {
+    let unit = unit_of(name, &**bdev);
+    unit.set_medium(Arc::new(Of(Arc::clone(bdev))));
+    unit
+}
+
+/// A device as its unit knows it beside I/O.
+struct Of(Arc<dyn Bdev>);
+
+impl fmt::Debug for Of {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Of")
+    }
+}
+
+impl Medium for Of {
+    fn transfers(&self) -> Transfers {
+        Transfers::default()
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        self.0.extent(offset, len)
+    }
+
+    fn extent_waits(&self) -> bool {
+        self.0.extent_waits()
+    }
 }
 
 /// What a LUN needs to lead to a device.
@@ -65,7 +97,11 @@ impl SimAppliance {
         let dir = tempfile::Builder::new().prefix("pollux-sim-").tempdir()?;
         let server = Server::new()?;
         let post: Arc<dyn pollux_core::Post<Message>> = machine.post();
-        let options = TargetOptions { vhost_dir: dir.path().into(), socket: SocketOptions::default() };
+        let options = TargetOptions {
+            vhost_dir: dir.path().into(),
+            socket: SocketOptions::default(),
+            helpers: machine.helpers(),
+        };
         let target = Target::new(post, Arc::clone(&server), options);
         Ok(SimAppliance { machine, target, server, dir, reactors })
     }

@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use pollux_core::{
-    Bdev, Channel, ClientId, Completion, Cx, Discard, Entry, FileSlot, Io, IoError, IoFlags, Next, Op, OpenArgs,
-    OpenError, RingOp, Shape, Slab, Tag, Token,
+    Bdev, Channel, ClientId, Completion, Cx, Discard, Entry, Extent, FileSlot, Io, IoError, IoFlags, Next, Op,
+    OpenArgs, OpenError, RingOp, Shape, Slab, Tag, Token,
 };
 use rustix::fs::MemfdFlags;
 
@@ -16,6 +16,7 @@ use super::{DiskId, SimDisk, SimWorld};
 /// A device over a disk of the simulated world.
 #[derive(Clone)]
 pub struct SimBdev {
+    world: SimWorld,
     file: Arc<OwnedFd>,
     shape: Shape,
 }
@@ -38,7 +39,7 @@ impl SimBdev {
             optimal_io: 0,
             rotation_rate: 1,
         };
-        let bdev = SimBdev { file: Arc::new(file), shape };
+        let bdev = SimBdev { world: world.clone(), file: Arc::new(file), shape };
         world.add_disk(bdev.disk(), SimDisk::new(bytes));
         bdev
     }
@@ -56,6 +57,15 @@ impl SimBdev {
 impl Bdev for SimBdev {
     fn shape(&self) -> Shape {
         self.shape
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        self.world.disk(self.disk(), |disk| disk.extent(offset, len))
+    }
+
+    /// Looked up as a file system looks it up: by a helper thread.
+    fn extent_waits(&self) -> bool {
+        true
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

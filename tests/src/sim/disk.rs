@@ -5,6 +5,8 @@
 //! holds, so that a change which was made durable on its own (dsync) is never overwritten by an older one later.
 //! [`SimDisk::crash`] keeps, drops or tears (sector by sector) each change that was not synced.
 
+use pollux_core::Extent;
+
 use crate::rng::Rng;
 
 /// What a medium writes at once.
@@ -103,6 +105,18 @@ impl SimDisk {
     #[must_use]
     pub fn allocated(&self) -> u64 {
         self.mapped.iter().filter(|m| **m).count() as u64 * SECTOR as u64
+    }
+
+    /// How far from `offset` on, for at most `len` bytes, there is space behind each sector, or behind none.
+    ///
+    /// # Panics
+    /// If the range is empty or not made of sectors of the disk.
+    #[must_use]
+    pub fn extent(&self, offset: u64, len: u64) -> Extent {
+        let (from, to) = (offset as usize / SECTOR, (offset + len) as usize / SECTOR);
+        let mapped = self.mapped[from];
+        let count = self.mapped[from..to].iter().take_while(|of| **of == mapped).count();
+        Extent { len: (count * SECTOR) as u64, mapped }
     }
 
     /// How many changes are not durable.

@@ -10,7 +10,7 @@ use std::thread::{ScopedJoinHandle, scope};
 
 use pollux_core::{Cx, Next, Post, PostError, Worker};
 
-use super::{SimRing, SimWorld};
+use super::{SimHelpers, SimRing, SimWorld};
 use crate::rng::Rng;
 
 /// How far the clock may run ahead for timers alone before a machine counts as idle.
@@ -128,6 +128,7 @@ pub struct SimMachine<W: Worker> {
     world: SimWorld,
     reactors: Vec<Reactor<W>>,
     post: Arc<SimPost<W::Message>>,
+    helpers: Arc<SimHelpers>,
     rng: Rng,
     _alone: MutexGuard<'static, ()>,
 }
@@ -142,13 +143,20 @@ impl<W: Worker> SimMachine<W> {
         let post = Arc::new(SimPost(Mutex::new(Mail { boxes, closed: false, door: Vec::new() })));
         let reactors =
             workers.into_iter().map(|worker| Reactor { worker, ring: world.ring(), sleeping: false }).collect();
-        SimMachine { world: world.clone(), reactors, post, rng: Rng::new(seed), _alone: alone }
+        let helpers = SimHelpers::new(world, seed);
+        SimMachine { world: world.clone(), reactors, post, helpers, rng: Rng::new(seed), _alone: alone }
     }
 
     /// The way to its mailboxes.
     #[must_use]
     pub fn post(&self) -> Arc<SimPost<W::Message>> {
         Arc::clone(&self.post)
+    }
+
+    /// Its helper threads.
+    #[must_use]
+    pub fn helpers(&self) -> Arc<SimHelpers> {
+        Arc::clone(&self.helpers)
     }
 
     /// Its world.
@@ -293,7 +301,7 @@ impl<W: Worker> SimMachine<W> {
     /// Returns 0 only if nobody has anything to do now.
     fn round(&mut self) -> u64 {
         let before = self.rng.clone();
-        let mut did = self.world.deliver() as u64;
+        let mut did = self.world.deliver() as u64 + self.helpers.deliver();
         let mut order: Vec<usize> = (0..self.reactors.len()).collect();
         for last in (1..order.len()).rev() {
             order.swap(last, self.rng.index(last + 1));
@@ -322,7 +330,8 @@ impl<W: Worker> SimMachine<W> {
             Next::At(time) => Some(time),
             Next::Now | Next::Ring | Next::Idle => None,
         });
-        self.world.advance(timer.min().filter(|time| *time < busy_at + IDLE_HORIZON_NS))
+        let timer = timer.min().filter(|time| *time < busy_at + IDLE_HORIZON_NS);
+        self.world.advance(timer.into_iter().chain(self.helpers.next()).min())
     }
 
     /// One turn of one reactor; returns how much it did.

@@ -294,10 +294,22 @@ impl ScsiWorker {
     }
 
     fn is_running(&self, (number, head, turn): (usize, u16, u16)) -> bool {
-        self.port(number).is_some_and(|port| {
-            let slot = &port.slots[usize::from(head)];
-            slot.phase != Phase::Free && slot.turn == turn
-        })
+        // Another, smaller queue may have come into the port's place.
+        let slot = self.port(number).and_then(|port| port.slots.get(usize::from(head)));
+        slot.is_some_and(|slot| slot.phase != Phase::Free && slot.turn == turn)
+    }
+
+    /// These ports have ended, and so have their commands: nobody waits for those that come into their places.
+    pub(crate) fn forget_ports(&mut self, gone: &[usize]) {
+        if gone.is_empty() {
+            return;
+        }
+        for ending in &mut self.ending {
+            ending.commands.retain(|(number, ..)| !gone.contains(number));
+        }
+        for fence in &mut self.fences {
+            fence.commands.retain(|(number, ..)| !gone.contains(number));
+        }
     }
 }
 

@@ -61,8 +61,8 @@ pub(crate) struct Fence {
     controllers: Vec<ControllerId>,
     /// The port and slot that are looked at next; `None` when all were.
     next: Option<(usize, usize)>,
-    /// Port, head and turn of those that have not ended yet.
-    commands: Vec<(usize, u16, u16)>,
+    /// Port, head and turn of those that had not ended when they were last looked at.
+    pub(crate) commands: Vec<(usize, u16, u16)>,
 }
 
 impl ScsiWorker {
@@ -301,7 +301,8 @@ impl ScsiWorker {
 
     fn is_under_way(&self, (number, head, turn): (usize, u16, u16), unit: UnitId, order: Order, span: Span) -> bool {
         let Some(slot) = self.port(number).and_then(|port| port.slots.get(usize::from(head))) else { return false };
-        if slot.turn != turn || !self.is_in_the_way(slot, unit, span) {
+        // The LUN of a command that has ended may be gone.
+        if slot.phase == Phase::Free || slot.turn != turn || !self.is_in_the_way(slot, unit, span) {
             return false;
         }
         match slot.phase {

@@ -457,7 +457,7 @@ impl ScsiWorker {
     /// Hands out what has stopped, and gives away what is offered. Returns whether something still drains.
     fn collect_stopped(&mut self, cx: &mut Cx<'_>) -> bool {
         let Some(client) = self.client else { return false };
-        let mut draining = false;
+        let (mut draining, mut left) = (false, Vec::new());
         for number in 0..self.ports.len() {
             let Some(port) = self.ports[number].as_mut() else { continue };
             if port.broken
@@ -477,6 +477,7 @@ impl ScsiWorker {
             }
             let Some(mut port) = self.ports[number].take() else { continue };
             self.active.retain(|&active| active != number);
+            left.push(number);
             if let Some(offer) = port.offered.take() {
                 offer.send(Some(port.give()));
                 continue;
@@ -486,6 +487,7 @@ impl ScsiWorker {
                 reply.send(Some(Stopped { next_avail: queue.next_avail(), queue, slots }));
             }
         }
+        self.forget_ports(&left);
         draining
     }
 }

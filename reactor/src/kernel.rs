@@ -60,7 +60,8 @@ pub struct RingFeatures {
     pub worker_limits: [u32; 2],
     /// The second ring, for reads and writes of files.
     pub data_ring: DataMode,
-    /// The core of the second ring's submission thread, where there is one and it has a core of its own.
+    /// The core that the second ring's submission thread is pinned to, where there is one: a core without a reactor, or
+    /// another reactor's if there is none; `None` where this reactor's is the only core.
     pub sq_core: Option<usize>,
 }
 

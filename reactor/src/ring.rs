@@ -263,8 +263,9 @@ impl UringRing {
         if self.in_flight() == 0 {
             return;
         }
+        self.drain_data();
+        // A time of its own: what is stuck in the second ring takes nothing from what the first one waits for.
         let start = Instant::now();
-        self.drain_data(start);
         self.push_sqe(&Sqe::cancel_all(OWN));
         while self.in_flight() > 0 && start.elapsed() < DRAIN {
             self.enter(Some(Duration::from_millis(100)));
@@ -277,7 +278,8 @@ impl UringRing {
 
 impl UringRing {
     /// Waits for the second ring without sleeping in the first: a poll of the second one would be in flight as well then.
-    fn drain_data(&mut self, start: Instant) {
+    fn drain_data(&mut self) {
+        let start = Instant::now();
         if let Some(data) = &mut self.data {
             data.cancel_all();
         }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -32,25 +32,31 @@ fn data_stays_right_while_queues_move() -> Result<()> {
     let mut front = connect(&daemon, "vm", &DriverOptions { request_queues: 4, ..DriverOptions::default() })?;
     clear_attentions(&mut front, LUN)?;
     let mut load = ScsiLoad::new(LUN, 512, 8192, 5);
-    let ended = AtomicBool::new(false);
+    let (ended, moved) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| -> Result<()> {
-        let mover = scope.spawn(|| -> Result<u64> {
-            let mut moved = 0;
+        let mover = scope.spawn(|| -> Result<()> {
             for round in 0u64.. {
                 if ended.load(Ordering::Relaxed) {
-                    return Ok(moved);
+                    break;
                 }
                 let params = json!({"ctrlr": "vm", "queue": 2 + round % 4, "core": round / 4 % 2});
                 let answer = daemon.rpc("vhost_scsi_controller_move_queue", params)?;
-                moved += u64::from(answer["moved"] == true);
+                moved.fetch_add(u64::from(answer["moved"] == true), Ordering::Relaxed);
             }
-            Ok(moved)
+            Ok(())
         });
-        let done = run_load(&mut front, &mut load, &ScsiMix::default(), 4000, 64, 4);
+        // As long as it takes the queues to have moved often.
+        let (mut done, mut rounds) = (Ok(()), 0);
+        let too_few = |rounds| rounds < 4 || moved.load(Ordering::Relaxed) <= 20 && rounds < 400;
+        while done.is_ok() && too_few(rounds) && !mover.is_finished() {
+            done = run_load(&mut front, &mut load, &ScsiMix::default(), 1000, 64, 4 + rounds);
+            rounds += 1;
+        }
         ended.store(true, Ordering::Relaxed);
-        let moved = mover.join().map_err(|_| anyhow::anyhow!("the mover panicked"))??;
+        mover.join().map_err(|_| anyhow::anyhow!("the mover panicked"))??;
         done?;
-        ensure!(moved > 20, "only {moved} moves");
+        let moved = moved.load(Ordering::Relaxed);
+        ensure!(moved > 20, "only {moved} moves while {rounds} thousand commands ran");
         Ok(())
     })?;
     ensure!(load.others.is_empty(), "commands failed: {:?}", load.others);

@@ -148,7 +148,7 @@ impl Backend for Session {
             (removed.ok_or_else(|| BackendError(format!("queue {index} was not started")))?, running.is_empty())
         };
         if last {
-            // The driver has reset its device, or is about to: no unit stays stopped over that.
+            // Its driver has reset the device, or is about to, or the VM is paused: no unit stays stopped over that.
             self.controller.state().nexuses.values().for_each(|nexus| nexus.restarted());
         }
         self.homes.insert(index, reactor);

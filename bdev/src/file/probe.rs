@@ -13,6 +13,8 @@ use crate::{BdevError, FileSpec};
 
 /// The largest request that rings poll for, in KiB.
 const POLLED_KIB: u64 = 64;
+/// Pages that it has at most, as its first and its last may be cut.
+const POLLED_SEGMENTS: u64 = POLLED_KIB / 4 + 1;
 
 /// An open and locked file.
 pub(super) struct Found {
@@ -267,11 +269,15 @@ impl Sysfs {
         Sysfs(dir)
     }
 
-    /// Whether the disk has poll queues, and takes what is polled for in one piece. Whether the file system on it polls shows
+    /// Whether the disk has poll queues, and takes what is polled for in one piece: large enough, in as many segments as it
+    /// has pages, and without places (`chunk_sectors`) that no request may cross. Whether the file system on it polls shows
     /// when it is tried.
     fn polls(&self) -> bool {
+        let least = |name, least| self.number(name).is_some_and(|most| most >= least);
         self.number("queue/io_poll") == Some(1)
-            && self.number("queue/max_sectors_kb").is_some_and(|most| most >= POLLED_KIB)
+            && least("queue/max_sectors_kb", POLLED_KIB)
+            && least("queue/max_segments", POLLED_SEGMENTS)
+            && self.number("queue/chunk_sectors").unwrap_or(0) == 0
     }
 
     /// A number of the device, or of the disk that it is a partition of.
@@ -354,18 +360,30 @@ mod tests {
     fn poll_queues_are_those_of_the_disk_below() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
-        for (disk, polls) in [("fast", Some("1\n")), ("slow", Some("0\n")), ("odd", None), ("narrow", Some("1\n"))] {
+        // Poll queues, KiB of a request, its segments, sectors of a chunk.
+        for (disk, values) in [
+            ("fast", ["1", "64", "17", "0"]),
+            ("old", ["1", "64", "17", ""]),
+            ("slow", ["0", "64", "17", "0"]),
+            ("odd", ["", "64", "17", "0"]),
+            ("narrow", ["1", "32", "17", "0"]),
+            ("coarse", ["1", "64", "16", "0"]),
+            ("chunked", ["1", "64", "17", "2048"]),
+        ] {
             fs::create_dir_all(at(disk).join("queue")).unwrap();
             fs::create_dir(at(disk).join("part1")).unwrap();
-            polls.iter().for_each(|text| fs::write(at(disk).join("queue/io_poll"), text).unwrap());
-            fs::write(at(disk).join("queue/max_sectors_kb"), if disk == "narrow" { "32\n" } else { "64\n" }).unwrap();
+            for (name, value) in ["io_poll", "max_sectors_kb", "max_segments", "chunk_sectors"].iter().zip(values) {
+                if !value.is_empty() {
+                    fs::write(at(disk).join("queue").join(name), format!("{value}\n")).unwrap();
+                }
+            }
             // As in /sys/dev/block: a link to the disk's folder, or to the partition's inside it.
             for (link, to) in
                 [(format!("{disk}-whole"), disk.to_owned()), (format!("{disk}-part"), format!("{disk}/part1"))]
             {
                 std::os::unix::fs::symlink(at(&to), at(&link)).unwrap();
                 let sysfs = Sysfs(Some(at(&link).to_str().unwrap().to_owned()));
-                assert_eq!(sysfs.polls(), disk == "fast", "{link}");
+                assert_eq!(sysfs.polls(), ["fast", "old"].contains(&disk), "{link}");
             }
         }
         assert!(!Sysfs(None).polls() && !Sysfs(Some("/nowhere/at/all".to_owned())).polls());

@@ -261,8 +261,9 @@ def _options(arguments: argparse.Namespace, sides: tuple[Side, ...]) -> Options:
 def _store(arguments: argparse.Namespace) -> Store:
     out: Path | None = arguments.out
     if out is None:
-        if arguments.append:
-            raise BenchError("--append needs --out FILE")
+        for option, given in (("--append", arguments.append), ("--stop-after", arguments.stop_after)):
+            if given:
+                raise BenchError(f"{option} needs --out FILE: without it no sample is kept to go on with")
         return Store.new(None)
     if not out.exists():
         return Store.new(out)

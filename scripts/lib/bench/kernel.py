@@ -1,8 +1,10 @@
 """What the kernel says about processes and cores: CPU time, memory, kernel workers, cpusets."""
 
 import contextlib
+import errno
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,8 +161,23 @@ def cpuset(cores: list[int], name: str) -> Iterator[Cpuset]:
     try:
         yield made
     finally:
-        with contextlib.suppress(OSError):
-            made.folder.rmdir()
+        _remove(made.folder)
+
+
+def _remove(folder: Path) -> None:
+    # a kernel worker of a process that has ended may still be in it for a moment
+    for _ in range(20):
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise BenchError(f"{folder} is left behind: {error}") from error
+            time.sleep(0.1)
+        else:
+            return
+    raise BenchError(f"{folder} is left behind: something is still in it")
 
 
 def _make_cpuset(cores: str, name: str) -> Cpuset:
@@ -169,8 +186,12 @@ def _make_cpuset(cores: str, name: str) -> Cpuset:
     if version == 2:
         (root / "cgroup.subtree_control").write_text("+cpuset")
     folder.mkdir(exist_ok=True)
-    (folder / "cpuset.cpus").write_text(cores)
-    (folder / "cpuset.mems").write_text((root / _MEMS[version]).read_text().strip())
+    try:
+        (folder / "cpuset.cpus").write_text(cores)
+        (folder / "cpuset.mems").write_text((root / _MEMS[version]).read_text().strip())
+    except OSError:
+        folder.rmdir()
+        raise
     return Cpuset(folder, "tasks" if version == 1 else "cgroup.procs")
 
 

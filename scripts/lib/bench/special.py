@@ -298,4 +298,8 @@ def run(session: Session, special: Special) -> None:
     if any(session.missing(what, POLLUX) for what in special.whats):
         session.check_time()
         session.say(f"--- {special.text}")
-        special.run(session, special)
+        try:
+            special.run(session, special)
+        except BenchError as error:
+            for what in special.whats:
+                session.give_up(what, [POLLUX], error)

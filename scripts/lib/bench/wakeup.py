@@ -7,6 +7,7 @@ of Python is in it: some microseconds.
 
 import mmap
 import os
+import signal
 import struct
 import time
 
@@ -30,6 +31,9 @@ def bare_wakeups(sleeper: int, waker: int, gap_ns: int, seconds: float) -> dict[
     try:
         os.sched_setaffinity(0, {waker})
         times = [_one(event, shared, gap_ns) for _ in range(max(1, int(seconds * 1e9 / gap_ns)))]
+    except BenchError:
+        os.kill(child, signal.SIGKILL)
+        raise
     finally:
         os.sched_setaffinity(0, here)
         os.eventfd_write(event, END)

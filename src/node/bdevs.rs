@@ -17,8 +17,9 @@ impl Node {
         let mut changes = self.change();
         let entries = self.bdevs.create(spec)?;
         let names: Vec<String> = entries.iter().map(|entry| entry.name().to_owned()).collect();
+        let unique = self.check_names(&entries);
         drop(entries);
-        if let Err(error) = self.save_bdevs(&mut changes) {
+        if let Err(error) = unique.and_then(|()| self.save_bdevs(&mut changes)) {
             if let Some(first) = names.first() {
                 // One part of a split stands for all of them.
                 self.undo("the new bdev", self.bdevs.delete(first, None));

@@ -3,9 +3,9 @@
 //! An identity belongs to a bdev and not to a LUN: all paths show the same. It is kept by the bdev's name in the state,
 //! and by its UUID while the daemon runs, as units are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use pollux_bdev::Entry;
 use pollux_core::{Extent, Op};
@@ -77,24 +77,54 @@ impl Node {
         Ok(())
     }
 
-    /// Brings back what was chosen for a bdev, before its unit is made.
-    pub(super) fn restore_identity(&self, name: &str, record: &IdentityRecord) -> Result<(), NodeError> {
-        let entry = self.bdevs.get(name).ok_or_else(|| NodeError::no_bdev(name))?;
-        let identity = self.checked(&entry, record)?;
-        self.identities().insert(entry.uuid(), identity);
+    /// Brings back what was chosen for bdevs, before their units are made.
+    pub(super) fn restore_identities(&self, records: &BTreeMap<String, IdentityRecord>) -> Result<(), NodeError> {
+        for (name, record) in records {
+            let entry = self.bdevs.get(name).ok_or_else(|| NodeError::no_bdev(name))?;
+            self.identities().insert(entry.uuid(), shown(&entry, record)?);
+        }
+        // Of all together: while they come, one may have the name that another one gives up. If two have the same
+        // after all, the disks are worth more than their names.
+        for entry in self.bdevs.list() {
+            if let Some(other) = self.namesake(&entry, &self.identity(&entry)) {
+                tracing::warn!(
+                    "bdevs '{}' and '{}' have the same naa; guests may take them for one",
+                    entry.name(),
+                    other.name()
+                );
+            }
+        }
         Ok(())
     }
 
-    /// What was chosen, if it can be shown. Two disks of one name would be taken for two paths to one disk.
+    /// What was chosen, if it can be shown.
     fn checked(&self, entry: &Entry, record: &IdentityRecord) -> Result<Identity, NodeError> {
-        let invalid = |detail: String| NodeError::new(Reason::Invalid, detail);
-        let identity = default_of(entry).with(&record.chosen()).map_err(|error| invalid(error.to_string()))?;
-        for other in self.bdevs.list() {
-            if other.uuid() != entry.uuid() && self.identity(&other).naa == identity.naa {
-                return Err(invalid(format!("bdev '{}' has this naa; give each disk one of its own", other.name())));
-            }
-        }
+        let identity = shown(entry, record)?;
+        self.check_name(entry, &identity)?;
         Ok(identity)
+    }
+
+    /// Whether no other disk has its name: two of one name would be taken for two paths to one disk.
+    fn check_name(&self, entry: &Entry, identity: &Identity) -> Result<(), NodeError> {
+        let Some(other) = self.namesake(entry, identity) else { return Ok(()) };
+        let detail = format!("bdev '{}' has this naa; give each disk one of its own", other.name());
+        Err(NodeError::new(Reason::Invalid, detail))
+    }
+
+    /// Whether bdevs that were just made may have the names that they have by default.
+    pub(super) fn check_names(&self, made: &[Arc<Entry>]) -> Result<(), NodeError> {
+        made.iter().try_for_each(|entry| {
+            let hint = |error: NodeError| NodeError {
+                detail: format!("bdev '{}', by its UUID: {}, or this one another UUID", entry.name(), error.detail),
+                ..error
+            };
+            self.check_name(entry, &self.identity(entry)).map_err(hint)
+        })
+    }
+
+    fn namesake(&self, entry: &Entry, identity: &Identity) -> Option<Arc<Entry>> {
+        let same = |other: &Arc<Entry>| other.uuid() != entry.uuid() && self.identity(other).naa == identity.naa;
+        self.bdevs.list().into_iter().find(same)
     }
 
     /// What a bdev's unit shows of itself.
@@ -110,6 +140,11 @@ impl Node {
     fn identities(&self) -> MutexGuard<'_, HashMap<Uuid, Identity>> {
         self.identities.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn shown(entry: &Entry, record: &IdentityRecord) -> Result<Identity, NodeError> {
+    let invalid = |error: pollux_scsi::IdentityError| NodeError::new(Reason::Invalid, error.to_string());
+    default_of(entry).with(&record.chosen()).map_err(invalid)
 }
 
 fn default_of(entry: &Entry) -> Identity {

@@ -43,9 +43,7 @@ impl Node {
                 }
             }
         }
-        for (name, record) in &document.identities {
-            self.restore_identity(name, record).map_err(|error| RestoreError::Inconsistent(error.to_string()))?;
-        }
+        self.restore_identities(&document.identities).map_err(|error| RestoreError::Inconsistent(error.to_string()))?;
         for record in &mut document.controllers {
             let made = self.restore_controller(record);
             let failed = |error| RestoreError::Controller { name: record.name.clone(), error };

@@ -63,6 +63,45 @@ fn an_identity_goes_with_its_bdev() -> Result<()> {
 }
 
 #[test]
+fn names_can_be_handed_on_and_no_two_disks_have_one() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    let set = |daemon: &Daemon, bdev: &str, naa: Option<&str>| {
+        daemon.rpc("bdev_set_scsi_identity", json!({"name": bdev, "naa": naa}))
+    };
+    let made = |daemon: &Daemon, name: &str, uuid: u8| {
+        let uuid = format!("7f0c4a56-25d1-4c3f-9d5e-0000000000{uuid:02x}");
+        daemon.rpc("bdev_malloc_create", json!({"name": name, "block_size": 512, "num_blocks": 64, "uuid": uuid}))
+    };
+    made(&daemon, "b", 1)?;
+    controller(&daemon, "vm", &["b"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    clear_attentions(&mut front, LUN)?;
+    let names = front.good(LUN, &cdb::inquiry(Some(0x83), 255), &[], 255)?.data;
+    drop(front);
+    let end = usize::from(names[3]) + 4;
+    let default: String = names[end - 16..end].iter().map(|byte| format!("{byte:02x}")).collect();
+    // `a`, which comes first after a restart, takes what `b` had by default.
+    made(&daemon, "a", 2)?;
+    set(&daemon, "b", Some("5000c500a1b2c3d4"))?;
+    set(&daemon, "a", Some(&default))?;
+    daemon.restart()?;
+    let listed = daemon.rpc("bdev_get_bdevs", json!({"name": "a"}))?;
+    ensure!(listed[0]["scsi_identity"]["naa"] == default.as_str(), "{listed}");
+    let error = daemon.rpc_error("bdev_set_scsi_identity", json!({"name": "b"}))?;
+    ensure!(error.reason.as_deref() == Some("invalid"), "its own name is taken: {error:?}");
+    // A disk that comes with a UUID whose name another one has.
+    set(&daemon, "b", Some("5000c500a1b2c3d5"))?;
+    daemon.rpc("bdev_delete", json!({"name": "b", "force": true}))?;
+    let again =
+        json!({"name": "b", "block_size": 512, "num_blocks": 64, "uuid": "7f0c4a56-25d1-4c3f-9d5e-000000000001"});
+    let error = daemon.rpc_error("bdev_malloc_create", again.clone())?;
+    ensure!(error.reason.as_deref() == Some("invalid"), "`a` has that name: {error:?}");
+    set(&daemon, "a", None)?;
+    daemon.rpc("bdev_malloc_create", again)?;
+    Ok(())
+}
+
+#[test]
 fn what_cannot_be_shown_is_refused_and_changes_nothing() -> Result<()> {
     let daemon = Daemon::start()?;
     ram(&daemon, "a", 64)?;

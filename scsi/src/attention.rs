@@ -36,9 +36,9 @@ pub enum Attention {
     SoftThreshold,
     /// 3Fh/03h: INQUIRY data has changed.
     InquiryChanged,
-    /// 2Ah/10h: another initiator has set the unit's clock.
+    /// 2Ah/10h: another path has set the unit's clock.
     TimestampChanged,
-    /// 2Ah/02h: another initiator has reset log parameters.
+    /// 2Ah/02h: another path has reset log parameters.
     LogChanged,
 }
 

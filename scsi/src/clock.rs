@@ -1,6 +1,6 @@
 //! A unit's clock (SPC-5, clause 5.17): the host's, until an initiator sets it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// TIMESTAMP has 48 bits.
 const MASK: u64 = (1 << 48) - 1;
@@ -15,25 +15,27 @@ pub(crate) enum Origin {
     Host = 0b011,
 }
 
-/// How far the unit's time is ahead of the host's, in milliseconds, if an initiator has set it. It runs on over resets; a
-/// restart of the target brings the host's time back, which the standard allows.
+/// What an initiator has set it to, and when. From there it runs on by itself, whatever the host's clock is set to, and over
+/// resets; a restart of the target brings the host's time back, which the standard allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Clock {
-    ahead_ms: Option<u64>,
+    set: Option<(u64, Instant)>,
 }
 
 impl Clock {
-    /// The unit's time in milliseconds since 1970, when the host's is `host_ms`.
-    pub(crate) fn time(self, host_ms: u64) -> (Origin, u64) {
-        match self.ahead_ms {
-            Some(ahead) => (Origin::Initiator, host_ms.wrapping_add(ahead) & MASK),
+    /// The unit's time in milliseconds since 1970; `host_ms` is the host's.
+    pub(crate) fn time(self, host_ms: u64, now: Instant) -> (Origin, u64) {
+        match self.set {
+            Some((time_ms, at)) => {
+                let since = u64::try_from(now.saturating_duration_since(at).as_millis()).unwrap_or(u64::MAX);
+                (Origin::Initiator, time_ms.wrapping_add(since) & MASK)
+            }
             None => (Origin::Host, host_ms & MASK),
         }
     }
 
-    /// Sets it to `time_ms` at the host's time `host_ms`.
-    pub(crate) fn set(&mut self, time_ms: u64, host_ms: u64) {
-        self.ahead_ms = Some(time_ms.wrapping_sub(host_ms));
+    pub(crate) fn set(&mut self, time_ms: u64, now: Instant) {
+        self.set = Some((time_ms, now));
     }
 }
 
@@ -46,14 +48,18 @@ pub(crate) fn host_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn a_clock_that_was_set_runs_on_from_there() {
-        let mut clock = Clock::default();
-        assert_eq!(clock.time(1_000_000), (Origin::Host, 1_000_000));
-        clock.set(5, 1_000_000);
-        assert_eq!(clock.time(1_000_250), (Origin::Initiator, 255));
-        clock.set(MASK, 1_000_000);
-        assert_eq!(clock.time(1_000_001), (Origin::Initiator, 0), "48 bits");
+        let (mut clock, now) = (Clock::default(), Instant::now());
+        let later = |ms| now + Duration::from_millis(ms);
+        assert_eq!(clock.time(1_000_000, now), (Origin::Host, 1_000_000));
+        clock.set(5, now);
+        for host_ms in [1_000_250, 0, u64::MAX] {
+            assert_eq!(clock.time(host_ms, later(250)), (Origin::Initiator, 255), "whatever the host's clock says");
+        }
+        clock.set(MASK, now);
+        assert_eq!(clock.time(0, later(1)), (Origin::Initiator, 0), "48 bits");
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pollux_core::{IoError, Op, Shape};
 use uuid::Uuid;
@@ -302,9 +302,9 @@ impl LogicalUnit {
     }
 
     /// Sets the clock and tells the other paths.
-    pub(crate) fn set_clock(&self, by: &Path, time_ms: u64, host_ms: u64) {
+    pub(crate) fn set_clock(&self, by: &Path, time_ms: u64, now: Instant) {
         let mut cold = self.lock();
-        cold.clock.set(time_ms, host_ms);
+        cold.clock.set(time_ms, now);
         cold.raise(Attention::TimestampChanged, Some(by));
     }
 

@@ -126,10 +126,17 @@ pub(crate) fn select(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, S
     let len = usize::from(call.cdb.be16(LENGTH));
     let reset = call.cdb.bit(1, PCR);
     if len > 0 {
+        // A list names its pages itself (SPC-5, clause 6.8).
+        match page_of(call) {
+            (SUPPORTED, 0) => {}
+            (SUPPORTED, _) => return Err(Sense::invalid_field(SUBPAGE as u16, None)),
+            _ => return Err(NO_PAGE),
+        }
         return if reset { Err(Sense::invalid_field(LENGTH as u16, None)) } else { Ok(Action::DataOut { len }) };
     }
     let counted = call.unit.statistics().is_some();
     let of = match page_of(call) {
+        (SUPPORTED, SUBPAGES) => SUPPORTED,
         (_, subpage) if subpage != 0 => return Err(Sense::invalid_field(SUBPAGE as u16, None)),
         (page, _) if pages(counted).contains(&page) => page,
         _ => return Err(NO_PAGE),
@@ -231,6 +238,7 @@ mod tests {
         let (mut bench, counters) = counted();
         for (cdb, resets) in [
             ([0x4C, 0x02, 0, 0, 0, 0, 0, 0, 0, 0], true),
+            ([0x4C, 0x02, 0, 0xFF, 0, 0, 0, 0, 0, 0], true),
             ([0x4C, 0x02, 0x59, 0, 0, 0, 0, 0, 0, 0], true),
             ([0x4C, 0x00, 0xD9, 0, 0, 0, 0, 0, 0, 0], true),
             ([0x4C, 0x00, 0x59, 0, 0, 0, 0, 0, 0, 0], false),
@@ -252,6 +260,14 @@ mod tests {
         assert_eq!(bench.sense(&[0x4C, 0x01, 0, 0, 0, 0, 0, 0, 0, 0]), Sense::invalid_field(1, Some(0)), "SP");
         assert_eq!(bench.sense(&[0x4C, 0, 0x59, 0, 0, 0, 0, 0, 0, 0]), Sense::invalid_field(2, Some(5)));
         assert_eq!(bench.sense(&[0x4C, 0, 0, 1, 0, 0, 0, 0, 0, 0]), Sense::invalid_field(3, None));
+        for (page, field) in [([0x59, 0], Sense::invalid_field(2, Some(5))), ([0, 0xFF], Sense::invalid_field(3, None))]
+        {
+            assert_eq!(
+                bench.sense(&[0x4C, 0, page[0], page[1], 0, 0, 0, 0, 4, 0]),
+                field,
+                "a list names its pages itself"
+            );
+        }
         let mut list = |list: &[u8]| sense_of(&bench.send(&[0x4C, 0, 0, 0, 0, 0, 0, 0, list.len() as u8, 0], list));
         assert_eq!(list(&[0x19, 0, 0]), Sense::LIST_LENGTH);
         assert_eq!(list(&[0x19, 0, 0, 0]), Sense::invalid_parameter(0, Some(5)));

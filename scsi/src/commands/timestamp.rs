@@ -1,5 +1,7 @@
 //! REPORT TIMESTAMP and SET TIMESTAMP (SPC-5, clauses 6.38 and 6.46).
 
+use std::time::Instant;
+
 use crate::clock::host_ms;
 use crate::commands::Call;
 use crate::{Action, Inventory, Outcome, Sense};
@@ -9,7 +11,7 @@ const LEN: usize = 12;
 
 /// REPORT TIMESTAMP.
 pub(crate) fn report(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
-    let (origin, time) = call.unit.clock().time(host_ms());
+    let (origin, time) = call.unit.clock().time(host_ms(), Instant::now());
     let mut data = [0; LEN];
     data[1] = LEN as u8 - 2;
     data[2] = origin as u8;
@@ -36,7 +38,7 @@ pub(crate) fn set_list(call: &mut Call<'_>, list: &[u8]) -> Result<Action, Sense
         return Err(Sense::invalid_parameter(at, None));
     }
     let time = list[4..10].iter().fold(0, |sum: u64, byte| sum << 8 | u64::from(*byte));
-    call.unit.set_clock(call.path, time, host_ms());
+    call.unit.set_clock(call.path, time, Instant::now());
     Ok(Action::Done(Outcome::GOOD))
 }
 

@@ -1,5 +1,5 @@
-//! What guests have made durable of their disks (reservations with APTPL, saved mode pages), on disk: `STATE_DIR/units/UUID.json`,
-//! a file for each disk that has something, apart from the configuration, which no guest changes.
+//! What guests have made durable of their disks (reservations with APTPL, saved mode pages, identifying information), on disk:
+//! `STATE_DIR/units/UUID.json`, a file for each disk that has something, apart from the configuration, which no guest changes.
 //!
 //! Invariants: a file holds one complete document, the one last acknowledged to a guest or the one about to be; a file that
 //! cannot be understood is never touched before an operator says so, and its disk serves nobody until then, because somebody

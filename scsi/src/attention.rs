@@ -36,6 +36,8 @@ pub enum Attention {
     SoftThreshold,
     /// 3Fh/03h: INQUIRY data has changed.
     InquiryChanged,
+    /// 3Fh/05h: another nexus has changed the unit's identifying information.
+    DeviceIdentifierChanged,
     /// 2Ah/10h: another path has set the unit's clock.
     TimestampChanged,
     /// 2Ah/02h: another path has reset log parameters.
@@ -43,7 +45,7 @@ pub enum Attention {
 }
 
 impl Attention {
-    const ALL: [Attention; 15] = [
+    const ALL: [Attention; 16] = [
         Attention::PowerOn,
         Attention::DeviceReset,
         Attention::NexusLoss,
@@ -57,6 +59,7 @@ impl Attention {
         Attention::CommandsCleared,
         Attention::SoftThreshold,
         Attention::InquiryChanged,
+        Attention::DeviceIdentifierChanged,
         Attention::TimestampChanged,
         Attention::LogChanged,
     ];
@@ -103,6 +106,7 @@ impl Attention {
             Attention::CommandsCleared => 0x2F00,
             Attention::SoftThreshold => 0x3807,
             Attention::InquiryChanged => 0x3F03,
+            Attention::DeviceIdentifierChanged => 0x3F05,
             Attention::TimestampChanged => 0x2A10,
             Attention::LogChanged => 0x2A02,
         };

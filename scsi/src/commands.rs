@@ -8,6 +8,7 @@ pub(crate) mod capacity;
 pub(crate) mod defects;
 pub(crate) mod diagnostic;
 pub(crate) mod discovery;
+pub(crate) mod identifying;
 pub(crate) mod lba_status;
 pub(crate) mod log;
 pub(crate) mod media;
@@ -17,12 +18,14 @@ pub(crate) mod persistent;
 pub(crate) mod ports;
 pub(crate) mod power;
 pub(crate) mod provisioning;
+pub(crate) mod timeouts;
 pub(crate) mod timestamp;
 pub(crate) mod verify;
 pub(crate) mod vpd;
 
 use bitflags::bitflags;
 
+use crate::commands::timeouts::Takes;
 use crate::data_in::DataIn;
 use crate::geometry::{Flags, Geometry};
 use crate::modes::leftmost;
@@ -64,6 +67,8 @@ bitflags! {
         const WITHOUT_UNIT = 1 << 6;
         /// Served while the unit is stopped: does not touch the medium.
         const WHEN_STOPPED = 1 << 7;
+        /// Exists only where something can be kept over a restart.
+        const NEEDS_KEEPER = 1 << 8;
     }
 }
 
@@ -84,6 +89,8 @@ pub(crate) struct Row {
     pub(crate) flags: RowFlags,
     /// What it needs of a reserved unit.
     pub(crate) access: Access,
+    /// How long it may take.
+    pub(crate) takes: Takes,
     pub(crate) handler: Handler,
     /// Takes the parameter data of commands that have some.
     pub(crate) parameters: Option<ParameterHandler>,
@@ -121,6 +128,9 @@ const TELL: RowFlags = OUT.union(RowFlags::WHEN_STOPPED);
 const BARE: RowFlags = RowFlags::WHEN_STOPPED;
 const ALWAYS: RowFlags =
     ASK.union(RowFlags::WITH_ATTENTION).union(RowFlags::WHEN_MISSING).union(RowFlags::WITHOUT_UNIT);
+/// About what has to be kept over a restart.
+const ASK_KEPT: RowFlags = ASK.union(RowFlags::NEEDS_KEEPER);
+const TELL_KEPT: RowFlags = TELL.union(RowFlags::NEEDS_KEEPER);
 const CHANGE: RowFlags = OUT.union(RowFlags::CHANGES_MEDIUM);
 const DISCARD: RowFlags = CHANGE.union(RowFlags::NEEDS_DISCARD);
 
@@ -140,6 +150,7 @@ macro_rules! row {
             ignored: &$ignored,
             flags: $flags,
             access: access::of($opcode, row!(@option $($action)?)),
+            takes: timeouts::of($opcode, row!(@option $($action)?)),
             handler: $handler,
             parameters: row!(@option $($parameters)?),
         }
@@ -229,10 +240,12 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x9E/0x10, "READ CAPACITY(16)", [0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [(2, F), (3, F), (4, F), (5, F), (6, F), (7, F), (8, F), (9, F), (14, 0x01)], ASK, capacity::read_capacity_16),
     row!(0x9E/0x12, "GET LBA STATUS(16)", [0x9E, 0x12, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [], IN, lba_status::get),
     row!(0xA0, "REPORT LUNS", [0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, 0], [SCSI2_LUN], ALWAYS, discovery::report_luns_of_unit),
+    row!(0xA3/0x05, "REPORT IDENTIFYING INFORMATION", [0xA3, 0x05, 0, 0, 0, 0, F, F, F, F, 0xFE, 0], [], ASK_KEPT, identifying::report),
     row!(0xA3/0x0A, "REPORT TARGET PORT GROUPS", [0xA3, 0x2A, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, ports::report_groups),
     row!(0xA3/0x0C, "REPORT SUPPORTED OPERATION CODES", [0xA3, 0x0C, 0x87, F, F, F, F, F, F, F, 0, 0], [], ASK, opcodes::report),
     row!(0xA3/0x0D, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", [0xA3, 0x0D, 0x80, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, opcodes::report_task_functions),
     row!(0xA3/0x0F, "REPORT TIMESTAMP", [0xA3, 0x0F, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, timestamp::report),
+    row!(0xA4/0x06, "SET IDENTIFYING INFORMATION", [0xA4, 0x06, 0, 0, 0, 0, F, F, F, F, 0xFE, 0], [], TELL_KEPT, identifying::set, identifying::set_list),
     row!(0xA4/0x0F, "SET TIMESTAMP", [0xA4, 0x0F, 0, 0, 0, 0, F, F, F, F, 0, 0], [], TELL, timestamp::set, timestamp::set_list),
     row!(0xA8, "READ(12)", [0xA8, 0x18, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV_RELADR, (10, 0x3F)], IN, media::read),
     row!(0xAA, "WRITE(12)", [0xAA, 0x18, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV_RELADR, (10, 0x3F)], CHANGE, media::write),
@@ -275,10 +288,12 @@ pub(crate) fn find(cdb: &Cdb, geometry: Geometry) -> Result<&'static Row, Sense>
 }
 
 impl Row {
-    /// Whether a unit like this has the command. While the device is missing every command exists, and is not ready.
+    /// Whether a unit like this has the command. While the device is missing every command exists that a device could
+    /// have, and is not ready.
     pub(crate) fn exists(&self, geometry: Geometry) -> bool {
         let discards = geometry.has(Flags::DISCARDS) || !geometry.has(Flags::READY);
-        !self.flags.contains(RowFlags::NEEDS_DISCARD) || discards
+        (!self.flags.contains(RowFlags::NEEDS_DISCARD) || discards)
+            && (!self.flags.contains(RowFlags::NEEDS_KEEPER) || geometry.has(Flags::KEEPS))
     }
 
     /// Where the CONTROL byte is.
@@ -314,8 +329,10 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Sections;
     use crate::testing::{Bench, shape};
     use pollux_core::Shape;
+    use std::sync::Arc;
 
     #[test]
     fn rows_are_sorted_and_complete() {
@@ -341,7 +358,7 @@ mod tests {
 
     #[test]
     fn reserved_bits_are_refused_and_pointed_at() {
-        let mut bench = Bench::new();
+        let mut bench = Bench::kept(&Arc::default(), Some(&Sections::new()));
         for row in ROWS {
             for at in 1..row.usage.len() {
                 for bit in 0..8 {

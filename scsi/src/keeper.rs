@@ -18,6 +18,7 @@ pub type Sections = BTreeMap<String, String>;
 pub(crate) enum Section {
     Reservations,
     Modes,
+    Identifying,
 }
 
 impl Section {
@@ -25,6 +26,7 @@ impl Section {
         match self {
             Section::Reservations => "reservations",
             Section::Modes => "modes",
+            Section::Identifying => "identifying",
         }
     }
 

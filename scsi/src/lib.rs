@@ -22,6 +22,7 @@ mod commands;
 mod data_in;
 mod execute;
 mod geometry;
+mod identifying;
 mod identity;
 mod job;
 mod keeper;
@@ -33,6 +34,7 @@ mod reservations;
 mod sense;
 #[cfg(test)]
 mod testing;
+mod text;
 mod unit;
 
 pub use action::{Action, Outcome, SCRATCH_LEN, SCRATCH_MIN, Status, io_outcome, io_sense};

@@ -193,6 +193,11 @@ impl Path {
         self.pending.load(Ordering::Acquire) & !FENCED != 0
     }
 
+    /// Whether the initiator has not been told yet that the unit is new to it.
+    pub(crate) fn is_new(&self) -> bool {
+        self.pending.load(Ordering::Acquire) & Attention::PowerOn.bit() != 0
+    }
+
     /// Whether a command of the path has nothing to mind but the unit's geometry: nothing is pending, no reservation keeps
     /// it from anything.
     #[inline]

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::geometry::{AtomicGeometry, Flags, Geometry};
+use crate::identifying::Label;
 use crate::keeper::{Keeper, Saved, Section, Sections};
 use crate::medium::Statistics;
 use crate::modes::{Modes, SavingModes};
@@ -43,6 +44,7 @@ pub(crate) struct Cold {
     last_shape: Option<Shape>,
     pub(crate) modes: Modes,
     pub(crate) saving_modes: SavingModes,
+    pub(crate) label: Label,
     clock: Clock,
     /// Who knows the device, and what it does.
     statistics: Option<Statistics>,
@@ -59,7 +61,8 @@ impl LogicalUnit {
     #[must_use]
     pub fn new(identity: Identity, shape: Option<Shape>) -> Arc<LogicalUnit> {
         let modes = Modes::new(has_cache(shape));
-        LogicalUnit::make(identity, None, Cold::new(shape, modes, Held::default()))
+        let nothing = Label::restored(Some(&Sections::new()));
+        LogicalUnit::make(identity, None, Cold::new(shape, modes, Held::default(), nothing))
     }
 
     /// The same with a keeper, and with what that has kept of the unit; `None`: something that cannot be read. Nobody may
@@ -72,7 +75,8 @@ impl LogicalUnit {
         kept: Option<&Sections>,
     ) -> Arc<LogicalUnit> {
         let modes = Modes::restored(has_cache(shape), kept);
-        let cold = Cold { lost: kept.is_none(), ..Cold::new(shape, modes, Held::restored(kept)) };
+        let cold =
+            Cold { lost: kept.is_none(), ..Cold::new(shape, modes, Held::restored(kept), Label::restored(kept)) };
         LogicalUnit::make(identity, Some(keeper), cold)
     }
 
@@ -83,13 +87,16 @@ impl LogicalUnit {
         Arc::new_cyclic(|this| LogicalUnit { this: this.clone(), keeper, uuid, identity, geometry, cold })
     }
 
-    /// The sections of what was kept that cannot be read.
+    /// What of that which was kept cannot be read: `reservations`, `mode pages`, `identifying information`.
     #[must_use]
     pub fn unreadable(&self) -> Vec<&'static str> {
         let cold = self.lock();
-        let sections =
-            [(Section::Reservations, cold.held.is_unreadable()), (Section::Modes, cold.modes.is_unreadable())];
-        sections.into_iter().filter(|(_, unreadable)| *unreadable).map(|(section, _)| section.name()).collect()
+        let parts = [
+            ("reservations", cold.held.is_unreadable()),
+            ("mode pages", cold.modes.is_unreadable()),
+            ("identifying information", cold.label.is_unreadable()),
+        ];
+        parts.into_iter().filter(|(_, unreadable)| *unreadable).map(|(part, _)| part).collect()
     }
 
     /// A save has ended: what it was about counts now, or never.
@@ -97,6 +104,7 @@ impl LogicalUnit {
         let counts = match section {
             Section::Reservations => self.reservations_saved(ticket, saved),
             Section::Modes => self.modes_saved(ticket, saved).then_some(None),
+            Section::Identifying => self.identifying_saved(ticket, saved).then_some(None),
         };
         let failed = Outcome::check(Sense::new(Key::HardwareError, code::INTERNAL_TARGET_FAILURE));
         Saved { outcome: if counts.is_some() { Outcome::GOOD } else { failed }, preempted: counts.flatten() }
@@ -181,7 +189,9 @@ impl LogicalUnit {
             // Nobody finds a unit stopped by somebody else.
             cold.start();
         }
+        let multi_port = cold.is_multi_port();
         cold.paths.push(Arc::downgrade(&path));
+        cold.tell_ports(multi_port);
         self.publish(&cold);
         drop(cold);
         path
@@ -191,7 +201,9 @@ impl LogicalUnit {
     pub fn detach(&self, path: &Path) {
         path.forget();
         let mut cold = self.lock();
+        let multi_port = cold.is_multi_port();
         cold.paths.retain(|other| !std::ptr::eq(other.as_ptr(), path));
+        cold.tell_ports(multi_port);
         cold.path_gone();
         self.publish(&cold);
     }
@@ -308,6 +320,11 @@ impl LogicalUnit {
         cold.raise(Attention::TimestampChanged, Some(by));
     }
 
+    /// Whether more than one target port leads to the unit, whoever uses them (MULTIP).
+    pub(crate) fn is_multi_port(&self) -> bool {
+        self.lock().is_multi_port()
+    }
+
     /// The target ports through which a path's initiator reaches the unit: relative identifiers and names.
     pub(crate) fn ports_of(&self, path: &Path) -> BTreeMap<u16, String> {
         let mut ports = BTreeMap::new();
@@ -348,12 +365,13 @@ fn has_cache(shape: Option<Shape>) -> bool {
 }
 
 impl Cold {
-    fn new(shape: Option<Shape>, modes: Modes, held: Held) -> Cold {
+    fn new(shape: Option<Shape>, modes: Modes, held: Held, label: Label) -> Cold {
         Cold {
             shape,
             last_shape: shape,
             modes,
             saving_modes: SavingModes::default(),
+            label,
             clock: Clock::default(),
             statistics: None,
             paths: Vec::new(),
@@ -367,6 +385,7 @@ impl Cold {
     pub(crate) fn give_up(&mut self) {
         if std::mem::take(&mut self.lost) {
             self.modes.forget();
+            self.label.forget();
             self.raise(Attention::ModeChanged, None);
         }
     }
@@ -388,6 +407,23 @@ impl Cold {
 
     fn start(&self) {
         self.alive().for_each(|path| path.set_stopped(false));
+    }
+
+    fn is_multi_port(&self) -> bool {
+        let mut ports = self.alive().map(|path| path.nexus().relative_port());
+        ports.next().is_some_and(|first| ports.any(|port| port != first))
+    }
+
+    /// INQUIRY data has changed with the number of ports, unless it was so before. Who has not been told 29h/00h yet asks
+    /// for it in any case.
+    fn tell_ports(&mut self, was_multi_port: bool) {
+        if self.is_multi_port() != was_multi_port {
+            self.each_path(|path| {
+                if !path.is_new() {
+                    path.raise(Attention::InquiryChanged);
+                }
+            });
+        }
     }
 
     fn alive(&self) -> impl Iterator<Item = Arc<Path>> {

@@ -61,9 +61,10 @@ impl Node {
         if !unreadable.is_empty() {
             saver.files.set_damaged(entry.uuid());
             let file = saver.files.file(entry.uuid());
-            let sections = || format!("its {} make no sense", unreadable.join(" and "));
-            let why = kept.err().map_or_else(sections, |error| error.to_string());
-            tracing::error!("{}: {why}; {}", file.display(), warnings(&unit, entry.name()).join("; "));
+            let parts = || format!("what it says of {} makes no sense", unreadable.join(" and "));
+            let mut said = vec![kept.err().map_or_else(parts, |error| error.to_string())];
+            said.extend(warnings(&unit, entry.name()));
+            tracing::error!("{}: {}", file.display(), said.join("; "));
         }
         unit
     }
@@ -110,7 +111,7 @@ fn warnings(unit: &LogicalUnit, name: &str) -> Vec<String> {
         "bdev '{name}' is write-protected and its cache is off, because its saved mode pages cannot be read: restore its file in \
          the state directory and restart, or give them up with bdev_reset_mode_pages"
     );
-    if unreadable.contains(&"modes") { vec![cautious] } else { Vec::new() }
+    if unreadable.contains(&"mode pages") { vec![cautious] } else { Vec::new() }
 }
 
 fn closed(name: &str) -> String {

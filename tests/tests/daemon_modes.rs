@@ -1,4 +1,4 @@
-//! Mode pages that a guest of a real daemon has saved: they survive kill -9, an operator takes them back, and what cannot be
+//! Mode pages and labels that a guest of a real daemon has saved: they survive kill -9, an operator takes them back, and what cannot be
 //! read of them costs nothing else.
 
 mod common;
@@ -92,6 +92,22 @@ fn saved_pages_survive_kill_9_until_they_are_taken_back() -> Result<()> {
     assert_eq!(caching(&mut guest(&daemon, "vm1")?, 0)?, WCE);
     let missing = daemon.rpc_error("bdev_reset_mode_pages", json!({"name": "none"}))?;
     assert_eq!(missing.reason.as_deref(), Some("not_found"));
+    Ok(())
+}
+
+#[test]
+fn a_label_survives_kill_9() -> Result<()> {
+    const REPORT: [u8; 12] = [0xA3, 0x05, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0];
+    let mut daemon = daemon()?;
+    {
+        let [mut one, mut other] = [guest(&daemon, "vm1")?, guest(&daemon, "vm2")?];
+        good(&one.cdb(DISK, &[0xA4, 0x06, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0], b"rack 7", 0)?)?;
+        assert_eq!(write(&mut other)?.sense_key(), Some((6, 0x3F, 0x05)));
+        daemon.kill9();
+    }
+    daemon.restart()?;
+    let mut other = guest(&daemon, "vm2")?;
+    assert_eq!(other.good(DISK, &REPORT, &[], 64)?.data[..10], *b"\0\0\0\x06rack 7");
     Ok(())
 }
 

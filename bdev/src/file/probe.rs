@@ -225,12 +225,13 @@ fn file_system_block(file: &OwnedFd) -> u32 {
 }
 
 fn discard(file: &OwnedFd, spec: &FileSpec, device: bool, sysfs: &Sysfs, block: u32) -> Option<Discard> {
-    if !spec.discard || spec.readonly {
+    if !spec.discard {
         return None;
     }
     if !device {
         let granularity = file_system_block(file).max(block);
-        return can_punch(file).then_some(Discard { granularity, alignment: 0, reads_zero: true });
+        // Who may only read cannot try, and will not discard; holes are what they are in any file.
+        return (spec.readonly || can_punch(file)).then_some(Discard { granularity, alignment: 0, reads_zero: true });
     }
     let size = |name| sysfs.number(name).unwrap_or(0);
     if size("queue/discard_max_bytes") == 0 {
@@ -402,6 +403,7 @@ mod tests {
         assert_eq!(found.geometry.discard, None);
         drop(found);
         let found = open(&FileSpec { readonly: true, ..spec(&file) }).unwrap();
-        assert_eq!((found.geometry.discard, found.geometry.read_only), (None, true));
+        let holes = found.geometry.discard.is_some_and(|discard| discard.reads_zero);
+        assert!(holes && found.geometry.read_only, "how space is given out does not depend on who may write");
     }
 }

@@ -31,6 +31,8 @@ pub(crate) fn sense_data(cdb: &Cdb, sense: Sense, data: &mut DataIn<'_>) -> Acti
 }
 
 const EVPD: u8 = 0x01;
+/// In byte 6 of standard INQUIRY data.
+const MULTIP: u8 = 0x10;
 const PAGE_CODE: usize = 2;
 
 /// INQUIRY (SPC-5, clause 6.7).
@@ -40,7 +42,9 @@ pub(crate) fn inquiry(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, 
     } else {
         no_page_code(call.cdb)?;
         let identity = call.unit.identity();
-        call.data.put(&standard(0x00, &identity.vendor, &identity.product, &identity.revision));
+        let mut data = standard(0x00, &identity.vendor, &identity.product, &identity.revision);
+        data[6] = if call.unit.is_multi_port() { MULTIP } else { 0 };
+        call.data.put(&data);
     }
     Ok(call.data.answer(usize::from(call.cdb.be16(3))))
 }
@@ -137,12 +141,31 @@ mod tests {
     #[test]
     fn standard_inquiry_data() {
         let data = Bench::new().data(&[0x12, 0, 0, 0, 0xFF, 0]);
-        let mut want = vec![0x00, 0x00, 0x06, 0x12, 91, 0x10, 0, 0x02];
+        let mut want = vec![0x00, 0x00, 0x06, 0x12, 91, 0x10, 0x10, 0x02];
         want.extend_from_slice(b"POLLUX  test disk       0.1 ");
         want.resize(58, 0);
         want.extend_from_slice(&[0x00, 0xA0, 0x04, 0x60, 0x04, 0xC0]);
         want.resize(96, 0);
         assert_eq!(data, want);
+    }
+
+    #[test]
+    fn a_second_port_shows_and_is_told() {
+        let mut bench = Bench::new();
+        let multi_port = |bench: &mut Bench| bench.data(&[0x12, 0, 0, 0, 0xFF, 0])[6] == 0x10;
+        assert!(multi_port(&mut bench));
+        bench.unit.detach(&bench.other);
+        assert_eq!(drained(&bench.path), [Attention::InquiryChanged]);
+        assert!(!multi_port(&mut bench));
+        let same_port = Nexus::new(9, "c1".into(), 1, 0);
+        let third = bench.unit.attach(same_port, 3);
+        assert_eq!(drained(&bench.path), [], "another unit number of the same port");
+        let fourth = bench.unit.attach(Nexus::new(9, "c9".into(), 9, 0), 0);
+        assert!(multi_port(&mut bench));
+        assert_eq!(drained(&bench.path), [Attention::InquiryChanged]);
+        for new in [third, fourth] {
+            assert_eq!(drained(&new), [Attention::PowerOn], "who is new asks anyway");
+        }
     }
 
     #[test]

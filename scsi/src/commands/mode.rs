@@ -435,7 +435,7 @@ mod tests {
         let shelf = Arc::new(Shelf::default());
         let damaged = Sections::from([("modes".to_owned(), "?".to_owned())]);
         let mut bench = Bench::kept(&shelf, Some(&damaged));
-        assert_eq!(bench.unit.unreadable(), ["modes"]);
+        assert_eq!(bench.unit.unreadable(), ["mode pages"]);
         assert_eq!(bench.sense(&[0x2A, 0, 0, 0, 0, 0, 0, 0, 1, 0]).code(), 0x2702);
         saved(bench.unit.reset_modes());
         assert_eq!(bench.unit.unreadable(), NONE);
@@ -446,7 +446,7 @@ mod tests {
         assert_eq!(bench.unit.unreadable(), NONE);
         // Where nothing at all can be read, the reservations have to be given up first, and that is enough.
         let bench = Bench::kept(&shelf, None);
-        assert_eq!(bench.unit.unreadable(), ["reservations", "modes"]);
+        assert_eq!(bench.unit.unreadable(), ["reservations", "mode pages", "identifying information"]);
         assert!(matches!(bench.unit.reset_modes(), Action::Done(Outcome::CONFLICT)));
         let Action::Save(save) = bench.unit.clear_reservations() else { panic!() };
         save.done(true);

@@ -3,6 +3,7 @@
 
 use crate::commands::{Call, ROWS, Row, rows_of};
 use crate::data_in::DataIn;
+use crate::geometry::Geometry;
 use crate::{Action, Inventory, Sense};
 
 const REPORTING: usize = 2;
@@ -15,7 +16,7 @@ pub(crate) fn report(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, S
         0 => report_all(call, timeouts),
         option @ 1..=3 => {
             let row = one(call, option)?;
-            put_one(row, timeouts, &mut call.data);
+            put_one(row, timeouts.then_some(call.geometry), &mut call.data);
         }
         _ => return Err(Sense::invalid_field(REPORTING as u16, Some(2))),
     }
@@ -33,7 +34,7 @@ fn report_all(call: &mut Call<'_>, timeouts: bool) {
         let [len_high, len_low] = (row.usage.len() as u16).to_be_bytes();
         call.data.put(&[row.opcode, 0, action_high, action_low, 0, flags, len_high, len_low]);
         if timeouts {
-            put_timeouts(&mut call.data);
+            put_timeouts(row, call.geometry, &mut call.data);
         }
     }
     let len = (call.data.len() - 4) as u32;
@@ -55,32 +56,43 @@ fn one(call: &Call<'_>, option: u8) -> Result<Option<&'static Row>, Sense> {
     }
 }
 
-fn put_one(row: Option<&Row>, timeouts: bool, data: &mut DataIn<'_>) {
+/// A command; with timeouts if the unit that they are for is given.
+fn put_one(row: Option<&Row>, timeouts: Option<Geometry>, data: &mut DataIn<'_>) {
     const CTDP: u8 = 0x80;
     const NOT_SUPPORTED: u8 = 1;
     const AS_IN_THE_STANDARD: u8 = 3;
     let Some(row) = row else { return data.put(&[0, NOT_SUPPORTED, 0, 0]) };
     let [len_high, len_low] = (row.usage.len() as u16).to_be_bytes();
-    data.put(&[0, AS_IN_THE_STANDARD | if timeouts { CTDP } else { 0 }, len_high, len_low]);
+    data.put(&[0, AS_IN_THE_STANDARD | if timeouts.is_some() { CTDP } else { 0 }, len_high, len_low]);
     data.put(row.usage);
-    if timeouts {
-        put_timeouts(data);
+    if let Some(unit) = timeouts {
+        put_timeouts(row, unit, data);
     }
 }
 
-/// A command timeouts descriptor: no timeout is known.
-fn put_timeouts(data: &mut DataIn<'_>) {
-    data.put(&[0x00, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+/// A command timeouts descriptor.
+fn put_timeouts(row: &Row, unit: Geometry, data: &mut DataIn<'_>) {
+    let (nominal, recommended) = row.takes.seconds(unit);
+    data.put(&[0x00, 0x0A, 0, 0]);
+    data.put(&nominal.to_be_bytes());
+    data.put(&recommended.to_be_bytes());
 }
 
 /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS: those of virtio-scsi but CLEAR ACA, as there is no ACA. With REPD there are
-/// timeouts, of which none is known.
+/// timeouts: functions that end commands wait for the device, queries are answered at once.
 pub(crate) fn report_task_functions(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     const REPD: u8 = 0x80;
     const ATS_ATSS_CTSS_LURS_QTS: u8 = 0x80 | 0x40 | 0x10 | 0x08 | 0x04;
     const QTSS_ITNRS: u8 = 0x02 | 0x01;
     let mut data = [0; 16];
     data[..2].copy_from_slice(&[ATS_ATSS_CTSS_LURS_QTS, QTSS_ITNRS]);
+    // TMFTMOV, which functions have the short timeout, the long one and the short one in tenths of a second.
+    const TMFTMOV: u8 = 0x01;
+    const QTTS: u8 = 0x04;
+    const QTSTS: u8 = 0x02;
+    data[4..8].copy_from_slice(&[TMFTMOV, 0, QTTS, QTSTS]);
+    data[8..12].copy_from_slice(&300_u32.to_be_bytes());
+    data[12..].copy_from_slice(&10_u32.to_be_bytes());
     let len = if call.cdb.bit(2, REPD) { data.len() } else { 4 };
     data[3] = len as u8 - 4;
     call.data.put(&data[..len]);
@@ -90,8 +102,10 @@ pub(crate) fn report_task_functions(call: &mut Call<'_>, _: &dyn Inventory) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Sections;
     use crate::testing::{Bench, shape};
     use pollux_core::Shape;
+    use std::sync::Arc;
 
     fn cdb(option: u8, opcode: u8, action: u8) -> [u8; 12] {
         [0xA3, 0x0C, option, opcode, 0, action, 0, 0, 0xFF, 0xFF, 0, 0]
@@ -99,7 +113,7 @@ mod tests {
 
     #[test]
     fn all_commands_of_the_table() {
-        let mut bench = Bench::new();
+        let mut bench = Bench::kept(&Arc::default(), Some(&Sections::new()));
         let all = bench.data(&cdb(0, 0, 0));
         assert_eq!(all.len(), 4 + ROWS.len() * 8);
         assert_eq!(all[..4], (ROWS.len() as u32 * 8).to_be_bytes());
@@ -107,7 +121,7 @@ mod tests {
         assert!(all[4..].chunks(8).any(|row| row == [0x9E, 0, 0, 0x10, 0, 0x01, 0, 16]));
         let timed = bench.data(&cdb(0x80, 0, 0));
         assert_eq!(timed.len(), 4 + ROWS.len() * 20);
-        assert_eq!(timed[4..24], [0, 0, 0, 0, 0, 2, 0, 6, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(timed[4..24], [0, 0, 0, 0, 0, 2, 0, 6, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 30]);
     }
 
     #[test]
@@ -118,7 +132,8 @@ mod tests {
         assert_eq!(rc16[..6], [0, 3, 0, 16, 0x9E, 0x10]);
         assert_eq!(bench.data(&cdb(3, 0x9E, 0x10)), rc16);
         assert_eq!(bench.data(&cdb(3, 0x12, 0)).len(), 10);
-        assert_eq!(bench.data(&cdb(0x81, 0x00, 0)).len(), 4 + 6 + 12);
+        assert_eq!(bench.data(&cdb(0x81, 0x00, 0))[10..], [0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 30]);
+        assert_eq!(bench.data(&cdb(0x81, 0x2F, 0))[14..], [0, 10, 0, 0, 0, 0, 0, 30, 0, 0, 0, 60]);
         for unknown in [cdb(1, 0x5D, 0), cdb(2, 0x5D, 0), cdb(2, 0x9E, 0x13), cdb(3, 0x9E, 0), cdb(3, 0x12, 1)] {
             assert_eq!(bench.data(&unknown), [0, 1, 0, 0]);
         }
@@ -140,7 +155,7 @@ mod tests {
         let report = |repd, len| [0xA3, 0x0D, repd, 0, 0, 0, 0, 0, 0, len, 0, 0];
         assert_eq!(bench.data(&report(0, 255)), [0xDC, 0x03, 0, 0]);
         assert_eq!(bench.data(&report(0, 2)), [0xDC, 0x03]);
-        assert_eq!(bench.data(&report(0x80, 255)), [0xDC, 3, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bench.data(&report(0x80, 255)), [0xDC, 3, 0, 12, 1, 0, 4, 2, 0, 0, 1, 44, 0, 0, 0, 10]);
         assert_eq!(bench.sense(&report(0x40, 4)), Sense::invalid_field(2, Some(6)));
     }
 
@@ -156,6 +171,8 @@ mod tests {
     fn what_the_device_does_not_do_is_not_reported() {
         let mut bench = Bench::with(Some(Shape { discard: None, ..shape() }));
         assert_eq!(bench.data(&cdb(1, 0x42, 0)), [0, 1, 0, 0]);
-        assert!(!bench.data(&cdb(0, 0, 0))[4..].chunks(8).any(|row| row[0] == 0x42));
+        let all = bench.data(&cdb(0, 0, 0));
+        assert!(!all[4..].chunks(8).any(|row| row[0] == 0x42));
+        assert!(!all[4..].chunks(8).any(|row| row[..4] == [0xA4, 0, 0, 0x06]), "nothing can be kept");
     }
 }

@@ -48,6 +48,7 @@ mod tests {
     fn alone() -> Bench {
         let bench = Bench::new();
         bench.unit.detach(&bench.other);
+        drained(&bench.path);
         bench
     }
 
@@ -143,6 +144,7 @@ mod tests {
         assert!(!is_stopped(&mut bench));
         bench.unit.detach(&bench.other);
         let second_port = bench.unit.attach(Nexus::new(1, "c1b".into(), 3, 0), 0);
+        drained(&bench.path);
         assert!(!flush(bench.execute(&STOP)), "two paths of one initiator");
         assert!(is_stopped(&mut bench));
         let newcomer = bench.unit.attach(Nexus::new(9, "c9".into(), 4, 0), 0);

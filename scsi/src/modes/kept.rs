@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 
 use super::{Bytes, CACHING, CONTROL, Modes, PAGES, Page, SWP, WCE, defaults};
 use crate::keeper::{Section, Sections};
+use crate::text::{from_hexadecimal, to_hexadecimal};
 
 impl Modes {
     /// The pages of a unit that can have them saved, with what was kept; `None`: something that cannot be read. Then the
@@ -34,11 +35,8 @@ impl Modes {
         let Some(saved) = &self.saved else { return text };
         for (page, bytes) in PAGES.iter().zip(saved).filter(|(page, _)| page.is_changeable()) {
             // Writing to a string cannot fail.
-            let _ = write!(text, "{:02x} {:02x} ", page.code(), page.subpage());
-            for byte in &bytes[page.header_len()..page.default.len()] {
-                let _ = write!(text, "{byte:02x}");
-            }
-            text.push('\n');
+            let values = to_hexadecimal(&bytes[page.header_len()..page.default.len()]);
+            let _ = writeln!(text, "{:02x} {:02x} {values}", page.code(), page.subpage());
         }
         text
     }
@@ -77,8 +75,7 @@ fn from_text(text: &str) -> Option<Option<Bytes>> {
     for (page, values) in PAGES.iter().zip(&mut bytes).filter(|(page, _)| page.is_changeable()) {
         let words: Vec<&str> = lines.next()?.split(' ').collect();
         let [code, subpage, given] = words[..] else { return None };
-        let [code, subpage] = [hexadecimal(code)?, hexadecimal(subpage)?];
-        let given = hexadecimal(given)?;
+        let [code, subpage, given] = [from_hexadecimal(code)?, from_hexadecimal(subpage)?, from_hexadecimal(given)?];
         let header = page.header_len();
         if code != [page.code()] || subpage != [page.subpage()] || given.len() != page.default.len() - header {
             return None;
@@ -88,13 +85,6 @@ fn from_text(text: &str) -> Option<Option<Bytes>> {
         }
     }
     lines.next().is_none().then_some(Some(bytes))
-}
-
-/// The bytes of a word of hexadecimal digits.
-fn hexadecimal(word: &str) -> Option<Vec<u8>> {
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|digit| digit as u8);
-    let pairs = word.as_bytes().chunks(2);
-    pairs.map(|pair| if let [high, low] = pair { Some(digit(high)? << 4 | digit(low)?) } else { None }).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! [`probe`] finds out, off the reactors, what the file can do, and opens and locks it; [`request`] is one request's
 //! way through its stages; [`channel`] gives the stages what they need: the ring, bounce buffers, syncs. [`holes`] finds
-//! out, on helper threads, what is mapped. Direct I/O is used where the file system and the block size allow it; where
+//! out, on helper threads, what is mapped, and [`sharing`] copies there from file to file. Direct I/O is used where the file system and the block size allow it; where
 //! not, the page cache is, with a warning.
 //!
 //! What reactors share ([`Open`]) is read-only except a few atomics. The most important one: once a flush has failed,
@@ -15,6 +15,7 @@ mod errno;
 mod holes;
 mod probe;
 mod request;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -22,13 +23,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use pollux_core::{Bdev, Channel, Discard, Extent, OpenArgs, OpenError, Segment, Shape};
+use pollux_core::{Bdev, Channel, CopyRange, Discard, Extent, OpenArgs, OpenError, Segment, Shape};
 use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 
 use crate::memory::Mapping;
 use crate::{BdevError, Device, FileSpec, Flavor, MAX_DEPTH, StatsSet};
 use channel::FileChannel;
+use sharing::{Share, Sharing};
 
 /// Length of the memory that zeroes are written from.
 const ZERO_LEN: usize = 64 << 10;
@@ -70,6 +72,11 @@ struct Open {
     no_punch: AtomicBool,
     /// The kernel said that it does not zero ranges of this file.
     no_zero_range: AtomicBool,
+    /// With which files it can share blocks.
+    sharing: Option<Sharing>,
+    share: Share,
+    /// The kernel said that it shares no blocks of this file.
+    no_sharing: AtomicBool,
     /// Zeroes to write where the kernel has nothing better: one piece of memory, many times.
     zeroes: Box<[Segment]>,
     zero_memory: Mapping,
@@ -84,6 +91,9 @@ impl Open {
         }
         let zero_memory = Mapping::new(ZERO_LEN).map_err(|errno| BdevError::os("map memory for", &spec.name, errno))?;
         Ok(Open {
+            sharing: Sharing::of(&file, &geometry),
+            share: sharing::clone_range,
+            no_sharing: AtomicBool::new(false),
             file,
             geometry,
             num_blocks: AtomicU64::new(num_blocks),
@@ -164,6 +174,10 @@ impl Bdev for File {
     /// A block device says nothing of what it has mapped. Where nothing is given back, all counts as mapped.
     fn extent_waits(&self) -> bool {
         !self.open.geometry.device && self.open.geometry.discard.is_some()
+    }
+
+    fn copy_range(&self, offset: u64, _: u64) -> Option<CopyRange> {
+        self.open.shares().then(|| CopyRange::new(self.open.clone(), offset))
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

@@ -2,11 +2,11 @@
 //!
 //! Front ends count for themselves (they know when a request came in); between layers nobody would, so this does.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, Cx, Extent, Io, IoError, IoStats, Next, Op, OpenArgs, OpenError, Shape, Slab,
-    Tag, Token,
+    Alignment, Bdev, Channel, Completion, CopyRange, CopySide, CopyWatch, Cx, Extent, Io, IoError, IoStats, Next, Op,
+    OpenArgs, OpenError, Shape, Slab, Tag, Token,
 };
 
 use crate::StatsSet;
@@ -15,12 +15,31 @@ use crate::StatsSet;
 pub struct Measured {
     base: Arc<dyn Bdev>,
     stats: Arc<StatsSet>,
+    copies: Arc<Copies>,
+}
+
+/// Counts what is copied past the channels: as reads of the source and writes of the target. Helper threads do that, several
+/// at once, and counters have one writer at a time.
+struct Copies {
+    stats: Arc<StatsSet>,
+    counters: Mutex<Option<Arc<IoStats>>>,
+}
+
+impl CopyWatch for Copies {
+    fn copied(&self, side: CopySide, bytes: u64, ns: u64, result: Result<(), IoError>) {
+        let op = if side == CopySide::Source { Op::Read } else { Op::Write };
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        let counters = counters.get_or_insert_with(|| self.stats.new_stats());
+        counters.started();
+        counters.ended(op, bytes, ns, result);
+    }
 }
 
 impl Measured {
     /// `base`, counted into `stats`.
     pub fn new(base: Arc<dyn Bdev>, stats: Arc<StatsSet>) -> Self {
-        Measured { base, stats }
+        let copies = Arc::new(Copies { stats: stats.clone(), counters: Mutex::new(None) });
+        Measured { base, stats, copies }
     }
 }
 
@@ -35,6 +54,10 @@ impl Bdev for Measured {
 
     fn extent_waits(&self) -> bool {
         self.base.extent_waits()
+    }
+
+    fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {
+        self.base.copy_range(offset, len).map(|range| range.watched_by(self.copies.clone()))
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {
@@ -137,6 +160,24 @@ mod tests {
         assert_eq!(sum.inflight, 0);
         drop(rig);
         assert_eq!(stats.snapshot().op(Op::Write).ops, 1);
+    }
+
+    #[test]
+    fn counts_what_is_copied_past_it() {
+        use pollux_core::PairCopy;
+        use std::sync::atomic::AtomicBool;
+        let stats = [(); 2].map(|()| Arc::new(StatsSet::new()));
+        let [source, target] = stats.clone().map(|stats| Measured::new(ram(512, 64), stats));
+        let copy = |len| {
+            let range = |device: &Measured| device.copy_range(512, len).expect("a ram disk copies");
+            PairCopy::new(range(&source), range(&target)).run(0, len, &AtomicBool::new(false), &mut || 0)
+        };
+        assert_eq!(copy(4096), (4096, Ok(())));
+        assert!(copy(1 << 20).1.is_err());
+        let [read, written] = stats.map(|stats| stats.snapshot());
+        assert_eq!((read.op(Op::Read).bytes, read.op(Op::Read).errors, read.op(Op::Write).ops), (4096, 1, 0));
+        assert_eq!((written.op(Op::Write).bytes, written.op(Op::Write).errors, written.op(Op::Read).ops), (4096, 0, 0));
+        assert_eq!(read.inflight + written.inflight, 0);
     }
 
     #[test]

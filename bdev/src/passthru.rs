@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, Cx, Extent, Io, IoError, Next, OpenArgs, OpenError, Shape, Tag,
+    Alignment, Bdev, Channel, Completion, CopyRange, Cx, Extent, Io, IoError, Next, OpenArgs, OpenError, Shape, Tag,
 };
 use serde_json::{Value, json};
 
@@ -48,6 +48,12 @@ impl Bdev for Passthru {
     /// Whether that may wait: then it is asked on helper threads, never on reactors.
     fn extent_waits(&self) -> bool {
         self.base.extent_waits()
+    }
+
+    /// Where a range lies for copies that devices make by themselves, past our channels. We may let that happen, because
+    /// we do nothing to data; a device that does has to leave this out (then copies are read and written through it).
+    fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {
+        self.base.copy_range(offset, len)
     }
 
     /// Opens a way in for one reactor. This runs on the control plane: it may block and allocate, and it is the only

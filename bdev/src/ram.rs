@@ -9,13 +9,15 @@
 //! pages of a huge page have been written, `tend` makes one of them: without it, each request for a disk of a GiB begins
 //! with misses of the processor's translation cache.
 
+mod copy;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pollux_core::segment::{copy_from, for_range};
 use pollux_core::{
-    Bdev, Channel, Completion, Cx, Discard, Extent, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag,
+    Bdev, Channel, Completion, CopyRange, Cx, Discard, Extent, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag,
 };
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -137,6 +139,10 @@ impl Bdev for Ram {
             }
         }
         Extent { len: done, mapped: kind.unwrap_or(true) }
+    }
+
+    fn copy_range(&self, offset: u64, _: u64) -> Option<CopyRange> {
+        Some(CopyRange::new(self.medium.clone(), offset))
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, Cx, Extent, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag,
+    Alignment, Bdev, Channel, Completion, CopyRange, Cx, Extent, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag,
 };
 use serde_json::{Value, json};
 
@@ -48,6 +48,16 @@ impl Bdev for Part {
 
     fn extent_waits(&self) -> bool {
         self.base.extent_waits()
+    }
+
+    fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {
+        let block_size = u64::from(self.base.shape().block_size);
+        let end = offset.checked_add(len)?;
+        // The neighbour's bytes begin where ours end.
+        if end > self.num_blocks * block_size {
+            return None;
+        }
+        self.base.copy_range(self.offset_blocks * block_size + offset, len)
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {
@@ -146,6 +156,19 @@ mod tests {
         assert_eq!(on_a.read(u64::MAX - 511, 512), Err(IoError::OutOfRange));
         assert_eq!(on_b.read(0, 512).unwrap(), [2; 512]);
         on_b.flush().unwrap();
+    }
+
+    #[test]
+    fn copies_keep_to_the_part() {
+        use pollux_core::PairCopy;
+        let base = ram(512, 32);
+        let (a, b) = (Part::new("ram", base.clone(), 0, 16), Part::new("ram", base.clone(), 16, 16));
+        Rig::new(&a).write(512, &[1; 1024], IoFlags::empty()).unwrap();
+        let range = |part: &Part, at, len| part.copy_range(at, len);
+        let copy = PairCopy::new(range(&a, 0, 2048).unwrap(), range(&b, 14 * 512, 1024).unwrap());
+        assert_eq!(copy.run(512, 512, &false.into(), &mut || 0), (512, Ok(())));
+        assert_eq!(Rig::new(&*base).read(30 * 512, 1024).unwrap(), [[0; 512], [1; 512]].concat());
+        assert!(range(&a, 15 * 512, 1024).is_none() && range(&b, u64::MAX - 511, 512).is_none());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! can change under the submitter's feet (it shrank, it is gone, it became read-only) and answers that as an [`IoError`].
 //! A request that breaks the submitter's duties may end in a panic, never in touching memory or space outside it.
 
-use crate::{Completion, Cx, Io, IoError, Segment, Tag};
+use crate::{Completion, CopyRange, Cx, Io, IoError, Segment, Tag};
 
 /// What a device is like. A copy of the moment: size and presence can change, everything else is fixed while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,14 @@ pub trait Bdev: Send + Sync {
     /// Whether [`Bdev::extent`] may wait, for a file system's metadata say. Fixed while the device is open.
     fn extent_waits(&self) -> bool {
         false
+    }
+
+    /// Where a range (inside the capacity, whole blocks, not 0) lies for copies that devices do by themselves
+    /// ([`PairCopy`](crate::PairCopy)); `None`: whoever wants to copy reads or writes it. A layer that changes data, or has to
+    /// see it, says `None`. Called on reactors: neither waits nor takes long.
+    fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {
+        let _ = (offset, len);
+        None
     }
 
     /// Opens a way in for one reactor. Called off the reactors; takes all memory that requests will need.

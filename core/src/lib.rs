@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 pub mod bdev;
+pub mod copy;
 pub mod helpers;
 pub mod io;
 pub mod ring;
@@ -21,6 +22,7 @@ pub mod stats;
 pub mod worker;
 
 pub use bdev::{Alignment, Bdev, Channel, Discard, Extent, Next, OpenArgs, OpenError, Shape};
+pub use copy::{CopyEnd, CopyError, CopyRange, CopySide, CopyWatch, CopyWay, PairCopy};
 pub use helpers::{Chore, Helpers, Lane};
 pub use io::{Completion, Io, IoError, IoFlags, Op, Tag};
 pub use ring::{ClientId, Done, Entry, FileSlot, Ring, RingError, RingOp, Token};

@@ -219,7 +219,7 @@ fn physical_block_size(file: &OwnedFd, spec: &FileSpec, device: bool, block_size
 }
 
 /// The unit in which the file system gives out space; 4096 if it says something odd.
-fn file_system_block(file: &OwnedFd) -> u32 {
+pub(super) fn file_system_block(file: &OwnedFd) -> u32 {
     let size = rustix::fs::fstatvfs(file).map_or(0, |stat| stat.f_bsize);
     u32::try_from(size).ok().filter(|size| size.is_power_of_two() && (512..=65536).contains(size)).unwrap_or(4096)
 }

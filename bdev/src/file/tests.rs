@@ -540,3 +540,5 @@ fn a_device_that_gives_nothing_back_and_a_block_device_say_that_all_is_mapped() 
         assert_eq!(device.extent(512, 1024), Extent::mapped(1024));
     }
 }
+
+mod sharing;

@@ -1,13 +1,14 @@
 //! The plainest device on a simulated disk: one ring entry for each request. It shows what a device has to do, stands in
 //! where a test is about what is above the devices, and is what the simulator itself is tested with.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use pollux_core::{
-    Bdev, Channel, ClientId, Completion, Cx, Discard, Entry, Extent, FileSlot, Io, IoError, IoFlags, Next, Op,
-    OpenArgs, OpenError, RingOp, Shape, Slab, Tag, Token,
+    Bdev, Channel, ClientId, Completion, CopyEnd, CopyError, CopyRange, Cx, Discard, Entry, Extent, FileSlot, Io,
+    IoError, IoFlags, Next, Op, OpenArgs, OpenError, RingOp, Shape, Slab, Tag, Token,
 };
 use rustix::fs::MemfdFlags;
 
@@ -19,6 +20,28 @@ pub struct SimBdev {
     world: SimWorld,
     file: Arc<OwnedFd>,
     shape: Shape,
+    copies: bool,
+}
+
+/// A disk of a world as an end of copies: a step is one change of the target.
+struct SimEnd {
+    world: SimWorld,
+    file: Arc<OwnedFd>,
+}
+
+impl CopyEnd for SimEnd {
+    fn step(&self) -> u64 {
+        16 << 10
+    }
+
+    fn grain(&self) -> u64 {
+        2048
+    }
+
+    fn copy_from(&self, to: u64, source: &dyn CopyEnd, from: u64, len: u64) -> Result<(), CopyError> {
+        let Some(source) = (source as &dyn Any).downcast_ref::<SimEnd>() else { return Err(CopyError::Apart) };
+        self.world.copy((&source.file, from), (&self.file, to), len)
+    }
 }
 
 impl SimBdev {
@@ -39,9 +62,15 @@ impl SimBdev {
             optimal_io: 0,
             rotation_rate: 1,
         };
-        let bdev = SimBdev { world: world.clone(), file: Arc::new(file), shape };
+        let bdev = SimBdev { world: world.clone(), file: Arc::new(file), shape, copies: false };
         world.add_disk(bdev.disk(), SimDisk::new(bytes));
         bdev
+    }
+
+    /// It copies by itself, from and to others that do.
+    #[must_use]
+    pub fn that_copies(self) -> Self {
+        SimBdev { copies: true, ..self }
     }
 
     /// Its disk.
@@ -61,6 +90,11 @@ impl Bdev for SimBdev {
 
     fn extent(&self, offset: u64, len: u64) -> Extent {
         self.world.disk(self.disk(), |disk| disk.extent(offset, len))
+    }
+
+    fn copy_range(&self, offset: u64, _: u64) -> Option<CopyRange> {
+        let end = || Arc::new(SimEnd { world: self.world.clone(), file: self.file.clone() });
+        self.copies.then(|| CopyRange::new(end(), offset))
     }
 
     /// Looked up as a file system looks it up: by a helper thread.

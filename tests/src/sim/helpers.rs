@@ -54,7 +54,9 @@ impl SimHelpers {
     /// Does what is due; returns how many chores that were.
     pub(super) fn deliver(&self) -> u64 {
         let mut count = 0;
-        while let Some(at) = self.next().filter(|at| *at <= self.world.now()) {
+        while self.world.powered()
+            && let Some(at) = self.next().filter(|at| *at <= self.world.now())
+        {
             let mut state = self.lock();
             let first = state.chores.iter().position(|(due, _)| *due == at).expect("one is due");
             let (_, chore) = state.chores.remove(first);

@@ -4,13 +4,13 @@
 //! other freely, as on a real disk. A crash may come between the two.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use pollux_core::{ClientId, RingOp, Token};
+use pollux_core::{ClientId, CopyError, IoError, RingOp, Token};
 
 use super::disk::{Mark, SimDisk};
-use super::fault::{Effect, Fault};
+use super::fault::{Effect, Fault, Kind};
 use super::kernel::{disk_of, gather, io_of};
 use super::ring::{RingState, SimRing};
 use crate::rng::Rng;
@@ -79,6 +79,21 @@ pub(super) struct World {
     pub(super) signals: u64,
 }
 
+impl World {
+    /// Whether a rule has this fail.
+    fn fails(&mut self, kind: Kind, (file, offset): (&OwnedFd, u64)) -> Option<i32> {
+        let rng = &mut self.rng;
+        let caught = |f: &&mut Fault| {
+            matches!(f.effect, Effect::Error(_))
+                && f.catches(file.as_raw_fd(), kind, offset)
+                && rng.chance(f.percent, 100)
+        };
+        let rule = self.faults.iter_mut().find(caught)?;
+        rule.times -= 1;
+        if let Effect::Error(errno) = rule.effect { Some(errno) } else { None }
+    }
+}
+
 /// The simulated world; clones are the same world.
 #[derive(Clone)]
 pub struct SimWorld(Arc<Mutex<World>>);
@@ -127,6 +142,31 @@ impl SimWorld {
     /// If there is no such disk.
     pub fn disk<R>(&self, id: DiskId, f: impl FnOnce(&mut SimDisk) -> R) -> R {
         f(self.lock().disks.get_mut(&id).expect("the disk was added"))
+    }
+
+    /// A copy from disk to disk, as one change of the target. Of rules, those that have a read or a write of either fail
+    /// are heeded.
+    pub(super) fn copy(&self, from: (&OwnedFd, u64), to: (&OwnedFd, u64), len: u64) -> Result<(), CopyError> {
+        let mut guard = self.lock();
+        let world = &mut *guard;
+        let broken = |errno| if errno == libc::ENOSPC { IoError::NoSpace } else { IoError::Medium };
+        if world.dead || !world.powered {
+            return Err(CopyError::Target(IoError::Medium));
+        }
+        if let Some(errno) = world.fails(Kind::Read, from) {
+            return Err(CopyError::Source(broken(errno)));
+        }
+        if let Some(errno) = world.fails(Kind::Write, to) {
+            return Err(CopyError::Target(broken(errno)));
+        }
+        let [source, target] = [from.0, to.0].map(|file| disk_of(file.as_raw_fd()));
+        let bytes = world.disks[&source].read(from.1, usize::try_from(len).expect("a short step")).to_vec();
+        world.disks.get_mut(&target).expect("the disk was added").write(to.1, &bytes, false);
+        world.changes += 1;
+        if world.changes >= world.stop_after {
+            world.powered = false;
+        }
+        Ok(())
     }
 
     /// Adds a rule; the first that catches an entry counts.

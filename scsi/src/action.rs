@@ -46,6 +46,9 @@ impl Outcome {
     /// BUSY: try again.
     pub const BUSY: Outcome = Outcome { status: Status::Busy, sense: None, data_len: 0 };
 
+    /// TASK SET FULL: try again with fewer at once.
+    pub const TASK_SET_FULL: Outcome = Outcome { status: Status::TaskSetFull, sense: None, data_len: 0 };
+
     /// RESERVATION CONFLICT: another initiator has reserved the unit.
     pub const CONFLICT: Outcome = Outcome { status: Status::ReservationConflict, sense: None, data_len: 0 };
 

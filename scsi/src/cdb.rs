@@ -21,9 +21,10 @@ pub(crate) struct Everyday {
 }
 
 /// Reads an everyday READ or WRITE: no protection, no group, no control byte; DPO changes nothing. Looks only at the bytes
-/// of these commands, which is why it takes them as they lie in a request.
+/// of these commands, which is why it takes them as they lie in a request. `odd` is 0 unless something beside the CDB needs a
+/// second thought.
 #[inline(always)]
-pub(crate) fn everyday(bytes: &[u8; 32]) -> Option<Everyday> {
+pub(crate) fn everyday(bytes: &[u8; 32], odd: u8) -> Option<Everyday> {
     const DPO: u8 = 0x10;
     const FUA: u8 = 0x08;
     const WRITE: u8 = 0x02;
@@ -39,7 +40,7 @@ pub(crate) fn everyday(bytes: &[u8; 32]) -> Option<Everyday> {
         }
         _ => return None,
     };
-    if rest | bytes[1] & !(DPO | FUA) != 0 {
+    if odd | rest | bytes[1] & !(DPO | FUA) != 0 {
         return None;
     }
     Some(Everyday { write: bytes[0] & WRITE != 0, fua: bytes[1] & FUA != 0, blocks })

@@ -152,7 +152,7 @@ mod tests {
         let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0];
         let plain = |bench: &Bench| {
             let cdb = crate::Cdb::from_slice(&read);
-            bench.unit.plain_io(&bench.path, cdb.as_bytes()).is_some()
+            bench.unit.plain_io(&bench.path, cdb.as_bytes(), 0).is_some()
         };
         assert!(plain(&bench));
         let claim = bench.unit.claim(1 << 20, 512);

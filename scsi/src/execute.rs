@@ -40,19 +40,19 @@ impl LogicalUnit {
     /// # Panics
     /// If `scratch` is shorter than [`SCRATCH_MIN`].
     pub fn execute(&self, path: &Path, cdb: &Cdb, inventory: &dyn Inventory, scratch: &mut [u8]) -> Action {
-        match self.plain_io(path, cdb.as_bytes()) {
+        match self.plain_io(path, cdb.as_bytes(), 0) {
             Some(PlainIo { op, flags, offset, len }) => Action::Io { op, flags, offset, len },
             None => self.execute_any(path, cdb, inventory, scratch),
         }
     }
 
     /// What READ and WRITE (10) and (16) in their everyday form ask for, without the table: nothing pending, no reservation
-    /// that might keep the path from it, no bit set that needs a second thought, a range inside the capacity. Anything else is `None`, and nothing has happened:
-    /// [`LogicalUnit::execute`] finds out what it is.
+    /// that might keep the path from it, no bit set that needs a second thought, a range inside the capacity. `odd` is not 0 if the front end knows a reason for
+    /// a second thought, such as a task attribute. Anything else is `None`, and nothing has happened: [`LogicalUnit::execute`] finds out what it is.
     #[inline(always)]
     #[must_use]
-    pub fn plain_io(&self, path: &Path, cdb: &[u8; 32]) -> Option<PlainIo> {
-        let Everyday { write, fua, blocks: Blocks { lba, count } } = everyday(cdb)?;
+    pub fn plain_io(&self, path: &Path, cdb: &[u8; 32], odd: u8) -> Option<PlainIo> {
+        let Everyday { write, fua, blocks: Blocks { lba, count } } = everyday(cdb, odd)?;
         let geometry = self.geometry();
         if !path.is_clear() || !geometry.has(Flags::PLAIN) {
             return None;
@@ -185,7 +185,7 @@ mod tests {
             let cdb = Cdb::new(cdb);
             let mut scratch = vec![0; SCRATCH_LEN];
             let table = unit.execute_any(&path, &cdb, &Luns, &mut scratch);
-            if let Some(PlainIo { op, flags, offset, len }) = unit.plain_io(&path, cdb.as_bytes()) {
+            if let Some(PlainIo { op, flags, offset, len }) = unit.plain_io(&path, cdb.as_bytes(), 0) {
                 let fast = Action::Io { op, flags, offset, len };
                 prop_assert_eq!(format!("{fast:?}"), format!("{table:?}"));
             } else {

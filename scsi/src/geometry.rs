@@ -37,6 +37,8 @@ bitflags! {
         const PLAIN = 1 << 8;
         /// What is to survive a restart can be kept.
         const KEEPS = 1 << 9;
+        /// Commands keep their turn ([`LogicalUnit::enter`](crate::LogicalUnit::enter)).
+        const ORDERING = 1 << 10;
     }
 }
 
@@ -77,6 +79,11 @@ impl Geometry {
         Geometry(self.0 & !Flags::PLAIN.bits() | Flags::CLAIMED.bits())
     }
 
+    /// As it is while commands keep their turn.
+    pub(crate) const fn ordering(self) -> Geometry {
+        Geometry(self.0 & !Flags::PLAIN.bits() | Flags::ORDERING.bits())
+    }
+
     pub(crate) const fn has(self, flags: Flags) -> bool {
         self.0 & flags.bits() == flags.bits()
     }
@@ -84,6 +91,11 @@ impl Geometry {
     /// Whether commands have ranges to themselves.
     pub(crate) const fn is_claimed(self) -> bool {
         self.has(Flags::CLAIMED)
+    }
+
+    /// Whether commands keep their turn.
+    pub(crate) const fn is_ordering(self) -> bool {
+        self.has(Flags::ORDERING)
     }
 
     /// Capacity in blocks.

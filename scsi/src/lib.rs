@@ -31,7 +31,9 @@ mod modes;
 mod nexus;
 mod plan;
 mod reservations;
+mod rules;
 mod sense;
+mod task_set;
 #[cfg(test)]
 mod testing;
 mod text;
@@ -51,5 +53,7 @@ pub use nexus::{Nexus, Path};
 pub use plan::{PATTERN_STEP_LEN, Plan, STEP_LEN, Step};
 pub use reservations::unit::Preempted;
 pub use reservations::{RegistrationInfo, ReservationsInfo};
+pub use rules::{Attribute, Class, Rank, Rule, rule};
 pub use sense::{FieldPointer, Key, SENSE_LEN, Sense, code};
+pub use task_set::{Entered, Place};
 pub use unit::LogicalUnit;

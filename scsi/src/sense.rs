@@ -52,6 +52,7 @@ pub mod code {
     pub const COMMAND_SEQUENCE_ERROR: u16 = 0x2C00;
     pub const SAVING_NOT_SUPPORTED: u16 = 0x3900;
     pub const INTERNAL_TARGET_FAILURE: u16 = 0x4400;
+    pub const INVALID_MESSAGE_ERROR: u16 = 0x4900;
     pub const INSUFFICIENT_RESOURCES: u16 = 0x5503;
     pub const INSUFFICIENT_REGISTRATIONS: u16 = 0x5504;
 }
@@ -95,6 +96,8 @@ impl Sense {
     pub const INVALID_OPCODE: Sense = Sense::new(Key::IllegalRequest, code::INVALID_OPCODE).at_cdb(0, None);
     /// The range reaches beyond the last block.
     pub const LBA_OUT_OF_RANGE: Sense = Sense::new(Key::IllegalRequest, code::LBA_OUT_OF_RANGE);
+    /// A task attribute that the target does not know (SAM-5, clause 8.6.1).
+    pub const INVALID_MESSAGE: Sense = Sense::new(Key::IllegalRequest, code::INVALID_MESSAGE_ERROR);
     /// The parameter list is shorter than it says, or cut off inside a field.
     pub const LIST_LENGTH: Sense = Sense::new(Key::IllegalRequest, code::PARAMETER_LIST_LENGTH_ERROR);
 

@@ -21,6 +21,7 @@ use crate::medium::Statistics;
 use crate::modes::{Modes, SavingModes};
 use crate::nexus::each_alive;
 use crate::reservations::unit::Held;
+use crate::task_set::TaskSet;
 use crate::{Attention, Identity, Key, Medium, Nexus, Outcome, Path, Sense, Transfers, code, io_sense};
 
 /// A disk as initiators see it.
@@ -50,6 +51,7 @@ pub(crate) struct Cold {
     statistics: Option<Statistics>,
     paths: Vec<Weak<Path>>,
     pub(crate) claims: Claims,
+    pub(crate) tasks: TaskSet,
     pub(crate) held: Held,
     /// Nothing of what was kept of the unit can be read.
     pub(crate) lost: bool,
@@ -376,6 +378,7 @@ impl Cold {
             statistics: None,
             paths: Vec::new(),
             claims: Claims::default(),
+            tasks: TaskSet::default(),
             held,
             lost: false,
         }
@@ -393,7 +396,8 @@ impl Cold {
     /// What is published: a stopped unit is one that is not ready.
     fn geometry(&self) -> Geometry {
         let geometry = if self.is_stopped() { Geometry::missing(self.modes.flags()) } else { self.device_geometry() };
-        if self.claims.is_empty() { geometry } else { geometry.claimed() }
+        let geometry = if self.claims.is_empty() { geometry } else { geometry.claimed() };
+        if self.tasks.holds_up_all() { geometry.ordering() } else { geometry }
     }
 
     fn device_geometry(&self) -> Geometry {

@@ -3,7 +3,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use pollux_core::Bdev;
@@ -12,8 +11,7 @@ use pollux_tests::guest::{
     CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Framing, Lun, Response, Ticket, Tmf, cdb,
 };
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{Effect, Fault, Kind, SimAppliance, SimBdev, SimWorld, backing, unit_of};
-use pollux_vhost_scsi::Patience;
+use pollux_tests::sim::{Effect, Fault, Kind, PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_of};
 
 const BLOCK: usize = 512;
 const BLOCKS: u64 = 256;
@@ -28,9 +26,6 @@ const BITS_AT: u64 = 64;
 const BITS_BLOCKS: usize = 2;
 /// Blocks for everything else.
 const REST_AT: u64 = 128;
-/// The control plane's waits are of the real clock, which must not decide a run.
-const LONG: Duration = Duration::from_secs(60);
-const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
 
 fn counter(number: usize) -> (u64, usize) {
     (number as u64 * COUNTER_STEP, number + 1)

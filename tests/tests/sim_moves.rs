@@ -3,23 +3,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use pollux_core::Bdev;
 use pollux_tests::guest::{Command, DriverOptions, Lun, Tmf, cdb};
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{Call, Effect, Fault, Kind, SimAppliance, SimBdev, SimGuest, SimWorld, backing, unit_of};
-use pollux_vhost_scsi::{Backing, Patience, QueuePlace, Target, TargetError, WorkerConfig};
+use pollux_tests::sim::{
+    Call, Effect, Fault, Kind, PATIENT, SimAppliance, SimBdev, SimGuest, SimWorld, backing, unit_of,
+};
+use pollux_vhost_scsi::{Backing, QueuePlace, Target, TargetError, WorkerConfig};
 use vhost::VhostBackend as _;
 
 const BLOCKS: u64 = 512;
 const REACTORS: usize = 3;
 const LUN: Lun = Lun::new(0, 0);
-
-/// The control plane's waits are of the real clock, which must not decide a run.
-const LONG: Duration = Duration::from_secs(60);
-const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
 
 fn appliance_and_disk(world: &SimWorld, seed: u64) -> Result<(SimAppliance, Backing)> {
     let mut appliance = SimAppliance::new(world, REACTORS, seed)?;

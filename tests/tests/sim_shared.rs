@@ -3,7 +3,6 @@
 //! reactor. One model is the judge of both.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pollux_core::Bdev;
@@ -11,16 +10,12 @@ use pollux_scsi::LogicalUnit;
 use pollux_tests::guest::{NotGood, ScsiLoad, ScsiMix, SharedModel};
 use pollux_tests::model::Model;
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{LUN, SimAppliance, SimBdev, SimGuest, SimWorld, backing, unit_of};
-use pollux_vhost_scsi::Patience;
+use pollux_tests::sim::{LUN, PATIENT, SimAppliance, SimBdev, SimGuest, SimWorld, backing, unit_of};
 
 /// Few, so that the guests get into each other's way.
 const BLOCKS: u64 = 128;
 const REACTORS: usize = 3;
 const NAMES: [&str; 2] = ["one", "other"];
-/// The control plane's waits are of the real clock, which must not decide a run.
-const LONG: Duration = Duration::from_secs(60);
-const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
 
 /// What happens beside the commands.
 #[derive(Clone, Copy, Default)]

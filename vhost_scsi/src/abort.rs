@@ -13,6 +13,7 @@
 use std::collections::BTreeSet;
 
 use pollux_core::Cx;
+use pollux_scsi::{Rule, rule};
 use pollux_vhost_user::Chain;
 
 use crate::lun::Address;
@@ -186,7 +187,7 @@ impl ScsiWorker {
     }
 
     fn answer_held(&mut self, port: &mut Port, held: &Held, how: Response) {
-        if let Some(chain) = self.look_up(port, held) {
+        if let Some(chain) = self.look_up_head(port, held.head) {
             self.answer_unserved(port, &chain, how);
         }
     }
@@ -205,16 +206,16 @@ impl ScsiWorker {
             && let Some(held) = port.held.pop_front()
         {
             served += 1;
-            if let Some(chain) = self.look_up(port, &held) {
+            if let Some(chain) = self.look_up_head(port, held.head) {
                 self.any_command(port, &chain, &held.command, cx);
             }
         }
         served
     }
 
-    /// Puts the buffers of a held command into `self.segments`. A guest that has changed them since is not served.
-    fn look_up(&mut self, port: &mut Port, held: &Held) -> Option<Chain> {
-        match port.queue.look_up(held.head, &mut self.segments) {
+    /// Puts the buffers of a command that was taken before into `self.segments`. A guest that has changed them since is not served.
+    pub(crate) fn look_up_head(&mut self, port: &mut Port, head: u16) -> Option<Chain> {
+        match port.queue.look_up(head, &mut self.segments) {
             Ok(chain) if chain.readable_bytes >= COMMAND_LEN as u64 && chain.writable_bytes >= RESPONSE_LEN as u64 => {
                 Some(chain)
             }
@@ -245,13 +246,9 @@ impl ScsiWorker {
         let to = port.slots.len().min(from + looks as usize);
         let mut found = Vec::new();
         for (at, slot) in port.slots[from..to].iter().enumerate() {
-            // Who preempts is not aborted by whom it preempts: each would wait for the other.
-            let counts = match slot.phase {
-                Phase::Free => false,
-                Phase::Parked => !matches!(scope, Scope::Preempted { .. }),
-                Phase::Waiting | Phase::Barred | Phase::Running | Phase::Away => true,
-            };
-            if counts && is_in_scope(scope, port.key.session, self.luns.get(slot.lun), slot.name) {
+            // Two who preempt do not end each other: each would wait for the other.
+            let ends = slot.class().is_some_and(|class| rule(scope.class(), class) == Rule::Ends);
+            if ends && is_in_scope(scope, port.key.session, self.luns.get(slot.lun), slot.name) {
                 found.push((number, (from + at) as u16, slot.turn));
             }
         }
@@ -279,7 +276,7 @@ impl ScsiWorker {
             match slot.phase {
                 Phase::Running => self.units.cancel(unit, tag, cx),
                 Phase::Waiting => drop(lines.insert(unit)),
-                Phase::Barred => barred = true,
+                Phase::Barred | Phase::Dormant => barred = true,
                 Phase::Away => self.call_off(&mut port, head, how),
                 Phase::Free | Phase::Parked => {}
             }
@@ -293,7 +290,7 @@ impl ScsiWorker {
         }
     }
 
-    fn is_running(&self, (number, head, turn): (usize, u16, u16)) -> bool {
+    pub(crate) fn is_running(&self, (number, head, turn): (usize, u16, u16)) -> bool {
         // Another, smaller queue may have come into the port's place.
         let slot = self.port(number).and_then(|port| port.slots.get(usize::from(head)));
         slot.is_some_and(|slot| slot.phase != Phase::Free && slot.turn == turn)

@@ -1,4 +1,5 @@
-//! Commands that wait before they touch the device: for memory, or for a range that another command has to itself.
+//! Commands that wait before they touch the device: for their turn (`order.rs`), for memory, or for a range that another
+//! command has to itself.
 //!
 //! A command that has its range to itself ([`pollux_scsi::Job::is_exclusive`]) claims it in the unit's table, which sends
 //! everybody's commands the long way. There they look whether they overlap ([`ScsiWorker::waits_for_claims`]). What was under way before
@@ -10,10 +11,11 @@
 //! command for each queue (and few jobs between two pieces), and within a queue nothing overtakes it.
 
 use pollux_core::{Cx, IoError};
-use pollux_scsi::Order;
+use pollux_scsi::{Class, Order, Place, Rule, rule};
 
 use crate::jobs::working;
 use crate::message::{Body, ControllerId, Message, UnitId};
+use crate::order::Turn;
 use crate::port::{Kind, Long, Phase, Port, Slot};
 use crate::worker::ScsiWorker;
 
@@ -23,12 +25,14 @@ const LOOKS: usize = 256;
 /// Why a command waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
+    /// For its turn in the task set; so many workers have not said that what came before has ended.
+    Turn(Turn, usize),
     /// For memory.
     Memory,
     /// For claims before this place in the order.
     Claims(Order),
     /// For its own claim to become good: so many workers have not answered.
-    Fence(Order, usize),
+    Fence(Order, Span, usize),
 }
 
 /// A command that waits.
@@ -51,11 +55,29 @@ impl Span {
     }
 }
 
-/// A question of a worker: when has what was under way on this range ended?
+/// What a command wants to have behind it before it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// What overlaps the range that it has claimed and had started before.
+    Claim(Order, Span),
+    /// All that came before its place in the task set.
+    Turn(Place),
+}
+
+impl Mark {
+    /// The class of who makes it.
+    const fn class(self) -> Class {
+        match self {
+            Mark::Claim(..) => Class::Atomic,
+            Mark::Turn(_) => Class::Ordered,
+        }
+    }
+}
+
+/// A question of a worker: when has what came before this mark ended?
 pub(crate) struct Fence {
     unit: UnitId,
-    order: Order,
-    span: Span,
+    mark: Mark,
     from: usize,
     /// Whose ports may have something of it.
     controllers: Vec<ControllerId>,
@@ -98,11 +120,16 @@ impl ScsiWorker {
         let (offset, len) = job.job.span();
         let order = self.units.look(unit).logical.claim(offset, len);
         job.claim = Some(order);
-        self.bar(port, head, Why::Fence(order, self.workers));
-        let (span, from) = (Span { offset, len }, self.worker);
+        let span = Span { offset, len };
+        self.bar(port, head, Why::Fence(order, span, self.workers));
+        self.ask_around(unit, Mark::Claim(order, span));
+    }
+
+    /// Asks everybody to say when what came before has ended.
+    pub(crate) fn ask_around(&mut self, unit: UnitId, mark: Mark) {
         for worker in 0..self.workers {
             // This worker, too, takes it as a message: the port is in use here.
-            self.outbox.push_back((worker, Message(Body::Fence { unit, order, span, from })));
+            self.outbox.push_back((worker, Message(Body::Fence { unit, mark, from: self.worker })));
         }
     }
 
@@ -139,8 +166,9 @@ impl ScsiWorker {
     fn is_let_in(&self, port: &Port, entry: &Barred) -> bool {
         let order = match entry.why {
             Why::Memory => return self.pool.has_some_for(port.key.session),
-            Why::Fence(_, missing) if missing > 0 => return false,
-            Why::Fence(order, _) | Why::Claims(order) => order,
+            Why::Turn(_, missing) | Why::Fence(_, _, missing) if missing > 0 => return false,
+            Why::Turn(turn, _) => return self.has_its_turn(port, entry.head, turn),
+            Why::Fence(order, ..) | Why::Claims(order) => order,
         };
         let slot = &port.slots[usize::from(entry.head)];
         let (offset, len) = slot.span();
@@ -149,13 +177,14 @@ impl ScsiWorker {
 
     fn let_in(&mut self, port: &mut Port, entry: &Barred, cx: &mut Cx<'_>) {
         let is_job = matches!(port.slots[usize::from(entry.head)].long.as_deref(), Some(Long::Job(_)));
-        if entry.why == Why::Memory {
-            self.memory_waiters -= 1;
-            self.lend(port, entry.head, cx);
-        } else if is_job {
-            self.work(port, entry.head, cx);
-        } else {
-            self.go(port, entry.head, cx);
+        match entry.why {
+            Why::Turn(turn, _) => self.wake(port, entry.head, turn, cx),
+            Why::Memory => {
+                self.memory_waiters -= 1;
+                self.lend(port, entry.head, cx);
+            }
+            Why::Claims(_) | Why::Fence(..) if is_job => self.work(port, entry.head, cx),
+            Why::Claims(_) | Why::Fence(..) => self.go(port, entry.head, cx),
         }
     }
 
@@ -187,42 +216,61 @@ impl ScsiWorker {
         match why {
             Why::Memory => self.memory_waiters -= 1,
             Why::Claims(_) => {}
-            // Nobody needs to find out for it any more.
-            Why::Fence(order, _) => {
-                for worker in 0..self.workers {
-                    self.outbox.push_back((worker, Message(Body::Unfence { unit, order })));
+            Why::Fence(order, span, _) => self.ask_no_more(unit, Mark::Claim(order, span)),
+            Why::Turn(turn, missing) => {
+                if missing > 0 {
+                    self.ask_no_more(unit, Mark::Turn(turn.place));
                 }
+                self.turn_over(unit, turn);
             }
         }
     }
 
-    /// A worker asks when the range is free here.
-    pub(crate) fn fence(&mut self, unit: UnitId, order: Order, span: Span, from: usize) {
-        let before = self.barred.iter().filter(|entry| matches!(entry.why, Why::Claims(of) if of <= order));
+    /// Nobody needs to find out any more.
+    fn ask_no_more(&mut self, unit: UnitId, mark: Mark) {
+        for worker in 0..self.workers {
+            self.outbox.push_back((worker, Message(Body::Unfence { unit, mark })));
+        }
+    }
+
+    /// A worker asks when what came before its mark has ended here.
+    pub(crate) fn fence(&mut self, unit: UnitId, mark: Mark, from: usize) {
+        let before = self.barred.iter().filter(|entry| match (mark, entry.why) {
+            (Mark::Claim(order, _), Why::Claims(of)) => of <= order,
+            (Mark::Turn(place), Why::Turn(turn, _)) => turn.place < place,
+            _ => false,
+        });
         let commands = before.filter_map(|entry| {
-            let slot = &self.port(entry.number)?.slots[usize::from(entry.head)];
-            Some((entry.number, entry.head, slot.turn))
+            let slot = self.port(entry.number)?.slots.get(usize::from(entry.head))?;
+            self.is_in_the_way(slot, unit, mark).then_some((entry.number, entry.head, slot.turn))
         });
         let commands = commands.collect();
         let controllers = self.luns.busy_with(unit);
         let next = (!controllers.is_empty()).then_some((0, 0));
-        self.fences.push(Fence { unit, order, span, from, controllers, next, commands });
+        self.fences.push(Fence { unit, mark, from, controllers, next, commands });
     }
 
     /// It does not ask any more.
-    pub(crate) fn unfence(&mut self, unit: UnitId, order: Order) {
-        self.fences.retain(|fence| (fence.unit, fence.order) != (unit, order));
+    pub(crate) fn unfence(&mut self, unit: UnitId, mark: Mark) {
+        self.fences.retain(|fence| (fence.unit, fence.mark) != (unit, mark));
     }
 
     /// A worker says that nothing of before is under way there any more.
-    pub(crate) fn fenced(&mut self, unit: UnitId, order: Order, cx: &mut Cx<'_>) {
+    pub(crate) fn fenced(&mut self, unit: UnitId, mark: Mark, cx: &mut Cx<'_>) {
         for at in 0..self.barred.len() {
             let Barred { number, head, why } = self.barred[at];
             let of_unit = self.port(number).map(|port| self.luns.get(port.slots[usize::from(head)].lun).unit);
-            if let Why::Fence(of, missing) = why
-                && (of_unit, of) == (Some(unit), order)
-            {
-                self.barred[at].why = Why::Fence(of, missing - 1);
+            let asked = match (why, mark) {
+                (Why::Fence(of, span, missing), Mark::Claim(order, _)) if of == order => {
+                    Some((Why::Fence(of, span, missing - 1), missing))
+                }
+                (Why::Turn(turn, missing), Mark::Turn(place)) if turn.place == place => {
+                    Some((Why::Turn(turn, missing - 1), missing))
+                }
+                _ => None,
+            };
+            if let Some((why, missing)) = asked.filter(|_| of_unit == Some(unit)) {
+                self.barred[at].why = why;
                 if missing == 1 {
                     self.look_at_barred(cx);
                 }
@@ -254,12 +302,11 @@ impl ScsiWorker {
             if fence.next.is_some() {
                 return true;
             }
-            let Fence { unit, order, span, from, .. } = *fence;
-            fence.commands.retain(|&command| self.is_under_way(command, unit, order, span));
-            let busy =
-                !fence.commands.is_empty() || self.background.iter().flatten().any(|task| task.touches(unit, span));
+            let Fence { unit, mark, from, .. } = *fence;
+            fence.commands.retain(|&command| self.is_under_way(command, unit, mark));
+            let busy = !fence.commands.is_empty() || self.has_background(unit, mark);
             if !busy {
-                self.outbox.push_back((from, Message(Body::Fenced { unit, order })));
+                self.outbox.push_back((from, Message(Body::Fenced { unit, mark })));
             }
             busy
         });
@@ -282,8 +329,13 @@ impl ScsiWorker {
         let from = from.min(port.slots.len());
         let to = port.slots.len().min(from + looks);
         for (at, slot) in port.slots[from..to].iter().enumerate() {
-            let started = matches!(slot.phase, Phase::Running | Phase::Waiting);
-            if started && self.is_in_the_way(slot, fence.unit, fence.span) {
+            let before = match slot.phase {
+                Phase::Running | Phase::Waiting => true,
+                // Whatever it waits for, it has begun.
+                Phase::Barred | Phase::Parked | Phase::Away => matches!(fence.mark, Mark::Turn(_)),
+                Phase::Free | Phase::Dormant => false,
+            };
+            if before && self.is_in_the_way(slot, fence.unit, fence.mark) {
                 fence.commands.push((number, (from + at) as u16, slot.turn));
             }
         }
@@ -293,20 +345,35 @@ impl ScsiWorker {
         to - from + 1
     }
 
-    /// Whether a command that has started is one that a claim waits for. Of those that claim, the table knows the order.
-    fn is_in_the_way(&self, slot: &Slot, unit: UnitId, span: Span) -> bool {
-        let exclusive = matches!(slot.long.as_deref(), Some(Long::Job(working)) if working.job.is_exclusive());
-        !exclusive && self.luns.get(slot.lun).unit == unit && span.overlaps(slot.span())
+    /// Whether a command that came before a mark has to be waited for. Of those that claim, the table knows the order.
+    fn is_in_the_way(&self, slot: &Slot, unit: UnitId, mark: Mark) -> bool {
+        let Some(class) = slot.class() else { return false };
+        let concerns = match (rule(mark.class(), class), mark) {
+            (Rule::Waits, _) => true,
+            (Rule::Overlap, Mark::Claim(_, span)) => class != Class::Atomic && span.overlaps(slot.span()),
+            _ => false,
+        };
+        concerns && self.luns.get(slot.lun).unit == unit
     }
 
-    fn is_under_way(&self, (number, head, turn): (usize, u16, u16), unit: UnitId, order: Order, span: Span) -> bool {
+    /// Whether something that goes on without its guest has to be waited for.
+    fn has_background(&self, unit: UnitId, mark: Mark) -> bool {
+        let mut tasks = self.background.iter().flatten();
+        match (rule(mark.class(), Class::Background), mark) {
+            (Rule::Overlap, Mark::Claim(_, span)) => tasks.any(|task| task.touches(unit, span)),
+            _ => false,
+        }
+    }
+
+    fn is_under_way(&self, (number, head, turn): (usize, u16, u16), unit: UnitId, mark: Mark) -> bool {
         let Some(slot) = self.port(number).and_then(|port| port.slots.get(usize::from(head))) else { return false };
         // The LUN of a command that has ended may be gone.
-        if slot.phase == Phase::Free || slot.turn != turn || !self.is_in_the_way(slot, unit, span) {
+        if slot.phase == Phase::Free || slot.turn != turn || !self.is_in_the_way(slot, unit, mark) {
             return false;
         }
+        let Mark::Claim(order, _) = mark else { return true };
         match slot.phase {
-            Phase::Free | Phase::Parked | Phase::Away => false,
+            Phase::Free | Phase::Parked | Phase::Away | Phase::Dormant => false,
             Phase::Running | Phase::Waiting => true,
             // A job between two pieces does not come before the claim any more.
             Phase::Barred => self.barred.iter().any(|entry| {

@@ -29,6 +29,7 @@ pub mod lun;
 mod luns;
 mod message;
 mod moves;
+mod order;
 mod own;
 mod parked;
 mod pieces;

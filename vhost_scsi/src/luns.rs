@@ -95,6 +95,13 @@ impl Luns {
         self.luns[index as usize].as_ref().expect("a LUN stays while its requests are in flight")
     }
 
+    /// The LUNs that the target of this one has, for REPORT LUNS; none once that has no LUNs any more.
+    pub(crate) fn inventory(&self, index: u32) -> &TargetLuns {
+        const NONE: &TargetLuns = &TargetLuns(Vec::new());
+        let lun = self.get(index);
+        self.target(lun.controller, lun.target).unwrap_or(NONE)
+    }
+
     /// As `get`.
     #[inline]
     pub(crate) fn get_mut(&mut self, index: u32) -> &mut Lun {

@@ -7,11 +7,11 @@ use std::sync::{Arc, OnceLock};
 
 use crossbeam::channel::Sender;
 use pollux_core::{Channel, IoError, IoStats, Tag};
-use pollux_scsi::{LogicalUnit, Order, Path, Preempted, Saved};
+use pollux_scsi::{Class, LogicalUnit, Path, Preempted, Saved};
 use pollux_vhost_user::{Queue, SessionHandle};
 
 use crate::errands::{ErrandId, HelpersHandle};
-use crate::fence::Span;
+use crate::fence::Mark;
 use crate::parked::Home;
 use crate::port::Slot;
 use crate::request::{Event, Response};
@@ -107,6 +107,11 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
+    /// What it is to the commands in it.
+    pub(crate) const fn class(self) -> Class {
+        if matches!(self, Scope::Preempted { .. }) { Class::Preemption } else { Class::Management }
+    }
+
     /// The session that asks and whose commands are taken out of its rings first, if any are.
     pub(crate) const fn session(self) -> Option<u64> {
         match self {
@@ -242,22 +247,21 @@ pub(crate) enum Body {
         id: AbortId,
         count: u32,
     },
-    /// From a worker: say when what was under way on the range has ended. New commands on it wait by themselves.
+    /// From a worker: say when what was under way before the mark has ended. New commands wait by themselves.
     Fence {
         unit: UnitId,
-        order: Order,
-        span: Span,
+        mark: Mark,
         from: usize,
     },
     /// The answer to that.
     Fenced {
         unit: UnitId,
-        order: Order,
+        mark: Mark,
     },
     /// The answer is not needed any more.
     Unfence {
         unit: UnitId,
-        order: Order,
+        mark: Mark,
     },
     /// What barred commands wait for may be there.
     Look,
@@ -301,9 +305,9 @@ impl fmt::Debug for Body {
             Body::CancelQueue { key } => write!(f, "CancelQueue({key:?})"),
             Body::Event { controller, event } => write!(f, "Event({}, {event:?})", controller.place),
             Body::Abort { id, scope, how } => write!(f, "Abort({id:?}, {scope:?}, {how:?})"),
-            Body::Fence { unit, order, span, from } => write!(f, "Fence({unit}, {order:?}, {span:?}, {from})"),
-            Body::Fenced { unit, order } => write!(f, "Fenced({unit}, {order:?})"),
-            Body::Unfence { unit, order } => write!(f, "Unfence({unit}, {order:?})"),
+            Body::Fence { unit, mark, from } => write!(f, "Fence({unit}, {mark:?}, {from})"),
+            Body::Fenced { unit, mark } => write!(f, "Fenced({unit}, {mark:?})"),
+            Body::Unfence { unit, mark } => write!(f, "Unfence({unit}, {mark:?})"),
             Body::Look => write!(f, "Look"),
             Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),
             Body::ErrandDone { id, data, .. } => write!(f, "ErrandDone({id}, {})", data.is_some()),

@@ -23,7 +23,8 @@ impl ScsiWorker {
         }
         let lun = self.luns.get_mut(port.route.lun);
         let unit = self.units.get(lun.unit);
-        let Some(PlainIo { op, flags, offset, len }) = unit.logical.plain_io(&lun.path, command.cdb()) else {
+        let Some(PlainIo { op, flags, offset, len }) = unit.logical.plain_io(&lun.path, command.cdb(), command.odd())
+        else {
             return false;
         };
         let data_out = chain.readable_bytes - COMMAND_LEN as u64;

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use pollux_core::{ClientId, Cx, Entry, IoFlags, Op, RingOp, Segment, SpinBudget, Tag, Token, segment};
-use pollux_scsi::Plan;
+use pollux_scsi::{Class, Plan};
 use pollux_vhost_user::{Queue, SessionHandle};
 
 use crate::QueueStats;
@@ -20,7 +20,7 @@ use crate::jobs::Working;
 use crate::line::Charge;
 use crate::message::{ControllerId, NewQueue, QueueKey, Reply, Stopped};
 use crate::pieces::{Pattern, Pieces};
-use crate::request::{RESPONSE_LEN, Response, response_header};
+use crate::request::{Command, RESPONSE_LEN, Response, response_header};
 
 /// What a port's requests are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Free,
+    /// Waits for its turn; nothing of it has been looked at.
+    Dormant,
     /// Waits for memory, or for a range that another command has to itself.
     Barred,
     /// In its unit's line.
@@ -90,6 +92,8 @@ pub(crate) enum Long {
     Plan { plan: Plan, pattern: Option<Pattern> },
     /// It looks at the data.
     Job(Working),
+    /// It has not begun: its header, as it was read.
+    Dormant(Command),
 }
 
 impl Long {
@@ -97,6 +101,7 @@ impl Long {
         match self {
             Long::Plan { plan, .. } => Charge::step(op, len, plan.immediate()),
             Long::Job(working) => working.charge(len),
+            Long::Dormant(_) => Charge::plain(0),
         }
     }
 }
@@ -136,9 +141,19 @@ impl Slot {
     /// Offset and length of what it touches on the device, all its steps together.
     pub(crate) fn span(&self) -> (u64, u64) {
         match self.long.as_deref() {
-            None => (self.offset, self.len),
+            None | Some(Long::Dormant(_)) => (self.offset, self.len),
             Some(Long::Plan { plan, .. }) => plan.span(),
             Some(Long::Job(working)) => working.job.span(),
+        }
+    }
+
+    /// What its command is to others; `None`: there is none. (What it is by its task attribute, the task set knows.)
+    pub(crate) fn class(&self) -> Option<Class> {
+        match (self.phase, self.long.as_deref()) {
+            (Phase::Free, _) => None,
+            (Phase::Parked, _) => Some(Class::Saving),
+            (_, Some(Long::Job(working))) if working.job.is_exclusive() => Some(Class::Atomic),
+            _ => Some(Class::Simple),
         }
     }
 
@@ -212,7 +227,7 @@ pub(crate) struct Port {
     pub(crate) queue: Queue,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) inflight: u32,
-    /// How many of its requests are in a unit's line, or barred. Nothing is taken from the ring while there is one.
+    /// How many of its requests are in a unit's line, barred, or dormant. Nothing is taken from the ring while there is one.
     pub(crate) waiting: u32,
     /// Commands that task management took before their turn, in order: they come before what is in the ring.
     pub(crate) held: VecDeque<Held>,
@@ -345,6 +360,13 @@ impl Port {
         }
         slot.pieces.clear();
         self.inflight -= 1;
+    }
+
+    /// The slot's request begins anew: the slot is free, and who claims it next for the same request has the same turn.
+    pub(crate) fn reopen(&mut self, head: u16) {
+        self.release(head);
+        let slot = &mut self.slots[usize::from(head)];
+        slot.turn = slot.turn.wrapping_sub(1);
     }
 
     /// Gives a chain back to the guest with `written` bytes in it.

@@ -2,6 +2,8 @@
 //! always 32 bytes and the sense field always 96: the configuration space that could say otherwise is the VMM's and never
 //! reaches this side.
 
+use pollux_scsi::Attribute;
+
 /// Length of a command request's header: LUN, tag, attributes, CDB.
 pub const COMMAND_LEN: usize = 51;
 /// Length of a command's response: 12 bytes and the sense data.
@@ -74,9 +76,20 @@ impl Command {
         u64::from_le_bytes(array(&self.0, 8))
     }
 
-    /// SIMPLE, ORDERED, HEAD OF QUEUE, ACA.
+    /// The task attribute. `None`: ACA, which needs what we do not have (NORMACA is 0), or a value that stands for none.
     #[must_use]
-    pub const fn attribute(&self) -> u8 {
+    pub const fn attribute(&self) -> Option<Attribute> {
+        match self.0[16] {
+            0 => Some(Attribute::Simple),
+            1 => Some(Attribute::Ordered),
+            2 => Some(Attribute::Head),
+            _ => None,
+        }
+    }
+
+    /// 0 if the task attribute is SIMPLE.
+    #[inline(always)]
+    pub(crate) const fn odd(&self) -> u8 {
         self.0[16]
     }
 
@@ -245,7 +258,7 @@ mod tests {
         bytes[50] = 9;
         let command = Command::new(bytes);
         assert_eq!(command.lun(), [1, 2, 0x40, 3, 0, 0, 0, 0]);
-        assert_eq!((command.tag(), command.attribute()), (0x1122_3344_5566_7788, 2));
+        assert_eq!((command.tag(), command.attribute()), (0x1122_3344_5566_7788, Some(Attribute::Head)));
         assert_eq!((command.cdb()[0], command.cdb()[31]), (0x28, 9));
     }
 

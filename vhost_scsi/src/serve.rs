@@ -4,7 +4,7 @@
 //! each of its steps. What task management has marked is answered as aborted, but not before the device has let go.
 
 use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, Segment, SegmentList, Tag, segment};
-use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Sense, Step, io_outcome};
+use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Rank, Sense, Step, io_outcome};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
 use crate::fence::Span;
@@ -57,6 +57,19 @@ pub(crate) struct Given {
 }
 
 impl Given {
+    /// Of a command whose chain lies in the worker's segments; the chain holds its header and its response.
+    pub(crate) fn new(chain: &Chain, lun: u32, command: &Command) -> Given {
+        Given {
+            head: chain.head,
+            lun,
+            name: command.tag(),
+            data_out: chain.readable_bytes - COMMAND_LEN as u64,
+            data_in: chain.writable_bytes - RESPONSE_LEN as u64,
+            used: 0,
+            readable: chain.readable,
+        }
+    }
+
     pub(crate) const fn residual(&self, used: u64) -> u64 {
         (self.data_in + self.data_out).saturating_sub(used)
     }
@@ -93,21 +106,15 @@ impl ScsiWorker {
     /// its response.
     #[inline(never)]
     pub(crate) fn any_command(&mut self, port: &mut Port, chain: &Chain, command: &Command, cx: &mut Cx<'_>) {
-        let (_, writable) = self.segments.as_slice().split_at(chain.readable);
-        let data_out = chain.readable_bytes - COMMAND_LEN as u64;
-        let data_in = chain.writable_bytes - RESPONSE_LEN as u64;
-        let readable = chain.readable;
-        let mut given = Given { head: chain.head, lun: 0, name: command.tag(), data_out, data_in, used: 0, readable };
-        if data_out > 0 && data_in > 0 {
-            port.stats.invalid.add(1);
-            port.answer(chain.head, writable, &Answer::response(Response::Failure, given.residual(0)));
+        let mut given = Given::new(chain, 0, command);
+        if self.refuses_both_ways(port, &given) {
             return;
         }
         let address = Address::decode(command.lun());
         let Some(target) = address.target().and_then(|target| self.luns.target(port.controller, target)) else {
             port.answer(
                 chain.head,
-                writable_of(&self.segments, readable),
+                writable_of(&self.segments, chain.readable),
                 &Answer::response(Response::BadTarget, given.residual(0)),
             );
             return;
@@ -126,19 +133,44 @@ impl ScsiWorker {
         };
         given.lun = lun;
         port.route = Route { field: command.lun(), epoch: self.luns.epoch(), lun };
-        let lun = self.luns.get(lun);
-        // The unit decides; what it says is done below.
+        let Some(attribute) = command.attribute() else {
+            self.answer_outcome(port, &given, &Outcome::check(Sense::INVALID_MESSAGE));
+            return;
+        };
+        let rank = Rank::new(attribute, &cdb);
+        if rank.is_known() || self.units.look(self.luns.get(lun).unit).logical.is_ordering() {
+            self.enter_task_set(port, given, command, rank, cx);
+        } else {
+            self.perform(port, given, &cdb, cx);
+        }
+    }
+
+    /// A request is read from or written to, not both.
+    pub(crate) fn refuses_both_ways(&self, port: &mut Port, given: &Given) -> bool {
+        let refused = given.data_out > 0 && given.data_in > 0;
+        if refused {
+            port.stats.invalid.add(1);
+            let writable = writable_of(&self.segments, given.readable);
+            port.answer(given.head, writable, &Answer::response(Response::Failure, given.residual(0)));
+        }
+        refused
+    }
+
+    /// Does a command whose turn it is: its unit decides what that means.
+    pub(crate) fn perform(&mut self, port: &mut Port, mut given: Given, cdb: &Cdb, cx: &mut Cx<'_>) {
+        let lun = self.luns.get(given.lun);
         let logical: &LogicalUnit = &self.units.look(lun.unit).logical;
-        let mut action = logical.execute(&lun.path, &cdb, target, &mut self.scratch);
+        let inventory = self.luns.inventory(given.lun);
+        let mut action = logical.execute(&lun.path, cdb, inventory, &mut self.scratch);
         if let Action::DataOut { len } = action {
-            if data_out < len as u64 || len > self.parameters.len() {
+            if given.data_out < len as u64 || len > self.parameters.len() {
                 self.overrun(port, &given);
                 return;
             }
             given.used = len as u64;
             let parameters = &mut self.parameters[..len];
-            segment::copy_from(&self.segments.as_slice()[..readable], COMMAND_LEN, parameters);
-            action = logical.execute_out(&lun.path, &cdb, parameters, &mut self.scratch);
+            segment::copy_from(&self.segments.as_slice()[..given.readable], COMMAND_LEN, parameters);
+            action = logical.execute_out(&lun.path, cdb, parameters, &mut self.scratch);
         }
         match action {
             Action::Io { op, flags, offset, len } => {
@@ -160,6 +192,12 @@ impl ScsiWorker {
     pub(crate) fn overrun(&self, port: &mut Port, given: &Given) {
         let answer = Answer::response(Response::Overrun, given.residual(0));
         port.answer(given.head, writable_of(&self.segments, given.readable), &answer);
+    }
+
+    /// Answers a command without data, as its unit would.
+    pub(crate) fn answer_outcome(&self, port: &mut Port, given: &Given, outcome: &Outcome) {
+        let logical = &self.units.look(self.luns.get(given.lun).unit).logical;
+        self.answer_done(port, given, outcome, &Encoded::new(logical, outcome.sense.as_ref()));
     }
 
     /// Answers a command that needed no device, with its data-in from the scratch buffer.
@@ -284,6 +322,7 @@ impl ScsiWorker {
             Some(Long::Plan { pattern: Some(pattern), .. }) => pattern.data(slot.len),
             Some(Long::Plan { pattern: None, .. }) => SegmentList::EMPTY,
             Some(Long::Job(working)) => working.data(slot.op, slot.len),
+            Some(Long::Dormant(_)) => unreachable!("what has not begun is not submitted"),
         };
         let io = Io { tag, op: slot.op, flags: slot.flags, offset: slot.offset, len: slot.len, data };
         if let Err(error) = self.units.submit(unit, io, slot.charge(), cx) {
@@ -296,7 +335,7 @@ impl ScsiWorker {
     pub(crate) fn finish(&mut self, port: &mut Port, head: u16, result: Result<(), IoError>, cx: &mut Cx<'_>) {
         let slot = &mut port.slots[usize::from(head)];
         let plan = match slot.long.as_deref_mut() {
-            None => None,
+            None | Some(Long::Dormant(_)) => None,
             Some(Long::Plan { plan, .. }) => Some(plan),
             Some(Long::Job(_)) => return self.task_done(port, head, result, cx),
         };

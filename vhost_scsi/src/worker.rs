@@ -16,6 +16,7 @@ use crate::events::Waiting;
 use crate::fence::{Barred, Fence};
 use crate::luns::{Lun, Luns};
 use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Stopped};
+use crate::order::Begun;
 use crate::own::Pool;
 use crate::parked::Home;
 use crate::port::{Kind, Phase, Port};
@@ -76,7 +77,9 @@ pub struct ScsiWorker {
     pub(crate) memory_waiters: usize,
     /// Commands that wait before they touch the device, in the order in which they came.
     pub(crate) barred: Vec<Barred>,
-    /// Who wants to know when what is under way on a range has ended.
+    /// Commands that have begun and that others wait for.
+    pub(crate) begun: Vec<Begun>,
+    /// Who wants to know when what is under way has ended.
     pub(crate) fences: Vec<Fence>,
     pub(crate) outbox: VecDeque<(usize, Message)>,
     pub(crate) home: Option<Home>,
@@ -84,7 +87,7 @@ pub struct ScsiWorker {
     /// Commands that helper threads do something for.
     pub(crate) errands: Errands,
     /// Something drains: look at it in each pass that did something.
-    draining: bool,
+    pub(crate) draining: bool,
     /// A message came since the last pass.
     told: bool,
     /// The last pass ended with an answer that others may wait for: make another before sleeping.
@@ -121,6 +124,7 @@ impl ScsiWorker {
             pool: Pool::default(),
             memory_waiters: 0,
             barred: Vec::new(),
+            begun: Vec::new(),
             fences: Vec::new(),
             outbox: VecDeque::new(),
             home: None,
@@ -448,10 +452,11 @@ impl ScsiWorker {
         self.advance_endings(cx);
         self.advance_fences();
         self.take_own(cx);
+        let begun = self.collect_begun();
         let luns = self.luns.collect_removed();
         let units = self.units.collect_ended(cx);
         let ports = self.collect_stopped(cx);
-        self.draining = luns || units || ports || !self.ending.is_empty() || !self.fences.is_empty();
+        self.draining = begun || luns || units || ports || !self.ending.is_empty() || !self.fences.is_empty();
     }
 
     /// Hands out what has stopped, and gives away what is offered. Returns whether something still drains.
@@ -563,9 +568,9 @@ impl Worker for ScsiWorker {
             Body::Event { controller, event } => self.event(controller, event),
             Body::Abort { id, scope, how } => self.abort(id, scope, how),
             Body::AbortDone { id, count } => self.abort_done(id, count),
-            Body::Fence { unit, order, span, from } => self.fence(unit, order, span, from),
-            Body::Fenced { unit, order } => self.fenced(unit, order, cx),
-            Body::Unfence { unit, order } => self.unfence(unit, order),
+            Body::Fence { unit, mark, from } => self.fence(unit, mark, from),
+            Body::Fenced { unit, mark } => self.fenced(unit, mark, cx),
+            Body::Unfence { unit, mark } => self.unfence(unit, mark),
             Body::Look => self.look_at_barred(cx),
             Body::Saved { tag, saved } => self.saved(tag, saved),
             Body::ErrandDone { id, session, data } => self.errand_done(id, session, data),

@@ -438,15 +438,15 @@ fn who_may_read_and_write() {
         world.register(B, 2);
         assert_eq!(world.out(A, RESERVE, kind, (1, 0), 0), Ok(()));
         assert_eq!([world.may(A), world.may(B), world.may(C)], [FREE, registrant, stranger], "type {kind}");
-        let plain = |of: usize| world.unit.plain_io(&world.paths[of], Cdb::from_slice(&WRITE).as_bytes()).is_some();
+        let plain = |of: usize| world.unit.plain_io(&world.paths[of], Cdb::from_slice(&WRITE).as_bytes(), 0).is_some();
         assert_eq!((plain(A), plain(B), plain(C)), (true, registrant == FREE, false), "the plain way, type {kind}");
         // A path that comes later finds the reservation; the initiator's registration is that of one nexus.
         let late = world.unit.attach(nexus(C2), 1);
         drained(&late);
-        assert!(world.unit.plain_io(&late, Cdb::from_slice(&WRITE).as_bytes()).is_none());
+        assert!(world.unit.plain_io(&late, Cdb::from_slice(&WRITE).as_bytes(), 0).is_none());
         let again = world.unit.attach(nexus(A), 1);
         drained(&again);
-        assert!(world.unit.plain_io(&again, Cdb::from_slice(&WRITE).as_bytes()).is_some(), "a holder comes back");
+        assert!(world.unit.plain_io(&again, Cdb::from_slice(&WRITE).as_bytes(), 0).is_some(), "a holder comes back");
         // A reset of the unit changes nothing of it, whoever asks.
         world.unit.reset(Some(&world.paths[C]));
         world.told();

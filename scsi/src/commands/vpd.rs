@@ -64,15 +64,18 @@ fn designator(code_set: u8, kind: u8, parts: &[&[u8]], data: &mut DataIn<'_>) {
     parts.iter().for_each(|part| data.put(part));
 }
 
-/// Page 86h (SPC-5, clause 7.7.7): no protection information; SIMPLE tasks; V_SUP where there is a volatile cache; mode
-/// pages revert to their defaults by MODE SELECT (RTD_SUP); 3Fh/0Eh is told once per nexus, by one unit for all (LUICLR).
+/// Page 86h (SPC-5, clause 7.7.7): no protection information; SIMPLE, ORDERED and HEAD OF QUEUE; V_SUP where there is a
+/// volatile cache; mode pages revert to their defaults by MODE SELECT (RTD_SUP); 3Fh/0Eh is told once per nexus, by one unit
+/// for all (LUICLR).
 fn extended_inquiry(shape: Option<&Shape>) -> [u8; 60] {
     const SIMPSUP: u8 = 0x01;
+    const ORDSUP: u8 = 0x02;
+    const HEADSUP: u8 = 0x04;
     const V_SUP: u8 = 0x01;
     const LUICLR: u8 = 0x01;
     const RTD_SUP: u8 = 0x08;
     let mut page = [0; 60];
-    page[1] = SIMPSUP;
+    page[1] = HEADSUP | ORDSUP | SIMPSUP;
     page[3] = LUICLR;
     page[4] = RTD_SUP;
     page[2] = if shape.is_some_and(|shape| shape.volatile_cache) { V_SUP } else { 0 };
@@ -175,11 +178,11 @@ mod tests {
     #[test]
     fn extended_inquiry_and_mode_page_policy() {
         let page = vpd(&mut Bench::new(), 0x86);
-        let mut want = vec![0x00, 0x86, 0, 0x3C, 0, 0x01, 0x01, 0x01, 0x08];
+        let mut want = vec![0x00, 0x86, 0, 0x3C, 0, 0x07, 0x01, 0x01, 0x08];
         want.resize(64, 0);
         assert_eq!(page, want);
         let page = vpd(&mut Bench::with(Some(Shape { volatile_cache: false, ..shape() })), 0x86);
-        assert_eq!(page[4..9], [0, 0x01, 0, 0x01, 0x08]);
+        assert_eq!(page[4..9], [0, 0x07, 0, 0x01, 0x08]);
         assert_eq!(vpd(&mut Bench::new(), 0x87), [0, 0x87, 0, 4, 0x3F, 0xFF, 0, 0]);
         assert_eq!(vpd(&mut Bench::new(), 0xB7), [&[0, 0xB7, 0, 60][..], &[0; 60]].concat());
     }

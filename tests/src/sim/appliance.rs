@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use pollux_core::{Bdev, Extent, IoStats};
 use pollux_scsi::{Identity, LogicalUnit, Medium, Transfers};
-use pollux_vhost_scsi::{Backing, Message, ScsiWorker, SocketOptions, Target, TargetOptions, WorkerConfig};
+use pollux_vhost_scsi::{Backing, Message, Patience, ScsiWorker, SocketOptions, Target, TargetOptions, WorkerConfig};
 use pollux_vhost_user::Server;
 use uuid::Uuid;
 
@@ -17,6 +17,11 @@ use super::{SimMachine, SimWorld};
 use crate::frontend::FrontEnd;
 use crate::guest::DriverOptions;
 use crate::rng::Rng;
+
+const LONG: Duration = Duration::from_secs(60);
+/// For the control plane of a test in which nothing is meant to take too long: its waits are of the real clock, which must not
+/// decide a run.
+pub const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
 
 /// A simulated appliance.
 pub struct SimAppliance {

@@ -16,7 +16,7 @@ mod machine;
 mod ring;
 mod world;
 
-pub use appliance::{SimAppliance, backing, unit_of, unit_with_medium};
+pub use appliance::{PATIENT, SimAppliance, backing, unit_of, unit_with_medium};
 pub use bdev::SimBdev;
 pub use disk::{Mark, SECTOR, SimDisk};
 pub use fault::{Effect, Fault, Kind};
@@ -25,4 +25,4 @@ pub use helpers::SimHelpers;
 pub use load::{BdevLoad, Mix};
 pub use machine::{Call, SimMachine, SimPost};
 pub use ring::SimRing;
-pub use world::{DiskId, SimWorld, Switches};
+pub use world::{DiskId, SimWorld, Switches, Transfer};

@@ -39,6 +39,18 @@ pub struct Switches {
     pub dsync_does_nothing: bool,
 }
 
+/// A read or write in flight. Two of them differ, also if one comes after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    ring: usize,
+    client: ClientId,
+    token: Token,
+    /// Which of the two.
+    pub kind: Kind,
+    /// Where it begins.
+    pub offset: u64,
+}
+
 pub(super) const NEVER: u64 = u64::MAX;
 
 pub(super) struct Pending {
@@ -238,6 +250,17 @@ impl SimWorld {
     #[must_use]
     pub fn pending(&self) -> usize {
         self.lock().pending.len()
+    }
+
+    /// The reads and writes in flight.
+    #[must_use]
+    pub fn transfers(&self) -> Vec<Transfer> {
+        let world = self.lock();
+        let transfers = world.pending.iter().filter_map(|entry| {
+            let (_, kind, offset) = io_of(&entry.op)?;
+            Some(Transfer { ring: entry.ring, client: entry.client, token: entry.token, kind, offset })
+        });
+        transfers.filter(|transfer| matches!(transfer.kind, Kind::Read | Kind::Write)).collect()
     }
 
     /// Does what is due now, and completes polls whose descriptor has become readable. Returns how much that was.

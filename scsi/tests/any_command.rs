@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 
 use pollux_core::{Discard, Extent, IoFlags, Op, Shape};
 use pollux_scsi::{
-    Action, Attention, Cdb, Identity, Inventory, Job, LogicalUnit, Medium, Nexus, Outcome, PIECE_LEN, Path,
-    SCRATCH_LEN, SENSE_LEN, Status, Step, Task, Transfers, execute_absent, execute_well_known,
+    Action, Attention, Cdb, Identity, Inventory, Job, Keeper, LogicalUnit, Medium, Nexus, Outcome, PIECE_LEN, Path,
+    SCRATCH_LEN, SENSE_LEN, Save, Sections, Status, Step, Task, Transfers, execute_absent, execute_well_known,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -54,6 +54,20 @@ impl Medium for Stretches {
     }
 }
 
+/// Keeps what it is given as far as it has to know.
+#[derive(Debug)]
+struct Shelf;
+
+impl Keeper for Shelf {
+    fn admits(&self, _: u64) -> bool {
+        true
+    }
+
+    fn submit(&self, save: Save) {
+        save.done(true);
+    }
+}
+
 prop_compose! {
     fn any_shape()(
         large in any::<bool>(), physical in 0u32..4, bits in 0u32..44, blocks in any::<u64>(), read_only in any::<bool>(),
@@ -78,8 +92,19 @@ prop_compose! {
 /// A CDB of which few bytes are set: most random ones fail at the first reserved bit.
 fn any_cdb() -> impl Strategy<Value = [u8; 32]> {
     let opcode = prop_oneof![9 => prop::sample::select(KNOWN.to_vec()), 1 => any::<u8>()];
-    let byte =
-        prop_oneof![Just(0u8), Just(0xFF), Just(0x08), Just(0x10), Just(0x0C), Just(0x3F), Just(0xB0), any::<u8>()];
+    let byte = prop_oneof![
+        Just(0u8),
+        Just(0xFF),
+        Just(0x08),
+        Just(0x10),
+        Just(0x0C),
+        Just(0x3F),
+        Just(0xB0),
+        Just(0x05),
+        Just(0x06),
+        Just(0x11),
+        any::<u8>()
+    ];
     let long = prop::sample::select(LONG.to_vec());
     (opcode, long, prop::collection::vec((1usize..32, byte), 0..8)).prop_map(|(opcode, long, bytes)| {
         let mut cdb = [0; 32];
@@ -107,8 +132,14 @@ fn allocation_length(cdb: &[u8; 32]) -> usize {
     }
 }
 
-fn unit_on(shape: Option<Shape>) -> (Arc<LogicalUnit>, Arc<Path>, Arc<Path>) {
-    let unit = LogicalUnit::new(Identity::from_uuid(Uuid::from_u128(7), "any"), shape);
+/// A unit of which something can be kept, or nothing.
+fn unit_on(shape: Option<Shape>, keeps: bool) -> (Arc<LogicalUnit>, Arc<Path>, Arc<Path>) {
+    let identity = Identity::from_uuid(Uuid::from_u128(7), "any");
+    let unit = if keeps {
+        LogicalUnit::kept(identity, shape, Arc::new(Shelf), Some(&Sections::new()))
+    } else {
+        LogicalUnit::new(identity, shape)
+    };
     shape.into_iter().for_each(|shape| unit.set_medium(Arc::new(Stretches(shape))));
     let paths = [1, 2].map(|port| unit.attach(Nexus::new(port, "c".into(), 1, 0), 0));
     let [path, other] = paths;
@@ -182,7 +213,10 @@ fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit
     match action {
         Action::Done(outcome) => check_outcome(&outcome, limit),
         Action::DataOut { len } => assert!((1..=65535).contains(&len)),
-        Action::Save(_) => panic!("nothing is kept"),
+        Action::Save(save) => {
+            assert!(["reservations", "modes", "identifying"].contains(&save.section()) && save.text().is_ascii());
+            save.start(Box::new(|saved| assert_eq!(saved.outcome, Outcome::GOOD)));
+        }
         Action::Abort(_) => {}
         Action::Survey(survey) => {
             let data = survey.run(&AtomicBool::new(false));
@@ -229,9 +263,9 @@ proptest! {
     fn no_command_breaks_the_rules(
         shape in prop::option::weighted(0.9, any_shape()),
         commands in prop::collection::vec((any_cdb(), prop::collection::vec(any::<u8>(), 0..64)), 1..12),
-        luns in 0u16..40,
+        luns in 0u16..40, keeps in any::<bool>(),
     ) {
-        let (unit, path, _other) = unit_on(shape);
+        let (unit, path, _other) = unit_on(shape, keeps);
         let shape = shape.filter(|shape| shape.num_blocks > 0);
         let mut scratch = vec![0xAA; SCRATCH_LEN];
         let mut again = vec![0x55; SCRATCH_LEN];
@@ -285,7 +319,7 @@ proptest! {
             block_size: 512, physical_block_size: 512, num_blocks: 1000, read_only: false, volatile_cache,
             discard: None, optimal_io: 0, rotation_rate: 0,
         };
-        let (unit, path, other) = unit_on(Some(shape));
+        let (unit, path, other) = unit_on(Some(shape), false);
         let mut scratch = vec![0; SCRATCH_LEN];
         let tur = Cdb::new([0; 32]);
         for path in [&path, &other] {

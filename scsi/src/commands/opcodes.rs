@@ -1,9 +1,9 @@
 //! REPORT SUPPORTED OPERATION CODES (SPC-5, clause 6.34), generated from the table that commands are decoded with, and
 //! REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (clause 6.35).
 
-use crate::commands::{Call, ROWS, Row, rows_of};
+use crate::commands::{Call, ROWS, Row, mode, rows_of};
 use crate::data_in::DataIn;
-use crate::geometry::Geometry;
+use crate::geometry::{Flags, Geometry};
 use crate::{Action, Inventory, Sense};
 
 const REPORTING: usize = 2;
@@ -16,7 +16,7 @@ pub(crate) fn report(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, S
         0 => report_all(call, timeouts),
         option @ 1..=3 => {
             let row = one(call, option)?;
-            put_one(row, timeouts.then_some(call.geometry), &mut call.data);
+            put_one(row, call.geometry, timeouts, &mut call.data);
         }
         _ => return Err(Sense::invalid_field(REPORTING as u16, Some(2))),
     }
@@ -56,16 +56,19 @@ fn one(call: &Call<'_>, option: u8) -> Result<Option<&'static Row>, Sense> {
     }
 }
 
-/// A command; with timeouts if the unit that they are for is given.
-fn put_one(row: Option<&Row>, timeouts: Option<Geometry>, data: &mut DataIn<'_>) {
+fn put_one(row: Option<&Row>, unit: Geometry, timeouts: bool, data: &mut DataIn<'_>) {
     const CTDP: u8 = 0x80;
     const NOT_SUPPORTED: u8 = 1;
     const AS_IN_THE_STANDARD: u8 = 3;
     let Some(row) = row else { return data.put(&[0, NOT_SUPPORTED, 0, 0]) };
     let [len_high, len_low] = (row.usage.len() as u16).to_be_bytes();
-    data.put(&[0, AS_IN_THE_STANDARD | if timeouts.is_some() { CTDP } else { 0 }, len_high, len_low]);
+    data.put(&[0, AS_IN_THE_STANDARD | if timeouts { CTDP } else { 0 }, len_high, len_low]);
     data.put(row.usage);
-    if let Some(unit) = timeouts {
+    if mode::is_select(row.opcode) && !unit.has(Flags::KEEPS) {
+        // There is nothing to save to.
+        data.set(5, &[row.usage[1] & !mode::SP]);
+    }
+    if timeouts {
         put_timeouts(row, unit, data);
     }
 }
@@ -165,6 +168,15 @@ mod tests {
         for wrong in [cdb(1, 0x9E, 0x10), cdb(2, 0x12, 0), cdb(4, 0, 0)] {
             assert_eq!(bench.sense(&wrong), Sense::invalid_field(2, Some(2)));
         }
+    }
+
+    #[test]
+    fn saving_is_reported_where_something_can_be_kept() {
+        let mut bench = Bench::kept(&Arc::default(), Some(&Sections::new()));
+        assert_eq!(bench.data(&cdb(1, 0x15, 0))[4..], [0x15, 0x13, 0, 0, 0xFF, 0]);
+        let mut bench = Bench::new();
+        assert_eq!(bench.data(&cdb(1, 0x15, 0))[4..], [0x15, 0x12, 0, 0, 0xFF, 0]);
+        assert_eq!(bench.data(&cdb(1, 0x55, 0))[4..7], [0x55, 0x12, 0]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use pollux_core::{IoFlags, Op};
 
-use crate::{Job, Key, Plan, Preempted, Save, Sense, Survey, code};
+use crate::{CopyOrder, Job, Key, Plan, Preempted, Save, Sense, Survey, code};
 
 /// Memory that a front end hands to `execute` for data-in: room for every answer, the longest being REPORT LUNS with
 /// 16384 units. With less (64 KiB at least) the longest answers are cut off, with their length fields intact.
@@ -88,6 +88,8 @@ pub enum Action {
     Plan(Plan),
     /// Give it memory and do its tasks one after the other; the last says how it ended.
     Job(Job),
+    /// Copy from unit to unit: look the names up, start it, and do its tasks one after the other.
+    Copy(Box<CopyOrder>),
     /// Have this saved ([`Save::start`]); when it is, the command's answer is told.
     Save(Box<Save>),
     /// End the commands of the paths that this preempted ([`Path::is_preempted`](crate::Path::is_preempted)), then answer

@@ -5,6 +5,8 @@
 pub(crate) mod atomic;
 pub(crate) mod buffer;
 pub(crate) mod capacity;
+pub(crate) mod copy;
+pub(crate) mod copy_page;
 pub(crate) mod defects;
 pub(crate) mod diagnostic;
 pub(crate) mod discovery;
@@ -228,6 +230,13 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x7F/0x0B, "WRITE(32)", long!(0x0B, 0x18), long_ignored!((10, 0x02)), CHANGE, media::write),
     row!(0x7F/0x0C, "WRITE AND VERIFY(32)", long!(0x0C, 0x16), long_ignored!(), CHANGE, verify::write_and_verify),
     row!(0x7F/0x0D, "WRITE SAME(32)", long!(0x0D, 0x09), long_ignored!(), CHANGE, provisioning::write_same, provisioning::write_same_block),
+    row!(0x83/0x00, "EXTENDED COPY(LID1)", [0x83, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [], OUT, copy::extended_copy, copy::lid1_list),
+    row!(0x83/0x01, "EXTENDED COPY(LID4)", [0x83, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [], OUT, copy::extended_copy, copy::lid4_list),
+    row!(0x83/0x1C, "COPY OPERATION ABORT", [0x83, 0x1C, F, F, F, F, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [], BARE, copy::abort),
+    row!(0x84/0x00, "RECEIVE COPY STATUS(LID1)", [0x84, 0x00, F, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, copy::status_lid1),
+    row!(0x84/0x03, "RECEIVE COPY OPERATING PARAMETERS", [0x84, 0x03, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [(2, F)], ASK, copy::operating_parameters),
+    row!(0x84/0x04, "RECEIVE COPY FAILURE DETAILS(LID1)", [0x84, 0x04, F, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, copy::failure_details),
+    row!(0x84/0x05, "RECEIVE COPY STATUS(LID4)", [0x84, 0x05, F, F, F, F, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, copy::status_lid4),
     row!(0x88, "READ(16)", [0x88, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV, (14, 0x3F)], IN, media::read),
     row!(0x89, "COMPARE AND WRITE", [0x89, 0x18, F, F, F, F, F, F, F, F, 0, 0, 0, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, atomic::compare_and_write),
     row!(0x8A, "WRITE(16)", [0x8A, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, media::write),

@@ -122,6 +122,12 @@ impl Geometry {
         Some((lba << self.shift(), count << self.shift()))
     }
 
+    /// Whether a range of bytes, of whole blocks, lies inside the capacity.
+    pub(crate) const fn holds(self, offset: u64, len: u64) -> bool {
+        let capacity = self.blocks() << self.shift();
+        offset <= capacity && len <= capacity - offset
+    }
+
     /// Like [`Geometry::range`], with a count of 0 meaning up to the last block.
     pub(crate) const fn range_or_rest(self, lba: u64, count: u64) -> Option<(u64, u64)> {
         let capacity = self.blocks();

@@ -24,6 +24,8 @@ pub enum Key {
     UnitAttention = 0x6,
     /// The medium is protected against this access.
     DataProtect = 0x7,
+    /// A copy did not come to its end.
+    CopyAborted = 0xA,
     /// The target ended the command; trying again may help.
     AbortedCommand = 0xB,
     /// What was sent is not what the medium holds.
@@ -34,9 +36,14 @@ pub enum Key {
 pub mod code {
     #![allow(missing_docs)] // The names are those of the standard's table.
     pub const NONE: u16 = 0x0000;
+    pub const IO_PROCESS_TERMINATED: u16 = 0x0006;
+    pub const OPERATION_IN_PROGRESS: u16 = 0x0016;
     pub const NOT_READY: u16 = 0x0400;
     pub const INITIALIZING_COMMAND_REQUIRED: u16 = 0x0402;
     pub const WRITE_ERROR: u16 = 0x0C00;
+    pub const THIRD_PARTY_DEVICE_FAILURE: u16 = 0x0D01;
+    pub const COPY_TARGET_NOT_REACHABLE: u16 = 0x0D02;
+    pub const INCORRECT_COPY_TARGET_TYPE: u16 = 0x0D03;
     pub const UNRECOVERED_READ_ERROR: u16 = 0x1100;
     pub const MISCOMPARE_DURING_VERIFY: u16 = 0x1D00;
     pub const PARAMETER_LIST_LENGTH_ERROR: u16 = 0x1A00;
@@ -46,6 +53,12 @@ pub mod code {
     pub const LUN_NOT_SUPPORTED: u16 = 0x2500;
     pub const INVALID_FIELD_IN_PARAMETERS: u16 = 0x2600;
     pub const INVALID_RELEASE: u16 = 0x2604;
+    pub const TOO_MANY_TARGET_DESCRIPTORS: u16 = 0x2606;
+    pub const UNSUPPORTED_TARGET_DESCRIPTOR: u16 = 0x2607;
+    pub const TOO_MANY_SEGMENT_DESCRIPTORS: u16 = 0x2608;
+    pub const UNSUPPORTED_SEGMENT_DESCRIPTOR: u16 = 0x2609;
+    pub const UNEXPECTED_INEXACT_SEGMENT: u16 = 0x260A;
+    pub const INLINE_DATA_LENGTH_EXCEEDED: u16 = 0x260B;
     pub const WRITE_PROTECTED: u16 = 0x2700;
     pub const SOFTWARE_WRITE_PROTECTED: u16 = 0x2702;
     pub const SPACE_ALLOCATION_FAILED: u16 = 0x2707;
@@ -79,8 +92,32 @@ pub struct Sense {
     pub ascq: u8,
     /// The INFORMATION field, where the command defines one.
     pub info: Option<u64>,
-    /// The field at fault, for ILLEGAL REQUEST.
+    /// The field at fault, for ILLEGAL REQUEST and COPY ABORTED.
     pub field: Option<FieldPointer>,
+    /// For COPY ABORTED: where, and why.
+    pub copy: Option<CopySense>,
+}
+
+/// Where a copy has failed (SPC-5, clause 5.18.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopySense {
+    /// The number of the segment.
+    pub segment: u16,
+    /// Whether the field pointer counts from the beginning of the segment descriptor, not of the list.
+    pub in_segment: bool,
+    /// What one of its ends said.
+    pub forwarded: Option<Forwarded>,
+}
+
+/// The answer of a copy's source or destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forwarded {
+    /// Of which.
+    pub to_destination: bool,
+    /// The status byte.
+    pub status: u8,
+    /// Sense key and additional sense code, if there is sense data.
+    pub sense: Option<(Key, u16)>,
 }
 
 impl Sense {
@@ -104,7 +141,7 @@ impl Sense {
     /// A sense key with one of [`code`]'s additional sense codes.
     #[must_use]
     pub const fn new(key: Key, code: u16) -> Sense {
-        Sense { key, asc: (code >> 8) as u8, ascq: code as u8, info: None, field: None }
+        Sense { key, asc: (code >> 8) as u8, ascq: code as u8, info: None, field: None, copy: None }
     }
 
     /// ILLEGAL REQUEST, INVALID FIELD IN CDB. `bit` is the field's leftmost bit.
@@ -119,6 +156,21 @@ impl Sense {
         let mut sense = Sense::new(Key::IllegalRequest, code::INVALID_FIELD_IN_PARAMETERS);
         sense.field = Some(FieldPointer { in_cdb: false, byte, bit });
         sense
+    }
+
+    /// INVALID FIELD IN PARAMETER LIST, without a place.
+    pub(crate) const ILLEGAL_PARAMETER: Sense = Sense::new(Key::IllegalRequest, code::INVALID_FIELD_IN_PARAMETERS);
+
+    /// The same with the place in the parameter list that is at fault.
+    pub(crate) const fn at_parameter(mut self, (byte, bit): (u16, Option<u8>)) -> Sense {
+        self.field = Some(FieldPointer { in_cdb: false, byte, bit });
+        self
+    }
+
+    /// The same with what is known of the copy.
+    pub(crate) const fn of_copy(mut self, copy: CopySense) -> Sense {
+        self.copy = Some(copy);
+        self
     }
 
     const fn at_cdb(mut self, byte: u16, bit: Option<u8>) -> Sense {
@@ -148,16 +200,18 @@ impl Sense {
             out[0] |= 0x80;
             out[3..7].copy_from_slice(&info.to_be_bytes());
         }
-        out[7] = (LEN - 8) as u8;
         out[12] = self.asc;
         out[13] = self.ascq;
         if let Some(field) = self.field {
-            out[15..18].copy_from_slice(&field.encode());
+            out[15..18].copy_from_slice(&field.encode(self.copy));
         }
-        LEN
+        let len = LEN + self.copy.map_or(0, |copy| copy.encode_fixed(LEN, out));
+        out[7] = (len - 8) as u8;
+        len
     }
 
-    /// SPC-5, clause 4.5.2: a header of 8 bytes, an information descriptor (00h), a sense-key-specific one (02h).
+    /// SPC-5, clause 4.5.2: a header of 8 bytes, an information descriptor (00h), for a copy a command-specific one (01h) with
+    /// the segment's number, a sense-key-specific one (02h), and one with what an end of the copy said (0Ch).
     fn encode_descriptors(&self, out: &mut [u8; SENSE_LEN]) -> usize {
         let mut len = 8;
         out[..len].copy_from_slice(&[0x72, self.key as u8, self.asc, self.ascq, 0, 0, 0, 0]);
@@ -166,20 +220,59 @@ impl Sense {
             out[len + 4..len + 12].copy_from_slice(&info.to_be_bytes());
             len += 12;
         }
+        if let Some(copy) = self.copy {
+            let [high, low] = copy.segment.to_be_bytes();
+            out[len..len + 12].copy_from_slice(&[0x01, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, high, low]);
+            len += 12;
+        }
         if let Some(field) = self.field {
-            let [a, b, c] = field.encode();
+            let [a, b, c] = field.encode(self.copy);
             out[len..len + 8].copy_from_slice(&[0x02, 0x06, 0, 0, a, b, c, 0]);
             len += 8;
+        }
+        if let Some(forwarded) = self.copy.and_then(|copy| copy.forwarded) {
+            let sense = forwarded.encode();
+            let source = if forwarded.to_destination { 2 } else { 1 };
+            out[len..len + 4].copy_from_slice(&[0x0C, 2 + sense.len() as u8, source, forwarded.status]);
+            out[len + 4..len + 4 + sense.len()].copy_from_slice(&sense);
+            len += 4 + sense.len();
         }
         out[7] = (len - 8) as u8;
         len
     }
 }
 
+impl CopySense {
+    /// The COMMAND-SPECIFIC INFORMATION field: where the source's and the destination's answers begin, and the segment's
+    /// number; and behind `at` bytes such an answer: status and sense data. Returns how long that is.
+    fn encode_fixed(&self, at: usize, out: &mut [u8; SENSE_LEN]) -> usize {
+        out[10..12].copy_from_slice(&self.segment.to_be_bytes());
+        let Some(forwarded) = self.forwarded else { return 0 };
+        out[8 + usize::from(forwarded.to_destination)] = at as u8;
+        let sense = forwarded.encode();
+        out[at] = forwarded.status;
+        out[at + 1..at + 1 + sense.len()].copy_from_slice(&sense);
+        1 + sense.len()
+    }
+}
+
+impl Forwarded {
+    /// The sense data, in fixed format; zeroes if there is none.
+    fn encode(&self) -> [u8; 18] {
+        let mut bytes = [0; 18];
+        if let Some((key, code)) = self.sense {
+            (bytes[0], bytes[2], bytes[7]) = (0x70, key as u8, 10);
+            bytes[12..14].copy_from_slice(&code.to_be_bytes());
+        }
+        bytes
+    }
+}
+
 impl FieldPointer {
-    /// SKSV, C/D, BPV, BIT POINTER, FIELD POINTER.
-    fn encode(self) -> [u8; 3] {
-        let place = if self.in_cdb { 0x40 } else { 0 };
+    /// SKSV, C/D or SD, BPV, BIT POINTER, FIELD POINTER.
+    fn encode(self, copy: Option<CopySense>) -> [u8; 3] {
+        let in_segment = if copy.is_some_and(|copy| copy.in_segment) { 0x20 } else { 0 };
+        let place = if self.in_cdb { 0x40 } else { in_segment };
         let bit = self.bit.map_or(0, |bit| 0x08 | bit & 7);
         let [high, low] = self.byte.to_be_bytes();
         [0x80 | place | bit, high, low]

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::claims::Claims;
 use crate::clock::Clock;
+use crate::copy::Copies;
 use crate::geometry::{AtomicGeometry, Flags, Geometry};
 use crate::identifying::Label;
 use crate::keeper::{Keeper, Saved, Section, Sections};
@@ -55,6 +56,8 @@ pub(crate) struct Cold {
     pub(crate) held: Held,
     /// Nothing of what was kept of the unit can be read.
     pub(crate) lost: bool,
+    /// Copies that were asked of the unit.
+    pub(crate) copies: Copies,
 }
 
 impl LogicalUnit {
@@ -221,6 +224,7 @@ impl LogicalUnit {
         cold.modes.reset();
         cold.start();
         cold.release_classic();
+        cold.copies.end_all();
         self.publish(&cold);
         let attention = if by.is_some() { Attention::DeviceReset } else { Attention::PowerOn };
         cold.raise(attention, None);
@@ -381,6 +385,7 @@ impl Cold {
             tasks: TaskSet::default(),
             held,
             lost: false,
+            copies: Copies::default(),
         }
     }
 

@@ -5,8 +5,9 @@ use std::sync::atomic::AtomicBool;
 
 use pollux_core::{Discard, Extent, IoFlags, Op, Shape};
 use pollux_scsi::{
-    Action, Attention, Cdb, Identity, Inventory, Job, Keeper, LogicalUnit, Medium, Nexus, Outcome, PIECE_LEN, Path,
-    SCRATCH_LEN, SENSE_LEN, Save, Sections, Status, Step, Task, Transfers, execute_absent, execute_well_known,
+    Action, Attention, Cdb, CopyOrder, CopyTask, End, Identity, Inventory, Job, Keeper, LogicalUnit, Medium, Nexus,
+    Outcome, PIECE_LEN, Path, SCRATCH_LEN, SENSE_LEN, Save, Sections, Status, Step, Task, Transfers, execute_absent,
+    execute_well_known,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -14,8 +15,8 @@ use uuid::Uuid;
 /// Opcodes of commands that exist, so that random CDBs reach the handlers.
 const KNOWN: &[u8] = &[
     0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x16, 0x17, 0x1A, 0x1B, 0x1C, 0x1D, 0x1E, 0x25, 0x28, 0x2A, 0x2E, 0x2F, 0x34,
-    0x35, 0x37, 0x3B, 0x3C, 0x41, 0x42, 0x4C, 0x4D, 0x55, 0x56, 0x57, 0x5A, 0x5E, 0x5F, 0x7F, 0x88, 0x89, 0x8A, 0x8B,
-    0x8E, 0x8F, 0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA4, 0xA8, 0xAA, 0xAE, 0xAF, 0xB7,
+    0x35, 0x37, 0x3B, 0x3C, 0x41, 0x42, 0x4C, 0x4D, 0x55, 0x56, 0x57, 0x5A, 0x5E, 0x5F, 0x7F, 0x83, 0x84, 0x88, 0x89,
+    0x8A, 0x8B, 0x8E, 0x8F, 0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA4, 0xA8, 0xAA, 0xAE, 0xAF, 0xB7,
 ];
 
 /// Service actions of commands of variable length.
@@ -126,7 +127,7 @@ fn allocation_length(cdb: &[u8; 32]) -> usize {
         0x3C => number(6..9),
         0x25 => 8,
         0x37 | 0x4D | 0x5A | 0x5E => number(7..9),
-        0x9E => number(10..14),
+        0x84 | 0x9E => number(10..14),
         0xA0 | 0xA3 | 0xB7 => number(6..10),
         _ => 0,
     }
@@ -209,6 +210,47 @@ fn check_job(unit: &LogicalUnit, shape: &Shape, mut job: Job) {
     }
 }
 
+/// A copy reads and writes only what is inside the units that it was given, and only what may be written, and it ends.
+fn check_copy(ends: &[End], order: CopyOrder) -> Outcome {
+    let find = &mut |name: &pollux_scsi::Designator| ends.iter().find(|end| end.unit.is_called(name)).cloned();
+    let mut copy = match order.start(ends[0].clone(), find) {
+        Ok(copy) => copy,
+        Err(outcome) => {
+            check_outcome(&outcome, 0);
+            return outcome;
+        }
+    };
+    let mut read = None;
+    for _ in 0..100_000 {
+        match copy.next_task() {
+            CopyTask::Do { place, op, flags, offset, len } => {
+                let unit = &ends[place as usize].unit;
+                let shape = unit.shape().expect("a device");
+                check_range(&shape, offset, len);
+                match op {
+                    Op::Read => {
+                        assert!(len <= PIECE_LEN as u64 && flags.is_empty());
+                        read = Some(len);
+                    }
+                    Op::Write => {
+                        assert_eq!(read.take(), Some(len), "what is written was read");
+                        check_write(unit, &shape, flags);
+                    }
+                    Op::WriteZeroes => check_write(unit, &shape, flags),
+                    op => panic!("{op:?}"),
+                }
+            }
+            CopyTask::Pause => assert_eq!(read, None, "it gives up what it has read"),
+            CopyTask::End(outcome) => {
+                check_outcome(&outcome, 0);
+                copy.end(&outcome);
+                return outcome;
+            }
+        }
+    }
+    panic!("it does not end")
+}
+
 fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit: usize) {
     match action {
         Action::Done(outcome) => check_outcome(&outcome, limit),
@@ -221,6 +263,10 @@ fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit
         Action::Survey(survey) => {
             let data = survey.run(&AtomicBool::new(false));
             assert!(data.len() <= survey.data_len_max() && data.len() <= limit, "{} bytes", data.len());
+        }
+        Action::Copy(order) => {
+            let unit = unit_on(shape.copied());
+            let _ = check_copy(&[End { unit: unit.0, path: unit.1, place: 0 }], *order);
         }
         Action::Io { op, flags, offset, len } => {
             let shape = shape.expect("a device");
@@ -293,6 +339,65 @@ proptest! {
                 }
             }
             check_action(&unit, shape.as_ref(), action, limit);
+        }
+    }
+
+    /// Lists that are nearly right, of either form, between two disks of any kind.
+    #[test]
+    fn no_copy_breaks_the_rules(
+        shapes in [any_shape(), any_shape()],
+        long in any::<bool>(), names in prop::collection::vec(0usize..3, 0..4),
+        segments in prop::collection::vec((0u16..5, 0u16..5, 0u16..1000, any::<u64>(), any::<u64>(), 0u32..64, any::<bool>()), 0..5),
+        edits in prop::collection::vec((0usize..400, any::<u8>()), 0..3),
+        short in prop::option::weighted(0.1, 0usize..300),
+    ) {
+        let units: Vec<_> = shapes.iter().zip(10u128..).map(|(shape, id)| {
+            LogicalUnit::new(Identity::from_uuid(Uuid::from_u128(id), "any"), Some(*shape))
+        }).collect();
+        let nexus = Nexus::new(1, "c".into(), 1, 0);
+        let ends: Vec<End> = units.iter().zip(0u32..).map(|(unit, place)| {
+            End { unit: unit.clone(), path: unit.attach(nexus.clone(), place as u16), place }
+        }).collect();
+        let mut list = vec![0; if long { 48 } else { 16 }];
+        for name in &names {
+            let mut descriptor = [0; 32];
+            descriptor[..8].copy_from_slice(&[0xE4, 0, 0, 0, 1, 3, 0, 16]);
+            match ends.get(*name) {
+                Some(end) => descriptor[8..24].copy_from_slice(end.unit.identity().naa.as_bytes()),
+                None => descriptor[8..24].fill(0x66),
+            }
+            list.extend_from_slice(&descriptor);
+        }
+        for (from, to, blocks, from_lba, to_lba, small, dc) in &segments {
+            let id = |id: &u16| if *id == 4 { 0xFFFF } else { *id };
+            list.extend_from_slice(&[2, u8::from(*dc) << 1, 0, 0x18]);
+            for field in [id(from), id(to), 0, *blocks] {
+                list.extend_from_slice(&field.to_be_bytes());
+            }
+            for lba in [from_lba, to_lba] {
+                list.extend_from_slice(&(lba >> small).to_be_bytes());
+            }
+        }
+        let (ends_len, segments_len) = (names.len() as u16 * 32, segments.len() as u16 * 28);
+        if long {
+            (list[0], list[3], list[16]) = (1, 0x20, 0xFF);
+            list[42..44].copy_from_slice(&ends_len.to_be_bytes());
+            list[44..46].copy_from_slice(&segments_len.to_be_bytes());
+        } else {
+            list[2..4].copy_from_slice(&ends_len.to_be_bytes());
+            list[10..12].copy_from_slice(&segments_len.to_be_bytes());
+        }
+        for (at, byte) in edits {
+            let len = list.len();
+            list[at % len] = byte;
+        }
+        list.truncate(short.unwrap_or(list.len()).min(list.len()));
+        let cdb = Cdb::from_slice(&[0x83, u8::from(long), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, (list.len() >> 8) as u8, list.len() as u8]);
+        let mut scratch = vec![0; SCRATCH_LEN];
+        match ends[0].unit.execute_out(&ends[0].path, &cdb, &list, &mut scratch) {
+            Action::Copy(order) => drop(check_copy(&ends, *order)),
+            Action::Done(outcome) => check_outcome(&outcome, 0),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -154,7 +154,14 @@ impl World {
 
     fn transcript(&mut self) -> Result<Vec<String>> {
         let ([disk, other], [cached, _]) = (self.nodes("block", RAM)?, self.nodes("block", CACHED)?);
-        let names = [("DISK", disk.as_str()), ("OTHER", &other), ("CACHED", &cached)];
+        let ([generic, _], [cache_node, _]) = (self.nodes("scsi_generic", RAM)?, self.nodes("scsi_generic", CACHED)?);
+        let names = [
+            ("DISK", disk.as_str()),
+            ("OTHER", &other),
+            ("CACHED", &cached),
+            ("GENERIC", &generic),
+            ("CACHE_NODE", &cache_node),
+        ];
         let expected = Transcript::parse(&read("sg3.transcript")?).context("tests/scsi_suite/sg3.transcript")?;
         let printed = self.guest.sh_within(&expected.script(&names), PATIENCE)?;
         let now = expected.ran(&printed, &names)?;

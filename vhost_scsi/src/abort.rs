@@ -8,7 +8,7 @@
 //!    once. The rest is *held*, in order, and served before the ring: without a slot, so that it has no place before other
 //!    guests' commands in any line.
 //! 2. *Marking*: the slots are looked through; the devices are asked to end early what is in scope.
-//! 3. *Waiting* until the last of those has ended.
+//! 3. *Waiting* until the last of those has ended. A reset also ends the copies that go on without a command.
 
 use std::collections::BTreeSet;
 
@@ -16,6 +16,7 @@ use pollux_core::Cx;
 use pollux_scsi::{Rule, rule};
 use pollux_vhost_user::Chain;
 
+use crate::copies::CopyId;
 use crate::lun::Address;
 use crate::luns::Lun;
 use crate::message::{AbortId, Body, Message, Scope};
@@ -46,6 +47,8 @@ pub(crate) struct Ending {
     stage: Stage,
     /// Port, head and turn of those that have not ended yet.
     commands: Vec<(usize, u16, u16)>,
+    /// Copies that a reset ends and that have not ended yet.
+    copies: Vec<CopyId>,
 }
 
 #[derive(Clone, Copy)]
@@ -67,7 +70,7 @@ impl ScsiWorker {
     /// Begins to end (or count) the commands in scope.
     pub(crate) fn abort(&mut self, id: AbortId, scope: Scope, how: Option<Response>) {
         let stage = Stage::Taking { port: 0, until: None };
-        self.ending.push(Ending { id, scope, how, count: 0, stage, commands: Vec::new() });
+        self.ending.push(Ending { id, scope, how, count: 0, stage, commands: Vec::new(), copies: Vec::new() });
     }
 
     /// Whether some function has not looked at everything yet.
@@ -89,11 +92,13 @@ impl ScsiWorker {
                 return true;
             }
             ending.commands.retain(|&command| self.is_running(command));
-            if ending.commands.is_empty() {
+            ending.copies.retain(|&copy| self.is_copying(copy));
+            let ended = ending.commands.is_empty() && ending.copies.is_empty();
+            if ended {
                 let done = Body::AbortDone { id: ending.id, count: ending.count };
                 self.outbox.push_back((ending.id.worker, Message(done)));
             }
-            !ending.commands.is_empty()
+            !ended
         });
         self.ending = endings;
     }
@@ -233,6 +238,9 @@ impl ScsiWorker {
     fn mark_some(&mut self, ending: &mut Ending, number: usize, from: usize, looks: u32, cx: &mut Cx<'_>) -> u32 {
         if number >= self.places() {
             ending.stage = Stage::Waiting;
+            if ending.how == Some(Response::Reset) {
+                ending.copies = self.end_copies_in_scope(ending.scope, cx);
+            }
             return 1;
         }
         ending.stage = Stage::Marking { port: number + 1, head: 0 };
@@ -265,10 +273,11 @@ impl ScsiWorker {
 
     /// Marks commands and asks their devices to end them; those that wait for a slot or are away end here.
     pub(crate) fn abort_commands(&mut self, commands: &[(usize, u16, u16)], how: Response, cx: &mut Cx<'_>) {
-        let (mut lines, mut barred) = (BTreeSet::new(), false);
+        let (mut lines, mut barred, mut copies) = (BTreeSet::new(), false, Vec::new());
         for &(number, head, _) in commands {
             let Some(mut port) = self.take_port(number) else { continue };
             let tag = port.tag(head);
+            copies.extend(Self::copy_of(&port, head));
             let slot = &mut port.slots[usize::from(head)];
             // A reset that comes after an abort does not change what the first one promised.
             slot.aborted.get_or_insert(how);
@@ -287,6 +296,9 @@ impl ScsiWorker {
         }
         if barred {
             self.drop_barred(cx);
+        }
+        for index in copies {
+            self.end_copy(index, cx);
         }
     }
 
@@ -318,7 +330,7 @@ const fn may_hold(scope: Scope, of: u64) -> bool {
     }
 }
 
-fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
+pub(crate) fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
     match scope {
         Scope::Task { session, target, lun: number, tag } => {
             of == session && (lun.target, lun.lun) == (target, number) && name == tag

@@ -161,6 +161,7 @@ impl ScsiWorker {
         // What has come to wait meanwhile comes last.
         kept.append(&mut self.barred);
         self.barred = kept;
+        self.look_at_copies(cx);
     }
 
     fn is_let_in(&self, port: &Port, entry: &Barred) -> bool {
@@ -360,7 +361,10 @@ impl ScsiWorker {
     fn has_background(&self, unit: UnitId, mark: Mark) -> bool {
         let mut tasks = self.background.iter().flatten();
         match (rule(mark.class(), Class::Background), mark) {
-            (Rule::Overlap, Mark::Claim(_, span)) => tasks.any(|task| task.touches(unit, span)),
+            (Rule::Overlap, Mark::Claim(order, span)) => {
+                let mut copies = self.copies.iter().flatten();
+                tasks.any(|task| task.touches(unit, span)) || copies.any(|copy| copy.is_in_the_way(unit, order, span))
+            }
             _ => false,
         }
     }

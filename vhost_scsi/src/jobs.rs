@@ -160,8 +160,13 @@ impl ScsiWorker {
     }
 
     fn let_go(&mut self, port: &Port, own: Option<Own>) {
+        self.give_back(own, port.key.session);
+    }
+
+    /// A session's job or copy has no use for its memory any more.
+    pub(crate) fn give_back(&mut self, own: Option<Own>, session: u64) {
         let Some(own) = own else { return };
-        self.pool.give(own, port.key.session);
+        self.pool.give(own, session);
         if self.memory_is_waited_for() {
             self.look_again();
         }

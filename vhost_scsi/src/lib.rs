@@ -17,6 +17,7 @@
 mod abort;
 mod control;
 mod controller;
+mod copies;
 mod errands;
 mod error;
 mod events;

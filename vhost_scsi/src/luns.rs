@@ -84,6 +84,13 @@ impl Luns {
         self.changes
     }
 
+    /// The numbers of a controller's LUNs, those that are hidden excepted.
+    pub(crate) fn of(&self, controller: ControllerId) -> impl Iterator<Item = u32> {
+        let table = self.tables.get(controller.place()).and_then(Option::as_ref);
+        let targets = table.filter(|table| table.controller == controller).map(|table| table.targets.iter());
+        targets.into_iter().flatten().flat_map(|target| target.0.iter().map(|&(_, index)| index))
+    }
+
     /// The number of a LUN.
     pub(crate) fn find(&self, controller: ControllerId, target: u8, lun: u16) -> Option<u32> {
         self.target(controller, target)?.get(lun)

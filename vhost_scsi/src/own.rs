@@ -35,6 +35,11 @@ impl Own {
         self.bytes[skip..skip + 2 * PIECE_LEN].split_at_mut(PIECE_LEN)
     }
 
+    /// The front of *held*, to be read into and then written from.
+    pub(crate) fn copied(&mut self, len: u64) -> SegmentList {
+        self.data(Op::Read, len)
+    }
+
     /// The front of *held* for a read, of *sent* for a write, to go with a request.
     pub(crate) fn data(&mut self, op: Op, len: u64) -> SegmentList {
         let len = usize::try_from(len).unwrap_or(usize::MAX);

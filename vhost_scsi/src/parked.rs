@@ -64,7 +64,7 @@ impl ScsiWorker {
     }
 
     /// Keeps a command's slot; its chain lies in `self.segments`.
-    fn park(&mut self, port: &mut Port, given: &Given) -> Tag {
+    pub(crate) fn park(&mut self, port: &mut Port, given: &Given) -> Tag {
         let slot = port.claim(given.head);
         self.put_response(slot, given.readable);
         slot.phase = Phase::Parked;

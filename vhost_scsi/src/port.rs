@@ -94,6 +94,8 @@ pub(crate) enum Long {
     Job(Working),
     /// It has not begun: its header, as it was read.
     Dormant(Command),
+    /// It waits for a copy, by its place among the worker's.
+    Copy { index: usize },
 }
 
 impl Long {
@@ -102,6 +104,7 @@ impl Long {
             Long::Plan { plan, .. } => Charge::step(op, len, plan.immediate()),
             Long::Job(working) => working.charge(len),
             Long::Dormant(_) => Charge::plain(0),
+            Long::Copy { .. } => Charge::plain(0),
         }
     }
 }
@@ -144,6 +147,8 @@ impl Slot {
             None | Some(Long::Dormant(_)) => (self.offset, self.len),
             Some(Long::Plan { plan, .. }) => plan.span(),
             Some(Long::Job(working)) => working.job.span(),
+            // Its copy knows.
+            Some(Long::Copy { .. }) => (0, 0),
         }
     }
 
@@ -151,6 +156,7 @@ impl Slot {
     pub(crate) fn class(&self) -> Option<Class> {
         match (self.phase, self.long.as_deref()) {
             (Phase::Free, _) => None,
+            (Phase::Parked, Some(Long::Copy { .. })) => Some(Class::Simple),
             (Phase::Parked, _) => Some(Class::Saving),
             (_, Some(Long::Job(working))) if working.job.is_exclusive() => Some(Class::Atomic),
             _ => Some(Class::Simple),

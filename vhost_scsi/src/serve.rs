@@ -7,6 +7,7 @@ use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, Segment, SegmentList
 use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Rank, Sense, Step, io_outcome};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
+use crate::copies::{COPY, index_of};
 use crate::fence::Span;
 use crate::line::{Charge, Source};
 use crate::lun::Address;
@@ -17,7 +18,7 @@ use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response, SENSE_LEN};
 use crate::worker::{BATCH, ScsiWorker};
 
 /// Tags with this bit belong to commands that were answered before they were done (IMMED).
-const BACKGROUND: Tag = 1 << 63;
+pub(crate) const BACKGROUND: Tag = 1 << 63;
 
 /// A driver that polls is shown what is done in pieces of this size, so that it can go on while we do the rest.
 const SHOWN_AT_ONCE: u16 = 8;
@@ -182,6 +183,7 @@ impl ScsiWorker {
             }
             Action::Plan(plan) => self.start_plan(port, &given, plan, cx),
             Action::Job(job) => self.start_job(port, &given, job, cx),
+            Action::Copy(order) => self.start_copy(port, &given, *order, cx),
             Action::Save(save) => self.park_for_save(port, &given, *save),
             Action::Abort(preempted) => self.park_for_preempted(port, &given, preempted),
             Action::Survey(survey) => self.send_away(port, &given, survey),
@@ -201,7 +203,7 @@ impl ScsiWorker {
     }
 
     /// Answers a command that needed no device, with its data-in from the scratch buffer.
-    fn answer_done(&self, port: &mut Port, given: &Given, outcome: &Outcome, sense: &Encoded) {
+    pub(crate) fn answer_done(&self, port: &mut Port, given: &Given, outcome: &Outcome, sense: &Encoded) {
         let len = outcome.data_len as u64;
         if len > given.data_in {
             self.overrun(port, given);
@@ -323,6 +325,7 @@ impl ScsiWorker {
             Some(Long::Plan { pattern: None, .. }) => SegmentList::EMPTY,
             Some(Long::Job(working)) => working.data(slot.op, slot.len),
             Some(Long::Dormant(_)) => unreachable!("what has not begun is not submitted"),
+            Some(Long::Copy { .. }) => unreachable!("a parked command has no request"),
         };
         let io = Io { tag, op: slot.op, flags: slot.flags, offset: slot.offset, len: slot.len, data };
         if let Err(error) = self.units.submit(unit, io, slot.charge(), cx) {
@@ -338,6 +341,7 @@ impl ScsiWorker {
             None | Some(Long::Dormant(_)) => None,
             Some(Long::Plan { plan, .. }) => Some(plan),
             Some(Long::Job(_)) => return self.task_done(port, head, result, cx),
+            Some(Long::Copy { .. }) => unreachable!("a parked command has no request"),
         };
         if result.is_ok()
             && slot.aborted.is_none()
@@ -550,6 +554,10 @@ impl ScsiWorker {
     }
 
     fn submit_background(&mut self, tag: Tag, cx: &mut Cx<'_>) {
+        if tag & COPY != 0 {
+            self.submit_copy(index_of(tag), cx);
+            return;
+        }
         let index = (tag & !BACKGROUND) as usize;
         let task = self.background[index].as_mut().expect("a background command stays until it has ended");
         let mut io = task.step;
@@ -562,6 +570,10 @@ impl ScsiWorker {
     }
 
     fn background_done(&mut self, unit: UnitId, tag: Tag, result: Result<(), IoError>, cx: &mut Cx<'_>) {
+        if tag & COPY != 0 {
+            self.copy_done(unit, tag, result, cx);
+            return;
+        }
         let index = (tag & !BACKGROUND) as usize;
         let task = self.background[index].as_mut().expect("a background command stays until it has ended");
         let Io { op, len, .. } = task.step;

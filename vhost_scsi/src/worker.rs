@@ -11,6 +11,7 @@ use pollux_vhost_user::{Chain, SegmentBuf};
 
 use crate::abort::Ending;
 use crate::control::{MOST_FUNCTIONS, Pending};
+use crate::copies::Copying;
 use crate::errands::{Errands, HelpersHandle};
 use crate::events::Waiting;
 use crate::fence::{Barred, Fence};
@@ -67,6 +68,9 @@ pub struct ScsiWorker {
     pub(crate) units: Units,
     pub(crate) background: Vec<Option<Background>>,
     pub(crate) background_free: Vec<usize>,
+    /// Copies from unit to unit.
+    pub(crate) copies: Vec<Option<Copying>>,
+    pub(crate) copies_begun: u64,
     /// By session.
     pub(crate) events: HashMap<u64, Waiting>,
     pub(crate) pending: Vec<Pending>,
@@ -117,6 +121,8 @@ impl ScsiWorker {
             units: Units::default(),
             background: Vec::new(),
             background_free: Vec::new(),
+            copies: Vec::new(),
+            copies_begun: 0,
             events: HashMap::new(),
             pending: Vec::new(),
             ending: Vec::new(),
@@ -526,11 +532,13 @@ impl Worker for ScsiWorker {
                 };
                 self.cancel_where(move |worker, _, index| of(worker, index), cx);
                 self.cancel_background(of, cx);
+                self.end_copies(of, cx);
             }
             Body::CancelUnit { unit } => {
                 let of = move |worker: &Self, index| worker.luns.get(index).unit == unit;
                 self.cancel_where(move |worker, _, index| of(worker, index), cx);
                 self.cancel_background(of, cx);
+                self.end_copies(of, cx);
             }
             Body::ForgetSession { session } => {
                 self.events.remove(&session);

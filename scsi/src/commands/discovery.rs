@@ -71,6 +71,7 @@ fn standard(peripheral: u8, vendor: &[u8; 8], product: &[u8; 16], revision: &[u8
     const VERSION_SPC4: u8 = 0x06;
     const HISUP_FORMAT_2: u8 = 0x12;
     const TPGS_IMPLICIT: u8 = 0x10;
+    const THIRD_PARTY_COPY: u8 = 0x08;
     const CMDQUE: u8 = 0x02;
     // SAM-5, SPC-4, SBC-3: no version claimed. 04C0h is what initiators look for.
     const VERSION_DESCRIPTORS: [u8; 6] = [0x00, 0xA0, 0x04, 0x60, 0x04, 0xC0];
@@ -79,8 +80,8 @@ fn standard(peripheral: u8, vendor: &[u8; 8], product: &[u8; 16], revision: &[u8
     data[2] = VERSION_SPC4;
     data[3] = HISUP_FORMAT_2;
     data[4] = data.len() as u8 - 5;
-    // A well-known unit and no unit at all have no ports to choose from.
-    data[5] = if peripheral == 0 { TPGS_IMPLICIT } else { 0 };
+    // A well-known unit and no unit at all have no ports to choose from, and nothing to copy.
+    data[5] = if peripheral == 0 { TPGS_IMPLICIT | THIRD_PARTY_COPY } else { 0 };
     data[7] = CMDQUE;
     data[8..16].copy_from_slice(vendor);
     data[16..32].copy_from_slice(product);
@@ -141,7 +142,7 @@ mod tests {
     #[test]
     fn standard_inquiry_data() {
         let data = Bench::new().data(&[0x12, 0, 0, 0, 0xFF, 0]);
-        let mut want = vec![0x00, 0x00, 0x06, 0x12, 91, 0x10, 0x10, 0x02];
+        let mut want = vec![0x00, 0x00, 0x06, 0x12, 91, 0x18, 0x10, 0x02];
         want.extend_from_slice(b"POLLUX  test disk       0.1 ");
         want.resize(58, 0);
         want.extend_from_slice(&[0x00, 0xA0, 0x04, 0x60, 0x04, 0xC0]);

@@ -5,12 +5,12 @@ use pollux_core::{Discard, Shape};
 use crate::Sense;
 use crate::commands::atomic::compare_and_write_max;
 use crate::commands::provisioning::MAX_UNMAP_DESCRIPTORS;
-use crate::commands::{Call, ports};
+use crate::commands::{Call, copy_page, ports};
 use crate::data_in::DataIn;
 use crate::identity::Identity;
 
 /// The page codes there are, sorted.
-const PAGES: [u8; 10] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0xB0, 0xB1, 0xB2, 0xB7];
+const PAGES: [u8; 11] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8F, 0xB0, 0xB1, 0xB2, 0xB7];
 
 /// The least OPTIMAL UNMAP GRANULARITY that is shown unless something else was chosen, in bytes. Guests that get less trim badly or not at all; ranges
 /// below it are discarded all the same.
@@ -30,6 +30,7 @@ pub(crate) fn page(call: &mut Call<'_>) -> Result<(), Sense> {
         // Mode page policy (SPC-5, clause 7.7.13): all pages and subpages are shared by all ports and initiators.
         0x87 => data.put(&[0x3F, 0xFF, 0x00, 0]),
         0x88 => ports::put_ports(call.unit, call.path, data),
+        0x8F => copy_page::put(call.geometry.block_size(), data),
         0xB0 => data.put(&block_limits(call.unit.last_shape().as_ref(), identity.unmap_granularity)),
         0xB1 => data.put(&characteristics(call.unit.last_shape().as_ref(), identity.rotation_rate)),
         0xB2 => data.put(&provisioning(call.unit.last_shape().and_then(|shape| shape.discard))),
@@ -145,7 +146,7 @@ mod tests {
         for shape in [Some(shape()), None] {
             let mut bench = Bench::with(shape);
             let list = vpd(&mut bench, 0x00);
-            assert_eq!(list, [0, 0, 0, 10, 0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0xB0, 0xB1, 0xB2, 0xB7]);
+            assert_eq!(list, [0, 0, 0, 11, 0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8F, 0xB0, 0xB1, 0xB2, 0xB7]);
             for &code in &list[4..] {
                 let page = vpd(&mut bench, code);
                 assert_eq!(page[..2], [0, code]);

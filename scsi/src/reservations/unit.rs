@@ -193,6 +193,15 @@ impl LogicalUnit {
         if !asks {
             return false;
         }
+        self.asks_held(path, access, need)
+    }
+
+    /// Whether the unit is reserved so that a path may not do this.
+    pub(crate) fn refuses(&self, path: &Path, need: Need) -> bool {
+        path.is_fenced() && self.asks_held(path, Access::Looks, need)
+    }
+
+    fn asks_held(&self, path: &Path, access: Access, need: Need) -> bool {
         let mut cold = self.lock();
         cold.drop_lost();
         cold.held.refuses(path.nexus(), access, need)

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use libfuzzer_sys::fuzz_target;
 use pollux_core::{Discard, Op, Shape};
 use pollux_scsi::{
-    Action, Cdb, Identity, Inventory, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path, SCRATCH_LEN, Step, Task,
-    execute_absent,
+    Action, Cdb, CopyTask, Designator, End, Identity, Inventory, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path,
+    SCRATCH_LEN, Step, Task, execute_absent,
 };
 use uuid::Uuid;
 
@@ -134,6 +134,25 @@ fn check(bench: &Bench, action: Action) {
                     }
                     Task::Pause => {}
                     Task::End(outcome) => return answer(&outcome, &bench.scratch),
+                }
+            }
+        }
+        Action::Copy(order) => {
+            let end = End { unit: bench.unit.clone(), path: bench.path.clone(), place: 0 };
+            let found = end.clone();
+            let find = &mut |name: &Designator| found.unit.is_called(name).then(|| found.clone());
+            let Ok(mut copy) = order.start(end, find) else { return };
+            for _ in 0..1000 {
+                match copy.next_task() {
+                    CopyTask::Do { op, offset, len, .. } => {
+                        assert!(op == Op::Read || !bench.shape.read_only, "a write to a read-only unit");
+                        inside(bench, offset, len);
+                    }
+                    CopyTask::Pause => {}
+                    CopyTask::End(outcome) => {
+                        copy.end(&outcome);
+                        return answer(&outcome, &bench.scratch);
+                    }
                 }
             }
         }

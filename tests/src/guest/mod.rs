@@ -6,6 +6,7 @@
 //! they like.
 
 mod arena;
+pub mod copy;
 mod driver;
 mod load;
 mod memory;

@@ -1,0 +1,255 @@
+//! A copy on its way: what to read and to write next.
+//!
+//! It moves a piece at a time, of at most [`PIECE_LEN`]: read at the source, written at the destination, and a pause, in
+//! which others may have the memory. Where source and destination lie over each other in one unit, the pieces go in the
+//! order in which none is overwritten before it was read, so what arrives is what was there when the segment began.
+
+use std::sync::Arc;
+
+use pollux_core::{IoError, IoFlags, Op};
+
+use crate::copy::rights::Refusal;
+use crate::copy::{End, Progress, State};
+use crate::sense::{CopySense, Forwarded};
+use crate::{Key, Outcome, PIECE_LEN, Sense, Status, code, io_outcome};
+
+/// What the front end is to do next for a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyTask {
+    /// An operation of an end's device: `Read` into the copy's memory, `Write` from there, or `WriteZeroes`.
+    Do {
+        /// The end, by the number that the front end gave it.
+        place: u32,
+        /// Which one.
+        op: Op,
+        /// Its flags.
+        flags: IoFlags,
+        /// First byte.
+        offset: u64,
+        /// Bytes; of reads and writes at most [`PIECE_LEN`].
+        len: u64,
+    },
+    /// Nothing is in its memory: others may have it before the copy goes on.
+    Pause,
+    /// The copy has ended, and its command with it.
+    End(Outcome),
+}
+
+/// A part of a copy, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    pub(crate) source: Source,
+    /// The destination's number among the ends.
+    pub(crate) end: usize,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    /// The larger of both ends' blocks: pieces are made of whole ones.
+    pub(crate) block: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source {
+    /// An end, by its number, and a place there; `one_unit`: the destination's unit.
+    Blocks { end: usize, offset: u64, one_unit: bool },
+}
+
+/// A piece of a segment: whence, where to, how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    from: Option<(usize, u64)>,
+    to: (usize, u64),
+    len: u64,
+}
+
+impl Segment {
+    /// The piece that comes after `done` bytes.
+    fn piece(&self, done: u64) -> Piece {
+        const MOST: u64 = PIECE_LEN as u64;
+        let left = self.len - done;
+        let Source::Blocks { end, offset, one_unit } = self.source;
+        let backwards = one_unit && offset < self.offset && self.offset - offset < self.len;
+        let (at, len) = if backwards {
+            let len = left.min(MOST);
+            (left - len, len)
+        } else {
+            // Pieces end at multiples of their length at the destination, so that they are aligned there, if they can.
+            let aligned = MOST - (self.offset + done) % MOST;
+            let whole = aligned - aligned % self.block;
+            (done, left.min(if whole > 0 { whole } else { MOST }))
+        };
+        Piece { from: Some((end, offset + at)), to: (self.end, self.offset + at), len }
+    }
+}
+
+/// Which end of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Source,
+    Destination,
+}
+
+/// What has been done of the present piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Begin,
+    Read,
+    Written,
+}
+
+/// A copy on its way.
+#[derive(Debug)]
+pub struct Copy {
+    progress: Arc<Progress>,
+    /// The first is the copy manager.
+    ends: Vec<End>,
+    segments: Vec<Segment>,
+    /// The present segment, and how many bytes of it are done.
+    at: usize,
+    done: u64,
+    stage: Stage,
+    ended: bool,
+}
+
+impl Copy {
+    pub(crate) fn new(progress: Arc<Progress>, ends: Vec<End>, segments: Vec<Segment>) -> Copy {
+        Copy { progress, ends, segments, at: 0, done: 0, stage: Stage::Begin, ended: false }
+    }
+
+    /// The front end's numbers of all its ends, the copy manager first; each once.
+    pub fn places(&self) -> impl Iterator<Item = u32> {
+        self.ends.iter().map(|end| end.place)
+    }
+
+    /// Whether its command was answered already.
+    #[must_use]
+    pub fn is_in_background(&self) -> bool {
+        self.progress.background
+    }
+
+    /// Has it end at its next task.
+    pub fn cancel(&self) {
+        self.progress.cancel();
+    }
+
+    /// What to do next; what was asked for before has been done.
+    pub fn next_task(&mut self) -> CopyTask {
+        if self.progress.is_cancelled() {
+            return CopyTask::End(TERMINATED);
+        }
+        match self.stage {
+            Stage::Begin => self.begin(),
+            Stage::Read => self.write(),
+            Stage::Written => self.piece_done(),
+        }
+    }
+
+    fn begin(&mut self) -> CopyTask {
+        while let Some(segment) = self.segments.get(self.at) {
+            if self.done < segment.len {
+                let piece = segment.piece(self.done);
+                return self.begin_piece(piece);
+            }
+            (self.at, self.done) = (self.at + 1, 0);
+            self.progress.add_segment();
+        }
+        CopyTask::End(Outcome::GOOD)
+    }
+
+    /// The present piece is moved: here and in [`Copy::write`], as a read and a write.
+    fn begin_piece(&mut self, piece: Piece) -> CopyTask {
+        // What may not be written need not be read.
+        if let Err(refusal) = self.ends[piece.to.0].may_write(piece.to.1, piece.len) {
+            return self.refused(Side::Destination, refusal);
+        }
+        let Some((end, offset)) = piece.from else { return self.write() };
+        if let Err(refusal) = self.ends[end].may_read(offset, piece.len) {
+            return self.refused(Side::Source, refusal);
+        }
+        self.stage = Stage::Read;
+        let place = self.ends[end].place;
+        CopyTask::Do { place, op: Op::Read, flags: IoFlags::empty(), offset, len: piece.len }
+    }
+
+    fn write(&mut self) -> CopyTask {
+        let Piece { from, to: (end, offset), len } = self.segments[self.at].piece(self.done);
+        let end = &self.ends[end];
+        let flags = match end.may_write(offset, len) {
+            Ok(flags) => flags,
+            Err(refusal) => return self.refused(Side::Destination, refusal),
+        };
+        let (op, flags) = match from {
+            Some(_) => (Op::Write, flags),
+            None => (Op::WriteZeroes, flags | IoFlags::MAY_DEALLOCATE),
+        };
+        self.stage = Stage::Written;
+        CopyTask::Do { place: end.place, op, flags, offset, len }
+    }
+
+    fn piece_done(&mut self) -> CopyTask {
+        let Piece { len, .. } = self.segments[self.at].piece(self.done);
+        self.done += len;
+        self.progress.add_moved(len);
+        self.stage = Stage::Begin;
+        CopyTask::Pause
+    }
+
+    fn refused(&self, side: Side, refusal: Refusal) -> CopyTask {
+        CopyTask::End(Outcome::check(Failure { side, segment: self.at, refusal }.sense()))
+    }
+
+    /// How it ends if the device could not do the task given last.
+    #[must_use]
+    pub fn fail_outcome(&self, error: IoError) -> Outcome {
+        if self.progress.is_cancelled() {
+            return TERMINATED;
+        }
+        let (side, op) =
+            if self.stage == Stage::Read { (Side::Source, Op::Read) } else { (Side::Destination, Op::Write) };
+        let Outcome { status, sense, .. } = io_outcome(op, error);
+        let refusal = Refusal { status, sense: sense.unwrap_or(Sense::NONE) };
+        Outcome::check(Failure { side, segment: self.at, refusal }.sense())
+    }
+
+    /// It has ended like this.
+    pub fn end(mut self, outcome: &Outcome) {
+        self.ended = true;
+        let how = if *outcome == TERMINATED { State::Terminated } else { State::Ended(*outcome) };
+        self.ends[0].unit.end_copy(&self.progress, how);
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.ends[0].unit.end_copy(&self.progress, State::Terminated);
+        }
+    }
+}
+
+/// How the command of a copy ends that somebody has ended.
+pub(crate) const TERMINATED: Outcome = Outcome::check(Sense::new(Key::CopyAborted, code::IO_PROCESS_TERMINATED));
+
+/// What one end of a segment said to the READ or WRITE that it was asked to do.
+pub(crate) struct Failure {
+    pub(crate) side: Side,
+    pub(crate) segment: usize,
+    pub(crate) refusal: Refusal,
+}
+
+impl Failure {
+    /// SPC-5, clause 5.18.7.4: COPY ABORTED, the segment, and what the end said.
+    pub(crate) fn sense(&self) -> Sense {
+        let Refusal { status, sense } = self.refusal;
+        // That the segment does not fit is found out without the end.
+        let by_manager = sense == Sense::LBA_OUT_OF_RANGE;
+        let code = if by_manager { code::NONE } else { code::THIRD_PARTY_DEVICE_FAILURE };
+        let to_destination = self.side == Side::Destination;
+        let sense = if status == Status::CheckCondition { Some((sense.key, sense.code())) } else { None };
+        let forwarded = Some(Forwarded { to_destination, status: status as u8, sense });
+        Sense::new(Key::CopyAborted, code).of_copy(CopySense {
+            segment: self.segment as u16,
+            in_segment: false,
+            forwarded,
+        })
+    }
+}

@@ -1,0 +1,327 @@
+//! Copies from unit to unit ([`pollux_scsi::Copy`]): a worker of a controller that has both ends does them, beside its
+//! queues, with memory of its own.
+//!
+//! A copy is bulk for the units of both its ends, whether its command was answered already or waits for it. Each piece is
+//! read and written as any initiator's READ and WRITE: it waits for ranges that others have to themselves, in the order of
+//! claims, and others' fences wait for it. Between two pieces it gives its memory to those who wait for some.
+//!
+//! A command that waits for its copy is *parked*: it has a slot, so task management finds it, and it takes no room of a
+//! device. Copies hold the LUNs of all their ends, so none goes while one is read or written.
+
+use pollux_core::{Cx, Io, IoError, IoFlags, Op, SegmentList, Tag};
+use pollux_scsi::{Copy, CopyOrder, CopyTask, Designator, End, Order, Outcome};
+
+use crate::abort::is_in_scope;
+use crate::fence::Span;
+use crate::line::{Charge, Source};
+use crate::message::{ControllerId, Scope, UnitId};
+use crate::own::Own;
+use crate::port::{Answer, Long, Phase, Port};
+use crate::request::Response;
+use crate::serve::{BACKGROUND, Encoded, Given};
+use crate::worker::ScsiWorker;
+
+/// With [`BACKGROUND`]: the tag of a copy's request.
+pub(crate) const COPY: Tag = 1 << 62;
+
+/// A copy's place among the worker's, and its number, which is never used again.
+pub(crate) type CopyId = (usize, u64);
+
+/// A copy on its way.
+pub(crate) struct Copying {
+    copy: Copy,
+    number: u64,
+    /// The parked command that waits for it.
+    asker: Option<Tag>,
+    session: u64,
+    own: Option<Own>,
+    stage: Stage,
+    request: Request,
+    started: u64,
+}
+
+/// What it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Memory,
+    /// Claims before this place in the order, on the range of its request.
+    Claims(Order),
+    /// Its turn in the unit's line.
+    Line,
+    Device,
+}
+
+/// Its present request.
+#[derive(Clone, Copy)]
+struct Request {
+    lun: u32,
+    unit: UnitId,
+    op: Op,
+    flags: IoFlags,
+    offset: u64,
+    len: u64,
+}
+
+impl Copying {
+    /// Whether a claim of this place in the order has to wait for it.
+    pub(crate) fn is_in_the_way(&self, unit: UnitId, order: Order, span: Span) -> bool {
+        let started = match self.stage {
+            Stage::Memory => false,
+            Stage::Claims(of) => of <= order,
+            Stage::Line | Stage::Device => true,
+        };
+        started && self.request.unit == unit && span.overlaps((self.request.offset, self.request.len))
+    }
+
+    const fn charge(&self) -> Charge {
+        Charge { bulk: true, ..Charge::step(self.request.op, self.request.len, true) }
+    }
+}
+
+impl ScsiWorker {
+    /// Starts a copy; the command's chain lies in `self.segments`.
+    pub(crate) fn start_copy(&mut self, port: &mut Port, given: &Given, order: CopyOrder, cx: &mut Cx<'_>) {
+        let controller = port.controller;
+        let started = order.start(self.end_of(given.lun), &mut |name| self.find_end(controller, name));
+        let copy = match started {
+            Ok(copy) => copy,
+            Err(outcome) => {
+                let sense =
+                    Encoded::new(&self.units.look(self.luns.get(given.lun).unit).logical, outcome.sense.as_ref());
+                self.answer_done(port, given, &outcome, &sense);
+                return;
+            }
+        };
+        let index = self.copies.iter().position(Option::is_none).unwrap_or(self.copies.len());
+        if index == self.copies.len() {
+            self.copies.push(None);
+        }
+        let asker = if copy.is_in_background() {
+            let writable = &self.segments.as_slice()[given.readable..];
+            port.answer(given.head, writable, &Answer::response(Response::Ok, given.residual(given.used)));
+            None
+        } else {
+            let tag = self.park(port, given);
+            port.slots[usize::from(given.head)].long = Some(Box::new(Long::Copy { index }));
+            Some(tag)
+        };
+        copy.places().for_each(|lun| self.luns.get_mut(lun).inflight += 1);
+        let (lun, unit) = (given.lun, self.luns.get(given.lun).unit);
+        let request = Request { lun, unit, op: Op::Flush, flags: IoFlags::empty(), offset: 0, len: 0 };
+        let (session, stage) = (port.key.session, Stage::Memory);
+        self.copies_begun += 1;
+        let number = self.copies_begun;
+        self.copies[index] = Some(Copying { copy, number, asker, session, own: None, stage, request, started: cx.now });
+        // The port is in use here: it begins when this worker looks who waits for memory.
+        self.memory_waiters += 1;
+        self.look_again();
+    }
+
+    fn end_of(&self, lun: u32) -> End {
+        let entry = self.luns.get(lun);
+        End { unit: self.units.look(entry.unit).logical.clone(), path: entry.path.clone(), place: lun }
+    }
+
+    /// The unit of this name among the LUNs of a controller: what its initiator can address, and nothing else.
+    fn find_end(&self, controller: ControllerId, name: &Designator) -> Option<End> {
+        let named = |lun: &u32| self.units.look(self.luns.get(*lun).unit).logical.is_called(name);
+        self.luns.of(controller).find(named).map(|lun| self.end_of(lun))
+    }
+
+    /// Has those copies go on that find what they wait for.
+    pub(crate) fn look_at_copies(&mut self, cx: &mut Cx<'_>) {
+        for index in 0..self.copies.len() {
+            let Some(copying) = &self.copies[index] else { continue };
+            match copying.stage {
+                Stage::Memory if self.pool.has_some_for(copying.session) => {
+                    let own = self.pool.take(copying.session);
+                    self.memory_waiters -= 1;
+                    self.copying(index).own = own;
+                    self.copy_on(index, cx);
+                }
+                Stage::Claims(order) => {
+                    let Request { unit, offset, len, .. } = copying.request;
+                    if self.units.look(unit).logical.may_start(order, offset, len, self.worker) {
+                        self.copy_go(index, cx);
+                    }
+                }
+                Stage::Memory | Stage::Line | Stage::Device => {}
+            }
+        }
+    }
+
+    fn copying(&mut self, index: usize) -> &mut Copying {
+        self.copies[index].as_mut().expect("a copy stays until it has ended")
+    }
+
+    /// The next task of a copy that has memory.
+    fn copy_on(&mut self, index: usize, cx: &mut Cx<'_>) {
+        loop {
+            let leaves = self.copying(index).copy.places().collect::<Vec<_>>();
+            if leaves.into_iter().any(|lun| !self.luns.get(lun).removing.is_empty()) {
+                // Who takes a LUN away waits for this.
+                self.copying(index).copy.cancel();
+            }
+            match self.copying(index).copy.next_task() {
+                CopyTask::Do { place: lun, op, flags, offset, len } => {
+                    let unit = self.luns.get(lun).unit;
+                    let copying = self.copying(index);
+                    copying.request = Request { lun, unit, op, flags, offset, len };
+                    copying.started = cx.now;
+                    self.copy_enter(index, cx);
+                    return;
+                }
+                CopyTask::Pause if self.memory_is_waited_for() => {
+                    let copying = self.copying(index);
+                    copying.stage = Stage::Memory;
+                    let (own, session) = (copying.own.take(), copying.session);
+                    self.memory_waiters += 1;
+                    self.give_back(own, session);
+                    return;
+                }
+                CopyTask::Pause => {}
+                CopyTask::End(outcome) => {
+                    self.copy_ended(index, &outcome);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A request comes to its range.
+    fn copy_enter(&mut self, index: usize, cx: &mut Cx<'_>) {
+        let Request { unit, offset, len, .. } = self.copying(index).request;
+        let logical = &self.units.look(unit).logical;
+        if logical.is_claimed()
+            && let Err(order) = logical.admit(offset, len, self.worker)
+        {
+            self.copying(index).stage = Stage::Claims(order);
+            return;
+        }
+        self.copy_go(index, cx);
+    }
+
+    fn copy_go(&mut self, index: usize, cx: &mut Cx<'_>) {
+        let copying = self.copying(index);
+        let (unit, charge) = (copying.request.unit, copying.charge());
+        copying.stage = Stage::Line;
+        let open = self.units.get(unit);
+        if open.lets_by(Source::BACKGROUND, charge) {
+            self.submit_copy(index, cx);
+        } else {
+            open.line.join(Source::BACKGROUND, charge, tag_of(index));
+        }
+    }
+
+    /// There is room for a copy's request.
+    pub(crate) fn submit_copy(&mut self, index: usize, cx: &mut Cx<'_>) {
+        let copying = self.copying(index);
+        copying.stage = Stage::Device;
+        let Request { unit, op, flags, offset, len, .. } = copying.request;
+        let data = match (op, &mut copying.own) {
+            (Op::Read | Op::Write, Some(own)) => own.copied(len),
+            _ => SegmentList::EMPTY,
+        };
+        let io = Io { tag: tag_of(index), op, flags, offset, len, data };
+        let charge = copying.charge();
+        if let Err(error) = self.units.submit(unit, io, charge, cx) {
+            self.copy_failed(index, error);
+        }
+    }
+
+    /// A device has done a copy's request.
+    pub(crate) fn copy_done(&mut self, unit: UnitId, tag: Tag, result: Result<(), IoError>, cx: &mut Cx<'_>) {
+        let index = index_of(tag);
+        let copying = self.copying(index);
+        let Request { lun, op, len, .. } = copying.request;
+        let (charge, latency) = (copying.charge(), cx.now.saturating_sub(copying.started));
+        let open = self.units.get(unit);
+        open.ended(charge);
+        open.stats.ended(op, len, latency, result);
+        self.luns.get(lun).stats.ended(op, len, latency, result.is_ok());
+        match result {
+            Ok(()) => self.copy_on(index, cx),
+            Err(error) => self.copy_failed(index, error),
+        }
+    }
+
+    fn copy_failed(&mut self, index: usize, error: IoError) {
+        let outcome = self.copying(index).copy.fail_outcome(error);
+        self.copy_ended(index, &outcome);
+    }
+
+    /// A copy ends: it gives back what it has, and its command is answered.
+    fn copy_ended(&mut self, index: usize, outcome: &Outcome) {
+        let Some(Copying { copy, asker, session, own, stage, .. }) = self.copies[index].take() else { return };
+        self.memory_waiters -= usize::from(stage == Stage::Memory && own.is_none());
+        self.give_back(own, session);
+        copy.places().for_each(|lun| self.luns.get_mut(lun).inflight -= 1);
+        copy.end(outcome);
+        if let Some(tag) = asker {
+            self.unpark(tag, outcome);
+        }
+    }
+
+    /// Ends a copy as soon as the device lets go.
+    pub(crate) fn end_copy(&mut self, index: usize, cx: &mut Cx<'_>) {
+        let Some(copying) = self.copies.get(index).and_then(Option::as_ref) else { return };
+        copying.copy.cancel();
+        let (unit, stage, tag) = (copying.request.unit, copying.stage, tag_of(index));
+        if stage == Stage::Device {
+            self.units.cancel(unit, tag, cx);
+            return;
+        }
+        if stage == Stage::Line {
+            self.units.get(unit).line.leave(tag);
+        }
+        self.copy_failed(index, IoError::Aborted);
+    }
+
+    /// Ends the copies whose commands would be in scope of a reset, and says which they are.
+    pub(crate) fn end_copies_in_scope(&mut self, scope: Scope, cx: &mut Cx<'_>) -> Vec<CopyId> {
+        let mut ended = Vec::new();
+        for index in 0..self.copies.len() {
+            let Some(copying) = &self.copies[index] else { continue };
+            let manager = copying.copy.places().next();
+            if manager.is_some_and(|lun| is_in_scope(scope, copying.session, self.luns.get(lun), 0)) {
+                ended.push((index, copying.number));
+                self.end_copy(index, cx);
+            }
+        }
+        ended.retain(|&copy| self.is_copying(copy));
+        ended
+    }
+
+    /// Whether a copy goes on.
+    pub(crate) fn is_copying(&self, (index, number): CopyId) -> bool {
+        self.copies.get(index).and_then(Option::as_ref).is_some_and(|copying| copying.number == number)
+    }
+
+    /// Ends the copies of which an end is one of some LUNs.
+    pub(crate) fn end_copies(&mut self, of: impl Fn(&Self, u32) -> bool, cx: &mut Cx<'_>) {
+        for index in 0..self.copies.len() {
+            let Some(copying) = &self.copies[index] else { continue };
+            if copying.copy.places().any(|lun| of(self, lun)) {
+                self.end_copy(index, cx);
+            }
+        }
+    }
+
+    /// The copy that a parked command waits for.
+    pub(crate) fn copy_of(port: &Port, head: u16) -> Option<usize> {
+        let slot = &port.slots[usize::from(head)];
+        match slot.long.as_deref() {
+            Some(&Long::Copy { index }) if slot.phase == Phase::Parked => Some(index),
+            _ => None,
+        }
+    }
+}
+
+const fn tag_of(index: usize) -> Tag {
+    BACKGROUND | COPY | index as u64
+}
+
+/// The copy that a tag with [`COPY`] names.
+pub(crate) const fn index_of(tag: Tag) -> usize {
+    (tag & !(BACKGROUND | COPY)) as usize
+}

@@ -265,7 +265,7 @@ fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit
             assert!(data.len() <= survey.data_len_max() && data.len() <= limit, "{} bytes", data.len());
         }
         Action::Copy(order) => {
-            let unit = unit_on(shape.copied());
+            let unit = unit_on(shape.copied(), false);
             let _ = check_copy(&[End { unit: unit.0, path: unit.1, place: 0 }], *order);
         }
         Action::Io { op, flags, offset, len } => {

@@ -261,6 +261,9 @@ impl ScsiWorker {
         for at in 0..self.barred.len() {
             let Barred { number, head, why } = self.barred[at];
             let of_unit = self.port(number).map(|port| self.luns.get(port.slots[usize::from(head)].lun).unit);
+            if of_unit != Some(unit) {
+                continue;
+            }
             let asked = match (why, mark) {
                 (Why::Fence(of, span, missing), Mark::Claim(order, _)) if of == order => {
                     Some((Why::Fence(of, span, missing - 1), missing))
@@ -270,7 +273,7 @@ impl ScsiWorker {
                 }
                 _ => None,
             };
-            if let Some((why, missing)) = asked.filter(|_| of_unit == Some(unit)) {
+            if let Some((why, missing)) = asked {
                 self.barred[at].why = why;
                 if missing == 1 {
                     self.look_at_barred(cx);

@@ -156,6 +156,27 @@ fn layers_own_their_base() {
     assert!(base.device().is_none() && registry.list().is_empty());
 }
 
+/// What makes commands atomic, ordered or reserved is kept for each exported disk: it is worth something only if nobody
+/// reaches the same bytes through another one.
+#[test]
+fn no_byte_is_exported_through_two_disks() {
+    let stacks = || [passthru("s", "r"), split("r", 2), delay("s", "r")];
+    for stack in stacks() {
+        let registry = Registry::new();
+        registry.create(ram("r")).unwrap();
+        registry.attach_frontend("r", scsi("vm1", false)).unwrap();
+        assert_eq!(reason(registry.create(stack.clone())), "in_use", "a stack on a disk that is exported");
+        registry.detach_frontend("r", &scsi("vm1", false)).unwrap();
+        let parts = registry.create(stack).unwrap();
+        assert_eq!(reason(registry.attach_frontend("r", scsi("vm1", false))), "in_use", "a disk with a stack on it");
+        for other in [passthru("o", "r"), delay("o", "r"), split("r", 1)] {
+            assert!(registry.create(other).is_err(), "two stacks on one disk");
+        }
+        // Parts of a split, which have no byte in common, are all there is side by side.
+        parts.iter().for_each(|part| drop(registry.attach_frontend(part.name(), scsi("vm1", false)).unwrap()));
+    }
+}
+
 #[test]
 fn front_ends_share_unless_one_does_not_want_to() {
     let registry = Registry::new();

@@ -1,6 +1,6 @@
 //! A virtio-scsi driver without a transport: memory, rings, eventfds, requests in flight.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -48,6 +48,9 @@ impl Default for DriverOptions {
     }
 }
 
+/// What [`Driver::scribble`] overwrites memory with.
+pub const SCRIBBLE: u8 = 0xdb;
+
 /// Names a request of this driver.
 pub type Ticket = u64;
 
@@ -56,6 +59,11 @@ pub type Ticket = u64;
 pub enum CompletionError {
     /// The ring's rules.
     Ring(RingError),
+    /// It has written to memory of a request that it had answered.
+    Late {
+        /// Where.
+        gpa: u64,
+    },
 }
 
 /// One command.
@@ -140,6 +148,14 @@ pub struct Driver {
     options: DriverOptions,
     rng: Rng,
     next_ticket: Ticket,
+    quarantine: Option<Quarantine>,
+}
+
+/// Memory that the device has given back, with what it holds.
+struct Quarantine {
+    /// How many answers it is kept for.
+    most: usize,
+    kept: VecDeque<Vec<(u64, u64)>>,
 }
 
 fn new_eventfd() -> io::Result<Arc<OwnedFd>> {
@@ -161,6 +177,7 @@ impl Driver {
             options: options.clone(),
             rng: Rng::new(options.seed),
             next_ticket: 1,
+            quarantine: None,
         };
         for _ in 0..FIRST_REQUEST_QUEUE + options.request_queues {
             let gpa =
@@ -299,7 +316,7 @@ impl Driver {
         let entry = at.in_flight.remove(&head).expect("every chain in flight has an entry");
         let response = self.memory.bytes(entry.response.0, entry.response.1);
         let data = self.memory.bytes(entry.data.0, entry.data.1);
-        entry.memory.iter().for_each(|&(gpa, len)| self.arena.free(gpa, len));
+        self.give_back(entry.memory)?;
         Ok(Some((entry.ticket, response, data, written)))
     }
 
@@ -310,6 +327,43 @@ impl Driver {
     pub fn poll(&mut self, queue: usize) -> Result<Option<(Ticket, Response)>, CompletionError> {
         let answer = self.poll_raw(queue)?;
         Ok(answer.map(|(ticket, response, data, written)| (ticket, Response::parse(&response, data, written))))
+    }
+
+    /// From now on, whatever memory a request had is overwritten with [`SCRIBBLE`] when it has been answered, and looked at
+    /// again `most` answers later, or by [`Driver::inspect`]: what the device does with it after its answer shows there, or on
+    /// the disk.
+    pub fn scribble(&mut self, most: usize) {
+        self.quarantine = Some(Quarantine { most, kept: VecDeque::new() });
+    }
+
+    /// Looks at all memory that was overwritten.
+    ///
+    /// # Errors
+    /// [`CompletionError::Late`].
+    pub fn inspect(&mut self) -> Result<(), CompletionError> {
+        let kept = self.quarantine.as_mut().map(|quarantine| std::mem::take(&mut quarantine.kept));
+        kept.into_iter().flatten().try_for_each(|memory| self.free(&memory, true))
+    }
+
+    fn give_back(&mut self, memory: Vec<(u64, u64)>) -> Result<(), CompletionError> {
+        let Some(quarantine) = &mut self.quarantine else { return self.free(&memory, false) };
+        memory.iter().for_each(|&(gpa, len)| self.memory.fill(gpa, len as usize, SCRIBBLE));
+        quarantine.kept.push_back(memory);
+        if quarantine.kept.len() <= quarantine.most {
+            return Ok(());
+        }
+        let oldest = quarantine.kept.pop_front().unwrap_or_default();
+        self.free(&oldest, true)
+    }
+
+    fn free(&mut self, memory: &[(u64, u64)], scribbled: bool) -> Result<(), CompletionError> {
+        for &(gpa, len) in memory {
+            if scribbled && self.memory.bytes(gpa, len as usize).iter().any(|byte| *byte != SCRIBBLE) {
+                return Err(CompletionError::Late { gpa });
+            }
+            self.arena.free(gpa, len);
+        }
+        Ok(())
     }
 
     /// How many requests of a queue are in flight.

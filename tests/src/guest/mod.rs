@@ -14,7 +14,7 @@ mod ring;
 mod scsi;
 
 pub use arena::Arena;
-pub use driver::{Command, CompletionError, Driver, DriverOptions, Queue, Ticket};
+pub use driver::{Command, CompletionError, Driver, DriverOptions, Queue, SCRIBBLE, Ticket};
 pub use load::{NotGood, ScsiLoad, ScsiMix, SharedModel};
 pub use memory::{GuestMemory, Region};
 pub use ring::{Buffer, DriverRing, Indirect, RingError, desc};

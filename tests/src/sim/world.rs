@@ -45,6 +45,8 @@ pub struct Transfer {
     ring: usize,
     client: ClientId,
     token: Token,
+    /// On which disk.
+    pub disk: DiskId,
     /// Which of the two.
     pub kind: Kind,
     /// Where it begins.
@@ -257,8 +259,9 @@ impl SimWorld {
     pub fn transfers(&self) -> Vec<Transfer> {
         let world = self.lock();
         let transfers = world.pending.iter().filter_map(|entry| {
-            let (_, kind, offset) = io_of(&entry.op)?;
-            Some(Transfer { ring: entry.ring, client: entry.client, token: entry.token, kind, offset })
+            let (file, kind, offset) = io_of(&entry.op)?;
+            let disk = disk_of(world.rings[entry.ring].file(file));
+            Some(Transfer { disk, ring: entry.ring, client: entry.client, token: entry.token, kind, offset })
         });
         transfers.filter(|transfer| matches!(transfer.kind, Kind::Read | Kind::Write)).collect()
     }

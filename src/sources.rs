@@ -7,8 +7,8 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pollux_bdev::{Entry, IoSnapshot};
-use pollux_core::{Histogram, Op};
+use pollux_bdev::{Entry, IoSnapshot, Sg};
+use pollux_core::{Delivery, Histogram, Op};
 use pollux_metrics::{HistogramSnapshot, Sink, Source};
 use pollux_vhost_scsi::{ControllerInfo, LunInfo, LunStats};
 
@@ -57,6 +57,10 @@ families! {
     BDEV_LATENCY Histogram "pollux_bdev_latency_seconds" ["bdev", "alias", "op"]
         "How long requests that ended well took.";
     BDEV_MISSING Gauge "pollux_bdev_missing" ["bdev", "alias"] "1 while a configured block device cannot be opened.";
+    SG_COMMANDS Counter "pollux_sg_commands_total" ["bdev", "alias", "result"]
+        "Commands for a whole SCSI device: good, status (another status than GOOD), or how they were lost on the way.";
+    SG_REFUSED Counter "pollux_sg_refused_total" ["bdev", "alias"]
+        "Commands that were not sent to a whole SCSI device, because they are not a guest's to give.";
     LUN_OPS Counter "pollux_lun_ops_total" ["ctrlr", "target", "lun", "op"] "Requests to a LUN that ended well.";
     LUN_BYTES Counter "pollux_lun_bytes_total" ["ctrlr", "target", "lun", "op"]
         "Bytes of the requests that ended well.";
@@ -106,6 +110,7 @@ impl Source for NodeSource {
         put(sink, &BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1.0);
         for entry in self.node.bdevs.list() {
             bdev(sink, &entry);
+            sg(sink, &entry, self.node.refused_commands(&entry));
         }
         let controllers = self.node.target.controllers();
         for controller in &controllers {
@@ -183,6 +188,20 @@ fn bdev(sink: &mut Sink, entry: &Entry) {
     moved(sink, &BDEV_BOUNCES, &labels, sums.bounces);
     if has_moved(&sums) {
         put(sink, &BDEV_INFLIGHT, &labels, sums.inflight as f64);
+    }
+}
+
+fn sg(sink: &mut Sink, entry: &Entry, refused: u64) {
+    let aliases = entry.aliases();
+    let alias = aliases.first().map_or("", |alias| alias.as_str());
+    moved(sink, &SG_REFUSED, &[entry.name(), alias], refused);
+    let Some(device) = entry.device() else { return };
+    let Some(counters) = device.as_sg().map(Sg::counters) else { return };
+    let put = |sink: &mut Sink, result: &str, count| moved(sink, &SG_COMMANDS, &[entry.name(), alias, result], count);
+    put(sink, "good", counters.good());
+    put(sink, "status", counters.delivered(Delivery::Answered).saturating_sub(counters.good()));
+    for delivery in Delivery::ALL.into_iter().filter(|delivery| *delivery != Delivery::Answered) {
+        put(sink, delivery.name(), counters.delivered(delivery));
     }
 }
 

@@ -3,7 +3,7 @@
 use pollux_core::Bdev;
 use serde_json::Value;
 
-use crate::{BdevError, Delay, Fault};
+use crate::{BdevError, Delay, Fault, Sg};
 
 /// A block device as the registry holds it. Nothing here is called from a reactor; everything may block.
 pub trait Device: Bdev {
@@ -57,6 +57,16 @@ pub trait Device: Bdev {
     /// The controls of a `fault` device.
     fn as_fault(&self) -> Option<&Fault> {
         None
+    }
+
+    /// What a device for whole SCSI commands says of itself.
+    fn as_sg(&self) -> Option<&Sg> {
+        None
+    }
+
+    /// Whether what is below has gone for good: it has to be opened again if it comes back.
+    fn is_lost(&self) -> bool {
+        false
     }
 }
 

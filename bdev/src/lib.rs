@@ -1,6 +1,7 @@
 //! Block devices, one file each, stackable, and the registry that knows them all.
 //!
-//! `null` and `ram` have no medium, `file` is a regular file or block device through the reactor's ring; `passthru`
+//! `null` and `ram` have no medium, `file` is a regular file or block device through the reactor's ring, `sg` a whole SCSI
+//! device that takes commands instead of reads and writes; `passthru`
 //! (read this one first), `split`, `delay` and `fault` stand on another device. All of them are
 //! [`pollux_core::Bdev`]s on the data path and [`Device`]s for the control plane. [`Spec`] says how to make one, and is
 //! what a state file stores; [`Registry`] makes, names, claims and deletes them.
@@ -22,6 +23,7 @@ mod passthru;
 mod ram;
 mod registry;
 mod rng;
+mod sg;
 mod spec;
 mod split;
 mod stats;
@@ -38,7 +40,10 @@ pub use null::Null;
 pub use passthru::Passthru;
 pub use ram::Ram;
 pub use registry::{Claim, Entry, FrontEnd, FrontEndKind, Registry, State};
-pub use spec::{DelaySpec, FaultSpec, FileSpec, Flavor, Kind, NullSpec, PassthruSpec, RamSpec, Spec, SplitSpec};
+pub use sg::{Counters, Sg};
+pub use spec::{
+    DelaySpec, FaultSpec, FileSpec, Flavor, Kind, NullSpec, PassthruSpec, RamSpec, SgSpec, Spec, SplitSpec,
+};
 pub use split::Part;
 pub use stats::{IoSnapshot, LatencySnapshot, OpSnapshot, ResetMode, StatsSet};
 

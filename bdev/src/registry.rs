@@ -198,6 +198,15 @@ impl Registry {
         }
     }
 
+    /// A device's below has gone: it is missing from now on, until it can be opened again.
+    pub fn lose(&self, name: &str) {
+        let _change = self.change();
+        if let Some(entry) = self.get(name) {
+            let why = "the device has gone".to_owned();
+            entry.set_missing(BdevError::Missing { name: entry.name().to_owned(), why });
+        }
+    }
+
     /// The device with this name, alias or UUID.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<Entry>> {
@@ -294,6 +303,10 @@ impl Registry {
     fn resolve_base(&self, spec: &mut Spec) -> Result<Option<Arc<Entry>>, BdevError> {
         let Some(name) = spec.base() else { return Ok(None) };
         let base = self.get(name).ok_or_else(|| BdevError::not_found(name))?;
+        if base.kind() == Kind::Sg {
+            let why = format!("{name} is a whole SCSI device, not a block device: nothing can stand on it");
+            return Err(BdevError::invalid("base_bdev_name", why));
+        }
         spec.set_base(base.name());
         Ok(Some(base))
     }

@@ -28,6 +28,8 @@ pub enum Kind {
     Delay,
     /// [`FaultSpec`].
     Fault,
+    /// [`SgSpec`].
+    Sg,
 }
 
 impl Kind {
@@ -42,6 +44,7 @@ impl Kind {
             Kind::Split => "split",
             Kind::Delay => "delay",
             Kind::Fault => "fault",
+            Kind::Sg => "sg",
         }
     }
 }
@@ -64,6 +67,8 @@ pub enum Spec {
     Delay(DelaySpec),
     /// A device that fails on demand.
     Fault(FaultSpec),
+    /// A whole SCSI device of the host.
+    Sg(SgSpec),
 }
 
 /// A device without a medium.
@@ -264,6 +269,26 @@ impl FaultSpec {
     }
 }
 
+/// A whole SCSI device of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SgSpec {
+    /// Its name.
+    pub name: String,
+    /// The path of its SCSI generic device, `/dev/sg*`.
+    pub path: String,
+    /// Names of what its guest may do beyond what every guest may; front ends know them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// What the device called itself when it was opened first. Another one is not opened: the numbers of SCSI generic
+    /// devices change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+    /// Chosen at random if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
+}
+
 impl Spec {
     /// What kind of device it makes.
     #[must_use]
@@ -276,6 +301,7 @@ impl Spec {
             Spec::Split(_) => Kind::Split,
             Spec::Delay(_) => Kind::Delay,
             Spec::Fault(_) => Kind::Fault,
+            Spec::Sg(_) => Kind::Sg,
         }
     }
 
@@ -291,6 +317,7 @@ impl Spec {
             Spec::Split(_) => "Split Disk",
             Spec::Delay(_) => "delay",
             Spec::Fault(_) => "Error Injection Disk",
+            Spec::Sg(_) => "SCSI generic device",
         }
     }
 
@@ -304,6 +331,7 @@ impl Spec {
             Spec::Passthru(spec) => vec![spec.name.clone()],
             Spec::Delay(spec) => vec![spec.name.clone()],
             Spec::Fault(spec) => vec![spec.name()],
+            Spec::Sg(spec) => vec![spec.name.clone()],
             Spec::Split(spec) => (0..spec.split_count).map(|i| format!("{}p{i}", spec.base_bdev)).collect(),
         }
     }
@@ -312,7 +340,7 @@ impl Spec {
     #[must_use]
     pub fn base(&self) -> Option<&str> {
         match self {
-            Spec::Null(_) | Spec::Malloc(_) | Spec::File(_) => None,
+            Spec::Null(_) | Spec::Malloc(_) | Spec::File(_) | Spec::Sg(_) => None,
             Spec::Passthru(spec) => Some(&spec.base_bdev_name),
             Spec::Split(spec) => Some(&spec.base_bdev),
             Spec::Delay(spec) => Some(&spec.base_bdev_name),
@@ -323,7 +351,7 @@ impl Spec {
     /// Calls the device it stands on by another of its names. Does nothing to a spec that stands on none.
     pub(crate) fn set_base(&mut self, name: &str) {
         match self {
-            Spec::Null(_) | Spec::Malloc(_) | Spec::File(_) => {}
+            Spec::Null(_) | Spec::Malloc(_) | Spec::File(_) | Spec::Sg(_) => {}
             Spec::Passthru(spec) => name.clone_into(&mut spec.base_bdev_name),
             Spec::Split(spec) => name.clone_into(&mut spec.base_bdev),
             Spec::Delay(spec) => name.clone_into(&mut spec.base_bdev_name),
@@ -341,7 +369,8 @@ impl Spec {
             | Spec::File(FileSpec { uuid, .. })
             | Spec::Passthru(PassthruSpec { uuid, .. })
             | Spec::Delay(DelaySpec { uuid, .. })
-            | Spec::Fault(FaultSpec { uuid, .. }) => uuid.iter().copied().collect(),
+            | Spec::Fault(FaultSpec { uuid, .. })
+            | Spec::Sg(SgSpec { uuid, .. }) => uuid.iter().copied().collect(),
         }
     }
 
@@ -360,7 +389,8 @@ impl Spec {
             | Spec::File(FileSpec { uuid, .. })
             | Spec::Passthru(PassthruSpec { uuid, .. })
             | Spec::Delay(DelaySpec { uuid, .. })
-            | Spec::Fault(FaultSpec { uuid, .. }) => {
+            | Spec::Fault(FaultSpec { uuid, .. })
+            | Spec::Sg(SgSpec { uuid, .. }) => {
                 uuid.get_or_insert_with(|| make(&names[0]));
             }
         }
@@ -381,6 +411,9 @@ impl Spec {
                 if let (Spec::File(mine), Spec::File(theirs)) = (&mut completed, made) {
                     mine.found_block_size = theirs.found_block_size;
                 }
+                if let (Spec::Sg(mine), Spec::Sg(theirs)) = (&mut completed, made) {
+                    mine.identity = mine.identity.take().or_else(|| theirs.identity.clone());
+                }
                 if let ([], Some(theirs)) = (&self.uuids()[..], made.uuids().first()) {
                     completed.set_uuid(*theirs);
                 }
@@ -397,7 +430,8 @@ impl Spec {
             | Spec::File(FileSpec { uuid, .. })
             | Spec::Passthru(PassthruSpec { uuid, .. })
             | Spec::Delay(DelaySpec { uuid, .. })
-            | Spec::Fault(FaultSpec { uuid, .. }) => *uuid = Some(to),
+            | Spec::Fault(FaultSpec { uuid, .. })
+            | Spec::Sg(SgSpec { uuid, .. }) => *uuid = Some(to),
         }
     }
 
@@ -429,7 +463,10 @@ impl Spec {
             Spec::Fault(spec) if spec.volatile_cache && spec.cache_mib == 0 => {
                 return Err(BdevError::invalid("cache_mib", "must be at least 1"));
             }
-            Spec::Passthru(_) | Spec::Delay(_) | Spec::Fault(_) => {}
+            Spec::Sg(spec) if spec.path.is_empty() || spec.path.contains('\0') => {
+                return Err(BdevError::invalid("path", "must be the path of a SCSI generic device (/dev/sg*)"));
+            }
+            Spec::Passthru(_) | Spec::Delay(_) | Spec::Fault(_) | Spec::Sg(_) => {}
         }
         self.names().iter().try_for_each(|name| check_name(name))
     }
@@ -523,6 +560,13 @@ mod tests {
             }),
             Spec::Delay(delay),
             Spec::Fault(FaultSpec { volatile_cache: true, ..FaultSpec::new("f") }),
+            Spec::Sg(SgSpec {
+                name: "t".into(),
+                path: "/dev/sg7".into(),
+                allow: vec!["format".into()],
+                identity: Some("naa.5".into()),
+                uuid: None,
+            }),
         ]
     }
 

@@ -41,6 +41,8 @@ pub(crate) struct FileRing {
     files: Vec<Option<RawFd>>,
     judge: Judge,
     held: Vec<Entry>,
+    /// Polls for descriptors, looked at when the client looks.
+    polls: Vec<Entry>,
     /// Everything pushed, in order.
     pub(crate) log: Vec<RingOp>,
 }
@@ -53,6 +55,7 @@ impl Default for FileRing {
             files: Vec::new(),
             judge: Box::new(|_| Fate::Pass),
             held: Vec::new(),
+            polls: Vec::new(),
             log: Vec::new(),
         }
     }
@@ -159,6 +162,9 @@ impl Ring for FileRing {
         if let RingOp::Cancel { target } = entry.op {
             return self.cancel(entry, target);
         }
+        if let RingOp::PollReadable { .. } = entry.op {
+            return self.polls.push(entry);
+        }
         let result = match (self.judge)(&entry.op) {
             Fate::Pass => self.execute(&entry.op, None),
             Fate::Fail(errno) => -errno,
@@ -170,10 +176,25 @@ impl Ring for FileRing {
     }
 
     fn reap(&mut self, client: ClientId, done: &mut Vec<Done>) {
+        for entry in std::mem::take(&mut self.polls) {
+            if readable(&entry.op) {
+                self.complete(entry, i32::from(libc::POLLIN));
+            } else {
+                self.polls.push(entry);
+            }
+        }
         let (_, inflight, mine) = self.clients[usize::from(client.0)].as_mut().expect("registered");
         *inflight -= mine.len() as u32;
         done.append(mine);
     }
+}
+
+/// Whether the descriptor that is polled for is readable now.
+fn readable(op: &RingOp) -> bool {
+    let RingOp::PollReadable { fd } = *op else { return false };
+    let mut fds = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one descriptor, which its owner keeps open.
+    unsafe { libc::poll(&raw mut fds, 1, 0) > 0 }
 }
 
 /// The memory of a rig.

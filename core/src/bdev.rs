@@ -7,7 +7,7 @@
 //! can change under the submitter's feet (it shrank, it is gone, it became read-only) and answers that as an [`IoError`].
 //! A request that breaks the submitter's duties may end in a panic, never in touching memory or space outside it.
 
-use crate::{Completion, CopyRange, Cx, Io, IoError, Segment, Tag};
+use crate::{Completion, CopyRange, Cx, Io, IoError, ScsiChannel, Segment, Tag};
 
 /// What a device is like. A copy of the moment: size and presence can change, everything else is fixed while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,4 +208,9 @@ pub trait Channel: Send {
     /// Asks to end a request early: it completes by `poll` like any other, soon and with `Aborted` where the device can
     /// do that, else when it is done. Unknown tags are ignored (the request may have completed meanwhile).
     fn cancel(&mut self, tag: Tag, cx: &mut Cx<'_>);
+
+    /// The way for whole SCSI commands, of a device that takes those and nothing else.
+    fn scsi(&mut self) -> Option<&mut dyn ScsiChannel> {
+        None
+    }
 }

@@ -15,6 +15,7 @@ pub mod copy;
 pub mod helpers;
 pub mod io;
 pub mod ring;
+pub mod scsi;
 pub mod segment;
 pub mod slab;
 pub mod spin;
@@ -26,6 +27,7 @@ pub use copy::{CopyEnd, CopyError, CopyRange, CopySide, CopyWatch, CopyWay, Pair
 pub use helpers::{Chore, Helpers, Lane};
 pub use io::{Completion, Io, IoError, IoFlags, Op, Tag};
 pub use ring::{ClientId, Done, Entry, FileSlot, Ring, RingError, RingOp, Token};
+pub use scsi::{Delivery, Direction, SENSE_MAX, ScsiAnswer, ScsiChannel, ScsiCommand};
 pub use segment::{Segment, SegmentList};
 pub use slab::Slab;
 pub use spin::{SPIN_MAX_NS, SpinBudget};

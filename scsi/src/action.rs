@@ -2,7 +2,7 @@
 
 use pollux_core::{IoFlags, Op};
 
-use crate::{CopyOrder, Job, Key, Plan, Preempted, Save, Sense, Survey, code};
+use crate::{CopyOrder, Job, Key, Pass, Plan, Preempted, Save, Sense, Survey, code};
 
 /// Memory that a front end hands to `execute` for data-in: room for every answer, the longest being REPORT LUNS with
 /// 16384 units. With less (64 KiB at least) the longest answers are cut off, with their length fields intact.
@@ -97,6 +97,8 @@ pub enum Action {
     Abort(Preempted),
     /// Have this found out by somebody who may wait ([`Survey::run`]); then answer GOOD with what it returns.
     Survey(Box<Survey>),
+    /// Hand the command to the device as it is, and hand back what that answers.
+    Pass(Pass),
     /// Answer now; `scratch[..data_len]` is the data-in.
     Done(Outcome),
 }

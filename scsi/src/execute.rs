@@ -85,6 +85,9 @@ impl LogicalUnit {
 
     fn execute_any(&self, path: &Path, cdb: &Cdb, inventory: &dyn Inventory, scratch: &mut [u8]) -> Action {
         assert!(scratch.len() >= SCRATCH_MIN, "{} bytes of scratch", scratch.len());
+        if let Some(through) = self.through.get() {
+            return self.execute_through(through, path, cdb, inventory, scratch);
+        }
         let Standing { geometry, stopped } = self.standing();
         let row = commands::find(cdb, geometry);
         let exempt = row.is_ok_and(|row| row.flags.contains(RowFlags::WITH_ATTENTION));

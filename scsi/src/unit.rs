@@ -6,7 +6,7 @@
 //! initiator that has been told of a change sees it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use pollux_core::{IoError, Op, Shape};
@@ -23,6 +23,7 @@ use crate::modes::{Modes, SavingModes};
 use crate::nexus::each_alive;
 use crate::reservations::unit::Held;
 use crate::task_set::TaskSet;
+use crate::through::Through;
 use crate::{Attention, Identity, Key, Medium, Nexus, Outcome, Path, Sense, Transfers, code, io_sense};
 
 /// A disk as initiators see it.
@@ -36,6 +37,8 @@ pub struct LogicalUnit {
     identity: Mutex<Arc<Identity>>,
     geometry: AtomicGeometry,
     cold: Mutex<Cold>,
+    /// Set if its commands go to a device as they are. It has no shape then, so nothing goes the short way.
+    pub(crate) through: OnceLock<Through>,
 }
 
 #[derive(Debug)]
@@ -89,7 +92,15 @@ impl LogicalUnit {
         let geometry = AtomicGeometry::new(cold.geometry());
         let cold = Mutex::new(cold);
         let (uuid, identity) = (identity.uuid, Mutex::new(Arc::new(identity)));
-        Arc::new_cyclic(|this| LogicalUnit { this: this.clone(), keeper, uuid, identity, geometry, cold })
+        Arc::new_cyclic(|this| LogicalUnit {
+            this: this.clone(),
+            keeper,
+            uuid,
+            identity,
+            geometry,
+            cold,
+            through: OnceLock::new(),
+        })
     }
 
     /// What of that which was kept cannot be read: `reservations`, `mode pages`, `identifying information`.

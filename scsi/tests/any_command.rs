@@ -268,6 +268,7 @@ fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit
             let unit = unit_on(shape.copied(), false);
             let _ = check_copy(&[End { unit: unit.0, path: unit.1, place: 0 }], *order);
         }
+        Action::Pass(_) => panic!("there is no device to take it"),
         Action::Io { op, flags, offset, len } => {
             let shape = shape.expect("a device");
             check_range(shape, offset, len);

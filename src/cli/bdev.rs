@@ -1,6 +1,6 @@
 //! `pollux bdev`: list, create, delete.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
@@ -50,6 +50,19 @@ pub(crate) enum Create {
         /// Refuse writes
         #[arg(long)]
         read_only: bool,
+        /// Its UUID [default: random]
+        #[arg(long)]
+        uuid: Option<String>,
+    },
+    /// A whole SCSI device of this machine (disk, tape, changer, optical drive) for one VM, which sends it its commands
+    Sg {
+        /// Name of the new device
+        name: String,
+        /// Its SCSI generic device, /dev/sg*
+        path: PathBuf,
+        /// What the VM may do beyond using the medium: reservations, format, firmware, ata, security, settings, other
+        #[arg(long, value_delimiter = ',')]
+        allow: Vec<String>,
         /// Its UUID [default: random]
         #[arg(long)]
         uuid: Option<String>,
@@ -149,19 +162,21 @@ fn request(create: &Create) -> Result<(&'static str, Map<String, Value>), CliErr
         Create::Malloc(sized) => ("bdev_malloc_create", sized_params(sized)),
         Create::Null(sized) => ("bdev_null_create", sized_params(sized)),
         Create::File { name, path, block_size, read_only, uuid } => {
-            // The daemon has another working directory.
-            let path =
-                std::path::absolute(path).map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))?;
-            let Some(path) = path.to_str() else {
-                return Err(CliError::Usage(format!("{} is not UTF-8, which JSON needs", path.display())));
-            };
-            let mut params = json!({"name": name, "filename": path});
+            let mut params = json!({"name": name, "filename": absolute(path)?});
             if *read_only {
                 params["readonly"] = true.into();
             }
             put(&mut params, "block_size", block_size.map(Value::from));
             put(&mut params, "uuid", uuid.clone().map(Value::from));
             ("bdev_aio_create", params)
+        }
+        Create::Sg { name, path, allow, uuid } => {
+            let mut params = json!({"name": name, "path": absolute(path)?});
+            if !allow.is_empty() {
+                params["allow"] = json!(allow);
+            }
+            put(&mut params, "uuid", uuid.clone().map(Value::from));
+            ("bdev_sg_create", params)
         }
         Create::Passthru { name, base } => ("bdev_passthru_create", json!({"name": name, "base_bdev_name": base})),
         Create::Split { base, count, size } => {
@@ -193,6 +208,13 @@ fn request(create: &Create) -> Result<(&'static str, Map<String, Value>), CliErr
         Value::Object(params) => Ok((method, params)),
         _ => Err(CliError::Failed("no parameters".into())),
     }
+}
+
+/// The daemon has another working directory.
+fn absolute(path: &Path) -> Result<String, CliError> {
+    let path = std::path::absolute(path).map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))?;
+    let not_utf8 = |path: PathBuf| CliError::Usage(format!("{} is not UTF-8, which JSON needs", path.display()));
+    path.into_os_string().into_string().map_err(|path| not_utf8(path.into()))
 }
 
 fn sized_params(sized: &Sized) -> Value {
@@ -229,7 +251,7 @@ fn list(bdevs: &Value) -> String {
         rows.add_row([
             cell(&bdev["name"]),
             cell(&bdev["product_name"]),
-            if block == 0 { "-".into() } else { size(blocks.saturating_mul(block)) },
+            if block == 0 || blocks == 0 { "-".into() } else { size(blocks.saturating_mul(block)) },
             block.to_string(),
             cell(&bdev["state"]),
             users(bdev),

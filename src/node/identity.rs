@@ -13,7 +13,7 @@ use pollux_scsi::{Attention, Chosen, Identity, Medium, Share, Transfers};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Node, NodeError, Reason};
+use super::{Node, NodeError, Reason, through};
 
 /// The product identification of units that were given none.
 const PRODUCT: &str = "Pollux disk";
@@ -60,6 +60,7 @@ impl Node {
     pub fn set_identity(&self, name: &str, record: IdentityRecord) -> Result<(), NodeError> {
         let mut changes = self.change();
         let entry = self.bdevs.get(name).ok_or_else(|| NodeError::no_bdev(name))?;
+        through::refuse(&entry, "it says itself what it is")?;
         let identity = self.checked(&entry, &record)?;
         let mut next = changes.document.clone();
         if record == IdentityRecord::default() {

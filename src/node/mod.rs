@@ -14,6 +14,7 @@ mod options;
 mod reservations;
 mod restore;
 mod scheduler;
+mod through;
 mod units;
 pub mod vhost;
 mod watch;

@@ -17,6 +17,8 @@ pub enum Kind {
     BdevResize,
     /// A bdev that could not be opened is there again.
     BdevOnline,
+    /// A bdev's device has gone while it was used.
+    BdevMissing,
     /// A controller was created.
     VhostCreate,
     /// A controller was deleted.
@@ -25,11 +27,12 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Kind::BdevRegister,
         Kind::BdevUnregister,
         Kind::BdevResize,
         Kind::BdevOnline,
+        Kind::BdevMissing,
         Kind::VhostCreate,
         Kind::VhostDelete,
     ];
@@ -42,6 +45,7 @@ impl Kind {
             Kind::BdevUnregister => "bdev_unregister",
             Kind::BdevResize => "bdev_resize",
             Kind::BdevOnline => "bdev_online",
+            Kind::BdevMissing => "bdev_missing",
             Kind::VhostCreate => "vhost_create_controller",
             Kind::VhostDelete => "vhost_delete_controller",
         }

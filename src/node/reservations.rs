@@ -3,7 +3,7 @@
 use pollux_scsi::ReservationsInfo;
 
 use super::units::settle;
-use super::{Node, NodeError};
+use super::{Node, NodeError, through};
 
 impl Node {
     /// Who is registered on a bdev and who has reserved it.
@@ -22,6 +22,7 @@ impl Node {
     pub fn clear_reservations(&self, name: &str) -> Result<(), NodeError> {
         let _changes = self.change();
         let entry = self.bdevs.get(name).ok_or_else(|| NodeError::no_bdev(name))?;
+        through::refuse(&entry, "its reservations are its own, with the host as initiator")?;
         let unit = self.unit(&entry);
         settle("reservations", name, || unit.clear_reservations()).map(drop)
     }

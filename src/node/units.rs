@@ -8,7 +8,7 @@ use pollux_bdev::Entry;
 use pollux_scsi::{Action, Attention, LogicalUnit, Outcome};
 
 use super::identity::Known;
-use super::{Node, NodeError, Reason};
+use super::{Node, NodeError, Reason, through};
 
 /// How long a change waits for a guest's own, and for the medium.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,6 +22,7 @@ impl Node {
     pub fn reset_mode_pages(&self, name: &str) -> Result<(), NodeError> {
         let _changes = self.change();
         let entry = self.bdevs.get(name).ok_or_else(|| NodeError::no_bdev(name))?;
+        through::refuse(&entry, "its mode pages are its own")?;
         let unit = self.unit(&entry);
         match settle("mode pages", name, || unit.reset_modes())? {
             Outcome::GOOD => {
@@ -54,6 +55,9 @@ impl Node {
     fn new_unit(&self, entry: &Entry) -> Arc<LogicalUnit> {
         let shape = entry.device().map(|device| device.shape());
         let identity = self.identity(entry);
+        if let Some(spec) = self.sg_spec(entry) {
+            return through::unit(identity, entry, &spec);
+        }
         let Some(saver) = &self.unit_saver else { return LogicalUnit::new(identity, shape) };
         let kept = saver.files.load(entry.uuid());
         let unit = LogicalUnit::kept(identity, shape, saver.keeper(), kept.as_ref().ok());

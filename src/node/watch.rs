@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use pollux_bdev::Entry;
 use pollux_core::Bdev;
+use pollux_scsi::Attention;
 use uuid::Uuid;
 
-use super::Node;
 use super::notify::Kind;
+use super::{Node, through};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(1);
@@ -79,8 +80,13 @@ impl Watch {
 impl Node {
     /// Opens what has come back. `waiting` are the bdevs that are back and whose LUNs are not: the next look tries again.
     fn look(&self, waiting: &mut Vec<Uuid>) {
-        for device in self.bdevs.list().iter().filter_map(|entry| entry.device()) {
+        for entry in self.bdevs.list() {
+            let Some(device) = entry.device() else { continue };
             device.tend();
+            if device.is_lost() {
+                drop(device);
+                self.lose(&entry);
+            }
         }
         for entry in self.bdevs.retry_missing() {
             tracing::info!("bdev '{}' is back", entry.name());
@@ -99,13 +105,17 @@ impl Node {
     fn came_back(&self, entry: &Entry) -> bool {
         let Some(device) = entry.device() else { return true };
         let Some(unit) = self.units().get(&entry.uuid()).cloned() else { return true };
-        let shape = device.shape();
+        let shape = through::shape(entry, &unit);
         let device: Arc<dyn Bdev> = device;
         if let Err(error) = self.target.device_changed(&unit, Some(device)) {
             tracing::error!("bdev '{}' is back, but its LUNs are not, which is tried again: {error}", entry.name());
             return false;
         }
-        unit.set_shape(Some(shape));
+        match shape {
+            Some(shape) => unit.set_shape(Some(shape)),
+            // It may have been anywhere meanwhile.
+            None => unit.raise(Attention::PowerOn, None),
+        }
         self.target.unit_changed(&unit, CAPACITY_CHANGED.0, CAPACITY_CHANGED.1);
         true
     }

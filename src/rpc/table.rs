@@ -122,6 +122,8 @@ pub static METHODS: &[Method] = &[
     typed!("bdev_uring_create", changes, Decode, create::Uring, create::uring),
     typed!("bdev_uring_delete", changes, Decode, bdev::Delete, bdev::delete_file),
     typed!("bdev_uring_rescan", changes, Decode, bdev::Rescan, bdev::rescan),
+    typed!("bdev_sg_create", changes, Decode, create::Sg, create::sg),
+    typed!("bdev_sg_delete", changes, Decode, bdev::Delete, bdev::delete_sg),
     typed!("bdev_passthru_create", changes, Decode, create::Passthru, create::passthru),
     typed!("bdev_passthru_delete", changes, Decode, bdev::Delete, bdev::delete_passthru),
     typed!("bdev_split_create", changes, Decode, create::Split, create::split),

@@ -8,6 +8,7 @@
 //! - [`model`]: what a disk may return after any mix of writes, crashes and flushes.
 //! - [`vm`]: real guests under QEMU.
 //! - [`scsi_suite`]: public suites for SCSI targets, counted honestly, and what is expected of them.
+//! - [`sg_device`]: a SCSI generic device, asked directly.
 //! - [`logwrites`], [`durability`]: what a medium held at each acknowledgement, and whether that was enough.
 
 pub mod daemon;
@@ -18,5 +19,6 @@ pub mod logwrites;
 pub mod model;
 pub mod rng;
 pub mod scsi_suite;
+pub mod sg_device;
 pub mod sim;
 pub mod vm;

@@ -10,7 +10,7 @@ use pollux_vhost_user::Chain;
 
 use crate::lun::Address;
 use crate::luns::TargetLuns;
-use crate::message::{AbortId, Body, Message, Scope};
+use crate::message::{AbortId, Body, Message, Scope, UnitId};
 use crate::port::{Phase, Port};
 use crate::request::{Control, Function, Response, TMF_LEN};
 use crate::worker::ScsiWorker;
@@ -36,8 +36,11 @@ pub(crate) struct Pending {
     head: u16,
     asker: Asker,
     lun: Option<u32>,
+    /// How many have not ended their share: workers, and the device if it is to be reset.
     workers: usize,
     count: u32,
+    /// The device could not be reset.
+    failed: bool,
 }
 
 impl ScsiWorker {
@@ -125,6 +128,29 @@ impl ScsiWorker {
             self.luns.get_mut(lun).inflight += 1;
         }
         self.ask_all(Asker::Function(function), (number, head), lun, scope, how);
+        if let (Function::LogicalUnitReset, Some((_, index))) = (function, found) {
+            self.ask_device(self.luns.get(index).unit);
+        }
+    }
+
+    /// Has the function that was asked for last wait for the reset of a device that gets whole commands.
+    fn ask_device(&mut self, unit: UnitId) {
+        if !self.units.look(unit).logical.passes_through() {
+            return;
+        }
+        if let Some(pending) = self.pending.last_mut() {
+            pending.workers += 1;
+            let id = pending.id;
+            self.outbox.push_back((self.worker, Message(Body::ResetDevice { unit, id })));
+        }
+    }
+
+    /// The device that a function waits for has been reset, or could not be.
+    pub(crate) fn reset_ended(&mut self, id: AbortId, good: bool) {
+        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.id == id) {
+            pending.failed |= !good;
+        }
+        self.abort_done(id, 0);
     }
 
     /// Has all workers end (or count) what is in scope; the chain is answered when all have.
@@ -138,7 +164,7 @@ impl ScsiWorker {
     ) {
         self.next_abort += 1;
         let id = AbortId { worker: self.worker, number: self.next_abort };
-        self.pending.push(Pending { id, port, head, asker, lun, workers: self.workers, count: 0 });
+        self.pending.push(Pending { id, port, head, asker, lun, workers: self.workers, count: 0, failed: false });
         for worker in 0..self.workers {
             // This worker, too, takes it as a message: its port is in use here.
             self.outbox.push_back((worker, Message(Body::Abort { id, scope, how })));
@@ -165,6 +191,7 @@ impl ScsiWorker {
             lun.inflight -= 1;
             let logical = &self.units.look(lun.unit).logical;
             match function {
+                Function::LogicalUnitReset if pending.failed => {}
                 Function::LogicalUnitReset => logical.reset(Some(&lun.path)),
                 Function::NexusReset => lun.path.nexus().lost(),
                 Function::ClearTaskSet => logical.raise(Attention::CommandsCleared, Some(&lun.path)),
@@ -172,6 +199,7 @@ impl ScsiWorker {
             }
         }
         let response = match function {
+            _ if pending.failed => Response::FunctionRejected,
             Function::QueryTask | Function::QueryTaskSet if pending.count > 0 => Response::FunctionSucceeded,
             _ => Response::Ok,
         };

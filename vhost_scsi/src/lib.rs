@@ -41,6 +41,7 @@ mod serve;
 mod session;
 mod stats;
 mod target;
+mod through;
 mod units;
 mod worker;
 

@@ -247,6 +247,11 @@ pub(crate) enum Body {
         id: AbortId,
         count: u32,
     },
+    /// From the worker itself: have the unit's device reset for this function.
+    ResetDevice {
+        unit: UnitId,
+        id: AbortId,
+    },
     /// From a worker: say when what was under way before the mark has ended. New commands wait by themselves.
     Fence {
         unit: UnitId,
@@ -305,6 +310,7 @@ impl fmt::Debug for Body {
             Body::CancelQueue { key } => write!(f, "CancelQueue({key:?})"),
             Body::Event { controller, event } => write!(f, "Event({}, {event:?})", controller.place),
             Body::Abort { id, scope, how } => write!(f, "Abort({id:?}, {scope:?}, {how:?})"),
+            Body::ResetDevice { unit, id } => write!(f, "ResetDevice({unit}, {id:?})"),
             Body::Fence { unit, mark, from } => write!(f, "Fence({unit}, {mark:?}, {from})"),
             Body::Fenced { unit, mark } => write!(f, "Fenced({unit}, {mark:?})"),
             Body::Unfence { unit, mark } => write!(f, "Unfence({unit}, {mark:?})"),

@@ -21,6 +21,7 @@ use crate::line::Charge;
 use crate::message::{ControllerId, NewQueue, QueueKey, Reply, Stopped};
 use crate::pieces::{Pattern, Pieces};
 use crate::request::{Command, RESPONSE_LEN, Response, response_header};
+use crate::through::Passing;
 
 /// What a port's requests are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,8 @@ pub(crate) enum Long {
     Dormant(Command),
     /// It waits for a copy, by its place among the worker's.
     Copy { index: usize },
+    /// It goes to the device as it is.
+    Pass(Passing),
 }
 
 impl Long {
@@ -105,6 +108,7 @@ impl Long {
             Long::Job(working) => working.charge(len),
             Long::Dormant(_) => Charge::plain(0),
             Long::Copy { .. } => Charge::plain(0),
+            Long::Pass(_) => Charge::plain(len),
         }
     }
 }
@@ -149,6 +153,8 @@ impl Slot {
             Some(Long::Job(working)) => working.job.span(),
             // Its copy knows.
             Some(Long::Copy { .. }) => (0, 0),
+            // The front end knows nothing of what it touches, and nobody else uses the device.
+            Some(Long::Pass(_)) => (0, 0),
         }
     }
 

@@ -38,8 +38,14 @@ pub enum Response {
     BadTarget = 3,
     /// Ended by a reset.
     Reset = 4,
-    /// The target failed the request; it may be retried.
+    /// Not now; it may be sent again.
+    Busy = 5,
+    /// The way to the target was disturbed; it may be sent again.
+    TransportFailure = 6,
+    /// The target failed for good.
     TargetFailure = 7,
+    /// The nexus is in the way of another.
+    NexusFailure = 8,
     /// The request is malformed.
     Failure = 9,
     /// FUNCTION SUCCEEDED (QUERY TASK: it is there).

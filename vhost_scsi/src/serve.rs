@@ -4,7 +4,7 @@
 //! each of its steps. What task management has marked is answered as aborted, but not before the device has let go.
 
 use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, Segment, SegmentList, Tag, segment};
-use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Rank, Sense, Step, io_outcome};
+use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Rank, Sense, Status, Step, io_outcome};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
 use crate::copies::{COPY, index_of};
@@ -15,6 +15,7 @@ use crate::message::UnitId;
 use crate::pieces::Pattern;
 use crate::port::{Answer, Long, Phase, Port, Route, Slot, parse_tag};
 use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response, SENSE_LEN};
+use crate::through::RESET;
 use crate::worker::{BATCH, ScsiWorker};
 
 /// Tags with this bit belong to commands that were answered before they were done (IMMED).
@@ -187,6 +188,7 @@ impl ScsiWorker {
             Action::Save(save) => self.park_for_save(port, &given, *save),
             Action::Abort(preempted) => self.park_for_preempted(port, &given, preempted),
             Action::Survey(survey) => self.send_away(port, &given, survey),
+            Action::Pass(pass) => self.start_pass(port, &given, cdb, pass, cx),
             Action::DataOut { .. } => unreachable!("parameter data is asked for once"),
         }
     }
@@ -326,6 +328,10 @@ impl ScsiWorker {
             Some(Long::Job(working)) => working.data(slot.op, slot.len),
             Some(Long::Dormant(_)) => unreachable!("what has not begun is not submitted"),
             Some(Long::Copy { .. }) => unreachable!("a parked command has no request"),
+            Some(Long::Pass(passing)) => {
+                let passing = *passing;
+                return self.submit_pass(port, head, unit, passing, cx);
+            }
         };
         let io = Io { tag, op: slot.op, flags: slot.flags, offset: slot.offset, len: slot.len, data };
         if let Err(error) = self.units.submit(unit, io, slot.charge(), cx) {
@@ -342,6 +348,7 @@ impl ScsiWorker {
             Some(Long::Plan { plan, .. }) => Some(plan),
             Some(Long::Job(_)) => return self.task_done(port, head, result, cx),
             Some(Long::Copy { .. }) => unreachable!("a parked command has no request"),
+            Some(Long::Pass(_)) => return self.pass_done(port, head, result, cx),
         };
         if result.is_ok()
             && slot.aborted.is_none()
@@ -574,6 +581,9 @@ impl ScsiWorker {
             self.copy_done(unit, tag, result, cx);
             return;
         }
+        if tag & RESET != 0 {
+            return self.reset_done(unit, tag, result);
+        }
         let index = (tag & !BACKGROUND) as usize;
         let task = self.background[index].as_mut().expect("a background command stays until it has ended");
         let Io { op, len, .. } = task.step;
@@ -657,8 +667,14 @@ impl Encoded {
         Self::encode(unit.descriptor_sense(), sense)
     }
 
-    fn fixed(sense: Option<&Sense>) -> Encoded {
+    pub(crate) fn fixed(sense: Option<&Sense>) -> Encoded {
         Self::encode(false, sense)
+    }
+
+    /// The answer of a command that has moved nothing.
+    pub(crate) fn check_condition(&self, residual: u64) -> Answer<'_> {
+        let (status, sense) = (Status::CheckCondition as u8, &self.bytes[..self.len]);
+        Answer { response: Response::Ok, status, sense, residual, data_in: 0 }
     }
 
     fn encode(descriptor: bool, sense: Option<&Sense>) -> Encoded {

@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use pollux_core::{Alignment, Channel, Completion, Cx, Io, IoError, IoStats, Next, Segment, Tag};
+use pollux_core::{
+    Alignment, Channel, Completion, Cx, Io, IoError, IoStats, Next, ScsiAnswer, ScsiCommand, Segment, Tag,
+};
 use pollux_scsi::LogicalUnit;
 
 use crate::line::{Charge, Line, Room, Source};
@@ -242,6 +244,61 @@ impl Units {
             self.busy.push(unit);
         }
         Ok(())
+    }
+
+    /// As `submit`, of a whole command to a device that takes such.
+    ///
+    /// # Errors
+    /// `NotReady` if there is no device.
+    pub(crate) fn submit_scsi(
+        &mut self,
+        unit: UnitId,
+        command: ScsiCommand,
+        charge: Charge,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), IoError> {
+        let open = self.units[unit as usize].as_mut().expect("a unit stays open while a LUN leads to it");
+        if !open.is_ready() {
+            return Err(IoError::NotReady);
+        }
+        let way = open.channel.as_mut().and_then(|channel| channel.scsi()).ok_or(IoError::NotReady)?;
+        way.submit_scsi(command, cx);
+        open.used += charge.slots;
+        open.stats.started();
+        self.list(unit);
+        Ok(())
+    }
+
+    /// What became of a command that the device has ended; `None` if it has not had it.
+    pub(crate) fn take_answer(&mut self, unit: UnitId, tag: Tag) -> Option<ScsiAnswer> {
+        self.get(unit).channel.as_mut()?.scsi()?.take_answer(tag)
+    }
+
+    /// Has a device for whole commands reset. It takes a slot until [`Units::reset_ended`], whether one is free or not.
+    /// Returns false if there is no such device now.
+    pub(crate) fn reset(&mut self, unit: UnitId, tag: Tag, cx: &mut Cx<'_>) -> bool {
+        let open = self.get(unit);
+        if !open.is_ready() {
+            return false;
+        }
+        let Some(way) = open.channel.as_mut().and_then(|channel| channel.scsi()) else { return false };
+        way.reset(tag, cx);
+        open.used += 1;
+        self.list(unit);
+        true
+    }
+
+    /// A reset has been done, or could not be.
+    pub(crate) fn reset_ended(&mut self, unit: UnitId) {
+        self.get(unit).used -= 1;
+    }
+
+    /// Has the unit polled.
+    fn list(&mut self, unit: UnitId) {
+        let open = self.get(unit);
+        if !std::mem::replace(&mut open.listed, true) {
+            self.busy.push(unit);
+        }
     }
 
     /// Asks the device to end a request early.

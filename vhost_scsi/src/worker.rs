@@ -576,6 +576,7 @@ impl Worker for ScsiWorker {
             Body::Event { controller, event } => self.event(controller, event),
             Body::Abort { id, scope, how } => self.abort(id, scope, how),
             Body::AbortDone { id, count } => self.abort_done(id, count),
+            Body::ResetDevice { unit, id } => self.reset_device(unit, id, cx),
             Body::Fence { unit, mark, from } => self.fence(unit, mark, from),
             Body::Fenced { unit, mark } => self.fenced(unit, mark, cx),
             Body::Unfence { unit, mark } => self.unfence(unit, mark),

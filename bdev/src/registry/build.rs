@@ -6,7 +6,8 @@ use pollux_core::Bdev;
 
 use super::Entry;
 use crate::{
-    BdevError, Delay, Device, Fault, File, FileSpec, Measured, Null, Part, Passthru, Ram, Spec, SplitSpec, StatsSet,
+    BdevError, Delay, Device, Fault, File, FileSpec, Measured, Null, Part, Passthru, Ram, Sg, SgSpec, Spec, SplitSpec,
+    StatsSet,
 };
 
 /// Makes the devices of a complete spec, in the order of its names. `stats` are the counters of the first of them. What
@@ -25,6 +26,7 @@ pub(super) fn build(
         Spec::Delay(spec) => one(Arc::new(Delay::new(spec, below(base)?))),
         Spec::Fault(spec) => one(Arc::new(Fault::new(spec, below(base)?))),
         Spec::Split(spec) => split(spec, &below(base)?),
+        Spec::Sg(spec) => one(Arc::new(sg(spec)?)),
     }
 }
 
@@ -34,6 +36,12 @@ fn file(spec: &mut FileSpec, stats: &Arc<StatsSet>) -> Result<File, BdevError> {
         spec.found_block_size = Some(file.shape().block_size);
     }
     Ok(file)
+}
+
+fn sg(spec: &mut SgSpec) -> Result<Sg, BdevError> {
+    let device = Sg::new(spec)?;
+    spec.identity = Some(device.identity().to_owned());
+    Ok(device)
 }
 
 /// The base, counting for it what the layer above does.

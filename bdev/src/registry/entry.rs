@@ -179,16 +179,23 @@ impl Entry {
         Err(BdevError::InUse { name: self.name.clone(), by })
     }
 
-    /// A front end starts to use it: any number may share it, unless one of them does not want that.
+    /// A front end starts to use it: any number may share it, unless one of them does not want that. A whole SCSI device
+    /// cannot tell them apart, so it has one at most, and that one has to speak SCSI.
     pub(super) fn attach(&self, user: FrontEnd) -> Result<(), BdevError> {
         let mut inner = self.lock();
         let refused = |by: String| Err(BdevError::InUse { name: self.name.clone(), by });
         if let Some(claim) = &inner.claim {
             return refused(format!("{} ({})", claim.by.join(", "), claim.kind.name()));
         }
-        let stands_in_the_way = |other: &&FrontEnd| other.exclusive || user.exclusive || other.kind != user.kind;
+        let whole = self.kind == Kind::Sg;
+        if whole && user.kind != FrontEndKind::Scsi {
+            let why = format!("{} is a whole SCSI device: it can only be a SCSI LUN", self.name);
+            return Err(BdevError::invalid("bdev_name", why));
+        }
+        let stands_in_the_way =
+            |other: &&FrontEnd| whole || other.exclusive || user.exclusive || other.kind != user.kind;
         if let Some(other) = inner.frontends.iter().find(stands_in_the_way) {
-            let exclusively = if other.exclusive { " exclusively" } else { "" };
+            let exclusively = if whole || other.exclusive { " exclusively" } else { "" };
             return refused(format!("controller {}{exclusively}", other.ctrlr));
         }
         inner.frontends.push(user);

@@ -74,7 +74,8 @@ fn shape(node: &Node, entry: &Entry, document: &Document) -> Value {
         listed["claim_type"] = "exclusive_write".into();
     }
     listed["zoned"] = false.into();
-    listed["supported_io_types"] = supported(device.as_ref().map(|device| device.supported()));
+    let served = device.as_ref().map(|device| device.supported());
+    listed["supported_io_types"] = supported(served, entry.kind() != Kind::Sg);
     listed["driver_specific"] = device.as_ref().map_or_else(|| json!({}), |device| device.driver_specific());
     let (state, why) = match entry.state() {
         State::Online => ("online", Value::Null),
@@ -106,14 +107,15 @@ fn shape(node: &Node, entry: &Entry, document: &Document) -> Value {
     listed
 }
 
-fn supported(of: Option<pollux_bdev::Supported>) -> Value {
+/// `blocks`: whether it has blocks to read; a whole SCSI device has not.
+fn supported(of: Option<pollux_bdev::Supported>, blocks: bool) -> Value {
     let here = of.is_some();
     let has = |does: fn(&pollux_bdev::Supported) -> bool| of.as_ref().is_some_and(does);
     json!({
-        "read": here,
+        "read": here && blocks,
         "write": has(|of| of.write),
         "unmap": has(|of| of.unmap),
-        "flush": here,
+        "flush": here && blocks,
         "reset": here,
         "nvme_admin": false,
         "nvme_io": false,
@@ -337,6 +339,10 @@ pub(crate) fn delete_delay(node: &Node, params: &Delete) -> Answer {
 
 pub(crate) fn delete_error(node: &Node, params: &Delete) -> Answer {
     done(node.delete_bdev(&params.name, Some(Kind::Fault), params.force))
+}
+
+pub(crate) fn delete_sg(node: &Node, params: &Delete) -> Answer {
+    done(node.delete_bdev(&params.name, Some(Kind::Sg), params.force))
 }
 
 /// Parameters of `bdev_split_delete`.

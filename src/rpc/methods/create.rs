@@ -1,6 +1,7 @@
 //! The `bdev_*_create` methods, and the calls that make a bdev again (for `save_config`).
 
-use pollux_bdev::{DelaySpec, FaultSpec, FileSpec, Flavor, NullSpec, PassthruSpec, RamSpec, Spec, SplitSpec};
+use pollux_bdev::{DelaySpec, FaultSpec, FileSpec, Flavor, NullSpec, PassthruSpec, RamSpec, SgSpec, Spec, SplitSpec};
+use pollux_scsi::Allow;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -316,6 +317,38 @@ pub(crate) fn error(node: &Node, params: &Error) -> Answer {
     super::done(node.create_bdev(Spec::Fault(spec)).map(drop))
 }
 
+/// Parameters of `bdev_sg_create`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sg {
+    name: String,
+    path: String,
+    #[serde(default)]
+    allow: Vec<String>,
+    #[serde(default)]
+    identity: Option<String>,
+    #[serde(default)]
+    uuid: Option<Uuid>,
+}
+
+pub(crate) fn sg(node: &Node, params: &Sg) -> Answer {
+    if let Some(unknown) = params.allow.iter().find(|name| Allow::named(name).is_none()) {
+        let names: Vec<&str> = Allow::NAMES.iter().map(|(name, _)| *name).collect();
+        return Err(Habit::Decode.error(format!("allow: '{unknown}' is none of {}", names.join(", "))));
+    }
+    let mut allow = params.allow.clone();
+    allow.sort_unstable();
+    allow.dedup();
+    let spec = SgSpec {
+        name: params.name.clone(),
+        path: absolute(&params.path)?,
+        allow,
+        identity: params.identity.clone(),
+        uuid: given(params.uuid),
+    };
+    named(node, Spec::Sg(spec))
+}
+
 /// The call that makes a bdev again.
 pub(crate) fn replay(spec: &Spec) -> Value {
     let method = match spec {
@@ -327,6 +360,7 @@ pub(crate) fn replay(spec: &Spec) -> Value {
         Spec::Split(_) => "bdev_split_create",
         Spec::Delay(_) => "bdev_delay_create",
         Spec::Fault(_) => "bdev_error_create",
+        Spec::Sg(_) => "bdev_sg_create",
     };
     json!({"method": method, "params": replay_params(spec)})
 }
@@ -362,6 +396,10 @@ fn replay_params(spec: &Spec) -> Value {
             "base_name": fault.base_name, "uuid": fault.uuid, "name": fault.name,
             "volatile_cache": if fault.volatile_cache { true.into() } else { Value::Null },
             "cache_mib": if fault.volatile_cache { fault.cache_mib.into() } else { Value::Null },
+        }),
+        Spec::Sg(sg) => json!({
+            "name": sg.name, "path": sg.path, "identity": sg.identity, "uuid": sg.uuid,
+            "allow": if sg.allow.is_empty() { Value::Null } else { json!(sg.allow) },
         }),
     };
     match params {

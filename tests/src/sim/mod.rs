@@ -14,6 +14,7 @@ mod kernel;
 mod load;
 mod machine;
 mod ring;
+mod scsi;
 mod world;
 
 pub use appliance::{PATIENT, SimAppliance, backing, unit_of, unit_with_medium};
@@ -25,4 +26,5 @@ pub use helpers::SimHelpers;
 pub use load::{BdevLoad, Mix};
 pub use machine::{Call, SimMachine, SimPost};
 pub use ring::SimRing;
+pub use scsi::SimSg;
 pub use world::{DiskId, SimWorld, Switches, Transfer};

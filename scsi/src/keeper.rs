@@ -54,6 +54,11 @@ impl<T> Saving<T> {
         self.next.is_some()
     }
 
+    /// What is being saved.
+    pub(crate) const fn coming(&mut self) -> Option<&mut T> {
+        self.next.as_mut()
+    }
+
     /// Returns the ticket with which it ends.
     pub(crate) fn begin(&mut self, next: T) -> u64 {
         self.tickets += 1;

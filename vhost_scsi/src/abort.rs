@@ -3,10 +3,10 @@
 //! It goes in stages, a bounded piece in each pass, so that a guest which asks again and again, with full rings, costs the
 //! others little:
 //!
-//! 1. *Taking*: what the session has made available before it asked is taken out of its rings, because to the guest those
-//!    commands are as much in flight as the others: none of them may run after the answer. What is in scope is answered at
-//!    once. The rest is *held*, in order, and served before the ring: without a slot, so that it has no place before other
-//!    guests' commands in any line.
+//! 1. *Taking*, for task management: what the session has made available before it asked is taken out of its rings,
+//!    because to the guest those commands are as much in flight as the others: none of them may run after the answer.
+//!    What is in scope is answered at once. The rest is *held*, in order, and served before the ring: without a slot, so
+//!    that it has no place before other guests' commands in any line.
 //! 2. *Marking*: the slots are looked through; the devices are asked to end early what is in scope.
 //! 3. *Waiting* until the last of those has ended. A reset also ends the copies that go on without a command.
 
@@ -45,7 +45,7 @@ pub(crate) struct Ending {
     how: Option<Response>,
     count: u32,
     stage: Stage,
-    /// Port, head and turn of those that have not ended yet.
+    /// Port, head and turn of those that have to end; some of them may have.
     commands: Vec<(usize, u16, u16)>,
     /// Copies that a reset ends and that have not ended yet.
     copies: Vec<CopyId>,
@@ -69,7 +69,10 @@ enum Stage {
 impl ScsiWorker {
     /// Begins to end (or count) the commands in scope.
     pub(crate) fn abort(&mut self, id: AbortId, scope: Scope, how: Option<Response>) {
-        let stage = Stage::Taking { port: 0, until: None };
+        let stage = match scope.session() {
+            Some(_) => Stage::Taking { port: 0, until: None },
+            None => Stage::Marking { port: 0, head: 0 },
+        };
         self.ending.push(Ending { id, scope, how, count: 0, stage, commands: Vec::new(), copies: Vec::new() });
     }
 
@@ -81,26 +84,35 @@ impl ScsiWorker {
     /// Goes on with the functions, first come, first served, as far as a pass allows; says so for those that are done.
     pub(crate) fn advance_endings(&mut self, cx: &mut Cx<'_>) {
         let mut endings = std::mem::take(&mut self.ending);
-        let mut looks = LOOKS;
+        let (mut looks, mut waiting) = (LOOKS, 0);
         for ending in &mut endings {
             while looks > 0 && !matches!(ending.stage, Stage::Waiting) {
                 looks = looks.saturating_sub(self.advance(ending, looks, cx));
             }
-        }
-        endings.retain_mut(|ending| {
             if !matches!(ending.stage, Stage::Waiting) {
-                return true;
+                // Those behind it have not begun.
+                break;
             }
-            ending.commands.retain(|&command| self.is_running(command));
-            ending.copies.retain(|&copy| self.is_copying(copy));
-            let ended = ending.commands.is_empty() && ending.copies.is_empty();
-            if ended {
-                let done = Body::AbortDone { id: ending.id, count: ending.count };
-                self.outbox.push_back((ending.id.worker, Message(done)));
-            }
-            !ended
-        });
+            waiting += 1;
+        }
+        let ended: Vec<Ending> = endings.extract_if(..waiting, |ending| self.has_ended(ending)).collect();
+        for ending in ended {
+            let done = Body::AbortDone { id: ending.id, count: ending.count };
+            self.outbox.push_back((ending.id.worker, Message(done)));
+        }
         self.ending = endings;
+    }
+
+    /// Whether the last of a function's commands has ended. Each is looked at until it has, and once then.
+    fn has_ended(&self, ending: &mut Ending) -> bool {
+        while let Some(&command) = ending.commands.last() {
+            if self.is_running(command) {
+                return false;
+            }
+            ending.commands.pop();
+        }
+        ending.copies.retain(|&copy| self.is_copying(copy));
+        ending.copies.is_empty()
     }
 
     /// One piece of at most about `looks`; returns how many it took, at least one.

@@ -5,7 +5,7 @@
 //! answers the guest when all have said so: no aborted command can touch guest memory after that.
 
 use pollux_core::{Tag, segment};
-use pollux_scsi::{Attention, Outcome};
+use pollux_scsi::Attention;
 use pollux_vhost_user::Chain;
 
 use crate::lun::Address;
@@ -15,8 +15,8 @@ use crate::port::{Phase, Port};
 use crate::request::{Control, Function, Response, TMF_LEN};
 use crate::worker::ScsiWorker;
 
-/// Functions of one control queue that wait for the workers at once; the others stay in its ring, so that a guest has no more
-/// than this before the functions of others.
+/// Functions of one control queue that wait for the workers at once; the others stay in its ring. A guest has so many before
+/// the functions of others, and as many PREEMPT AND ABORT from each worker that has queues of its (`parked.rs`).
 pub(crate) const MOST_FUNCTIONS: u32 = 4;
 
 /// Who waits for the workers.
@@ -25,7 +25,7 @@ pub(crate) enum Asker {
     /// A function of a control queue.
     Function(Function),
     /// A parked command.
-    Command { tag: Tag },
+    Command { tag: Tag, session: u64 },
 }
 
 /// What waits for the workers.
@@ -153,6 +153,12 @@ impl ScsiWorker {
         self.abort_done(id, 0);
     }
 
+    /// How many parked commands of a session wait for the workers.
+    pub(crate) fn asking_commands(&self, of: u64) -> usize {
+        let is_its = |pending: &&Pending| matches!(pending.asker, Asker::Command { session, .. } if session == of);
+        self.pending.iter().filter(is_its).count()
+    }
+
     /// Has all workers end (or count) what is in scope; the chain is answered when all have.
     pub(crate) fn ask_all(
         &mut self,
@@ -183,7 +189,7 @@ impl ScsiWorker {
         let pending = self.pending.swap_remove(at);
         let function = match pending.asker {
             Asker::Function(function) => function,
-            Asker::Command { tag } => return self.unpark(tag, &Outcome::GOOD),
+            Asker::Command { tag, session } => return self.preempted_ended(tag, session),
         };
         let mut port = self.take_port(pending.port).expect("a control port stays while its functions run");
         if let Some(lun) = pending.lun {

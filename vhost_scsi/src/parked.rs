@@ -4,14 +4,15 @@
 //! A save is made by another thread, which sends a message when it is done; the change counts then whatever has become
 //! of the command. PREEMPT AND ABORT asks all workers, as task management does (`abort.rs`), and is answered when none of
 //! the preempted commands can touch guest memory any more. What those initiators send later meets the reservation, which
-//! is in force before the workers are asked.
+//! is in force before the workers are asked. Its queue takes nothing more meanwhile, and of one session no more of them ask on
+//! a worker than of its control queue's functions: who asks for much waits for itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pollux_core::{IoFlags, Op, Post, Tag};
+use pollux_core::{IoFlags, Op, Post, PostError, Tag};
 use pollux_scsi::{Outcome, Preempted, Save, Saved};
 
-use crate::control::Asker;
+use crate::control::{Asker, MOST_FUNCTIONS};
 use crate::message::{Body, Message, Scope, UnitId};
 use crate::port::{Answer, Phase, Port, parse_tag};
 use crate::request::Response;
@@ -21,46 +22,109 @@ use crate::worker::ScsiWorker;
 /// How other threads reach the workers. Known as soon as a unit is open.
 pub(crate) type Home = Arc<dyn Post<Message>>;
 
+/// A parked command whose session has enough others that wait for the commands of the preempted to end.
+pub(crate) struct Preempting {
+    tag: Tag,
+    session: u64,
+    unit: UnitId,
+    preempted: Preempted,
+}
+
+/// Whether a save may still end before its command has been parked for it: on the reactor, where nobody saves any more.
+enum Early {
+    Starting,
+    Saved(Saved),
+    Started,
+}
+
+impl Early {
+    /// Keeps the answer, if it comes so early; the reactor looks for it then.
+    fn holds(&mut self, saved: Saved) -> bool {
+        let starting = matches!(self, Early::Starting);
+        if starting {
+            *self = Early::Saved(saved);
+        }
+        starting
+    }
+}
+
+fn lock(early: &Mutex<Early>) -> MutexGuard<'_, Early> {
+    early.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells a worker, from another thread, what a command of its waits for: nothing else ends that command.
+pub(crate) fn deliver(home: &dyn Post<Message>, worker: usize, message: impl Fn() -> Message) {
+    // A reactor that does not answer may do so again. Where it has stopped, nobody waits for the answer.
+    while home.post(worker, message()) == Err(PostError::Stuck) {}
+}
+
 impl ScsiWorker {
     /// Has something saved before the command is answered.
     pub(crate) fn park_for_save(&mut self, port: &mut Port, given: &Given, save: Save) {
         let tag = self.park(port, given);
-        let (worker, home) = (self.worker, self.home.clone());
+        let early = Arc::new(Mutex::new(Early::Starting));
+        let (worker, home, answer) = (self.worker, self.home.clone(), early.clone());
         let tell = move |saved| {
-            if let Some(home) = home {
-                // Where the reactor has stopped, nobody waits for the answer.
-                let _ = home.post(worker, Message(Body::Saved { tag, saved }));
+            if let Some(home) = home
+                && !lock(&answer).holds(saved)
+            {
+                deliver(&*home, worker, || Message(Body::Saved { tag, saved }));
             }
         };
         save.start(Box::new(tell));
+        let early = std::mem::replace(&mut *lock(&early), Early::Started);
+        if let Early::Saved(saved) = early {
+            self.outbox.push_back((worker, Message(Body::Saved { tag, saved })));
+        }
     }
 
     /// Ends the commands of those whom a command has preempted before it is answered.
     pub(crate) fn park_for_preempted(&mut self, port: &mut Port, given: &Given, preempted: Preempted) {
         let unit = self.luns.get(given.lun).unit;
         let tag = self.park(port, given);
-        self.end_preempted(tag, unit, preempted);
+        self.end_preempted(port, tag, unit, preempted);
     }
 
     /// What a parked command waited for has been saved, or could not be.
     pub(crate) fn saved(&mut self, tag: Tag, Saved { outcome, preempted }: Saved) {
+        let Some(preempted) = preempted else { return self.unpark(tag, &outcome) };
         let (number, head, _) = parse_tag(tag);
-        let Some(lun) = self.port(number).map(|port| port.slots[usize::from(head)].lun) else { return };
-        match preempted {
-            Some(preempted) => self.end_preempted(tag, self.luns.get(lun).unit, preempted),
-            None => self.unpark(tag, &outcome),
+        let mut port = self.take_port(number).expect("a port stays while its requests are in flight");
+        let unit = self.luns.get(port.slots[usize::from(head)].lun).unit;
+        self.end_preempted(&mut port, tag, unit, preempted);
+        self.put_port(number, port);
+    }
+
+    /// The queue takes nothing more meanwhile.
+    fn end_preempted(&mut self, port: &mut Port, tag: Tag, unit: UnitId, preempted: Preempted) {
+        port.waiting += 1;
+        let session = port.key.session;
+        let preempting = Preempting { tag, session, unit, preempted };
+        if self.asking_commands(session) < MOST_FUNCTIONS as usize {
+            self.begin_preempting(&preempting);
+        } else {
+            self.preempting.push_back(preempting);
         }
     }
 
-    fn end_preempted(&mut self, tag: Tag, unit: UnitId, preempted: Preempted) {
+    fn begin_preempting(&mut self, of: &Preempting) {
+        let Preempting { tag, session, unit, preempted } = *of;
         let (port, head, _) = parse_tag(tag);
-        self.ask_all(
-            Asker::Command { tag },
-            (port, head),
-            None,
-            Scope::Preempted { unit, preempted },
-            Some(Response::Aborted),
-        );
+        let scope = Scope::Preempted { unit, preempted };
+        self.ask_all(Asker::Command { tag, session }, (port, head), None, scope, Some(Response::Aborted));
+    }
+
+    /// Nothing of the preempted is in flight any more.
+    pub(crate) fn preempted_ended(&mut self, tag: Tag, session: u64) {
+        let next = self.preempting.iter().position(|waiting| waiting.session == session);
+        if let Some(next) = next.and_then(|next| self.preempting.remove(next)) {
+            self.begin_preempting(&next);
+        }
+        let (number, ..) = parse_tag(tag);
+        let mut port = self.take_port(number).expect("a port stays while its requests are in flight");
+        port.waiting -= 1;
+        self.put_port(number, port);
+        self.unpark(tag, &Outcome::GOOD);
     }
 
     /// Keeps a command's slot; its chain lies in `self.segments`.
@@ -92,5 +156,48 @@ impl ScsiWorker {
         }
         self.put_port(number, port);
         self.activate(number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A mailbox that stays full for so long.
+    struct Full {
+        refusals: usize,
+        end: Result<(), PostError>,
+        tries: AtomicUsize,
+    }
+
+    impl Post<Message> for Full {
+        fn reactors(&self) -> usize {
+            1
+        }
+
+        fn post(&self, _: usize, _: Message) -> Result<(), PostError> {
+            let tries = self.tries.fetch_add(1, Ordering::Relaxed);
+            if tries < self.refusals { Err(PostError::Stuck) } else { self.end }
+        }
+    }
+
+    #[test]
+    fn an_answer_is_delivered_however_long_the_mailbox_is_full() {
+        for end in [Ok(()), Err(PostError::Stopped)] {
+            let full = Full { refusals: 3, end, tries: AtomicUsize::new(0) };
+            deliver(&full, 0, || Message(Body::Look));
+            assert_eq!(full.tries.into_inner(), 4);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_comes_before_the_command_is_parked_is_kept_for_the_reactor() {
+        let saved = Saved { outcome: Outcome::GOOD, preempted: None };
+        let mut early = Early::Starting;
+        assert!(early.holds(saved) && matches!(early, Early::Saved(of) if of == saved));
+        let mut late = Early::Started;
+        assert!(!late.holds(saved) && matches!(late, Early::Started));
     }
 }

@@ -239,7 +239,8 @@ pub(crate) struct Port {
     pub(crate) queue: Queue,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) inflight: u32,
-    /// How many of its requests are in a unit's line, barred, or dormant. Nothing is taken from the ring while there is one.
+    /// How many of its requests are in a unit's line, barred, dormant, or wait for those of others to end. Nothing is taken
+    /// from the ring while there is one.
     pub(crate) waiting: u32,
     /// Commands that task management took before their turn, in order: they come before what is in the ring.
     pub(crate) held: VecDeque<Held>,

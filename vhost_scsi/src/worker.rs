@@ -19,7 +19,7 @@ use crate::luns::{Lun, Luns};
 use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Stopped};
 use crate::order::Begun;
 use crate::own::Pool;
-use crate::parked::Home;
+use crate::parked::{Home, Preempting};
 use crate::port::{Kind, Phase, Port};
 use crate::request::Response;
 use crate::serve::Background;
@@ -74,6 +74,8 @@ pub struct ScsiWorker {
     /// By session.
     pub(crate) events: HashMap<u64, Waiting>,
     pub(crate) pending: Vec<Pending>,
+    /// Commands that would ask all workers, in the order in which they came.
+    pub(crate) preempting: VecDeque<Preempting>,
     pub(crate) ending: Vec<Ending>,
     pub(crate) next_abort: u64,
     /// Memory for commands that look at data, and how many of them wait for some.
@@ -125,6 +127,7 @@ impl ScsiWorker {
             copies_begun: 0,
             events: HashMap::new(),
             pending: Vec::new(),
+            preempting: VecDeque::new(),
             ending: Vec::new(),
             next_abort: 0,
             pool: Pool::default(),
@@ -296,15 +299,19 @@ impl ScsiWorker {
         self.abort_commands(&commands, Response::Aborted, cx);
     }
 
-    fn take_own(&mut self, cx: &mut Cx<'_>) {
+    /// Takes what this worker has told itself; returns how much that was.
+    fn take_own(&mut self, cx: &mut Cx<'_>) -> u32 {
+        let mut count = 0;
         for _ in 0..self.outbox.len() {
             let Some((to, message)) = self.outbox.pop_front() else { break };
             if to == self.worker {
                 self.message(message, cx);
+                count += 1;
             } else {
                 self.outbox.push_back((to, message));
             }
         }
+        count
     }
 
     fn poll_kicks(&mut self, cx: &mut Cx<'_>) -> u32 {
@@ -453,16 +460,17 @@ impl ScsiWorker {
         }
     }
 
-    fn drain(&mut self, cx: &mut Cx<'_>) {
-        self.take_own(cx);
+    fn drain(&mut self, cx: &mut Cx<'_>) -> u32 {
+        let mut count = self.take_own(cx);
         self.advance_endings(cx);
         self.advance_fences();
-        self.take_own(cx);
+        count += self.take_own(cx);
         let begun = self.collect_begun();
         let luns = self.luns.collect_removed();
         let units = self.units.collect_ended(cx);
         let ports = self.collect_stopped(cx);
         self.draining = begun || luns || units || ports || !self.ending.is_empty() || !self.fences.is_empty();
+        count
     }
 
     /// Hands out what has stopped, and gives away what is offered. Returns whether something still drains.
@@ -595,7 +603,7 @@ impl Worker for ScsiWorker {
         self.publish(cx);
         let changed = count > 0 || std::mem::take(&mut self.told) || std::mem::take(&mut self.again);
         if (self.draining && changed) || !self.outbox.is_empty() {
-            self.drain(cx);
+            count += self.drain(cx);
             let looking = self.looks_around() || self.looks_for_fences();
             count += u32::from(looking);
             self.again = looking || !self.touched.is_empty();

@@ -2,7 +2,7 @@
 //! CDBs, parameter lists and answers. What it means is in `reservations`.
 
 use crate::commands::Call;
-use crate::reservations::out::Register;
+use crate::reservations::out::{MOST_FOR_OTHERS, Register, full};
 use crate::reservations::{Kind, Member, NexusName, Registration, Reservation};
 use crate::{Action, Inventory, Sense};
 
@@ -136,25 +136,39 @@ pub(crate) fn register(call: &mut Call<'_>, list: &[u8]) -> Result<Action, Sense
         return Err(Sense::LIST_LENGTH);
     }
     let from = Member::of(call.path.nexus());
-    // As if it came through each target port that the initiator reaches the unit by: there are no others for it.
-    let ports_of = |initiator| if list.all_tg_pt { call.unit.nexuses_of(initiator) } else { Vec::new() };
-    let mut elsewhere = ports_of(from.name.initiator);
-    elsewhere.retain(|member| member.name != from.name);
-    let mut others = Vec::new();
-    for initiator in if list.spec_i_pt { transport_ids(list.more)? } else { Vec::new() } {
-        let name = NexusName { initiator, target_port: from.name.target_port.clone() };
-        others.push(Member { name, relative_port: from.relative_port });
-        others.extend(ports_of(initiator));
+    let key = if ignores_key { None } else { Some(list.key) };
+    let ids = if list.spec_i_pt { Some(id_list(list.more)?) } else { None };
+    // Who is refused in any case has nothing looked up for it.
+    if let Err(refusal) = call.unit.with_reservations(|held| held.admits(&from.name, key, ids.is_some())) {
+        return Ok(refusal.into());
     }
+    let mut initiators = ids.map_or(Ok(Vec::new()), transport_ids)?;
+    initiators.sort_unstable();
+    initiators.dedup();
+    let (elsewhere, of_others) = if list.all_tg_pt { ports_of(call, &from, &initiators) } else { Default::default() };
+    let through_this_port = |initiator| {
+        let name = NexusName { initiator, target_port: from.name.target_port.clone() };
+        Member { name, relative_port: from.relative_port }
+    };
+    let others: Vec<Member> = initiators.into_iter().map(through_this_port).chain(of_others).collect();
     let asked = Register {
         from: &from,
-        key: if ignores_key { None } else { Some(list.key) },
+        key,
         new_key: list.action_key,
         durable: list.aptpl,
         elsewhere: &elsewhere,
         others: list.spec_i_pt.then_some(&others),
     };
     Ok(call.unit.change_reservations(call.path, false, |held| held.register(&asked)))
+}
+
+/// As if it came through each target port that the initiators reach the unit by: there are no others for them. The asker's
+/// other nexuses, and those of the listed initiators, which are in order.
+fn ports_of(call: &Call<'_>, from: &Member, listed: &[u64]) -> (Vec<Member>, Vec<Member>) {
+    let own = from.name.initiator;
+    let mut nexuses = call.unit.nexuses_of(|initiator| initiator == own || listed.binary_search(&initiator).is_ok());
+    nexuses.retain(|member| member.name != from.name);
+    nexuses.into_iter().partition(|member| member.name.initiator == own)
 }
 
 /// RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT AND ABORT.
@@ -216,12 +230,17 @@ pub(crate) fn register_and_move(call: &mut Call<'_>, list: &[u8]) -> Result<Acti
     Ok(change)
 }
 
-/// The initiator ports in TRANSPORTID PARAMETER DATA LENGTH and what follows it.
-fn transport_ids(more: &[u8]) -> Result<Vec<u64>, Sense> {
+/// The TransportIDs behind TRANSPORTID PARAMETER DATA LENGTH: not more than can be registered.
+fn id_list(more: &[u8]) -> Result<&[u8], Sense> {
     let (len, ids) = more.split_at_checked(4).ok_or(Sense::LIST_LENGTH)?;
     if be32(len, 0) as usize != ids.len() || !ids.len().is_multiple_of(TRANSPORT_ID_LEN) {
         return Err(Sense::invalid_parameter(LIST_LEN as u16, None));
     }
+    if ids.len() / TRANSPORT_ID_LEN > MOST_FOR_OTHERS { Err(full()) } else { Ok(ids) }
+}
+
+/// The initiator ports of TransportIDs.
+fn transport_ids(ids: &[u8]) -> Result<Vec<u64>, Sense> {
     let offset = |number| LIST_LEN + 4 + number * TRANSPORT_ID_LEN;
     ids.chunks_exact(TRANSPORT_ID_LEN).enumerate().map(|(number, id)| transport_id(id, offset(number))).collect()
 }

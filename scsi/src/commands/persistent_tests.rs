@@ -249,6 +249,23 @@ fn registering_for_other_ports_and_others() {
     let full: Vec<[u8; 24]> = (100..400).map(id).collect();
     let Err(Some(sense)) = result(world.send(A, REGISTER, 0, &with_ids(SPEC_I_PT, &full))) else { panic!() };
     assert_eq!((sense.code(), world.keys()), (0x5504, vec![]), "all or nothing");
+    let Err(Some(sense)) = result(world.send(A, REGISTER, 0, &with_ids(SPEC_I_PT, &[id(1); 257]))) else { panic!() };
+    assert_eq!((sense.code(), world.keys()), (0x5504, vec![]), "a list that is too long, whatever it says");
+    assert_eq!(result(world.send(A, REGISTER, 0, &with_ids(SPEC_I_PT, &[id(1); 256]))), Ok(()));
+    assert_eq!(world.keys(), [9, 9], "an initiator that is listed again is no other");
+    // Who may not register has nothing of its list looked at.
+    assert_eq!(result(world.send(A, REGISTER, 0, &with_ids(SPEC_I_PT, &[other_protocol]))), CONFLICT);
+}
+
+#[test]
+fn a_port_that_gets_another_number_while_a_change_is_saved() {
+    let shelf = Arc::new(Shelf::default());
+    let mut world = World::kept(&shelf, Some(&Sections::new()));
+    let Action::Save(save) = world.send(A, REGISTER, 0, &list((0, 1), APTPL)) else { panic!() };
+    let again = Nexus::new(0xA, "vm0".into(), 77, 0);
+    let _path = world.unit.attach(again, 0);
+    save.done(true);
+    assert_eq!(world.read(3)[8 + 18..8 + 20], [0, 77]);
 }
 
 #[test]
@@ -391,6 +408,27 @@ fn preempting_and_aborting() {
     let Action::Abort(later) = world.send(A, PREEMPT_AND_ABORT, 1, &list((1, 2), 0)) else { panic!() };
     assert_eq!([A, B, C, C2].map(|of| world.paths[of].is_preempted(later)), [false, true, false, false]);
     assert_eq!(world.out(A, PREEMPT_AND_ABORT, 1, (1, 2), 0), CONFLICT);
+}
+
+/// All who are registered with the key are preempted, the asker among them: only the command itself is spared.
+#[test]
+fn preempting_and_aborting_ones_own() {
+    let ended = |world: &World, preempted| [A, B, C].map(|of| world.paths[of].is_preempted(preempted));
+    let mut world = World::new();
+    for (of, key) in [(A, 1), (B, 1), (C, 3)] {
+        world.register(of, key);
+    }
+    assert_eq!(world.out(A, RESERVE, 1, (1, 0), 0), Ok(()));
+    let Action::Abort(by) = world.send(A, PREEMPT_AND_ABORT, 1, &list((1, 1), 0)) else { panic!() };
+    assert_eq!((ended(&world, by), world.keys()), ([true, true, false], vec![1, 3]));
+    assert_eq!(world.told(), only(B, PREEMPTED));
+    assert_eq!(world.out(A, RELEASE, 1, (1, 0), 0), Ok(()));
+    let Action::Abort(by) = world.send(A, PREEMPT_AND_ABORT, 1, &list((1, 1), 0)) else { panic!() };
+    assert_eq!((ended(&world, by), world.keys()), ([true, false, false], vec![3]));
+    world.register(A, 1);
+    assert_eq!(world.out(C, RESERVE, 7, (3, 0), 0), Ok(()));
+    let Action::Abort(by) = world.send(A, PREEMPT_AND_ABORT, 7, &list((1, 0), 0)) else { panic!() };
+    assert_eq!((ended(&world, by), world.keys()), ([true, false, true], vec![1]));
 }
 
 #[test]

@@ -2,12 +2,12 @@
 //! On an error nothing has changed that counts: the caller drops the state it was tried on.
 
 use super::{Kind, Member, NexusName, Registration, Reservation, Reservations};
-use crate::{Attention, Key, Sense, code};
+use crate::{Action, Attention, Key, Outcome, Sense, code};
 
 /// Registrations of a unit. READ FULL STATUS with all of them fits into the least of scratch memory.
 pub(crate) const MOST: usize = 512;
 /// Registrations after which none are made on behalf of others (SPEC_I_PT), so that everybody can still make their own.
-const MOST_FOR_OTHERS: usize = 256;
+pub(crate) const MOST_FOR_OTHERS: usize = 256;
 
 /// Why a service action was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,15 @@ pub(crate) enum Refusal {
     Conflict,
     /// CHECK CONDITION.
     Sense(Sense),
+}
+
+impl From<Refusal> for Action {
+    fn from(refusal: Refusal) -> Action {
+        match refusal {
+            Refusal::Conflict => Action::Done(Outcome::CONFLICT),
+            Refusal::Sense(sense) => sense.into(),
+        }
+    }
 }
 
 impl From<Sense> for Refusal {
@@ -29,7 +38,7 @@ impl From<Sense> for Refusal {
 pub(crate) struct Effects {
     /// Who is told of what.
     pub(crate) told: Vec<(NexusName, Attention)>,
-    /// Whose registration or reservation was preempted, the asking nexus left out.
+    /// Whose registration or reservation was preempted. The asking nexus, too, if the key was its own.
     pub(crate) preempted: Vec<NexusName>,
 }
 
@@ -53,16 +62,23 @@ pub(crate) struct Register<'a> {
 }
 
 impl Reservations {
+    /// Whether a nexus that sends this key may register, and others with it. The rest of what it asks does not matter yet.
+    pub(crate) fn admits(&self, from: &NexusName, key: Option<u64>, others: bool) -> Result<(), Refusal> {
+        let known = self.key_of(from);
+        if key.is_some_and(|key| key != known.unwrap_or(0)) {
+            return Err(Refusal::Conflict);
+        }
+        if known.is_some() && others { Err(Sense::invalid_field(1, Some(4)).into()) } else { Ok(()) }
+    }
+
     /// SPC-5, clause 5.14.7, tables for REGISTER and REGISTER AND IGNORE EXISTING KEY.
     pub(crate) fn register(&mut self, asked: &Register<'_>) -> Done {
+        self.admits(&asked.from.name, asked.key, asked.others.is_some())?;
         let mut effects = Effects::default();
         let known = self.key_of(&asked.from.name);
         self.register_one(asked.from, asked.key, asked.new_key, &mut effects)?;
         if known.is_none() && asked.new_key == 0 {
             return Ok(effects);
-        }
-        if known.is_some() && asked.others.is_some() {
-            return Err(Sense::invalid_field(1, Some(4)).into());
         }
         // As if the same had been asked through each of them: one that is registered with another key stays as it is.
         for member in asked.elsewhere {
@@ -201,9 +217,11 @@ impl Reservations {
             return Err(Refusal::Conflict);
         }
         let mut effects = Effects::default();
+        let is_preempted = |known: &Registration| victim == 0 || is_victims(known);
+        let names = |known: &Registration| known.member.name.clone();
+        effects.preempted = self.registrations.iter().filter(|known| is_preempted(known)).map(names).collect();
         // Who takes over stays registered; who only takes registrations away may take its own away, too.
-        let goes =
-            |known: &Registration| (victim == 0 || is_victims(known)) && !(takes_over && known.member.name == *from);
+        let goes = |known: &Registration| is_preempted(known) && !(takes_over && known.member.name == *from);
         let (gone, left): (Vec<_>, Vec<_>) = self.registrations.drain(..).partition(goes);
         self.registrations = left;
         if takes_over {
@@ -217,8 +235,7 @@ impl Reservations {
             self.reservation = None;
         }
         for name in gone.into_iter().map(|known| known.member.name).filter(|name| name != from) {
-            effects.told.push((name.clone(), Attention::RegistrationsPreempted));
-            effects.preempted.push(name);
+            effects.told.push((name, Attention::RegistrationsPreempted));
         }
         self.count();
         Ok(effects)
@@ -279,6 +296,7 @@ impl Reservations {
     }
 }
 
-const fn full() -> Sense {
+/// INSUFFICIENT REGISTRATION RESOURCES.
+pub(crate) const fn full() -> Sense {
     Sense::new(Key::IllegalRequest, code::INSUFFICIENT_REGISTRATIONS)
 }

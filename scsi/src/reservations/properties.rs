@@ -56,6 +56,11 @@ impl Model {
         }
     }
 
+    /// Those registered with this key; with 0, everybody.
+    fn registered_with(&self, key: u64) -> Vec<usize> {
+        self.keys.iter().filter(|(_, of)| key == 0 || **of == key).map(|(who, _)| *who).collect()
+    }
+
     fn others(&self, than: usize, what: Attention) -> Told {
         self.keys.keys().filter(|who| **who != than).map(|who| (*who, what)).collect()
     }
@@ -235,13 +240,19 @@ proptest! {
         let (mut state, mut model) = (Reservations::default(), Model::default());
         for (who, order) in orders {
             let mut next = state.clone();
+            let expected_preempted = match order {
+                // Whoever has the key, or everybody whom an all-registrants type makes a holder: the asker, too.
+                Order::Preempt(_, victim, _) => model.registered_with(victim),
+                _ => Vec::new(),
+            };
             let (expected, mut expected_told) = model.apply(who, order);
             let (answer, mut told) = match carry_out(&mut next, who, order) {
                 Ok(effects) => {
                     state = next;
                     let told = effects.told.iter().map(|(name, what)| (name.initiator as usize, *what)).collect();
-                    let preempted = |what: Attention| what == Attention::RegistrationsPreempted;
-                    prop_assert_eq!(effects.preempted.len(), effects.told.iter().filter(|one| preempted(one.1)).count());
+                    let mut preempted: Vec<_> = effects.preempted.iter().map(|name| name.initiator as usize).collect();
+                    preempted.sort_unstable();
+                    prop_assert_eq!(preempted, expected_preempted);
                     (Answer::Good, told)
                 }
                 Err(Refusal::Conflict) => (Answer::Conflict, Vec::new()),

@@ -92,6 +92,9 @@ impl Cold {
     /// A path has appeared.
     pub(crate) fn admit(&mut self, path: &Path) {
         self.held.now.appeared(path.nexus());
+        if let Some(change) = self.held.saving.coming() {
+            change.next.appeared(path.nexus());
+        }
         path.set_fenced(self.held.fences(path.nexus()));
     }
 
@@ -136,7 +139,7 @@ impl Cold {
         self.held.now = next;
         self.held.unreadable = false;
         let mut mark = None;
-        if aborts {
+        if aborts && !effects.preempted.is_empty() {
             self.held.preemptions += 1;
             mark = Some(Preempted(self.held.preemptions));
         }
@@ -259,8 +262,7 @@ impl LogicalUnit {
         let mut next = cold.held.now.clone();
         let effects = match change(&mut next) {
             Ok(effects) => effects,
-            Err(Refusal::Conflict) => return Action::Done(Outcome::CONFLICT),
-            Err(Refusal::Sense(sense)) => return sense.into(),
+            Err(refusal) => return refusal.into(),
         };
         let text = next.to_text();
         let same = text == cold.held.now.to_text() && !cold.held.unreadable;
@@ -286,15 +288,18 @@ impl LogicalUnit {
         Some(cold.apply(next, &effects, aborts))
     }
 
-    /// The nexuses through which this initiator reaches the unit.
-    pub(crate) fn nexuses_of(&self, initiator: u64) -> Vec<Member> {
+    /// The nexuses through which these initiators reach the unit, each once.
+    pub(crate) fn nexuses_of(&self, of: impl Fn(u64) -> bool) -> Vec<Member> {
         let mut found: Vec<Member> = Vec::new();
         self.lock().each_path(|path| {
             let nexus = path.nexus();
-            if nexus.initiator() == initiator && !found.iter().any(|known| known.name.is(nexus)) {
+            if of(nexus.initiator()) {
                 found.push(Member::of(nexus));
             }
         });
+        let order = |member: &Member| (member.name.initiator, member.name.target_port.clone());
+        found.sort_by_cached_key(order);
+        found.dedup_by(|one, other| one.name == other.name);
         found
     }
 

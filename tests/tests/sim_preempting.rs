@@ -1,0 +1,185 @@
+//! PREEMPT AND ABORT in numbers: a guest that sends many of them waits for itself and not others for it, and guests that
+//! preempt each other at once, with commands of all kinds in flight, all get an answer to everything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use pollux_core::Bdev;
+use pollux_tests::frontend::FrontEnd;
+use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Tmf, cdb};
+use pollux_tests::rng::Rng;
+use pollux_tests::sim::{Effect, Fault, Kind, SimAppliance, SimBdev, SimWorld, backing, unit_of};
+use pollux_vhost_scsi::Patience;
+
+const LONG: Duration = Duration::from_secs(60);
+const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
+const LUN: Lun = Lun::new(0, 0);
+const QUEUES: usize = 4;
+
+const RESERVE: u8 = 1;
+const PREEMPT_AND_ABORT: u8 = 5;
+const REGISTER_AND_IGNORE: u8 = 6;
+
+fn out_cdb(action: u8) -> [u8; 10] {
+    [0x5F, action, 7, 0, 0, 0, 0, 0, 24, 0]
+}
+
+fn list(key: u64, action_key: u64) -> Vec<u8> {
+    [key.to_be_bytes(), action_key.to_be_bytes(), [0; 8]].concat()
+}
+
+fn options() -> DriverOptions {
+    let memory = vec![(0x10_0000, 64 << 20)];
+    DriverOptions { request_queues: QUEUES, queue_size: 1024, memory, ..DriverOptions::default() }
+}
+
+fn clear(appliance: &mut SimAppliance, front: &mut FrontEnd) -> Result<()> {
+    for _ in 0..8 {
+        front.submit(FIRST_REQUEST_QUEUE, &Command::new(LUN, &[0; 6], &[], 0)).context("room")?;
+        appliance.machine.run();
+        if front.poll(FIRST_REQUEST_QUEUE)?.context("answer")?.1.good() {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("unit attentions without end")
+}
+
+/// How long another guest's function takes while a guest has PREEMPT AND ABORT in all its slots.
+#[test]
+fn a_storm_of_preempt_and_abort() -> Result<()> {
+    for count in [0usize, 64, 512, 1000] {
+        let world = SimWorld::new(3);
+        world.set_latency(1000, 2000);
+        let mut appliance = SimAppliance::new(&world, 2, 3)?;
+        appliance.target.set_patience(PATIENT);
+        let disk: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, 256 * 512));
+        let unit = unit_of("disk", &*disk);
+        let other: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, 256 * 512));
+        let other_unit = unit_of("other", &*other);
+        appliance.controller("bad", &[(0, 0, backing("disk", &unit, &disk))])?;
+        appliance.controller("good", &[(0, 0, backing("other", &other_unit, &other))])?;
+        let mut bad = appliance.connect("bad", &options())?;
+        let mut good = appliance.connect("good", &options())?;
+        clear(&mut appliance, &mut bad)?;
+        clear(&mut appliance, &mut good)?;
+        for (action, list) in [(REGISTER_AND_IGNORE, list(0, 1)), (RESERVE, list(1, 0))] {
+            bad.submit(FIRST_REQUEST_QUEUE, &Command::new(LUN, &out_cdb(action), &list, 0)).context("room")?;
+            appliance.machine.run();
+            ensure!(bad.poll(FIRST_REQUEST_QUEUE)?.context("answer")?.1.good());
+        }
+        world.fault(Fault::always(Kind::Write, Effect::Stuck));
+        let mut first = None;
+        for queue in 0..QUEUES {
+            let write = cdb::write10(queue as u32, 1, false);
+            let ticket = good.submit(FIRST_REQUEST_QUEUE + queue, &Command::new(LUN, &write, &[1; 512], 0));
+            first = first.or(ticket);
+        }
+        appliance.machine.run();
+        world.heal();
+        for n in 0..count {
+            let queue = FIRST_REQUEST_QUEUE + n % QUEUES;
+            bad.submit(queue, &Command::new(LUN, &out_cdb(PREEMPT_AND_ABORT), &list(1, 0), 0)).context("room")?;
+        }
+        appliance.machine.rounds(60);
+        good.driver.submit_tmf(Tmf::QueryTask, LUN.bytes(), first.context("room")?);
+        good.driver.queues[CONTROL_QUEUE].flush();
+        let mut rounds = 0;
+        while good.driver.poll_raw(CONTROL_QUEUE).map_err(|why| anyhow::anyhow!("{why:?}"))?.is_none() {
+            appliance.machine.rounds(1);
+            rounds += 1;
+        }
+        ensure!(rounds < 500, "a guest with {count} PREEMPT AND ABORT held another's function up for {rounds} rounds");
+        world.release();
+        appliance.machine.run();
+        for n in 0..count {
+            let (_, answer) =
+                bad.poll(FIRST_REQUEST_QUEUE + n % QUEUES)?.context("no answer to a PREEMPT AND ABORT")?;
+            ensure!(answer.good(), "{answer:?}");
+        }
+        appliance.disconnect(bad);
+        appliance.disconnect(good);
+        appliance.shutdown()?;
+    }
+    Ok(())
+}
+
+/// Guests that preempt each other without end, beside reads, writes and COMPARE AND WRITE of theirs on the same blocks, and
+/// resets: everything is answered, and the reservation belongs to somebody in the end.
+#[test]
+fn guests_that_preempt_each_other_at_once() -> Result<()> {
+    let mut aborted = 0;
+    for seed in 20..=20 {
+        let world = SimWorld::new(seed);
+        world.set_latency(1_000, 60_000);
+        let mut rng = Rng::new(seed ^ 0x9ee);
+        let mut appliance = SimAppliance::new(&world, 3, seed)?;
+        appliance.target.set_patience(PATIENT);
+        let disk: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, 256 * 512));
+        let unit = unit_of("disk", &*disk);
+        let mut fronts = Vec::new();
+        for name in ["one", "two", "three"] {
+            appliance.controller(name, &[(0, 0, backing("disk", &unit, &disk))])?;
+            let mut front = appliance.connect(name, &options())?;
+            clear(&mut appliance, &mut front)?;
+            fronts.push(front);
+        }
+        let mut map = std::collections::HashMap::new();
+        let (mut sent, mut functions) = ([0u32; 3], [0u32; 3]);
+        for _ in 0..200 {
+            let of = rng.index(3);
+            let (key, victim) = (of as u64 + 1, rng.below(3) + 1);
+            let queue = FIRST_REQUEST_QUEUE + rng.index(QUEUES);
+            let lba = rng.below(4) as u32;
+            let (cdb, out, in_len): (Vec<u8>, _, _) = match rng.below(8) {
+                0 | 1 => (out_cdb(PREEMPT_AND_ABORT).into(), list(key, victim), 0),
+                2 => (out_cdb(PREEMPT_AND_ABORT).into(), list(key, 0), 0),
+                3 => (out_cdb(REGISTER_AND_IGNORE).into(), list(0, key), 0),
+                4 => (out_cdb(RESERVE).into(), list(key, 0), 0),
+                5 => (cdb::compare_and_write(lba.into(), 1, false).into(), vec![0; 1024], 0),
+                6 => (cdb::read10(lba, 4).into(), vec![], 4 * 512),
+                _ => (cdb::write10(lba, 4, false).into(), vec![0; 4 * 512], 0),
+            };
+            if let Some(t) = fronts[of].submit(queue, &Command::new(LUN, &cdb, &out, in_len)) {
+                sent[of] += 1;
+                map.insert((of, queue, t), (cdb.clone(), out[..out.len().min(24)].to_vec()));
+                println!(
+                    "{of} {queue} {t:?} {:x} {:x} {:x?}",
+                    cdb[0],
+                    cdb[1],
+                    if cdb[0] == 0x5f { (out[7], out[15]) } else { (0, lba as u8) }
+                );
+            }
+            if rng.below(20) == 0 && fronts[of].driver.submit_tmf(Tmf::LunReset, LUN.bytes(), 0).is_some() {
+                functions[of] += 1;
+                println!("reset by {of}");
+                fronts[of].driver.queues[CONTROL_QUEUE].flush();
+            }
+            appliance.machine.rounds(rng.below(4));
+        }
+        appliance.machine.run();
+        for (of, front) in fronts.iter_mut().enumerate() {
+            for queue in FIRST_REQUEST_QUEUE..FIRST_REQUEST_QUEUE + QUEUES {
+                while let Some((t, answer)) = front.poll(queue)? {
+                    map.remove(&(of, queue, t));
+                    sent[of] -= 1;
+                    aborted += u32::from(answer.response == 2);
+                }
+            }
+            while front.driver.poll_raw(CONTROL_QUEUE).map_err(|why| anyhow::anyhow!("{why:?}"))?.is_some() {
+                functions[of] -= 1;
+            }
+        }
+        println!(
+            "{map:?} inflight {:?}",
+            appliance.target.controllers().iter().map(|c| c.sessions[0].inflight).collect::<Vec<_>>()
+        );
+        ensure!((sent, functions) == ([0; 3], [0; 3]), "unanswered, seed {seed}: {sent:?}, functions {functions:?}");
+        for front in fronts {
+            appliance.disconnect(front);
+        }
+        appliance.shutdown()?;
+    }
+    ensure!(aborted > 50, "PREEMPT AND ABORT has ended {aborted} commands");
+    Ok(())
+}

@@ -6,8 +6,8 @@
 //! circle: a claim waits for overlapping claims made before it, and for commands that came before it; a command waits for
 //! overlapping claims that were there when it came ([`Order`] is its place in that order).
 //!
-//! What is under way when a claim is made is not in the table. Whoever makes one has to ask everybody who serves the unit to say
-//! when that has ended: who is asked after the claim is made sees the word ([`LogicalUnit::is_claimed`]).
+//! What is under way when a claim is made is not in the table. Whoever makes one has to ask everybody who serves the unit
+//! to say when that has ended: who is asked after the claim is made sees the word ([`LogicalUnit::is_claimed`]).
 
 use crate::LogicalUnit;
 use crate::plan::Range;
@@ -78,7 +78,8 @@ impl LogicalUnit {
         if cold.claims.is_free(order, Range { offset, len }, waiter) { Ok(()) } else { Err(order) }
     }
 
-    /// Whether nothing on this range that was claimed before this place in the order is left; if there is, `waiter` is told when to ask again.
+    /// Whether nothing on this range that was claimed before this place in the order is left; if there is, `waiter` is told
+    /// when to ask again.
     #[must_use]
     pub fn may_start(&self, order: Order, offset: u64, len: u64, waiter: usize) -> bool {
         self.lock().claims.is_free(order, Range { offset, len }, waiter)

@@ -76,7 +76,7 @@ pub struct Plan {
     immediate: bool,
     /// The operation of the step taken last.
     last: Op,
-    /// All that it touches lies in here.
+    /// All that the present step and those after it touch lies in here.
     span: Range,
 }
 
@@ -89,30 +89,41 @@ enum Work {
     Pattern { now: Range, block: Box<[u8]> },
 }
 
+impl Work {
+    /// The least range that holds what is left.
+    fn left(&self) -> Range {
+        match self {
+            Work::Flush { .. } => Range { offset: 0, len: 0 },
+            Work::Discard { now, later } => later.as_slice().iter().fold(*now, |span, range| span.hull(*range)),
+            Work::Zero { now } | Work::Pattern { now, .. } => *now,
+        }
+    }
+}
+
 impl Plan {
     pub(crate) fn flush(immediate: bool) -> Plan {
-        let span = Range { offset: 0, len: 0 };
-        Plan { work: Work::Flush { taken: false }, flags: IoFlags::empty(), immediate, last: Op::Flush, span }
+        Plan { immediate, ..Plan::of(Work::Flush { taken: false }, IoFlags::empty(), Op::Flush) }
     }
 
     pub(crate) fn discard(first: Range, later: Vec<Range>, flags: IoFlags) -> Plan {
-        let span = later.iter().fold(first, |span, range| span.hull(*range));
-        Plan::of(Work::Discard { now: first, later: later.into_iter() }, flags, Op::Discard, span)
+        Plan::of(Work::Discard { now: first, later: later.into_iter() }, flags, Op::Discard)
     }
 
     pub(crate) fn write_zeroes(range: Range, flags: IoFlags) -> Plan {
-        Plan::of(Work::Zero { now: range }, flags, Op::WriteZeroes, range)
+        Plan::of(Work::Zero { now: range }, flags, Op::WriteZeroes)
     }
 
     pub(crate) fn write_pattern(range: Range, block: &[u8], flags: IoFlags) -> Plan {
-        Plan::of(Work::Pattern { now: range, block: block.into() }, flags, Op::Write, range)
+        Plan::of(Work::Pattern { now: range, block: block.into() }, flags, Op::Write)
     }
 
-    fn of(work: Work, flags: IoFlags, last: Op, span: Range) -> Plan {
+    fn of(work: Work, flags: IoFlags, last: Op) -> Plan {
+        let span = work.left();
         Plan { work, flags, immediate: false, last, span }
     }
 
-    /// Offset and length of a range in which everything lies that it changes; of length 0 for a flush.
+    /// Offset and length of a range in which everything lies that the step taken last and those after it change; of length
+    /// 0 for a flush.
     #[must_use]
     pub const fn span(&self) -> (u64, u64) {
         (self.span.offset, self.span.len)
@@ -121,6 +132,14 @@ impl Plan {
     /// The next step; `None` when all are done.
     #[allow(clippy::should_implement_trait)] // Not an iterator: each step waits for the one before.
     pub fn next(&mut self) -> Option<Step> {
+        let left = self.work.left();
+        let step = self.take()?;
+        self.last = step.op();
+        self.span = left;
+        Some(step)
+    }
+
+    fn take(&mut self) -> Option<Step> {
         let flags = self.flags;
         let step = match &mut self.work {
             Work::Flush { taken } if *taken => return None,
@@ -144,7 +163,6 @@ impl Plan {
                 Step::WritePattern { offset, len, flags }
             }
         };
-        self.last = step.op();
         Some(step)
     }
 
@@ -226,7 +244,9 @@ mod tests {
         let flags = IoFlags::FUA;
         assert_eq!(plan.span(), (512, 4096), "empty ranges are nowhere");
         assert_eq!(plan.next(), Some(Step::Discard { offset: 512, len: 512, flags }));
+        assert_eq!(plan.span(), (512, 4096), "the step that is under way counts");
         assert_eq!(plan.next(), Some(Step::Discard { offset: 4096, len: 512, flags }));
+        assert_eq!(plan.span(), (4096, 512), "what is done does not");
         assert_eq!(plan.next(), None);
     }
 
@@ -247,6 +267,7 @@ mod tests {
                 let Step::WriteZeroes { offset, len, flags } = step else { panic!("{step:?}") };
                 prop_assert_eq!((offset, flags), (at, IoFlags::MAY_DEALLOCATE));
                 prop_assert!(len > 0 && len <= STEP_LEN);
+                prop_assert_eq!(plan.span(), (offset, end - offset), "what is done is free");
                 at += len;
                 prop_assert!(at % STEP_LEN == 0 || at == end);
             }

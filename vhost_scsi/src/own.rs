@@ -1,5 +1,5 @@
-//! The worker's own memory between guest and device, for commands that look at data on its way ([`pollux_scsi::Job`]). There is
-//! little of it, whatever guests ask for; who finds none waits, and a session has a part of it at most.
+//! The worker's own memory between guest and device, for commands that look at data on its way ([`pollux_scsi::Job`]).
+//! There is little of it, whatever guests ask for; who finds none waits, and a session has a part of it at most.
 
 #![allow(unsafe_code)]
 
@@ -10,8 +10,6 @@ use pollux_scsi::PIECE_LEN;
 const MOST: usize = 16;
 /// Those of one session.
 const MOST_OF_SESSION: usize = 4;
-/// Pieces that are kept when nobody has them.
-const KEPT: usize = 4;
 /// What devices want buffers to be aligned to, at most.
 const ALIGNMENT: usize = 4096;
 
@@ -56,6 +54,7 @@ impl Own {
 /// The memory of a worker.
 #[derive(Default)]
 pub(crate) struct Pool {
+    /// What nobody has now. It is kept: to get some anew costs the reactor the clearing of it.
     free: Vec<Own>,
     /// The sessions of those who have some.
     holders: Vec<u64>,
@@ -81,9 +80,7 @@ impl Pool {
     pub(crate) fn give(&mut self, own: Own, session: u64) {
         let at = self.holders.iter().position(|holder| *holder == session).expect("a job that has memory is counted");
         self.holders.swap_remove(at);
-        if self.free.len() < KEPT {
-            self.free.push(own);
-        }
+        self.free.push(own);
     }
 }
 
@@ -106,7 +103,7 @@ mod tests {
         pool.give(own, session);
         assert!(pool.take(0).is_none() && pool.take(7).is_some() && pool.take(1).is_none());
         taken.into_iter().for_each(|(session, own)| pool.give(own, session));
-        assert_eq!(pool.free.len(), KEPT);
+        assert_eq!(pool.free.len(), MOST - 1, "all that were given back are kept");
     }
 
     #[test]

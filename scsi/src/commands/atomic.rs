@@ -12,8 +12,16 @@ pub(crate) const fn compare_and_write_max(block_size: u32) -> u8 {
     if fit < 255 { fit as u8 } else { 255 }
 }
 
+/// What one ORWRITE changes at most: it has its range to itself, and its memory, until the last piece is done. No field of
+/// the block limits page is about it alone (MAXIMUM TRANSFER LENGTH would be READ's and WRITE's, too).
+const OR_WRITE_MOST: u64 = 64 * PIECE_LEN as u64;
+
 /// ORWRITE(16).
 pub(crate) fn or_write(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
+    const TRANSFER_LENGTH: u16 = 10;
+    if u64::from(call.cdb.be32(10)) > OR_WRITE_MOST / u64::from(call.geometry.block_size()) {
+        return Err(Sense::invalid_field(TRANSFER_LENGTH, None));
+    }
     start(call, Kind::Or)
 }
 
@@ -103,18 +111,20 @@ mod tests {
     #[test]
     fn what_must_not_be_disturbed_claims_its_whole_range() {
         let mut bench = Bench::with(Some(Shape { num_blocks: 1 << 20, ..shape() }));
-        let mut large = cdb(0x8B, 0, 1, 0);
-        large[11] = 1;
+        let mut large = cdb(0x8B, 0, 1, 1);
+        large[12] = 0x40;
+        assert_eq!(bench.sense(&large), Sense::invalid_field(10, None), "others wait until it is done");
+        large[13] = 0;
         let Action::Job(mut job) = bench.execute(&large) else { panic!() };
-        let mut medium = Platter::new(70_000 * BLOCK);
+        let mut medium = Platter::new(20_000 * BLOCK);
         assert!(job.is_exclusive());
-        assert_eq!(job.span(), (512, 65536 * 512));
+        assert_eq!(job.span(), (512, 16384 * 512));
         let mut fetched = 0;
-        let end = medium.each(&mut job, &vec![1; 65536 * BLOCK], |job, task| {
+        let end = medium.each(&mut job, &vec![1; 16384 * BLOCK], |job, task| {
             fetched += u64::from(matches!(task, crate::Task::Fetch { .. }));
             assert_ne!(*task, crate::Task::Pause, "it keeps its memory to the end");
-            assert_eq!(job.span(), (512, 65536 * 512));
+            assert_eq!(job.span(), (512, 16384 * 512));
         });
-        assert_eq!((end, fetched), (Outcome::GOOD, 257));
+        assert_eq!((end, fetched), (Outcome::GOOD, 65));
     }
 }

@@ -10,6 +10,7 @@
 //! asks for it, and it is durable after the target's next flush. When it fails, the target holds anything in the range.
 
 use std::any::Any;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -101,6 +102,12 @@ pub enum CopyWay {
 pub struct PairCopy {
     source: CopyRange,
     target: CopyRange,
+}
+
+impl fmt::Debug for PairCopy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PairCopy({} -> {})", self.source.offset, self.target.offset)
+    }
 }
 
 impl PairCopy {

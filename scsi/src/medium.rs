@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pollux_core::Extent;
+use pollux_core::{CopyRange, Extent};
 
 /// Who knows a unit's device. Asked on a reactor, where it must not wait for anything but a short lock.
 pub trait Medium: Debug + Send + Sync {
@@ -18,6 +18,12 @@ pub trait Medium: Debug + Send + Sync {
     /// As [`Bdev::extent_waits`](pollux_core::Bdev::extent_waits).
     fn extent_waits(&self) -> bool {
         false
+    }
+
+    /// As [`Bdev::copy_range`](pollux_core::Bdev::copy_range) of the device.
+    fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {
+        let _ = (offset, len);
+        None
     }
 }
 

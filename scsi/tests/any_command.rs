@@ -240,6 +240,7 @@ fn check_copy(ends: &[End], order: CopyOrder) -> Outcome {
                     op => panic!("{op:?}"),
                 }
             }
+            CopyTask::Together { .. } => panic!("this medium copies nothing by itself"),
             CopyTask::Pause => assert_eq!(read, None, "it gives up what it has read"),
             CopyTask::End(outcome) => {
                 check_outcome(&outcome, 0);

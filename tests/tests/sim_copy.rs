@@ -15,7 +15,9 @@ use pollux_tests::guest::{
     CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Response, Ticket, Tmf, cdb,
 };
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{Effect, Fault, Kind, SimAppliance, SimBdev, SimWorld, backing, unit_of};
+use pollux_tests::sim::{
+    Effect, Fault, Kind, SimAppliance, SimBdev, SimWorld, Switches, backing, unit_of, unit_with_medium,
+};
 use pollux_vhost_scsi::Patience;
 
 const BLOCK: usize = 512;
@@ -377,17 +379,25 @@ struct Scene {
     ledger: Ledger,
 }
 
+type Stage = (SimAppliance, Vec<Arc<LogicalUnit>>, Vec<FrontEnd>);
+
 /// Disks of this many blocks, the units on them, and a controller with both for each guest, of initiators of their own.
-fn stage(seed: u64, blocks: u64) -> Result<(SimAppliance, Vec<Arc<LogicalUnit>>, Vec<FrontEnd>)> {
+fn stage(seed: u64, blocks: u64) -> Result<Stage> {
+    stage_with(seed, blocks, false)
+}
+
+/// As `stage`; `together`: on disks that copy by themselves.
+fn stage_with(seed: u64, blocks: u64, together: bool) -> Result<Stage> {
     let world = SimWorld::new(seed);
     world.set_latency(5_000, 200_000);
     let mut appliance = SimAppliance::new(&world, REACTORS, seed)?;
     appliance.target.set_patience(PATIENT);
     let (mut units, mut backings) = (Vec::new(), Vec::new());
     for disk in 0..DISKS {
-        let bdev: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, blocks * BLOCK as u64));
+        let bdev = SimBdev::new(&world, blocks * BLOCK as u64);
+        let bdev: Arc<dyn Bdev> = Arc::new(if together { bdev.that_copies() } else { bdev });
         let name = format!("disk{disk}");
-        let unit = unit_of(&name, &*bdev);
+        let unit = unit_with_medium(&name, &bdev);
         backings.push(backing(&name, &unit, &bdev));
         units.push(unit);
     }
@@ -415,7 +425,7 @@ fn stage(seed: u64, blocks: u64) -> Result<(SimAppliance, Vec<Arc<LogicalUnit>>,
 
 impl Scene {
     fn new(seed: u64) -> Result<Scene> {
-        let (appliance, units, fronts) = stage(seed, SLOTS as u64 * SLOT_BLOCKS)?;
+        let (appliance, units, fronts) = stage_with(seed, SLOTS as u64 * SLOT_BLOCKS, seed % 2 == 1)?;
         let names = [naa(&units[0]), naa(&units[1])];
         let guests = fronts.into_iter().zip(0..).map(|(front, number)| Guest {
             front,
@@ -565,6 +575,8 @@ fn what_arrives_is_what_was_there() -> Result<()> {
         let mut scene = Scene::new(seed)?;
         scene.run(1500, false)?;
         scene.judge()?;
+        let together = scene.appliance.machine.helpers().done();
+        ensure!((together > 5) == (seed % 2 == 1), "the devices were asked {together} times");
         let ledger = scene.end()?;
         ensure!(
             ledger.copied > 30 && ledger.in_background > 5,
@@ -719,4 +731,112 @@ fn an_abort_waits_for_the_piece_that_is_with_the_device() -> Result<()> {
     ensure!(response.good(), "{response:?}");
     fronts.into_iter().for_each(|front| appliance.disconnect(front));
     appliance.shutdown()
+}
+
+#[test]
+fn who_has_to_wait_for_what_devices_copy_together_does() -> Result<()> {
+    let (mut appliance, units, mut fronts) = stage_with(5, 2048, true)?;
+    let helpers = appliance.machine.helpers();
+    let front = &mut fronts[0];
+    ready(&mut appliance, front)?;
+    let write = cdb::write16(0, 1024, false);
+    ensure!(send(&mut appliance, front, &Command::new(lun(0), &write, &[7; 1024 * BLOCK], 0))?.good());
+    helpers.hang(true);
+    let names = [naa(&units[0]), naa(&units[1])];
+    let (copy_cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, 1, 1000));
+    let ticket = front.submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &copy_cdb, &list, 0)).context("no room")?;
+    appliance.machine.run();
+    ensure!(helpers.pending() == 1, "the devices are not asked");
+    // A command that wants a range of either end to itself, and a reset of the copy's unit.
+    let (queue, blocks) = (FIRST_REQUEST_QUEUE + 1, [[0; BLOCK], [9; BLOCK]].concat());
+    for disk in 0..DISKS {
+        let compare = cdb::compare_and_write(100, 1, false);
+        fronts[0].submit(queue + disk, &Command::new(lun(disk), &compare, &blocks, 0)).context("no room")?;
+    }
+    appliance.machine.run();
+    let front = &mut fronts[0];
+    front.driver.submit_tmf(Tmf::AbortTask, lun(0).bytes(), ticket).context("no room")?;
+    front.driver.queues[CONTROL_QUEUE].flush();
+    appliance.machine.run();
+    for queue in FIRST_REQUEST_QUEUE..FIRST_REQUEST_QUEUE + 3 {
+        ensure!(front.poll(queue)?.is_none(), "queue {queue} was answered while the devices copy");
+    }
+    ensure!(front.driver.poll_raw(CONTROL_QUEUE).map_err(|why| anyhow!("{why:?}"))?.is_none(), "the abort is done");
+    helpers.hang(false);
+    appliance.machine.run();
+    let (_, response) = front.poll(FIRST_REQUEST_QUEUE)?.context("no answer")?;
+    ensure!(response.response == 2, "{response:?}");
+    let done = front.driver.poll_raw(CONTROL_QUEUE).map_err(|why| anyhow!("{why:?}"))?.context("no answer")?;
+    ensure!(done.1[0] == 0, "{done:?}");
+    // What was stopped before its first step has changed nothing.
+    let (_, source) = front.poll(queue)?.context("no answer")?;
+    let (_, target) = front.poll(queue + 1)?.context("no answer")?;
+    ensure!(source.sense_key() == Some((0xE, 0x1D, 0)) && target.good(), "{source:?} {target:?}");
+    let response = send(&mut appliance, front, &Command::new(lun(0), &copy_cdb, &list, 0))?;
+    ensure!(response.good() && helpers.done() == 2, "{response:?}, {} together", helpers.done());
+    let read = send(&mut appliance, front, &Command::new(lun(1), &cdb::read16(0, 1000), &[], 1000 * BLOCK))?;
+    ensure!(read.good() && read.data.iter().all(|&byte| byte == 7), "what arrived is not what was there");
+    fronts.into_iter().for_each(|front| appliance.disconnect(front));
+    appliance.shutdown()
+}
+
+#[test]
+fn devices_that_fail_together_say_at_which_end() -> Result<()> {
+    for kind in [Kind::Read, Kind::Write] {
+        let (mut appliance, units, mut fronts) = stage_with(6, 2048, true)?;
+        let world = appliance.machine.world().clone();
+        ready(&mut appliance, &mut fronts[0])?;
+        world.fault(Fault { range: 500 << 10..u64::MAX, ..Fault::once(kind, Effect::Error(libc::EIO)) });
+        let names = [naa(&units[0]), naa(&units[1])];
+        let (cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, 1, 2000));
+        let response = send(&mut appliance, &mut fronts[0], &Command::new(lun(0), &cdb, &list, 0))?;
+        ensure!(response.sense_key() == Some((0xA, 0x0D, 0x01)), "{response:?}");
+        // What that end said is forwarded: MEDIUM ERROR, unrecovered read error or write error.
+        let code: &[u8] = if kind == Kind::Read { &[0x11, 0] } else { &[0x0C, 0] };
+        ensure!(response.sense[8..].windows(2).any(|pair| pair == code), "{:02x?}", response.sense);
+        fronts.into_iter().for_each(|front| appliance.disconnect(front));
+        appliance.shutdown()?;
+    }
+    Ok(())
+}
+
+/// The power is cut after each change in turn. How many copies were flushed, how many runs were cut, and how often what a flush
+/// had acknowledged was not there.
+fn cut_while_copying(switches: Switches) -> Result<(u64, u64, u64)> {
+    let (mut flushed, mut cuts, mut lost) = (0, 0, 0);
+    for stop in 1..30 {
+        let (mut appliance, units, mut fronts) = stage_with(stop, 512, true)?;
+        let world = appliance.machine.world().clone();
+        let front = &mut fronts[0];
+        ready(&mut appliance, front)?;
+        let write = cdb::write16(0, 256, true);
+        ensure!(send(&mut appliance, front, &Command::new(lun(0), &write, &[5; 256 * BLOCK], 0))?.good());
+        let names = [naa(&units[0]), naa(&units[1])];
+        let (cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, 1, 256));
+        world.set_switches(switches);
+        world.stop_after(world.changes() + stop);
+        let mut acknowledged = true;
+        for command in [Command::new(lun(0), &cdb, &list, 0), Command::new(lun(1), &cdb::sync10(), &[], 0)] {
+            front.submit(FIRST_REQUEST_QUEUE, &command).context("no room")?;
+            appliance.machine.run();
+            acknowledged &= front.poll(FIRST_REQUEST_QUEUE)?.is_some_and(|(_, response)| response.good());
+        }
+        cuts += u64::from(!world.powered());
+        world.crash(stop);
+        fronts.into_iter().for_each(|front| appliance.disconnect(front));
+        appliance.shutdown()?;
+        world.revive();
+        let kept = world.count_disks(|disk| disk.visible()[..256 * BLOCK].iter().all(|&byte| byte == 5));
+        (flushed, lost) = (flushed + u64::from(acknowledged), lost + u64::from(acknowledged && kept < DISKS));
+    }
+    Ok((flushed, cuts, lost))
+}
+
+#[test]
+fn what_devices_copied_together_is_durable_after_a_flush() -> Result<()> {
+    let (flushed, cuts, lost) = cut_while_copying(Switches::default())?;
+    ensure!(flushed > 5 && cuts > 5 && lost == 0, "{flushed} flushed, {cuts} cut, {lost} lost");
+    let (.., lost) = cut_while_copying(Switches { sync_does_nothing: true, ..Switches::default() })?;
+    ensure!(lost > 0, "a flush that does nothing was not noticed");
+    Ok(())
 }

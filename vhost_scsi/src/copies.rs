@@ -5,8 +5,13 @@
 //! read and written as any initiator's READ and WRITE: it waits for ranges that others have to themselves, in the order of
 //! claims, and others' fences wait for it. Between two pieces it gives its memory to those who wait for some.
 //!
+//! What the devices of both ends copy by themselves goes to a helper thread instead (`together.rs`).
+//!
 //! A command that waits for its copy is *parked*: it has a slot, so task management finds it, and it takes no room of a
 //! device. Copies hold the LUNs of all their ends, so none goes while one is read or written.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pollux_core::{Cx, Io, IoError, IoFlags, Op, SegmentList, Tag};
 use pollux_scsi::{Copy, CopyOrder, CopyTask, Designator, End, Order, Outcome};
@@ -29,37 +34,59 @@ pub(crate) type CopyId = (usize, u64);
 
 /// A copy on its way.
 pub(crate) struct Copying {
-    copy: Copy,
-    number: u64,
+    pub(crate) copy: Copy,
+    pub(crate) number: u64,
     /// The parked command that waits for it.
     asker: Option<Tag>,
     session: u64,
     own: Option<Own>,
-    stage: Stage,
-    request: Request,
-    started: u64,
+    pub(crate) stage: Stage,
+    pub(crate) request: Request,
+    pub(crate) started: u64,
+    /// Tells the helper thread to end at its next step.
+    pub(crate) stop: Arc<AtomicBool>,
 }
 
 /// What it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(crate) enum Stage {
     Memory,
     /// Claims before this place in the order, on the range of its request.
     Claims(Order),
     /// Its turn in the unit's line.
     Line,
     Device,
+    /// The devices, which copy together.
+    Helper,
 }
 
 /// Its present request.
 #[derive(Clone, Copy)]
-struct Request {
-    lun: u32,
-    unit: UnitId,
-    op: Op,
+pub(crate) struct Request {
+    pub(crate) lun: u32,
+    pub(crate) unit: UnitId,
+    pub(crate) op: Op,
     flags: IoFlags,
     offset: u64,
-    len: u64,
+    pub(crate) len: u64,
+    /// Whence, if the devices copy it together.
+    pub(crate) source: Option<Whence>,
+}
+
+/// The source of what devices copy together.
+#[derive(Clone, Copy)]
+pub(crate) struct Whence {
+    pub(crate) lun: u32,
+    pub(crate) unit: UnitId,
+    offset: u64,
+}
+
+impl Request {
+    /// What it touches.
+    fn ranges(&self) -> impl Iterator<Item = (UnitId, u64, u64)> {
+        let source = self.source.map(|source| (source.unit, source.offset, self.len));
+        std::iter::once((self.unit, self.offset, self.len)).chain(source)
+    }
 }
 
 impl Copying {
@@ -67,14 +94,17 @@ impl Copying {
     pub(crate) fn is_in_the_way(&self, unit: UnitId, order: Order, span: Span) -> bool {
         let started = match self.stage {
             Stage::Memory => false,
-            Stage::Claims(of) => of <= order,
-            Stage::Line | Stage::Device => true,
+            // One with two ranges comes to both anew, behind the claims that there are then.
+            Stage::Claims(of) => self.request.source.is_none() && of <= order,
+            Stage::Line | Stage::Device | Stage::Helper => true,
         };
-        started && self.request.unit == unit && span.overlaps((self.request.offset, self.request.len))
+        started && self.request.ranges().any(|(of, offset, len)| of == unit && span.overlaps((offset, len)))
     }
 
-    const fn charge(&self) -> Charge {
-        Charge { bulk: true, ..Charge::step(self.request.op, self.request.len, true) }
+    pub(crate) const fn charge(&self) -> Charge {
+        // Past the channel a range is all that is asked for.
+        let op = if self.request.source.is_some() { Op::WriteZeroes } else { self.request.op };
+        Charge { bulk: true, ..Charge::step(op, self.request.len, true) }
     }
 }
 
@@ -107,11 +137,13 @@ impl ScsiWorker {
         };
         copy.places().for_each(|lun| self.luns.get_mut(lun).inflight += 1);
         let (lun, unit) = (given.lun, self.luns.get(given.lun).unit);
-        let request = Request { lun, unit, op: Op::Flush, flags: IoFlags::empty(), offset: 0, len: 0 };
+        let request = Request { lun, unit, op: Op::Flush, flags: IoFlags::empty(), offset: 0, len: 0, source: None };
         let (session, stage) = (port.key.session, Stage::Memory);
         self.copies_begun += 1;
         let number = self.copies_begun;
-        self.copies[index] = Some(Copying { copy, number, asker, session, own: None, stage, request, started: cx.now });
+        let started = cx.now;
+        self.copies[index] =
+            Some(Copying { copy, number, asker, session, own: None, stage, request, started, stop: Arc::default() });
         // The port is in use here: it begins when this worker looks who waits for memory.
         self.memory_waiters += 1;
         self.look_again();
@@ -139,23 +171,24 @@ impl ScsiWorker {
                     self.copying(index).own = own;
                     self.copy_on(index, cx);
                 }
+                Stage::Claims(_) if copying.request.source.is_some() => self.copy_enter(index, cx),
                 Stage::Claims(order) => {
                     let Request { unit, offset, len, .. } = copying.request;
                     if self.units.look(unit).logical.may_start(order, offset, len, self.worker) {
                         self.copy_go(index, cx);
                     }
                 }
-                Stage::Memory | Stage::Line | Stage::Device => {}
+                Stage::Memory | Stage::Line | Stage::Device | Stage::Helper => {}
             }
         }
     }
 
-    fn copying(&mut self, index: usize) -> &mut Copying {
+    pub(crate) fn copying(&mut self, index: usize) -> &mut Copying {
         self.copies[index].as_mut().expect("a copy stays until it has ended")
     }
 
     /// The next task of a copy that has memory.
-    fn copy_on(&mut self, index: usize, cx: &mut Cx<'_>) {
+    pub(crate) fn copy_on(&mut self, index: usize, cx: &mut Cx<'_>) {
         loop {
             let leaves = self.copying(index).copy.places().collect::<Vec<_>>();
             if leaves.into_iter().any(|lun| !self.luns.get(lun).removing.is_empty()) {
@@ -166,7 +199,17 @@ impl ScsiWorker {
                 CopyTask::Do { place: lun, op, flags, offset, len } => {
                     let unit = self.luns.get(lun).unit;
                     let copying = self.copying(index);
-                    copying.request = Request { lun, unit, op, flags, offset, len };
+                    copying.request = Request { lun, unit, op, flags, offset, len, source: None };
+                    copying.started = cx.now;
+                    self.copy_enter(index, cx);
+                    return;
+                }
+                CopyTask::Together { source, from, destination: lun, to: offset, len } => {
+                    let unit = self.luns.get(lun).unit;
+                    let source = Some(Whence { lun: source, unit: self.luns.get(source).unit, offset: from });
+                    let copying = self.copying(index);
+                    copying.request =
+                        Request { lun, unit, op: Op::Write, flags: IoFlags::empty(), offset, len, source };
                     copying.started = cx.now;
                     self.copy_enter(index, cx);
                     return;
@@ -190,13 +233,15 @@ impl ScsiWorker {
 
     /// A request comes to its range.
     fn copy_enter(&mut self, index: usize, cx: &mut Cx<'_>) {
-        let Request { unit, offset, len, .. } = self.copying(index).request;
-        let logical = &self.units.look(unit).logical;
-        if logical.is_claimed()
-            && let Err(order) = logical.admit(offset, len, self.worker)
-        {
-            self.copying(index).stage = Stage::Claims(order);
-            return;
+        let request = self.copying(index).request;
+        for (unit, offset, len) in request.ranges() {
+            let logical = &self.units.look(unit).logical;
+            if logical.is_claimed()
+                && let Err(order) = logical.admit(offset, len, self.worker)
+            {
+                self.copying(index).stage = Stage::Claims(order);
+                return;
+            }
         }
         self.copy_go(index, cx);
     }
@@ -216,6 +261,10 @@ impl ScsiWorker {
     /// There is room for a copy's request.
     pub(crate) fn submit_copy(&mut self, index: usize, cx: &mut Cx<'_>) {
         let copying = self.copying(index);
+        if copying.request.source.is_some() {
+            self.submit_together(index);
+            return;
+        }
         copying.stage = Stage::Device;
         let Request { unit, op, flags, offset, len, .. } = copying.request;
         let data = match (op, &mut copying.own) {
@@ -245,13 +294,13 @@ impl ScsiWorker {
         }
     }
 
-    fn copy_failed(&mut self, index: usize, error: IoError) {
+    pub(crate) fn copy_failed(&mut self, index: usize, error: IoError) {
         let outcome = self.copying(index).copy.fail_outcome(error);
         self.copy_ended(index, &outcome);
     }
 
     /// A copy ends: it gives back what it has, and its command is answered.
-    fn copy_ended(&mut self, index: usize, outcome: &Outcome) {
+    pub(crate) fn copy_ended(&mut self, index: usize, outcome: &Outcome) {
         let Some(Copying { copy, asker, session, own, stage, .. }) = self.copies[index].take() else { return };
         self.memory_waiters -= usize::from(stage == Stage::Memory && own.is_none());
         self.give_back(own, session);
@@ -269,6 +318,11 @@ impl ScsiWorker {
         let (unit, stage, tag) = (copying.request.unit, copying.stage, tag_of(index));
         if stage == Stage::Device {
             self.units.cancel(unit, tag, cx);
+            return;
+        }
+        if stage == Stage::Helper {
+            // Nothing is answered before the step that it is at has ended.
+            copying.stop.store(true, Ordering::Relaxed);
             return;
         }
         if stage == Stage::Line {

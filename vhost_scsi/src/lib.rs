@@ -42,6 +42,7 @@ mod session;
 mod stats;
 mod target;
 mod through;
+mod together;
 mod units;
 mod worker;
 

@@ -6,10 +6,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
 use crossbeam::channel::Sender;
-use pollux_core::{Channel, IoError, IoStats, Tag};
+use pollux_core::{Channel, CopyError, IoError, IoStats, Tag};
 use pollux_scsi::{Class, LogicalUnit, Path, Preempted, Saved};
 use pollux_vhost_user::{Queue, SessionHandle};
 
+use crate::copies::CopyId;
 use crate::errands::{ErrandId, HelpersHandle};
 use crate::fence::Mark;
 use crate::parked::Home;
@@ -275,6 +276,12 @@ pub(crate) enum Body {
         tag: Tag,
         saved: Saved,
     },
+    /// From a helper thread: devices have copied so many bytes together, or why not.
+    CopiedTogether {
+        copy: CopyId,
+        bytes: u64,
+        result: Result<(), CopyError>,
+    },
     /// From a helper thread: what a command of this session was away for has been found out, or could not be.
     ErrandDone {
         id: ErrandId,
@@ -316,6 +323,7 @@ impl fmt::Debug for Body {
             Body::Unfence { unit, mark } => write!(f, "Unfence({unit}, {mark:?})"),
             Body::Look => write!(f, "Look"),
             Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),
+            Body::CopiedTogether { copy, bytes, result } => write!(f, "CopiedTogether({copy:?}, {bytes}, {result:?})"),
             Body::ErrandDone { id, data, .. } => write!(f, "ErrandDone({id}, {})", data.is_some()),
             Body::Saved { tag, saved } => write!(f, "Saved({tag:x}, {saved:?})"),
         }

@@ -301,6 +301,33 @@ impl Units {
         }
     }
 
+    /// Something that the device does past its channel takes room of the unit until [`Units::vacate`].
+    ///
+    /// # Errors
+    /// `NotReady` if there is no device.
+    pub(crate) fn occupy(&mut self, unit: UnitId, charge: Charge) -> Result<(), IoError> {
+        let open = self.get(unit);
+        if !open.is_ready() {
+            return Err(IoError::NotReady);
+        }
+        open.used += charge.slots;
+        if charge.bulk {
+            open.used_by_bulk += charge.slots;
+        }
+        open.stats.started();
+        Ok(())
+    }
+
+    /// That has ended; returns whether somebody waits for the room.
+    pub(crate) fn vacate(&mut self, unit: UnitId, charge: Charge) -> bool {
+        let open = self.get(unit);
+        open.ended(charge);
+        if open.used == 0 && !open.listed {
+            open.line.settle();
+        }
+        open.is_waited_for()
+    }
+
     /// Asks the device to end a request early.
     pub(crate) fn cancel(&mut self, unit: UnitId, tag: Tag, cx: &mut Cx<'_>) {
         if let Some(channel) = &mut self.get(unit).channel {

@@ -590,6 +590,7 @@ impl Worker for ScsiWorker {
             Body::Unfence { unit, mark } => self.unfence(unit, mark),
             Body::Look => self.look_at_barred(cx),
             Body::Saved { tag, saved } => self.saved(tag, saved),
+            Body::CopiedTogether { copy, bytes, result } => self.copied_together(copy, (bytes, result), cx),
             Body::ErrandDone { id, session, data } => self.errand_done(id, session, data),
         }
         self.draining = true;

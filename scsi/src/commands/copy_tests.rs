@@ -121,6 +121,7 @@ impl Disks {
                         self.writes.push((place, len, flags.contains(IoFlags::FUA)));
                     }
                 }
+                CopyTask::Together { .. } => panic!("these media copy nothing by themselves"),
                 CopyTask::Pause => memory.fill(0xEE),
                 CopyTask::End(outcome) => {
                     copy.end(&outcome);

@@ -1,17 +1,21 @@
 //! A copy on its way: what to read and to write next.
 //!
-//! It moves a piece at a time, of at most [`PIECE_LEN`]: read at the source, written at the destination, and a pause, in
+//! What the devices of both ends can copy together ([`pollux_core::PairCopy`]), they do, up to [`TOGETHER_LEN`] at a time. The rest
+//! it moves a piece at a time, of at most [`PIECE_LEN`]: read at the source, written at the destination, and a pause, in
 //! which others may have the memory. Where source and destination lie over each other in one unit, the pieces go in the
 //! order in which none is overwritten before it was read, so what arrives is what was there when the segment began.
 
 use std::sync::Arc;
 
-use pollux_core::{IoError, IoFlags, Op};
+use pollux_core::{CopyError, CopyWay, IoError, IoFlags, Op, PairCopy};
 
 use crate::copy::rights::Refusal;
 use crate::copy::{End, Progress, State};
 use crate::sense::{CopySense, Forwarded};
 use crate::{Key, Outcome, PIECE_LEN, Sense, Status, code, io_outcome};
+
+/// Most bytes that devices are asked to copy together at once.
+const TOGETHER_LEN: u64 = 16 << 20;
 
 /// What the front end is to do next for a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,19 @@ pub enum CopyTask {
         /// First byte.
         offset: u64,
         /// Bytes; of reads and writes at most [`PIECE_LEN`].
+        len: u64,
+    },
+    /// A copy that the devices make together ([`Copy::pair`]); then [`Copy::done_together`] is told what became of it.
+    Together {
+        /// The end that is read, by the number that the front end gave it.
+        source: u32,
+        /// First byte there.
+        from: u64,
+        /// The end that is written.
+        destination: u32,
+        /// First byte there.
+        to: u64,
+        /// Bytes.
         len: u64,
     },
     /// Nothing is in its memory: others may have it before the copy goes on.
@@ -94,6 +111,8 @@ enum Stage {
     Begin,
     Read,
     Written,
+    /// The devices have copied something.
+    Together,
 }
 
 /// A copy on its way.
@@ -107,12 +126,17 @@ pub struct Copy {
     at: usize,
     done: u64,
     stage: Stage,
+    /// What the devices copy together at present.
+    pair: Option<PairCopy>,
+    /// The devices have said of the present segment that they do not.
+    apart: bool,
     ended: bool,
 }
 
 impl Copy {
     pub(crate) fn new(progress: Arc<Progress>, ends: Vec<End>, segments: Vec<Segment>) -> Copy {
-        Copy { progress, ends, segments, at: 0, done: 0, stage: Stage::Begin, ended: false }
+        let stage = Stage::Begin;
+        Copy { progress, ends, segments, at: 0, done: 0, stage, pair: None, apart: false, ended: false }
     }
 
     /// The front end's numbers of all its ends, the copy manager first; each once.
@@ -140,6 +164,10 @@ impl Copy {
             Stage::Begin => self.begin(),
             Stage::Read => self.write(),
             Stage::Written => self.piece_done(),
+            Stage::Together => {
+                self.stage = Stage::Begin;
+                CopyTask::Pause
+            }
         }
     }
 
@@ -147,12 +175,62 @@ impl Copy {
         while let Some(segment) = self.segments.get(self.at) {
             if self.done < segment.len {
                 let piece = segment.piece(self.done);
-                return self.begin_piece(piece);
+                return self.begin_together().unwrap_or_else(|| self.begin_piece(piece));
             }
-            (self.at, self.done) = (self.at + 1, 0);
+            (self.at, self.done, self.apart) = (self.at + 1, 0, false);
             self.progress.add_segment();
         }
         CopyTask::End(Outcome::GOOD)
+    }
+
+    /// As much of the present segment as the devices may copy together. What is refused, and what has to be durable at once, is
+    /// left to reading and writing.
+    fn begin_together(&mut self) -> Option<CopyTask> {
+        let Segment { source, end, offset, len, .. } = self.segments[self.at];
+        let Source::Blocks { end: source, offset: first, one_unit } = source;
+        let overlap = one_unit && first < offset + len && offset < first + len;
+        if self.apart || overlap {
+            return None;
+        }
+        let (from, to, left) = (first + self.done, offset + self.done, len - self.done);
+        let (reads, writes) = (&self.ends[source], &self.ends[end]);
+        let range = |end: &End, at| end.unit.medium()?.copy_range(at, left);
+        let pair = PairCopy::new(range(reads, from)?, range(writes, to)?);
+        let CopyWay::Together(len) = pair.way(0, left, TOGETHER_LEN) else { return None };
+        let flags = writes.may_write(to, len).ok()?;
+        reads.may_read(from, len).ok()?;
+        if !flags.is_empty() {
+            return None;
+        }
+        let task = CopyTask::Together { source: reads.place, from, destination: writes.place, to, len };
+        self.pair = Some(pair);
+        Some(task)
+    }
+
+    /// What the last task asked the devices to copy together.
+    #[must_use]
+    pub fn pair(&self) -> Option<PairCopy> {
+        self.pair.clone()
+    }
+
+    /// The devices have copied so many bytes together, all that they were asked for or not.
+    ///
+    /// # Errors
+    /// How it ends, because one of them could not.
+    pub fn done_together(&mut self, bytes: u64, result: Result<(), CopyError>) -> Result<(), Outcome> {
+        self.done += bytes;
+        self.progress.add_moved(bytes);
+        (self.pair, self.stage) = (None, Stage::Together);
+        match result {
+            _ if self.progress.is_cancelled() => Ok(()),
+            Ok(()) => Ok(()),
+            Err(CopyError::Apart) => {
+                self.apart = true;
+                Ok(())
+            }
+            Err(CopyError::Source(error)) => Err(self.failed(Side::Source, error)),
+            Err(CopyError::Target(error)) => Err(self.failed(Side::Destination, error)),
+        }
     }
 
     /// The present piece is moved: here and in [`Copy::write`], as a read and a write.
@@ -203,8 +281,11 @@ impl Copy {
         if self.progress.is_cancelled() {
             return TERMINATED;
         }
-        let (side, op) =
-            if self.stage == Stage::Read { (Side::Source, Op::Read) } else { (Side::Destination, Op::Write) };
+        self.failed(if self.stage == Stage::Read { Side::Source } else { Side::Destination }, error)
+    }
+
+    fn failed(&self, side: Side, error: IoError) -> Outcome {
+        let op = if side == Side::Source { Op::Read } else { Op::Write };
         let Outcome { status, sense, .. } = io_outcome(op, error);
         let refusal = Refusal { status, sense: sense.unwrap_or(Sense::NONE) };
         Outcome::check(Failure { side, segment: self.at, refusal }.sense())

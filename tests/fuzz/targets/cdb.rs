@@ -148,6 +148,7 @@ fn check(bench: &Bench, action: Action) {
                         assert!(op == Op::Read || !bench.shape.read_only, "a write to a read-only unit");
                         inside(bench, offset, len);
                     }
+                    CopyTask::Together { .. } => unreachable!("this unit knows of no medium"),
                     CopyTask::Pause => {}
                     CopyTask::End(outcome) => {
                         copy.end(&outcome);

@@ -22,11 +22,12 @@ struct State {
     /// None is done while they hang.
     hang: bool,
     chores: Vec<(u64, Chore)>,
+    done: u64,
 }
 
 impl SimHelpers {
     pub(super) fn new(world: &SimWorld, seed: u64) -> Arc<Self> {
-        let state = State { rng: Rng::new(seed ^ 0x4e19), hang: false, chores: Vec::new() };
+        let state = State { rng: Rng::new(seed ^ 0x4e19), hang: false, chores: Vec::new(), done: 0 };
         Arc::new(SimHelpers { world: world.clone(), state: Mutex::new(state) })
     }
 
@@ -45,6 +46,12 @@ impl SimHelpers {
         self.lock().chores.len()
     }
 
+    /// Chores that have been done.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.lock().done
+    }
+
     /// When the next chore is due.
     pub(super) fn next(&self) -> Option<u64> {
         let state = self.lock();
@@ -60,6 +67,7 @@ impl SimHelpers {
             let mut state = self.lock();
             let first = state.chores.iter().position(|(due, _)| *due == at).expect("one is due");
             let (_, chore) = state.chores.remove(first);
+            state.done += 1;
             drop(state);
             chore();
             count += 1;

@@ -158,6 +158,12 @@ impl SimWorld {
         f(self.lock().disks.get_mut(&id).expect("the disk was added"))
     }
 
+    /// How many disks are like that.
+    #[must_use]
+    pub fn count_disks(&self, like: impl Fn(&SimDisk) -> bool) -> usize {
+        self.lock().disks.values().filter(|disk| like(disk)).count()
+    }
+
     /// A copy from disk to disk, as one change of the target. Of rules, those that have a read or a write of either fail
     /// are heeded.
     pub(super) fn copy(&self, from: (&OwnedFd, u64), to: (&OwnedFd, u64), len: u64) -> Result<(), CopyError> {

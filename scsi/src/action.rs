@@ -2,7 +2,7 @@
 
 use pollux_core::{IoFlags, Op};
 
-use crate::{CopyOrder, Job, Key, Pass, Plan, Preempted, Save, Sense, Survey, code};
+use crate::{Begun, CopyOrder, Job, Key, Pass, Plan, Preempted, Save, Sense, Survey, code};
 
 /// Memory that a front end hands to `execute` for data-in: room for every answer, the longest being REPORT LUNS with
 /// 16384 units. With less (64 KiB at least) the longest answers are cut off, with their length fields intact.
@@ -84,6 +84,14 @@ pub enum Action {
         /// How many bytes.
         len: usize,
     },
+    /// Gather parameter data that says itself how long it is: as much as the guest sends, `least` bytes (at least 1), `most` at
+    /// most (65535). Then call `execute_out`.
+    Parameters {
+        /// With less the command is wrong.
+        least: usize,
+        /// More is not looked at.
+        most: usize,
+    },
     /// Do these steps one after the other, then answer GOOD (before them if [`Plan::immediate`]).
     Plan(Plan),
     /// Give it memory and do its tasks one after the other; the last says how it ended.
@@ -99,6 +107,9 @@ pub enum Action {
     Survey(Box<Survey>),
     /// Hand the command to the device as it is, and hand back what that answers.
     Pass(Pass),
+    /// Have the operation done that has begun ([`LogicalUnit::take_wipe`](crate::LogicalUnit::take_wipe)); then answer, or
+    /// before that, if it is immediate.
+    Wipe(Begun),
     /// Answer now; `scratch[..data_len]` is the data-in.
     Done(Outcome),
 }

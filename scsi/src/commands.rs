@@ -10,6 +10,7 @@ pub(crate) mod copy_page;
 pub(crate) mod defects;
 pub(crate) mod diagnostic;
 pub(crate) mod discovery;
+pub(crate) mod format;
 pub(crate) mod identifying;
 pub(crate) mod lba_status;
 pub(crate) mod log;
@@ -20,6 +21,7 @@ pub(crate) mod persistent;
 pub(crate) mod ports;
 pub(crate) mod power;
 pub(crate) mod provisioning;
+pub(crate) mod sanitize;
 pub(crate) mod timeouts;
 pub(crate) mod timestamp;
 pub(crate) mod verify;
@@ -32,6 +34,7 @@ use crate::data_in::DataIn;
 use crate::geometry::{Flags, Geometry};
 use crate::modes::leftmost;
 use crate::reservations::access::{self, Access};
+use crate::wipe::Blocked;
 use crate::{Action, Cdb, Inventory, LogicalUnit, Path, Sense};
 
 /// A command being executed.
@@ -43,6 +46,8 @@ pub(crate) struct Call<'a> {
     pub(crate) geometry: Geometry,
     /// Whether an initiator has stopped it.
     pub(crate) stopped: bool,
+    /// Whether FORMAT UNIT or SANITIZE keeps everybody from the medium.
+    pub(crate) blocked: Option<Blocked>,
     pub(crate) data: DataIn<'a>,
 }
 
@@ -71,6 +76,12 @@ bitflags! {
         const WHEN_STOPPED = 1 << 7;
         /// Exists only where something can be kept over a restart.
         const NEEDS_KEEPER = 1 << 8;
+        /// Served while the medium is being formatted or sanitized.
+        const WHEN_WIPING = 1 << 9;
+        /// Served while the medium must not be used because that has failed.
+        const WHEN_CORRUPT = 1 << 10;
+        /// Exists only where the operator allows it.
+        const NEEDS_SANITIZE = 1 << 11;
     }
 }
 
@@ -123,18 +134,23 @@ const IN: RowFlags = RowFlags::DATA_IN;
 const OUT: RowFlags = RowFlags::DATA_OUT;
 const NONE: RowFlags = RowFlags::empty();
 /// Data about the unit to the initiator.
-const ASK: RowFlags = IN.union(RowFlags::WHEN_STOPPED);
+const ASK: RowFlags = IN.union(RowFlags::WHEN_STOPPED).union(RowFlags::WHEN_CORRUPT);
 /// Data about the unit from the initiator.
-const TELL: RowFlags = OUT.union(RowFlags::WHEN_STOPPED);
+const TELL: RowFlags = OUT.union(RowFlags::WHEN_STOPPED).union(RowFlags::WHEN_CORRUPT);
 /// No data, and nothing to do with the medium.
-const BARE: RowFlags = RowFlags::WHEN_STOPPED;
+const BARE: RowFlags = RowFlags::WHEN_STOPPED.union(RowFlags::WHEN_CORRUPT);
+/// What says which commands there are.
+const ASK_COMMANDS: RowFlags = ASK.union(RowFlags::WHEN_WIPING);
 const ALWAYS: RowFlags =
-    ASK.union(RowFlags::WITH_ATTENTION).union(RowFlags::WHEN_MISSING).union(RowFlags::WITHOUT_UNIT);
+    ASK_COMMANDS.union(RowFlags::WITH_ATTENTION).union(RowFlags::WHEN_MISSING).union(RowFlags::WITHOUT_UNIT);
 /// About what has to be kept over a restart.
 const ASK_KEPT: RowFlags = ASK.union(RowFlags::NEEDS_KEEPER);
 const TELL_KEPT: RowFlags = TELL.union(RowFlags::NEEDS_KEEPER);
 const CHANGE: RowFlags = OUT.union(RowFlags::CHANGES_MEDIUM);
 const DISCARD: RowFlags = CHANGE.union(RowFlags::NEEDS_DISCARD);
+const FORMAT: RowFlags = CHANGE.union(RowFlags::WHEN_CORRUPT);
+const SANITIZE: RowFlags = FORMAT.union(RowFlags::NEEDS_SANITIZE);
+const ERASE: RowFlags = SANITIZE.union(RowFlags::NEEDS_DISCARD);
 
 /// PERSISTENT RESERVE IN and OUT need no device.
 const RESERVE_IN: RowFlags = ASK.union(RowFlags::WHEN_MISSING);
@@ -184,6 +200,7 @@ macro_rules! long_ignored {
 pub(crate) static ROWS: &[Row] = &[
     row!(0x00, "TEST UNIT READY", [0x00, 0, 0, 0, 0, 0], [SCSI2_LUN], NONE, discovery::test_unit_ready),
     row!(0x03, "REQUEST SENSE", [0x03, 0x01, 0, 0, F, 0], [SCSI2_LUN], ALWAYS, discovery::request_sense),
+    row!(0x04, "FORMAT UNIT", [0x04, 0x3F, 0, 0, 0, 0], [(2, F), (3, F)], FORMAT, format::format, format::format_list),
     row!(0x08, "READ(6)", [0x08, 0x1F, F, F, F, 0], [SCSI2_LUN], IN, media::read),
     row!(0x0A, "WRITE(6)", [0x0A, 0x1F, F, F, F, 0], [SCSI2_LUN], CHANGE, media::write),
     row!(0x12, "INQUIRY", [0x12, 0x01, F, F, F, 0], [SCSI2_LUN], ALWAYS, discovery::inquiry),
@@ -207,6 +224,9 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x3C, "READ BUFFER", [0x3C, 0x1F, F, F, F, F, F, F, F, 0], [], ASK, buffer::read),
     row!(0x41, "WRITE SAME(10)", [0x41, 0x08, F, F, F, F, 0, F, F, 0], [RELADR, (6, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
     row!(0x42, "UNMAP", [0x42, 0, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN, (6, 0x3F)], DISCARD, provisioning::unmap, provisioning::unmap_list),
+    row!(0x48/0x01, "SANITIZE, OVERWRITE", [0x48, 0xE1, 0, 0, 0, 0, 0, F, F, 0], [], SANITIZE, sanitize::overwrite, sanitize::overwrite_list),
+    row!(0x48/0x02, "SANITIZE, BLOCK ERASE", [0x48, 0xE2, 0, 0, 0, 0, 0, 0, 0, 0], [], ERASE, sanitize::block_erase),
+    row!(0x48/0x1F, "SANITIZE, EXIT FAILURE MODE", [0x48, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0], [], SANITIZE, sanitize::exit_failure_mode),
     row!(0x4C, "LOG SELECT", [0x4C, 0x02, F, F, 0, 0, 0, F, F, 0], [SCSI2_LUN], TELL, log::select, log::select_list),
     row!(0x4D, "LOG SENSE", [0x4D, 0, F, F, 0, F, F, F, F, 0], [SCSI2_LUN], ASK, log::sense),
     row!(0x55, "MODE SELECT(10)", [0x55, 0x13, 0, 0, 0, 0, 0, F, F, 0], [SCSI2_LUN], TELL, mode::select, mode::select_list),
@@ -251,8 +271,8 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0xA0, "REPORT LUNS", [0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, 0], [SCSI2_LUN], ALWAYS, discovery::report_luns_of_unit),
     row!(0xA3/0x05, "REPORT IDENTIFYING INFORMATION", [0xA3, 0x05, 0, 0, 0, 0, F, F, F, F, 0xFE, 0], [], ASK_KEPT, identifying::report),
     row!(0xA3/0x0A, "REPORT TARGET PORT GROUPS", [0xA3, 0x2A, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, ports::report_groups),
-    row!(0xA3/0x0C, "REPORT SUPPORTED OPERATION CODES", [0xA3, 0x0C, 0x87, F, F, F, F, F, F, F, 0, 0], [], ASK, opcodes::report),
-    row!(0xA3/0x0D, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", [0xA3, 0x0D, 0x80, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, opcodes::report_task_functions),
+    row!(0xA3/0x0C, "REPORT SUPPORTED OPERATION CODES", [0xA3, 0x0C, 0x87, F, F, F, F, F, F, F, 0, 0], [], ASK_COMMANDS, opcodes::report),
+    row!(0xA3/0x0D, "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS", [0xA3, 0x0D, 0x80, 0, 0, 0, F, F, F, F, 0, 0], [], ASK_COMMANDS, opcodes::report_task_functions),
     row!(0xA3/0x0F, "REPORT TIMESTAMP", [0xA3, 0x0F, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, timestamp::report),
     row!(0xA4/0x06, "SET IDENTIFYING INFORMATION", [0xA4, 0x06, 0, 0, 0, 0, F, F, F, F, 0xFE, 0], [], TELL_KEPT, identifying::set, identifying::set_list),
     row!(0xA4/0x0F, "SET TIMESTAMP", [0xA4, 0x0F, 0, 0, 0, 0, F, F, F, F, 0, 0], [], TELL, timestamp::set, timestamp::set_list),
@@ -301,8 +321,10 @@ impl Row {
     /// have, and is not ready.
     pub(crate) fn exists(&self, geometry: Geometry) -> bool {
         let discards = geometry.has(Flags::DISCARDS) || !geometry.has(Flags::READY);
+        let sanitizes = geometry.has(Flags::SANITIZES);
         (!self.flags.contains(RowFlags::NEEDS_DISCARD) || discards)
             && (!self.flags.contains(RowFlags::NEEDS_KEEPER) || geometry.has(Flags::KEEPS))
+            && (!self.flags.contains(RowFlags::NEEDS_SANITIZE) || sanitizes)
     }
 
     /// Where the CONTROL byte is.
@@ -368,6 +390,7 @@ mod tests {
     #[test]
     fn reserved_bits_are_refused_and_pointed_at() {
         let mut bench = Bench::kept(&Arc::default(), Some(&Sections::new()));
+        bench.allow_sanitize(true);
         for row in ROWS {
             for at in 1..row.usage.len() {
                 for bit in 0..8 {
@@ -418,6 +441,7 @@ mod tests {
     #[test]
     fn whatever_changes_the_medium_is_refused_where_it_is_protected() {
         let mut bench = Bench::with(Some(Shape { read_only: true, ..shape() }));
+        bench.allow_sanitize(true);
         let by_name = |row: &Row| {
             ["WRITE", "UNMAP", "ORWRITE", "COMPARE AND WRITE", "FORMAT", "SANITIZE"]
                 .iter()

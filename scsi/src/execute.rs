@@ -7,6 +7,7 @@ use crate::commands::{self, Call, RowFlags, discovery};
 use crate::data_in::DataIn;
 use crate::geometry::{Flags, Geometry};
 use crate::unit::Standing;
+use crate::wipe::Blocked;
 use crate::{Action, Cdb, LogicalUnit, Nexus, Outcome, Path, SCRATCH_MIN, Sense};
 
 /// The units that a target has, for REPORT LUNS.
@@ -73,12 +74,12 @@ impl LogicalUnit {
     /// Goes on with a command that was answered with [`Action::DataOut`], with the parameter data: the bytes that the
     /// guest really sent, if it had less than was asked for.
     pub fn execute_out(&self, path: &Path, cdb: &Cdb, parameters: &[u8], scratch: &mut [u8]) -> Action {
-        let Standing { geometry, stopped } = self.standing();
+        let Standing { geometry, stopped, blocked } = self.standing();
         let row = match commands::find(cdb, geometry) {
             Ok(row) => row,
             Err(sense) => return sense.into(),
         };
-        let mut call = Call { unit: self, path, cdb, geometry, stopped, data: DataIn::new(scratch) };
+        let mut call = Call { unit: self, path, cdb, geometry, stopped, blocked, data: DataIn::new(scratch) };
         let ready = usable(&call, row.flags);
         ready.and_then(|()| row.parameters.ok_or(Sense::INVALID_OPCODE)?(&mut call, parameters)).into()
     }
@@ -88,7 +89,7 @@ impl LogicalUnit {
         if let Some(through) = self.through.get() {
             return self.execute_through(through, path, cdb, inventory, scratch);
         }
-        let Standing { geometry, stopped } = self.standing();
+        let Standing { geometry, stopped, blocked } = self.standing();
         let row = commands::find(cdb, geometry);
         let exempt = row.is_ok_and(|row| row.flags.contains(RowFlags::WITH_ATTENTION));
         // SAM-5, clause 5.14.4: the attention comes before anything that is wrong with the command.
@@ -99,7 +100,7 @@ impl LogicalUnit {
         if row.is_ok_and(|row| self.conflicts(path, row.access, cdb)) {
             return Action::Done(Outcome::CONFLICT);
         }
-        let mut call = Call { unit: self, path, cdb, geometry, stopped, data: DataIn::new(scratch) };
+        let mut call = Call { unit: self, path, cdb, geometry, stopped, blocked, data: DataIn::new(scratch) };
         let run = |row: &'static commands::Row| {
             row.check(cdb)?;
             usable(&call, row.flags)?;
@@ -113,6 +114,12 @@ impl LogicalUnit {
 fn usable(call: &Call<'_>, flags: RowFlags) -> Result<(), Sense> {
     if !flags.contains(RowFlags::WHEN_MISSING) && !call.geometry.has(Flags::READY) {
         return Err(Sense::NOT_READY);
+    }
+    if let Some(Blocked { sense, in_progress }) = call.blocked {
+        let least = if in_progress { RowFlags::WHEN_WIPING } else { RowFlags::WHEN_WIPING | RowFlags::WHEN_CORRUPT };
+        if !flags.intersects(least) {
+            return Err(sense);
+        }
     }
     if !flags.contains(RowFlags::WHEN_STOPPED) && call.stopped {
         return Err(Sense::STOPPED);

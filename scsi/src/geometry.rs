@@ -2,7 +2,7 @@
 //! and never sees the capacity of one moment with the flags of another.
 //!
 //! ```text
-//! 63                         16 15      12 11       0
+//! 63                         16 15      13 12       0
 //! | capacity in blocks          | shift - 9 | flags  |
 //! ```
 
@@ -39,10 +39,14 @@ bitflags! {
         const KEEPS = 1 << 9;
         /// Commands keep their turn ([`LogicalUnit::enter`](crate::LogicalUnit::enter)).
         const ORDERING = 1 << 10;
+        /// SANITIZE is allowed.
+        const SANITIZES = 1 << 11;
+        /// There is a FORMAT UNIT or SANITIZE that nobody does ([`LogicalUnit::take_wipe`](crate::LogicalUnit::take_wipe)).
+        const WIPE_DUE = 1 << 12;
     }
 }
 
-const SHIFT_AT: u32 = 12;
+const SHIFT_AT: u32 = 13;
 const BLOCKS_AT: u32 = 16;
 const BLOCKS_MAX: u64 = (1 << (64 - BLOCKS_AT)) - 1;
 
@@ -104,7 +108,7 @@ impl Geometry {
     }
 
     const fn shift(self) -> u32 {
-        (self.0 >> SHIFT_AT) as u32 % 16 + 9
+        (self.0 >> SHIFT_AT) as u32 % 8 + 9
     }
 
     /// Logical block length in bytes.

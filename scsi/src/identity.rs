@@ -23,6 +23,8 @@ pub struct Identity {
     /// OPTIMAL UNMAP GRANULARITY (VPD page B0h) in bytes, if not the default; what is shown is made of whole granules of
     /// the device.
     pub unmap_granularity: Option<u32>,
+    /// Whether initiators may SANITIZE.
+    pub allow_sanitize: bool,
 }
 
 /// A name as an NAA designator (SPC-5, clause 7.7.6.6): 8 bytes in formats 2, 3 and 5, 16 in format 6.
@@ -75,6 +77,8 @@ pub struct Chosen {
     pub rotation_rate: Option<u16>,
     /// Bytes: a multiple of 4096, at most 1 GiB.
     pub unmap_granularity: Option<u32>,
+    /// Whether initiators may SANITIZE; by default not.
+    pub allow_sanitize: Option<bool>,
 }
 
 /// The longest serial number that fits into both VPD pages that show it.
@@ -118,6 +122,7 @@ impl Identity {
             uuid,
             rotation_rate: None,
             unmap_granularity: None,
+            allow_sanitize: false,
         }
     }
 
@@ -149,6 +154,7 @@ impl Identity {
             return Err(IdentityError::UnmapGranularity);
         }
         (self.rotation_rate, self.unmap_granularity) = (chosen.rotation_rate, chosen.unmap_granularity);
+        self.allow_sanitize = chosen.allow_sanitize.unwrap_or(false);
         Ok(self)
     }
 

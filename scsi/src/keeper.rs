@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{LogicalUnit, Outcome, Preempted};
+use crate::{Begun, LogicalUnit, Outcome, Preempted};
 
 /// What is kept of a unit: text by the name of its section.
 pub type Sections = BTreeMap<String, String>;
@@ -19,6 +19,7 @@ pub(crate) enum Section {
     Reservations,
     Modes,
     Identifying,
+    Wipe,
 }
 
 impl Section {
@@ -27,6 +28,7 @@ impl Section {
             Section::Reservations => "reservations",
             Section::Modes => "modes",
             Section::Identifying => "identifying",
+            Section::Wipe => "wipe",
         }
     }
 
@@ -90,6 +92,9 @@ pub struct Saved {
     pub outcome: Outcome,
     /// Whose commands are to be ended before it is given.
     pub preempted: Option<Preempted>,
+    /// An operation on the whole medium has begun: somebody has to do it ([`LogicalUnit::take_wipe`]). The answer waits for
+    /// its end, unless that is immediate.
+    pub begun: Option<Begun>,
 }
 
 /// Who waits for a save. Called once, on the keeper's thread.

@@ -5,7 +5,8 @@
 //! data between guest and device ([`Action::Io`]), work on the device without guest data ([`Action::Plan`]), compare or
 //! combine what both hold ([`Action::Job`]), copy from unit to unit ([`Action::Copy`]), fetch parameter data and ask again
 //! ([`Action::DataOut`]), have something saved ([`Action::Save`]), find out something that may take its time ([`Action::Survey`]),
-//! end others' commands ([`Action::Abort`]), hand the command to a device ([`Action::Pass`]), or done ([`Action::Done`]). Nothing in here blocks, does I/O or
+//! end others' commands ([`Action::Abort`]), give the whole medium new content ([`Action::Wipe`]), hand the command to a device
+//! ([`Action::Pass`]), or done ([`Action::Done`]). Nothing in here blocks, does I/O or
 //! sees guest memory.
 //!
 //! The way of a command: `execute` (fast path, else unit attention, readiness) → `commands` (the table of opcodes: CDB
@@ -40,6 +41,7 @@ mod testing;
 mod text;
 mod through;
 mod unit;
+mod wipe;
 
 pub use action::{Action, Outcome, SCRATCH_LEN, SCRATCH_MIN, Status, io_outcome, io_sense};
 pub use attention::Attention;
@@ -61,3 +63,4 @@ pub use sense::{CopySense, FieldPointer, Forwarded, Key, SENSE_LEN, Sense, code}
 pub use task_set::{Entered, Place};
 pub use through::{Allow, Pass, direction};
 pub use unit::LogicalUnit;
+pub use wipe::{Begun, Wipe, WipeEnd};

@@ -210,7 +210,7 @@ impl Range {
     }
 
     /// Takes a piece off the front that ends at a multiple of `step` or at the range's end.
-    fn cut(&mut self, step: u64) -> Option<Range> {
+    pub(crate) fn cut(&mut self, step: u64) -> Option<Range> {
         if self.len == 0 {
             return None;
         }

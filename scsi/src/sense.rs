@@ -40,6 +40,8 @@ pub mod code {
     pub const OPERATION_IN_PROGRESS: u16 = 0x0016;
     pub const NOT_READY: u16 = 0x0400;
     pub const INITIALIZING_COMMAND_REQUIRED: u16 = 0x0402;
+    pub const FORMAT_IN_PROGRESS: u16 = 0x0404;
+    pub const SANITIZE_IN_PROGRESS: u16 = 0x041B;
     pub const WRITE_ERROR: u16 = 0x0C00;
     pub const THIRD_PARTY_DEVICE_FAILURE: u16 = 0x0D01;
     pub const COPY_TARGET_NOT_REACHABLE: u16 = 0x0D02;
@@ -63,6 +65,9 @@ pub mod code {
     pub const SOFTWARE_WRITE_PROTECTED: u16 = 0x2702;
     pub const SPACE_ALLOCATION_FAILED: u16 = 0x2707;
     pub const COMMAND_SEQUENCE_ERROR: u16 = 0x2C00;
+    pub const MEDIUM_FORMAT_CORRUPTED: u16 = 0x3100;
+    pub const FORMAT_COMMAND_FAILED: u16 = 0x3101;
+    pub const SANITIZE_COMMAND_FAILED: u16 = 0x3103;
     pub const SAVING_NOT_SUPPORTED: u16 = 0x3900;
     pub const INTERNAL_TARGET_FAILURE: u16 = 0x4400;
     pub const INVALID_MESSAGE_ERROR: u16 = 0x4900;
@@ -94,6 +99,8 @@ pub struct Sense {
     pub info: Option<u64>,
     /// The field at fault, for ILLEGAL REQUEST and COPY ABORTED.
     pub field: Option<FieldPointer>,
+    /// How much of an operation is done, in 65536ths, for NOT READY.
+    pub progress: Option<u16>,
     /// For COPY ABORTED: where, and why.
     pub copy: Option<CopySense>,
 }
@@ -141,7 +148,7 @@ impl Sense {
     /// A sense key with one of [`code`]'s additional sense codes.
     #[must_use]
     pub const fn new(key: Key, code: u16) -> Sense {
-        Sense { key, asc: (code >> 8) as u8, ascq: code as u8, info: None, field: None, copy: None }
+        Sense { key, asc: (code >> 8) as u8, ascq: code as u8, info: None, field: None, copy: None, progress: None }
     }
 
     /// ILLEGAL REQUEST, INVALID FIELD IN CDB. `bit` is the field's leftmost bit.
@@ -190,6 +197,12 @@ impl Sense {
         if descriptor_format { self.encode_descriptors(out) } else { self.encode_fixed(out) }
     }
 
+    /// The sense-key specific field: SKSV, and a field pointer or a progress indication.
+    fn specific(&self) -> Option<[u8; 3]> {
+        let progress = self.progress.map(u16::to_be_bytes);
+        self.field.map(|field| field.encode(self.copy)).or(progress.map(|[high, low]| [0x80, high, low]))
+    }
+
     /// SPC-5, clause 4.5.3. INFORMATION has 32 bits here: a greater value is left out, and VALID is 0.
     fn encode_fixed(&self, out: &mut [u8; SENSE_LEN]) -> usize {
         const LEN: usize = 18;
@@ -202,8 +215,8 @@ impl Sense {
         }
         out[12] = self.asc;
         out[13] = self.ascq;
-        if let Some(field) = self.field {
-            out[15..18].copy_from_slice(&field.encode(self.copy));
+        if let Some(specific) = self.specific() {
+            out[15..18].copy_from_slice(&specific);
         }
         let len = LEN + self.copy.map_or(0, |copy| copy.encode_fixed(LEN, out));
         out[7] = (len - 8) as u8;
@@ -225,8 +238,7 @@ impl Sense {
             out[len..len + 12].copy_from_slice(&[0x01, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, high, low]);
             len += 12;
         }
-        if let Some(field) = self.field {
-            let [a, b, c] = field.encode(self.copy);
+        if let Some([a, b, c]) = self.specific() {
             out[len..len + 8].copy_from_slice(&[0x02, 0x06, 0, 0, a, b, c, 0]);
             len += 8;
         }

@@ -6,8 +6,8 @@ use pollux_core::{Discard, IoFlags, Shape};
 use uuid::Uuid;
 
 use crate::{
-    Action, Attention, Cdb, Identity, Inventory, Job, Keeper, Key, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path,
-    SCRATCH_LEN, Save, Sections, Sense, Status, Task,
+    Action, Attention, Cdb, Chosen, Identity, Inventory, Job, Keeper, Key, LogicalUnit, Nexus, Outcome, PIECE_LEN,
+    Path, SCRATCH_LEN, Save, Sections, Sense, Status, Task,
 };
 
 /// A disk of 2 MiB with everything.
@@ -95,6 +95,16 @@ impl Bench {
         Bench { unit, path, other, scratch: vec![0xEE; SCRATCH_LEN] }
     }
 
+    /// Its operator allows SANITIZE, or does not.
+    pub(crate) fn allow_sanitize(&self, allowed: bool) {
+        let chosen = Chosen { allow_sanitize: Some(allowed), ..Chosen::default() };
+        let identity = Identity::from_uuid(uuid(), "test disk").with(&chosen).expect("nothing else is chosen");
+        self.unit.set_identity(identity);
+        for path in [&self.path, &self.other] {
+            drained(path);
+        }
+    }
+
     pub(crate) fn execute(&mut self, cdb: &[u8]) -> Action {
         self.unit.execute(&self.path, &Cdb::from_slice(cdb), &Luns, &mut self.scratch)
     }
@@ -123,6 +133,16 @@ impl Bench {
             other => panic!("{cdb:02X?}: {other:?}"),
         }
         self.unit.execute_out(&self.path, &Cdb::from_slice(cdb), parameters, &mut self.scratch)
+    }
+}
+
+impl Action {
+    /// The outcome of an action that is one.
+    pub(crate) fn done(self) -> Option<Outcome> {
+        match self {
+            Action::Done(outcome) => Some(outcome),
+            _ => None,
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::nexus::each_alive;
 use crate::reservations::unit::Held;
 use crate::task_set::TaskSet;
 use crate::through::Through;
+use crate::wipe::{Blocked, Wiping};
 use crate::{Attention, Identity, Key, Medium, Nexus, Outcome, Path, Sense, Transfers, code, io_sense};
 
 /// A disk as initiators see it.
@@ -61,6 +62,9 @@ pub(crate) struct Cold {
     pub(crate) lost: bool,
     /// Copies that were asked of the unit.
     pub(crate) copies: Copies,
+    pub(crate) wiping: Wiping,
+    /// Whether initiators may SANITIZE.
+    sanitizes: bool,
 }
 
 impl LogicalUnit {
@@ -70,7 +74,7 @@ impl LogicalUnit {
     pub fn new(identity: Identity, shape: Option<Shape>) -> Arc<LogicalUnit> {
         let modes = Modes::new(has_cache(shape));
         let nothing = Label::restored(Some(&Sections::new()));
-        LogicalUnit::make(identity, None, Cold::new(shape, modes, Held::default(), nothing))
+        LogicalUnit::make(identity, None, Cold::new(shape, modes, Held::default(), nothing, Wiping::default()))
     }
 
     /// The same with a keeper, and with what that has kept of the unit; `None`: something that cannot be read. Nobody may
@@ -83,12 +87,13 @@ impl LogicalUnit {
         kept: Option<&Sections>,
     ) -> Arc<LogicalUnit> {
         let modes = Modes::restored(has_cache(shape), kept);
-        let cold =
-            Cold { lost: kept.is_none(), ..Cold::new(shape, modes, Held::restored(kept), Label::restored(kept)) };
+        let (held, label, wiping) = (Held::restored(kept), Label::restored(kept), Wiping::restored(kept));
+        let cold = Cold { lost: kept.is_none(), ..Cold::new(shape, modes, held, label, wiping) };
         LogicalUnit::make(identity, Some(keeper), cold)
     }
 
     fn make(identity: Identity, keeper: Option<Arc<dyn Keeper>>, cold: Cold) -> Arc<LogicalUnit> {
+        let cold = Cold { sanitizes: identity.allow_sanitize, ..cold };
         let geometry = AtomicGeometry::new(cold.geometry());
         let cold = Mutex::new(cold);
         let (uuid, identity) = (identity.uuid, Mutex::new(Arc::new(identity)));
@@ -121,9 +126,11 @@ impl LogicalUnit {
             Section::Reservations => self.reservations_saved(ticket, saved),
             Section::Modes => self.modes_saved(ticket, saved).then_some(None),
             Section::Identifying => self.identifying_saved(ticket, saved).then_some(None),
+            Section::Wipe => return self.wipe_saved(ticket, saved),
         };
         let failed = Outcome::check(Sense::new(Key::HardwareError, code::INTERNAL_TARGET_FAILURE));
-        Saved { outcome: if counts.is_some() { Outcome::GOOD } else { failed }, preempted: counts.flatten() }
+        let outcome = if counts.is_some() { Outcome::GOOD } else { failed };
+        Saved { outcome, preempted: counts.flatten(), begun: None }
     }
 
     /// Itself; `None` while it ends.
@@ -151,6 +158,9 @@ impl LogicalUnit {
                 return false;
             }
             *shown = Arc::new(identity);
+            let mut cold = self.lock();
+            cold.sanitizes = shown.allow_sanitize;
+            self.publish(&cold);
         }
         self.raise(Attention::InquiryChanged, None);
         true
@@ -236,6 +246,7 @@ impl LogicalUnit {
         cold.start();
         cold.release_classic();
         cold.copies.end_all();
+        cold.wiping.reset();
         self.publish(&cold);
         let attention = if by.is_some() { Attention::DeviceReset } else { Attention::PowerOn };
         cold.raise(attention, None);
@@ -275,18 +286,19 @@ impl LogicalUnit {
     pub(crate) fn standing(&self) -> Standing {
         let geometry = self.geometry();
         if geometry.has(Flags::READY) {
-            return Standing { geometry, stopped: false };
+            return Standing { geometry, stopped: false, blocked: None };
         }
         let cold = self.lock();
         // Whoever had stopped it may have been reset or gone since.
         self.publish(&cold);
-        Standing { geometry: cold.device_geometry(), stopped: cold.is_stopped() && cold.shape.is_some() }
+        let stopped = cold.is_stopped() && cold.shape.is_some();
+        Standing { geometry: cold.device_geometry(), stopped, blocked: cold.wiping.blocked() }
     }
 
     /// STOP by a path: not if another initiator uses the unit too.
     pub(crate) fn stop(&self, by: &Path) -> bool {
         let cold = self.lock();
-        if cold.alive().any(|other| other.nexus().initiator() != by.nexus().initiator()) {
+        if cold.is_shared_with(by) {
             return false;
         }
         by.set_stopped(true);
@@ -375,6 +387,8 @@ pub(crate) struct Standing {
     pub(crate) geometry: Geometry,
     /// Whether there is a device, and an initiator has stopped the unit.
     pub(crate) stopped: bool,
+    /// Whether the medium is kept from being used by FORMAT UNIT or SANITIZE.
+    pub(crate) blocked: Option<Blocked>,
 }
 
 fn has_cache(shape: Option<Shape>) -> bool {
@@ -382,7 +396,7 @@ fn has_cache(shape: Option<Shape>) -> bool {
 }
 
 impl Cold {
-    fn new(shape: Option<Shape>, modes: Modes, held: Held, label: Label) -> Cold {
+    fn new(shape: Option<Shape>, modes: Modes, held: Held, label: Label, wiping: Wiping) -> Cold {
         Cold {
             shape,
             last_shape: shape,
@@ -395,6 +409,8 @@ impl Cold {
             claims: Claims::default(),
             tasks: TaskSet::default(),
             held,
+            wiping,
+            sanitizes: false,
             lost: false,
             copies: Copies::default(),
         }
@@ -409,20 +425,33 @@ impl Cold {
         }
     }
 
-    /// What is published: a stopped unit is one that is not ready.
+    /// What is published: a stopped unit is one that is not ready, and so is one whose medium must not be used.
     fn geometry(&self) -> Geometry {
-        let geometry = if self.is_stopped() { Geometry::missing(self.modes.flags()) } else { self.device_geometry() };
+        let rests = self.is_stopped() || self.wiping.blocked().is_some();
+        let geometry = if rests { Geometry::missing(self.flags()) } else { self.device_geometry() };
         let geometry = if self.claims.is_empty() { geometry } else { geometry.claimed() };
         if self.tasks.holds_up_all() { geometry.ordering() } else { geometry }
     }
 
-    fn device_geometry(&self) -> Geometry {
-        let flags = self.modes.flags();
+    fn flags(&self) -> Flags {
+        let mut flags = self.modes.flags();
+        flags.set(Flags::SANITIZES, self.sanitizes);
+        flags.set(Flags::WIPE_DUE, self.wiping.is_due());
+        flags
+    }
+
+    pub(crate) fn device_geometry(&self) -> Geometry {
+        let flags = self.flags();
         self.shape.map_or(Geometry::missing(flags), |shape| Geometry::of(&shape, flags))
     }
 
     fn is_stopped(&self) -> bool {
         self.alive().any(|path| path.is_stopped())
+    }
+
+    /// Whether an initiator other than this path's uses the unit.
+    pub(crate) fn is_shared_with(&self, path: &Path) -> bool {
+        self.alive().any(|other| other.nexus().initiator() != path.nexus().initiator())
     }
 
     fn start(&self) {

@@ -5,18 +5,18 @@ use std::sync::atomic::AtomicBool;
 
 use pollux_core::{Discard, Extent, IoFlags, Op, Shape};
 use pollux_scsi::{
-    Action, Attention, Cdb, CopyOrder, CopyTask, End, Identity, Inventory, Job, Keeper, LogicalUnit, Medium, Nexus,
-    Outcome, PIECE_LEN, Path, SCRATCH_LEN, SENSE_LEN, Save, Sections, Status, Step, Task, Transfers, execute_absent,
-    execute_well_known,
+    Action, Attention, Cdb, Chosen, CopyOrder, CopyTask, End, Identity, Inventory, Job, Keeper, LogicalUnit, Medium,
+    Nexus, Outcome, PIECE_LEN, Path, SCRATCH_LEN, SENSE_LEN, Save, Sections, Status, Step, Task, Transfers, WipeEnd,
+    execute_absent, execute_well_known,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
 
 /// Opcodes of commands that exist, so that random CDBs reach the handlers.
 const KNOWN: &[u8] = &[
-    0x00, 0x03, 0x08, 0x0A, 0x12, 0x15, 0x16, 0x17, 0x1A, 0x1B, 0x1C, 0x1D, 0x1E, 0x25, 0x28, 0x2A, 0x2E, 0x2F, 0x34,
-    0x35, 0x37, 0x3B, 0x3C, 0x41, 0x42, 0x4C, 0x4D, 0x55, 0x56, 0x57, 0x5A, 0x5E, 0x5F, 0x7F, 0x83, 0x84, 0x88, 0x89,
-    0x8A, 0x8B, 0x8E, 0x8F, 0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA4, 0xA8, 0xAA, 0xAE, 0xAF, 0xB7,
+    0x00, 0x03, 0x04, 0x08, 0x0A, 0x12, 0x15, 0x16, 0x17, 0x1A, 0x1B, 0x1C, 0x1D, 0x1E, 0x25, 0x28, 0x2A, 0x2E, 0x2F,
+    0x34, 0x35, 0x37, 0x3B, 0x3C, 0x41, 0x42, 0x48, 0x4C, 0x4D, 0x55, 0x56, 0x57, 0x5A, 0x5E, 0x5F, 0x7F, 0x83, 0x84,
+    0x88, 0x89, 0x8A, 0x8B, 0x8E, 0x8F, 0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA4, 0xA8, 0xAA, 0xAE, 0xAF, 0xB7,
 ];
 
 /// Service actions of commands of variable length.
@@ -252,14 +252,45 @@ fn check_copy(ends: &[End], order: CopyOrder) -> Outcome {
     panic!("it does not end")
 }
 
+/// An operation on the whole medium writes all of it in each pass, and nothing else.
+fn check_wipe(unit: &LogicalUnit, shape: &Shape) {
+    assert!(!shape.read_only);
+    let Some(mut wipe) = unit.take_wipe() else { panic!("nobody has taken it") };
+    let span = wipe.span();
+    check_range(shape, span.0, span.1);
+    for _ in 0..100 {
+        match wipe.next() {
+            Some(Step::WriteZeroes { offset, len, .. }) => check_within(span, (offset, len)),
+            Some(Step::WritePattern { offset, len, .. }) => {
+                check_within(span, (offset, len));
+                assert_eq!(wipe.pattern().len(), shape.block_size as usize);
+            }
+            Some(Step::Flush) => {}
+            Some(Step::Discard { .. }) => panic!("a discard need not read zero"),
+            None => break,
+        }
+    }
+    match wipe.end(Ok(())) {
+        WipeEnd::Answer(outcome) => assert_eq!(outcome, Outcome::GOOD),
+        WipeEnd::Save(save) => save.start(Box::new(|saved| assert_eq!(saved.outcome, Outcome::GOOD))),
+    }
+}
+
 fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit: usize) {
     match action {
         Action::Done(outcome) => check_outcome(&outcome, limit),
         Action::DataOut { len } => assert!((1..=65535).contains(&len)),
         Action::Save(save) => {
-            assert!(["reservations", "modes", "identifying"].contains(&save.section()) && save.text().is_ascii());
+            assert!(
+                ["reservations", "modes", "identifying", "wipe"].contains(&save.section()) && save.text().is_ascii()
+            );
             save.start(Box::new(|saved| assert_eq!(saved.outcome, Outcome::GOOD)));
+            if unit.is_wipe_due() {
+                check_wipe(unit, shape.expect("a device"));
+            }
         }
+        Action::Parameters { least, most } => assert!(least > 0 && least <= most && most <= 65535),
+        Action::Wipe(_) => check_wipe(unit, shape.expect("a device")),
         Action::Abort(_) => {}
         Action::Survey(survey) => {
             let data = survey.run(&AtomicBool::new(false));
@@ -311,9 +342,15 @@ proptest! {
     fn no_command_breaks_the_rules(
         shape in prop::option::weighted(0.9, any_shape()),
         commands in prop::collection::vec((any_cdb(), prop::collection::vec(any::<u8>(), 0..64)), 1..12),
-        luns in 0u16..40, keeps in any::<bool>(),
+        luns in 0u16..40, keeps in any::<bool>(), alone in any::<bool>(),
     ) {
-        let (unit, path, _other) = unit_on(shape, keeps);
+        let (unit, path, other) = unit_on(shape, keeps);
+        if alone {
+            // Who has the unit to itself may format and sanitize it.
+            unit.detach(&other);
+            let chosen = Chosen { allow_sanitize: Some(true), ..Chosen::default() };
+            unit.set_identity((*unit.identity()).clone().with(&chosen).unwrap());
+        }
         let shape = shape.filter(|shape| shape.num_blocks > 0);
         let mut scratch = vec![0xAA; SCRATCH_LEN];
         let mut again = vec![0x55; SCRATCH_LEN];
@@ -321,13 +358,18 @@ proptest! {
             let cdb = Cdb::new(bytes);
             let limit = allocation_length(&bytes).min(SCRATCH_LEN);
             let action = unit.execute(&path, &cdb, &Luns(luns), &mut scratch);
-            if let Action::DataOut { len } = action {
-                assert!((1..=65535).contains(&len));
+            let wanted = match action {
+                Action::DataOut { len } => Some((len, len)),
+                Action::Parameters { least, most } => Some((least, most)),
+                _ => None,
+            };
+            if let Some((least, len)) = wanted {
+                assert!(least > 0 && least <= len && len <= 65535);
                 // Sometimes a list of the length asked for, sometimes one that came short.
                 let mut list = parameters.clone();
                 list.resize(len.min(parameters.len() * 8), 0);
                 let action = unit.execute_out(&path, &cdb, &list, &mut scratch);
-                assert!(!matches!(action, Action::DataOut { .. } | Action::Io { .. }));
+                assert!(!matches!(action, Action::DataOut { .. } | Action::Parameters { .. } | Action::Io { .. }));
                 check_action(&unit, shape.as_ref(), action, 0);
                 continue;
             }

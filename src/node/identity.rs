@@ -43,12 +43,16 @@ pub struct IdentityRecord {
     /// Optimal unmap granularity in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unmap_granularity: Option<u32>,
+    /// Whether guests may SANITIZE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_sanitize: Option<bool>,
 }
 
 impl IdentityRecord {
     fn chosen(&self) -> Chosen {
-        let IdentityRecord { vendor, product, revision, serial, naa, rotation_rate, unmap_granularity } = self.clone();
-        Chosen { vendor, product, revision, serial, naa, rotation_rate, unmap_granularity }
+        let IdentityRecord { vendor, product, revision, serial, naa, .. } = self.clone();
+        let IdentityRecord { rotation_rate, unmap_granularity, allow_sanitize, .. } = *self;
+        Chosen { vendor, product, revision, serial, naa, rotation_rate, unmap_granularity, allow_sanitize }
     }
 }
 

@@ -84,6 +84,7 @@ impl World {
         let blocks = DISK_BYTES / 512;
         let ram = json!({"name": "ram", "block_size": 512, "num_blocks": blocks, "uuid": uuid(RAM)});
         daemon.rpc("bdev_malloc_create", ram)?;
+        daemon.rpc("bdev_set_scsi_identity", json!({"name": "ram", "allow_sanitize": true}))?;
         let large = json!({"name": "ram4096", "block_size": 512, "physical_block_size": 4096, "num_blocks": blocks, "uuid": uuid(RAM_4096)});
         daemon.rpc("bdev_malloc_create", large)?;
         for (name, target) in [("readonly", READ_ONLY), ("cached", CACHED)] {

@@ -285,7 +285,7 @@ impl ScsiWorker {
 
     /// Marks commands and asks their devices to end them; those that wait for a slot or are away end here.
     pub(crate) fn abort_commands(&mut self, commands: &[(usize, u16, u16)], how: Response, cx: &mut Cx<'_>) {
-        let (mut lines, mut barred, mut copies) = (BTreeSet::new(), false, Vec::new());
+        let (mut lines, mut barred, mut parked, mut copies) = (BTreeSet::new(), false, false, Vec::new());
         for &(number, head, _) in commands {
             let Some(mut port) = self.take_port(number) else { continue };
             let tag = port.tag(head);
@@ -299,7 +299,8 @@ impl ScsiWorker {
                 Phase::Waiting => drop(lines.insert(unit)),
                 Phase::Barred | Phase::Dormant => barred = true,
                 Phase::Away => self.call_off(&mut port, head, how),
-                Phase::Free | Phase::Parked => {}
+                Phase::Parked => parked = true,
+                Phase::Free => {}
             }
             self.put_port(number, port);
         }
@@ -311,6 +312,9 @@ impl ScsiWorker {
         }
         for index in copies {
             self.end_copy(index, cx);
+        }
+        if parked {
+            self.end_aborted_waiters();
         }
     }
 

@@ -239,6 +239,11 @@ impl ScsiWorker {
             if logical.is_claimed()
                 && let Err(order) = logical.admit(offset, len, self.worker)
             {
+                if logical.is_wiping() {
+                    // Formatted or sanitized: that takes long, and what it says to others is that it is not ready.
+                    self.copy_failed(index, IoError::NotReady);
+                    return;
+                }
                 self.copying(index).stage = Stage::Claims(order);
                 return;
             }

@@ -96,8 +96,9 @@ impl ScsiWorker {
         self.barred.push(Barred { number: port.number(), head, why });
     }
 
-    /// Whether a command has to wait for a claim; if so, it does.
-    pub(crate) fn waits_for_claims(&mut self, port: &mut Port, head: u16) -> bool {
+    /// Whether a command has to wait for a claim; if so, it does. Where the claim is that of a format or a sanitize, which
+    /// take long, the command ends here: had it come a moment later, it would have been told that the unit is not ready.
+    pub(crate) fn waits_for_claims(&mut self, port: &mut Port, head: u16, cx: &mut Cx<'_>) -> bool {
         let slot = &port.slots[usize::from(head)];
         let logical = &self.units.look(self.luns.get(slot.lun).unit).logical;
         if !logical.is_claimed() {
@@ -106,6 +107,10 @@ impl ScsiWorker {
         let (offset, len) = slot.span();
         match logical.admit(offset, len, self.worker) {
             Ok(()) => false,
+            Err(_) if logical.is_wiping() => {
+                self.finish(port, head, Err(IoError::NotReady), cx);
+                true
+            }
             Err(order) => {
                 self.bar(port, head, Why::Claims(order));
                 true
@@ -114,12 +119,17 @@ impl ScsiWorker {
     }
 
     /// Claims a job's range and asks everybody when it is free.
-    pub(crate) fn claim_range(&mut self, port: &mut Port, head: u16) {
+    pub(crate) fn claim_range(&mut self, port: &mut Port, head: u16, cx: &mut Cx<'_>) {
         let unit = self.luns.get(port.slots[usize::from(head)].lun).unit;
         let job = working(port, head);
         let (offset, len) = job.job.span();
-        let order = self.units.look(unit).logical.claim(offset, len);
+        let logical = &self.units.look(unit).logical;
+        let order = logical.claim(offset, len);
+        let wiping = logical.is_wiping();
         job.claim = Some(order);
+        if wiping {
+            return self.finish(port, head, Err(IoError::NotReady), cx);
+        }
         let span = Span { offset, len };
         self.bar(port, head, Why::Fence(order, span, self.workers));
         self.ask_around(unit, Mark::Claim(order, span));
@@ -281,6 +291,7 @@ impl ScsiWorker {
                 return;
             }
         }
+        self.wipe_fenced(unit, mark, cx);
     }
 
     /// Whether some fence has not looked at everything yet.

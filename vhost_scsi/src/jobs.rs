@@ -71,8 +71,8 @@ impl ScsiWorker {
     /// A job that has memory comes to its range, or to the next piece of it.
     fn enter(&mut self, port: &mut Port, head: u16, cx: &mut Cx<'_>) {
         if working(port, head).job.is_exclusive() {
-            self.claim_range(port, head);
-        } else if !self.waits_for_claims(port, head) {
+            self.claim_range(port, head, cx);
+        } else if !self.waits_for_claims(port, head, cx) {
             self.work(port, head, cx);
         }
     }
@@ -152,11 +152,16 @@ impl ScsiWorker {
         let (own, claim) = (job.own.take(), job.claim.take());
         self.let_go(port, own);
         if let Some(order) = claim {
-            for waiter in self.units.look(unit).logical.release(order) {
-                self.outbox.push_back((waiter, Message(Body::Look)));
-            }
+            self.release_claim(unit, order);
         }
         unit
+    }
+
+    /// Gives a claim up and tells those who wait for its range.
+    pub(crate) fn release_claim(&mut self, unit: UnitId, order: Order) {
+        for waiter in self.units.look(unit).logical.release(order) {
+            self.outbox.push_back((waiter, Message(Body::Look)));
+        }
     }
 
     fn let_go(&mut self, port: &Port, own: Option<Own>) {

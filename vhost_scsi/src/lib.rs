@@ -44,6 +44,7 @@ mod target;
 mod through;
 mod together;
 mod units;
+mod wipes;
 mod worker;
 
 pub use error::TargetError;

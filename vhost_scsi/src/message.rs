@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use crossbeam::channel::Sender;
 use pollux_core::{Channel, CopyError, IoError, IoStats, Tag};
-use pollux_scsi::{Class, LogicalUnit, Path, Preempted, Saved};
+use pollux_scsi::{Class, LogicalUnit, Outcome, Path, Preempted, Saved};
 use pollux_vhost_user::{Queue, SessionHandle};
 
 use crate::copies::CopyId;
@@ -271,6 +271,11 @@ pub(crate) enum Body {
     },
     /// What barred commands wait for may be there.
     Look,
+    /// A format or a sanitize of a unit has ended.
+    WipeEnded {
+        unit: UnitId,
+        outcome: Outcome,
+    },
     /// What a parked command has changed is saved, or could not be.
     Saved {
         tag: Tag,
@@ -322,6 +327,7 @@ impl fmt::Debug for Body {
             Body::Fenced { unit, mark } => write!(f, "Fenced({unit}, {mark:?})"),
             Body::Unfence { unit, mark } => write!(f, "Unfence({unit}, {mark:?})"),
             Body::Look => write!(f, "Look"),
+            Body::WipeEnded { unit, outcome } => write!(f, "WipeEnded({unit}, {outcome:?})"),
             Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),
             Body::CopiedTogether { copy, bytes, result } => write!(f, "CopiedTogether({copy:?}, {bytes}, {result:?})"),
             Body::ErrandDone { id, data, .. } => write!(f, "ErrandDone({id}, {})", data.is_some()),

@@ -86,13 +86,20 @@ impl ScsiWorker {
     }
 
     /// What a parked command waited for has been saved, or could not be.
-    pub(crate) fn saved(&mut self, tag: Tag, Saved { outcome, preempted }: Saved) {
-        let Some(preempted) = preempted else { return self.unpark(tag, &outcome) };
+    pub(crate) fn saved(&mut self, tag: Tag, Saved { outcome, preempted, begun }: Saved) {
+        if preempted.is_none() && begun.is_none() {
+            return self.unpark(tag, &outcome);
+        }
         let (number, head, _) = parse_tag(tag);
         let mut port = self.take_port(number).expect("a port stays while its requests are in flight");
         let unit = self.luns.get(port.slots[usize::from(head)].lun).unit;
-        self.end_preempted(&mut port, tag, unit, preempted);
+        if let Some(preempted) = preempted {
+            self.end_preempted(&mut port, tag, unit, preempted);
+        }
         self.put_port(number, port);
+        if let Some(begun) = begun {
+            self.wipe_begun(tag, unit, begun);
+        }
     }
 
     /// The queue takes nothing more meanwhile.
@@ -137,6 +144,12 @@ impl ScsiWorker {
         slot.residual = to_u32(given.residual(given.used));
         self.luns.get_mut(given.lun).inflight += 1;
         port.tag(given.head)
+    }
+
+    /// Whether task management has ended a parked command.
+    pub(crate) fn parked_is_aborted(&self, tag: Tag) -> bool {
+        let (number, head, _) = parse_tag(tag);
+        self.port(number).is_some_and(|port| port.slots[usize::from(head)].aborted.is_some())
     }
 
     /// Answers a parked command.
@@ -194,7 +207,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_comes_before_the_command_is_parked_is_kept_for_the_reactor() {
-        let saved = Saved { outcome: Outcome::GOOD, preempted: None };
+        let saved = Saved { outcome: Outcome::GOOD, preempted: None, begun: None };
         let mut early = Early::Starting;
         assert!(early.holds(saved) && matches!(early, Early::Saved(of) if of == saved));
         let mut late = Early::Started;

@@ -16,6 +16,7 @@ use crate::pieces::Pattern;
 use crate::port::{Answer, Long, Phase, Port, Route, Slot, parse_tag};
 use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response, SENSE_LEN};
 use crate::through::RESET;
+use crate::wipes::is_wipe;
 use crate::worker::{BATCH, ScsiWorker};
 
 /// Tags with this bit belong to commands that were answered before they were done (IMMED).
@@ -164,7 +165,13 @@ impl ScsiWorker {
         let logical: &LogicalUnit = &self.units.look(lun.unit).logical;
         let inventory = self.luns.inventory(given.lun);
         let mut action = logical.execute(&lun.path, cdb, inventory, &mut self.scratch);
-        if let Action::DataOut { len } = action {
+        let wanted = match action {
+            Action::DataOut { len } => Some((len, len)),
+            Action::Parameters { least, most } => Some((least, most)),
+            _ => None,
+        };
+        if let Some((least, most)) = wanted {
+            let len = usize::try_from(given.data_out).map_or(most, |sent| sent.clamp(least, most));
             if given.data_out < len as u64 || len > self.parameters.len() {
                 self.overrun(port, &given);
                 return;
@@ -189,7 +196,15 @@ impl ScsiWorker {
             Action::Abort(preempted) => self.park_for_preempted(port, &given, preempted),
             Action::Survey(survey) => self.send_away(port, &given, survey),
             Action::Pass(pass) => self.start_pass(port, &given, cdb, pass, cx),
-            Action::DataOut { .. } => unreachable!("parameter data is asked for once"),
+            Action::Wipe(begun) => self.start_wipe(port, &given, begun),
+            Action::DataOut { .. } | Action::Parameters { .. } => {
+                unreachable!("parameter data is asked for once")
+            }
+        }
+        // One that nobody does, because its device was not there: it may be now.
+        let unit = self.luns.get(given.lun).unit;
+        if self.units.look(unit).logical.is_wipe_due() {
+            self.adopt_wipe(unit);
         }
     }
 
@@ -281,7 +296,7 @@ impl ScsiWorker {
         slot.started = cx.now;
         let lun = self.luns.get_mut(given.lun);
         lun.inflight += 1;
-        if !self.waits_for_claims(port, given.head) {
+        if !self.waits_for_claims(port, given.head, cx) {
             self.go(port, given.head, cx);
         }
     }
@@ -565,6 +580,9 @@ impl ScsiWorker {
             self.submit_copy(index_of(tag), cx);
             return;
         }
+        if is_wipe(tag) {
+            return self.submit_wipe(tag, cx);
+        }
         let index = (tag & !BACKGROUND) as usize;
         let task = self.background[index].as_mut().expect("a background command stays until it has ended");
         let mut io = task.step;
@@ -583,6 +601,9 @@ impl ScsiWorker {
         }
         if tag & RESET != 0 {
             return self.reset_done(unit, tag, result);
+        }
+        if is_wipe(tag) {
+            return self.wipe_done(unit, result, cx);
         }
         let index = (tag & !BACKGROUND) as usize;
         let task = self.background[index].as_mut().expect("a background command stays until it has ended");
@@ -633,7 +654,7 @@ struct Transfer {
     len: u64,
 }
 
-const fn parts(step: Step) -> (Op, IoFlags, u64, u64) {
+pub(crate) const fn parts(step: Step) -> (Op, IoFlags, u64, u64) {
     match step {
         Step::Flush => (Op::Flush, IoFlags::empty(), 0, 0),
         Step::Discard { offset, len, flags } => (Op::Discard, flags, offset, len),
@@ -652,7 +673,7 @@ pub(crate) fn to_u32(residual: u64) -> u32 {
     u32::try_from(residual).expect("a chain holds less than 4 GiB")
 }
 
-fn writable_of(segments: &SegmentBuf, readable: usize) -> &[Segment] {
+pub(crate) fn writable_of(segments: &SegmentBuf, readable: usize) -> &[Segment] {
     &segments.as_slice()[readable..]
 }
 

@@ -24,6 +24,7 @@ use crate::port::{Kind, Phase, Port};
 use crate::request::Response;
 use crate::serve::Background;
 use crate::units::{Ending as ChannelEnding, Units};
+use crate::wipes::{Waiter, Wiping};
 
 /// Requests taken from one port in a pass, so that no guest can keep the others waiting.
 pub(crate) const BATCH: u32 = 32;
@@ -71,6 +72,9 @@ pub struct ScsiWorker {
     /// Copies from unit to unit.
     pub(crate) copies: Vec<Option<Copying>>,
     pub(crate) copies_begun: u64,
+    /// Formats and sanitizes that this worker does, and who waits for one.
+    pub(crate) wipes: Vec<Wiping>,
+    pub(crate) wipe_waiters: Vec<Waiter>,
     /// By session.
     pub(crate) events: HashMap<u64, Waiting>,
     pub(crate) pending: Vec<Pending>,
@@ -125,6 +129,8 @@ impl ScsiWorker {
             background_free: Vec::new(),
             copies: Vec::new(),
             copies_begun: 0,
+            wipes: Vec::new(),
+            wipe_waiters: Vec::new(),
             events: HashMap::new(),
             pending: Vec::new(),
             preempting: VecDeque::new(),
@@ -518,15 +524,24 @@ impl Worker for ScsiWorker {
         match message.0 {
             Body::OpenUnit { unit, logical, channel, stats, home, helpers, reply } => {
                 (self.home, self.helpers) = (Some(home), Some(helpers));
-                reply.send(self.units.open(unit, logical, channel, stats, cx));
+                let opened = self.units.open(unit, logical, channel, stats, cx);
+                let open = opened.is_ok();
+                reply.send(opened);
+                if open {
+                    self.adopt_wipe(unit);
+                }
             }
             Body::ReplaceChannel { unit, channel, reply } => {
+                self.leave_wipe(unit, cx);
                 self.units.end(unit, ChannelEnding::Replace(channel, reply), cx);
             }
             Body::CloseUnit { reply, unit } if self.luns.lead_to(unit) => {
                 reply.send(Err(IoError::Busy));
             }
-            Body::CloseUnit { unit, reply } => self.units.end(unit, ChannelEnding::Close(reply), cx),
+            Body::CloseUnit { unit, reply } => {
+                self.leave_wipe(unit, cx);
+                self.units.end(unit, ChannelEnding::Close(reply), cx);
+            }
             Body::AddLun { controller, target, lun, unit, path, stats, reply } => {
                 let lun = Lun { controller, target, lun, unit, path, stats, inflight: 0, removing: Vec::new() };
                 reply.send(self.units.is_open(unit) && self.luns.add(lun));
@@ -547,6 +562,7 @@ impl Worker for ScsiWorker {
                 self.cancel_where(move |worker, _, index| of(worker, index), cx);
                 self.cancel_background(of, cx);
                 self.end_copies(of, cx);
+                self.leave_wipe(unit, cx);
             }
             Body::ForgetSession { session } => {
                 self.events.remove(&session);
@@ -588,7 +604,11 @@ impl Worker for ScsiWorker {
             Body::Fence { unit, mark, from } => self.fence(unit, mark, from),
             Body::Fenced { unit, mark } => self.fenced(unit, mark, cx),
             Body::Unfence { unit, mark } => self.unfence(unit, mark),
-            Body::Look => self.look_at_barred(cx),
+            Body::Look => {
+                self.look_at_barred(cx);
+                self.look_at_wipes(cx);
+            }
+            Body::WipeEnded { unit, outcome } => self.answer_wipe_waiters(unit, &outcome),
             Body::Saved { tag, saved } => self.saved(tag, saved),
             Body::CopiedTogether { copy, bytes, result } => self.copied_together(copy, (bytes, result), cx),
             Body::ErrandDone { id, session, data } => self.errand_done(id, session, data),

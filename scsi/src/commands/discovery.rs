@@ -14,9 +14,10 @@ pub(crate) fn test_unit_ready(_: &mut Call<'_>, _: &dyn Inventory) -> Result<Act
 pub(crate) fn request_sense(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     let sense = match call.path.take() {
         Some(attention) => attention.sense(),
+        None if !call.geometry.has(Flags::READY) => Sense::NOT_READY,
+        None if call.blocked.is_some() => call.blocked.map_or(Sense::NONE, |blocked| blocked.sense),
         None if call.stopped => Sense::STOPPED,
-        None if call.geometry.has(Flags::READY) => Sense::NONE,
-        None => Sense::NOT_READY,
+        None => Sense::NONE,
     };
     Ok(sense_data(call.cdb, sense, &mut call.data))
 }

@@ -117,6 +117,7 @@ mod tests {
     #[test]
     fn all_commands_of_the_table() {
         let mut bench = Bench::kept(&Arc::default(), Some(&Sections::new()));
+        bench.allow_sanitize(true);
         let all = bench.data(&cdb(0, 0, 0));
         assert_eq!(all.len(), 4 + ROWS.len() * 8);
         assert_eq!(all[..4], (ROWS.len() as u32 * 8).to_be_bytes());

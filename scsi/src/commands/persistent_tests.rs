@@ -626,7 +626,7 @@ fn a_durable_change_counts_when_it_is_saved() {
     let save = shelf.saves.lock().unwrap().pop().unwrap();
     assert_eq!(*answer.lock().unwrap(), None);
     save.done(true);
-    assert_eq!(*answer.lock().unwrap(), Some(Saved { outcome: Outcome::GOOD, preempted: None }));
+    assert_eq!(*answer.lock().unwrap(), Some(Saved { outcome: Outcome::GOOD, preempted: None, begun: None }));
     assert_eq!((world.keys(), world.read(2)[3]), (vec![2], 0x81));
     // From here on everything that others would have to find after a power loss is saved, nothing else.
     assert_eq!(world.out(A, RELEASE, 1, (2, 0), 0), Ok(()));

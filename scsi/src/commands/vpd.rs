@@ -32,7 +32,7 @@ pub(crate) fn page(call: &mut Call<'_>) -> Result<(), Sense> {
         0x88 => ports::put_ports(call.unit, call.path, data),
         0x8F => copy_page::put(call.geometry.block_size(), data),
         0xB0 => data.put(&block_limits(call.unit.last_shape().as_ref(), identity.unmap_granularity)),
-        0xB1 => data.put(&characteristics(call.unit.last_shape().as_ref(), identity.rotation_rate)),
+        0xB1 => data.put(&characteristics(call.unit.last_shape().as_ref(), identity)),
         0xB2 => data.put(&provisioning(call.unit.last_shape().and_then(|shape| shape.discard))),
         // Block limits extension (SBC-4, clause 6.6.5): no streams, no limits beyond those of B0h.
         0xB7 => data.put(&[0; 60]),
@@ -113,11 +113,15 @@ fn unmap_granularity(discard: Discard, block: u32, least: u32) -> (u32, u32) {
     (shown / block, alignment / block)
 }
 
-/// Page B1h (SBC-4, clause 6.6.2): MEDIUM ROTATION RATE; all else is not reported.
-fn characteristics(shape: Option<&Shape>, chosen: Option<u16>) -> [u8; 60] {
+/// Page B1h (SBC-4, clause 6.6.2): MEDIUM ROTATION RATE, and, where there is a BLOCK ERASE, that what it has erased can be
+/// read (WABEREQ 01b); all else is not reported.
+fn characteristics(shape: Option<&Shape>, identity: &Identity) -> [u8; 60] {
+    const WABEREQ_READS: u8 = 0x40;
     let mut page = [0; 60];
-    let rate = chosen.unwrap_or_else(|| shape.map_or(0, |shape| shape.rotation_rate));
+    let rate = identity.rotation_rate.unwrap_or_else(|| shape.map_or(0, |shape| shape.rotation_rate));
     page[..2].copy_from_slice(&rate.to_be_bytes());
+    let erases = identity.allow_sanitize && shape.is_some_and(|shape| shape.discard.is_some());
+    page[3] = if erases { WABEREQ_READS } else { 0 };
     page
 }
 

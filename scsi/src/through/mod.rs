@@ -99,7 +99,8 @@ impl LogicalUnit {
             };
         }
         let geometry = Geometry::missing(Flags::empty());
-        let mut call = Call { unit: self, path, cdb, geometry, stopped: false, data: DataIn::new(scratch) };
+        let data = DataIn::new(scratch);
+        let mut call = Call { unit: self, path, cdb, geometry, stopped: false, blocked: None, data };
         let answer = commands::find(cdb, geometry).and_then(|row| {
             row.check(cdb)?;
             match cdb.opcode() {

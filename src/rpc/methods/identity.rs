@@ -28,12 +28,15 @@ pub struct SetScsiIdentity {
     /// Bytes.
     #[serde(default)]
     unmap_granularity: Option<u32>,
+    #[serde(default)]
+    allow_sanitize: Option<bool>,
 }
 
 pub(crate) fn set_scsi_identity(node: &Node, params: &SetScsiIdentity) -> Answer {
-    let SetScsiIdentity { name, vendor, product, revision, serial, naa, rotation_rate, unmap_granularity } =
-        params.clone();
-    let record = IdentityRecord { vendor, product, revision, serial, naa, rotation_rate, unmap_granularity };
+    let SetScsiIdentity { name, vendor, product, revision, serial, naa, .. } = params.clone();
+    let SetScsiIdentity { rotation_rate, unmap_granularity, allow_sanitize, .. } = *params;
+    let record =
+        IdentityRecord { vendor, product, revision, serial, naa, rotation_rate, unmap_granularity, allow_sanitize };
     done(node.set_identity(&name, record))
 }
 

@@ -70,11 +70,16 @@ fuzz_target!(|data: &[u8]| {
 
 fn command(bench: &mut Bench, cdb: &Cdb, parameters: &[u8]) {
     let action = bench.unit.execute(&bench.path, cdb, &Luns, &mut bench.scratch);
-    if let Action::DataOut { len } = action {
+    let wanted = match action {
+        Action::DataOut { len } => Some(len),
+        Action::Parameters { most, .. } => Some(most),
+        _ => None,
+    };
+    if let Some(len) = wanted {
         // The front end gathers at most that many bytes; the guest may have sent fewer.
         let sent = &parameters[..parameters.len().min(len)];
         let action = bench.unit.execute_out(&bench.path, cdb, sent, &mut bench.scratch);
-        assert!(!matches!(action, Action::DataOut { .. }), "asked for data twice");
+        assert!(!matches!(action, Action::DataOut { .. } | Action::Parameters { .. }), "asked for data twice");
         check(bench, action);
     } else {
         check(bench, action);
@@ -161,6 +166,24 @@ fn check(bench: &Bench, action: Action) {
         Action::Abort(_) => {}
         Action::Survey(_) => unreachable!("this unit knows of no medium"),
         Action::Save(_) => unreachable!("nothing is kept of this unit"),
-        Action::DataOut { .. } => unreachable!("taken apart by the caller"),
+        Action::Wipe(_) => {
+            assert!(!bench.shape.read_only, "a format of a read-only unit");
+            let mut wipe = bench.unit.take_wipe().expect("nobody else takes it");
+            for _ in 0..1000 {
+                match wipe.next() {
+                    None => break,
+                    Some(Step::Flush) => {}
+                    Some(Step::Discard { offset, len, .. } | Step::WriteZeroes { offset, len, .. }) => {
+                        inside(bench, offset, len);
+                    }
+                    Some(Step::WritePattern { offset, len, .. }) => {
+                        inside(bench, offset, len);
+                        assert_eq!(wipe.pattern().len(), bench.shape.block_size as usize);
+                    }
+                }
+            }
+            drop(wipe.end(Ok(())));
+        }
+        Action::DataOut { .. } | Action::Parameters { .. } => unreachable!("taken apart by the caller"),
     }
 }

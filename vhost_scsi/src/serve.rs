@@ -575,6 +575,8 @@ impl ScsiWorker {
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn submit_background(&mut self, tag: Tag, cx: &mut Cx<'_>) {
         if tag & COPY != 0 {
             self.submit_copy(index_of(tag), cx);
@@ -594,6 +596,8 @@ impl ScsiWorker {
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn background_done(&mut self, unit: UnitId, tag: Tag, result: Result<(), IoError>, cx: &mut Cx<'_>) {
         if tag & COPY != 0 {
             self.copy_done(unit, tag, result, cx);

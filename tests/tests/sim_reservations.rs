@@ -3,19 +3,23 @@
 //! answered when it is, whatever task management does meanwhile.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use pollux_core::Bdev;
 use pollux_scsi::{Identity, Keeper, LogicalUnit, Save, Sections};
 use pollux_tests::frontend::FrontEnd;
-use pollux_tests::guest::{Command, DriverOptions, FIRST_REQUEST_QUEUE, Response, cdb};
+use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Response, Tmf, cdb};
 use pollux_tests::rng::Rng;
 use pollux_tests::sim::{LUN, SimAppliance, SimBdev, SimWorld, backing, unit_of};
+use pollux_vhost_scsi::Patience;
 use uuid::Uuid;
 
 const BLOCKS: u64 = 256;
 const REACTORS: usize = 3;
 const CONFLICT: u8 = 0x18;
+/// The response of a command that was aborted.
+const ABORTED: u8 = 2;
 
 const REGISTER_AND_IGNORE: u8 = 6;
 const RESERVE: u8 = 1;
@@ -99,6 +103,14 @@ impl Scene {
             }
         }
         Ok(answers)
+    }
+
+    fn functions_answered(&mut self, of: usize) -> Result<usize> {
+        let mut count = 0;
+        while self.fronts[of].driver.poll_raw(CONTROL_QUEUE).map_err(|why| anyhow!("{why:?}"))?.is_some() {
+            count += 1;
+        }
+        Ok(count)
     }
 
     fn content(&self) -> Vec<u8> {
@@ -239,14 +251,84 @@ fn a_change_is_answered_when_it_is_saved() -> Result<()> {
     }
     let keys = scene.good(0, &[0x5E, 0, 0, 0, 0, 0, 0, 0, 16, 0], &[], 16)?;
     ensure!(keys[8..] == 1u64.to_be_bytes(), "{keys:?}");
-    // A front end that goes waits for it; the change counts all the same.
-    let durable = list(0, 3, APTPL);
-    scene.fronts[0].submit(FIRST_REQUEST_QUEUE, &Command::new(LUN, &register, &durable, 0)).context("no room")?;
-    scene.appliance.machine.run();
-    let save = shelf.take().context("nothing to be saved")?;
-    let text = save.text().to_owned();
-    save.done(true);
-    ensure!(text.starts_with("registration 0000000000000003"), "{text}");
-    scene.appliance.machine.run();
     scene.end()
+}
+
+/// What ends a command that waits for a save.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    AbortTask,
+    LunRemoved,
+    SessionGone,
+}
+
+/// Whatever ends it waits for the save, is done when that is, and the change counts.
+#[test]
+fn a_command_that_waits_for_a_save_ends_once() -> Result<()> {
+    const LONG: Duration = Duration::from_secs(60);
+    let patience =
+        Patience { requests: Duration::from_millis(50), cancelled: LONG, sessions: LONG, ..Patience::default() };
+    for (seed, end) in [(1, End::AbortTask), (2, End::LunRemoved), (3, End::SessionGone)] {
+        let shelf = Arc::new(Shelf::default());
+        let units = Mutex::new(None);
+        let kept = |bdev: &SimBdev| {
+            let identity = Identity::from_uuid(Uuid::from_u128(7), "simulated");
+            let unit = LogicalUnit::kept(identity, Some(bdev.shape()), shelf.clone(), Some(&Sections::new()));
+            *units.lock().unwrap() = Some(unit.clone());
+            unit
+        };
+        let mut scene = scene(seed, kept)?;
+        scene.appliance.target.set_patience(patience);
+        scene.good(0, &[0; 6], &[], 0)?;
+        let (cdb, list) = (out_cdb(REGISTER_AND_IGNORE, 0), list(0, 5, APTPL));
+        let ticket =
+            scene.fronts[0].submit(FIRST_REQUEST_QUEUE, &Command::new(LUN, &cdb, &list, 0)).context("no room")?;
+        scene.appliance.machine.run();
+        ensure!(scene.answers(0)?.is_empty(), "answered before it was saved");
+        let save = || shelf.take().into_iter().for_each(|save| save.done(true));
+        match end {
+            End::AbortTask => {
+                let driver = &mut scene.fronts[0].driver;
+                driver.submit_tmf(Tmf::AbortTask, LUN.bytes(), ticket).context("no room")?;
+                driver.queues[CONTROL_QUEUE].flush();
+                scene.appliance.machine.run();
+                ensure!(scene.functions_answered(0)? == 0, "an abort was answered before its command");
+                save();
+                scene.appliance.machine.run();
+                ensure!(scene.functions_answered(0)? == 1, "an abort was not answered");
+                let answer = scene.answers(0)?.pop().context("no answer")?;
+                ensure!(answer.response == ABORTED, "{answer:?}");
+                scene.end()?;
+            }
+            End::LunRemoved => {
+                let mut steps = 0;
+                let act = || {
+                    steps += 1;
+                    if steps == 300 {
+                        save();
+                    }
+                };
+                let target = scene.appliance.target.clone();
+                scene.appliance.machine.call_beside(|| target.remove_lun("one", 0, None), act)?;
+                ensure!(steps >= 300, "a LUN has gone and its command was still there");
+                scene.appliance.machine.run();
+                let answer = scene.answers(0)?.pop().context("no answer")?;
+                ensure!(answer.response == ABORTED, "{answer:?}");
+                scene.end()?;
+            }
+            End::SessionGone => {
+                drop(scene.fronts.remove(0));
+                for _ in 0..3 {
+                    let sessions = scene.appliance.call(|target| target.controllers()[0].sessions.len());
+                    ensure!(sessions == 1, "a session has ended and its command was still there");
+                }
+                save();
+                scene.appliance.await_sessions(1);
+                scene.end()?;
+            }
+        }
+        let unit = units.into_inner().ok().flatten().context("a unit")?;
+        ensure!(unit.reservations().registrations.len() == 1, "{end:?}: what was saved counts");
+    }
+    Ok(())
 }

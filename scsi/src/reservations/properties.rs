@@ -14,12 +14,24 @@ const KEYS: u64 = 3;
 
 #[derive(Clone, Copy, Debug)]
 enum Order {
-    Register { key: Option<u64>, new_key: u64, durable: bool },
+    /// `elsewhere`: also through the next nexus, as with ALL_TG_PT. `others`: also the two behind it, as with SPEC_I_PT.
+    Register {
+        key: Option<u64>,
+        new_key: u64,
+        durable: bool,
+        elsewhere: bool,
+        others: bool,
+    },
     Reserve(u64, Kind),
     Release(u64, Kind),
     Clear(u64),
     Preempt(u64, u64, Kind),
-    Move { key: u64, to: usize, new_key: u64, unregister: bool },
+    Move {
+        key: u64,
+        to: usize,
+        new_key: u64,
+        unregister: bool,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +50,14 @@ enum Answer {
 }
 
 type Told = Vec<(usize, Attention)>;
+
+const fn elsewhere_of(who: usize) -> usize {
+    (who + 1) % NEXUSES
+}
+
+const fn others_of(who: usize) -> [usize; 2] {
+    [(who + 2) % NEXUSES, (who + 3) % NEXUSES]
+}
 
 fn is_all(kind: u8) -> bool {
     kind >= 7
@@ -70,6 +90,28 @@ impl Model {
         Some((kind, if is_all(kind) { None } else { Some(who) }))
     }
 
+    /// One nexus gets this key, or loses its own.
+    fn register(&mut self, who: usize, new_key: u64) -> Told {
+        if new_key != 0 {
+            self.keys.insert(who, new_key);
+            return Vec::new();
+        }
+        if self.keys.remove(&who).is_none() {
+            return Vec::new();
+        }
+        match self.held {
+            Some((kind, Some(holder))) if holder == who => {
+                self.held = None;
+                if shares(kind) { self.others(who, Attention::ReservationsReleased) } else { Vec::new() }
+            }
+            Some((_, None)) if self.keys.is_empty() => {
+                self.held = None;
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     fn apply(&mut self, who: usize, order: Order) -> (Answer, Told) {
         let mine = self.keys.get(&who).copied();
         let nothing = |answer| (answer, Vec::new());
@@ -82,30 +124,25 @@ impl Model {
             return nothing(Answer::Conflict);
         }
         match order {
-            Order::Register { key, new_key, .. } => {
+            Order::Register { key, new_key, elsewhere, others, .. } => {
                 if key.is_some_and(|key| key != mine.unwrap_or(0)) {
                     return nothing(Answer::Conflict);
+                }
+                if mine.is_some() && others {
+                    return nothing(Answer::Check(0x2400));
                 }
                 if mine.is_none() && new_key == 0 {
                     return nothing(Answer::Good);
                 }
                 self.generation += 1;
-                if new_key != 0 {
-                    self.keys.insert(who, new_key);
-                    return nothing(Answer::Good);
+                let mut told = self.register(who, new_key);
+                let next = elsewhere_of(who);
+                if elsewhere && key.is_none_or(|key| key == self.keys.get(&next).copied().unwrap_or(0)) {
+                    told.extend(self.register(next, new_key));
                 }
-                self.keys.remove(&who);
-                let told = match self.held {
-                    Some((kind, Some(holder))) if holder == who => {
-                        self.held = None;
-                        if shares(kind) { self.others(who, Attention::ReservationsReleased) } else { Vec::new() }
-                    }
-                    Some((_, None)) if self.keys.is_empty() => {
-                        self.held = None;
-                        Vec::new()
-                    }
-                    _ => Vec::new(),
-                };
+                for other in others_of(who).into_iter().filter(|_| others) {
+                    self.keys.entry(other).or_insert(new_key);
+                }
                 (Answer::Good, told)
             }
             Order::Reserve(_, kind) => match self.held {
@@ -194,8 +231,11 @@ fn carry_out(state: &mut Reservations, who: usize, order: Order) -> Result<Effec
     let from = member(who);
     let name = &from.name;
     match order {
-        Order::Register { key, new_key, durable } => {
-            state.register(&Register { from: &from, key, new_key, durable, elsewhere: &[], others: None })
+        Order::Register { key, new_key, durable, elsewhere, others } => {
+            let elsewhere: Vec<Member> = if elsewhere { vec![member(elsewhere_of(who))] } else { Vec::new() };
+            let listed = others_of(who).map(member);
+            let others = others.then_some(&listed[..]);
+            state.register(&Register { from: &from, key, new_key, durable, elsewhere: &elsewhere, others })
         }
         Order::Reserve(key, kind) => state.reserve(name, key, kind),
         Order::Release(key, kind) => state.release(name, key, kind),
@@ -211,8 +251,10 @@ fn orders() -> impl Strategy<Value = Vec<(usize, Order)>> {
     let key = || 0..=KEYS;
     let kind = || prop::sample::select(Kind::ALL.to_vec());
     let order = prop_oneof![
-        6 => (prop::option::weighted(0.4, key()), key(), any::<bool>())
-            .prop_map(|(key, new_key, durable)| Order::Register { key, new_key, durable }),
+        6 => (prop::option::weighted(0.4, key()), key(), any::<bool>(), any::<bool>(), prop::bool::weighted(0.3))
+            .prop_map(|(key, new_key, durable, elsewhere, others)| {
+                Order::Register { key, new_key, durable, elsewhere, others }
+            }),
         4 => (key(), kind()).prop_map(|(key, kind)| Order::Reserve(key, kind)),
         2 => (key(), kind()).prop_map(|(key, kind)| Order::Release(key, kind)),
         1 => key().prop_map(Order::Clear),

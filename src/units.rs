@@ -1,10 +1,12 @@
-//! What guests have made durable of their disks (reservations with APTPL, saved mode pages, identifying information), on disk:
-//! `STATE_DIR/units/UUID.json`, a file for each disk that has something, apart from the configuration, which no guest changes.
+//! What guests have made durable of their disks (reservations with APTPL, saved mode pages, identifying information),
+//! on disk: `STATE_DIR/units/UUID.json`, a file for each disk that has something, apart from the configuration, which
+//! no guest changes.
 //!
-//! Invariants: a file holds one complete document, the one last acknowledged to a guest or the one about to be; a file that
-//! cannot be understood is never touched before an operator says so, and its disk serves nobody until then, because somebody
-//! may be kept from it; a file of which a section cannot be understood is kept beside before it is first written again; only the thread of this file writes, so no reactor waits for the medium; no initiator can have a disk
-//! written more often than `REFILL` allows for long.
+//! Invariants: a file holds one complete document, the one last acknowledged to a guest or the one about to be; a file
+//! that cannot be understood is never touched before an operator says so, and its disk serves nobody until then,
+//! because somebody may be kept from it; a file of which a section cannot be understood is kept beside before it is
+//! first written again; only the thread of this file writes, so no reactor waits for the medium; no initiator can have
+//! a disk written more often than `REFILL` allows for long.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

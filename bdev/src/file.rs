@@ -1,9 +1,9 @@
 //! A regular file or block device, through the reactor's ring: nothing here ever blocks a reactor.
 //!
 //! [`probe`] finds out, off the reactors, what the file can do, and opens and locks it; [`request`] is one request's
-//! way through its stages; [`channel`] gives the stages what they need: the ring, bounce buffers, syncs. [`holes`] finds
-//! out, on helper threads, what is mapped, and [`sharing`] copies there from file to file. Direct I/O is used where the file system and the block size allow it; where
-//! not, the page cache is, with a warning.
+//! way through its stages; [`channel`] gives the stages what they need: the ring, bounce buffers, syncs. [`holes`]
+//! finds out, on helper threads, what is mapped, and [`sharing`] copies there from file to file. Direct I/O is used
+//! where the file system and the block size allow it; where not, the page cache is, with a warning.
 //!
 //! What reactors share ([`Open`]) is read-only except a few atomics. The most important one: once a flush has failed,
 //! nobody can know what became of the data acknowledged before it (Linux may have dropped it and report no error next

@@ -18,8 +18,8 @@ pub struct Measured {
     copies: Arc<Copies>,
 }
 
-/// Counts what is copied past the channels: as reads of the source and writes of the target. Helper threads do that, several
-/// at once, and counters have one writer at a time.
+/// Counts what is copied past the channels: as reads of the source and writes of the target. Helper threads do that,
+/// several at once, and counters have one writer at a time.
 struct Copies {
     stats: Arc<StatsSet>,
     counters: Mutex<Option<Arc<IoStats>>>,

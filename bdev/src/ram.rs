@@ -1,9 +1,9 @@
 //! A disk in memory: sparse, shared by all reactors, gone when the process ends.
 //!
 //! The medium is one anonymous mapping. A page takes memory once it is written and gives it back when it is discarded
-//! or zeroed as a whole; what was never written, or was discarded, reads as zeroes. Reactors copy in and out of it without locks: two
-//! that write the same byte at once get what two writers of a real disk get. There is no volatile cache, so flush and
-//! FUA cost nothing.
+//! or zeroed as a whole; what was never written, or was discarded, reads as zeroes. Reactors copy in and out of it
+//! without locks: two that write the same byte at once get what two writers of a real disk get. There is no volatile
+//! cache, so flush and FUA cost nothing.
 //!
 //! The bytes move in `poll`, a bounded amount in each, so that one huge request does not hold up a turn. Where nearly all
 //! pages of a huge page have been written, `tend` makes one of them: without it, each request for a disk of a GiB begins
@@ -116,8 +116,8 @@ impl Bdev for Ram {
         self.shape
     }
 
-    /// By content, since a page may hold blocks of both kinds: a block of zeroes reads as a discarded one does, and a device
-    /// may deallocate it by itself at any time (SBC-4, clause 4.7.4).
+    /// By content, since a page may hold blocks of both kinds: a block of zeroes reads as a discarded one does, and a
+    /// device may deallocate it by itself at any time (SBC-4, clause 4.7.4).
     fn extent(&self, offset: u64, len: u64) -> Extent {
         let bytes = self.shape.bytes();
         if offset >= bytes {

@@ -1,7 +1,8 @@
 //! Where everything lies in the memory of one guest: rings, slots, data.
 //!
 //! Rings first, then per queue indirect tables, slots (header and response) and data, each part on pages of its own, so
-//! that no two queues share a cache line; data may be asked to begin inside its first page. Guest physical addresses begin at [`GPA`].
+//! that no two queues share a cache line; data may be asked to begin inside its first page. Guest physical addresses
+//! begin at [`GPA`].
 
 use crate::memory::UNIT;
 use crate::options::Options;

@@ -95,9 +95,9 @@ pub trait Bdev: Send + Sync {
     /// What it is like now.
     fn shape(&self) -> Shape;
 
-    /// What is mapped from `offset` on, looking at most at `len` bytes (inside the capacity, whole blocks, not 0). A block is
-    /// mapped if any byte of it is; what a write that has completed before the call has touched is mapped, unless it was
-    /// discarded since or reads as zeroes anyway. Who is not sure says that it is mapped.
+    /// What is mapped from `offset` on, looking at most at `len` bytes (inside the capacity, whole blocks, not 0). A
+    /// block is mapped if any byte of it is; what a write that has completed before the call has touched is mapped,
+    /// unless it was discarded since or reads as zeroes anyway. Who is not sure says that it is mapped.
     ///
     /// Called on reactors, and then neither waits nor takes long, unless [`Bdev::extent_waits`]: then on helper threads
     /// only.
@@ -112,8 +112,8 @@ pub trait Bdev: Send + Sync {
     }
 
     /// Where a range (inside the capacity, whole blocks, not 0) lies for copies that devices do by themselves
-    /// ([`PairCopy`](crate::PairCopy)); `None`: whoever wants to copy reads or writes it. A layer that changes data, or has to
-    /// see it, says `None`. Called on reactors: neither waits nor takes long.
+    /// ([`PairCopy`](crate::PairCopy)); `None`: whoever wants to copy reads or writes it. A layer that changes data, or
+    /// has to see it, says `None`. Called on reactors: neither waits nor takes long.
     fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {
         let _ = (offset, len);
         None

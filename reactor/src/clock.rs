@@ -1,14 +1,15 @@
 //! The clock of one reactor: `CLOCK_MONOTONIC`, read from the processor's time stamp counter where that can be trusted.
 //!
 //! The system's clock costs 20 to 25 ns a reading, which an idle turn pays for nothing else; the counter costs 10. The
-//! counter is used on x86-64 if it runs at one rate in all states of the processor (`constant_tsc`, `nonstop_tsc`) and the
-//! kernel itself keeps time by it. Its rate is not asked for but measured: at least once in [`ANCHOR_NS`] the system's clock
-//! is read too (an *anchor*), and the rate since the anchor before is used until the next.
+//! counter is used on x86-64 if it runs at one rate in all states of the processor (`constant_tsc`, `nonstop_tsc`) and
+//! the kernel itself keeps time by it. Its rate is not asked for but measured: at least once in [`ANCHOR_NS`] the
+//! system's clock is read too (an *anchor*), and the rate since the anchor before is used until the next.
 //!
-//! So the two clocks are never further apart than the system's clock can be bent in the time between two anchors (NTP may
-//! change its rate by 1000 ppm at once, from one extreme to the other: 10 µs), and in practice some ten nanoseconds; times may
-//! be compared with those of other threads. Readings do not run backwards as long as the counter does not. If the clocks differ by more than [`TRUST_NS`]
-//! at an anchor (a virtual machine was moved, a processor's counter was set), the counter is not used again.
+//! So the two clocks are never further apart than the system's clock can be bent in the time between two anchors (NTP
+//! may change its rate by 1000 ppm at once, from one extreme to the other: 10 µs), and in practice some ten
+//! nanoseconds; times may be compared with those of other threads. Readings do not run backwards as long as the counter
+//! does not. If the clocks differ by more than [`TRUST_NS`] at an anchor (a virtual machine was moved, a processor's
+//! counter was set), the counter is not used again.
 
 #![allow(unsafe_code)] // To read the counter.
 

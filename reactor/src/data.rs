@@ -1,8 +1,8 @@
 //! The data ring: a second ring of the kernel for the reads and writes of files, of a kind that the first cannot be.
 //!
-//! [`DataMode::IoPoll`]: nobody is interrupted; the reactor asks the devices for completions. Takes reads and writes with
-//! direct I/O of devices with poll queues, if they are small, and nothing else: no syncs, no polls, no cancels. [`DataMode::SqPoll`]: a thread
-//! of the kernel takes the entries, so that the reactor need not enter the kernel.
+//! [`DataMode::IoPoll`]: nobody is interrupted; the reactor asks the devices for completions. Takes reads and writes
+//! with direct I/O of devices with poll queues, if they are small, and nothing else: no syncs, no polls, no cancels.
+//! [`DataMode::SqPoll`]: a thread of the kernel takes the entries, so that the reactor need not enter the kernel.
 //!
 //! What is in it is named by its place in a table that remembers the operation, for two reasons. What this ring refuses
 //! (`EOPNOTSUPP`: a file system or a device that does not poll after all) can be done by the first one, and the client

@@ -5,11 +5,11 @@
 //! [`PollMode::Adaptive`] allows it, the reactor sleeps in its ring; whoever puts something into one of its mailboxes
 //! wakes it by an eventfd that the ring polls (the argument that no wake-up is lost is in `mailbox.rs`).
 //!
-//! Road map, in the order of a reactor's life: [`parse_cores`] (`cores.rs`), [`start()`] (`start.rs`), `turn.rs` (the loop),
-//! [`UringRing`] (`ring.rs`; its table of clients is `clients.rs`, an entry's way into the kernel's format `sqe.rs`, and
-//! the optional second ring for reads and writes of files `data.rs`, and everything unsafe but
-//! reading the processor's counter (`clock.rs`) and choosing where memory comes from (`numa.rs`) in `kernel.rs`), [`ReactorStats`] (`stats.rs`).
-//! Beside them: [`HelperPool`] (`helpers.rs`), threads for what may block.
+//! Road map, in the order of a reactor's life: [`parse_cores`] (`cores.rs`), [`start()`] (`start.rs`), `turn.rs` (the
+//! loop), [`UringRing`] (`ring.rs`; its table of clients is `clients.rs`, an entry's way into the kernel's format
+//! `sqe.rs`, and the optional second ring for reads and writes of files `data.rs`, and everything unsafe but reading
+//! the processor's counter (`clock.rs`) and choosing where memory comes from (`numa.rs`) in `kernel.rs`),
+//! [`ReactorStats`] (`stats.rs`). Beside them: [`HelperPool`] (`helpers.rs`), threads for what may block.
 //!
 //! [`Worker`]: pollux_core::Worker
 //! [`Worker::poll`]: pollux_core::Worker::poll

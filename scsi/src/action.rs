@@ -84,8 +84,8 @@ pub enum Action {
         /// How many bytes.
         len: usize,
     },
-    /// Gather parameter data that says itself how long it is: as much as the guest sends, `least` bytes (at least 1), `most` at
-    /// most (65535). Then call `execute_out`.
+    /// Gather parameter data that says itself how long it is: as much as the guest sends, `least` bytes (at least 1),
+    /// `most` at most (65535). Then call `execute_out`.
     Parameters {
         /// With less the command is wrong.
         least: usize,

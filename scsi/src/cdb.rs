@@ -20,9 +20,9 @@ pub(crate) struct Everyday {
     pub(crate) blocks: Blocks,
 }
 
-/// Reads an everyday READ or WRITE: no protection, no group, no control byte; DPO changes nothing. Looks only at the bytes
-/// of these commands, which is why it takes them as they lie in a request. `odd` is 0 unless something beside the CDB needs a
-/// second thought.
+/// Reads an everyday READ or WRITE: no protection, no group, no control byte; DPO changes nothing. Looks only at the
+/// bytes of these commands, which is why it takes them as they lie in a request. `odd` is 0 unless something beside the
+/// CDB needs a second thought.
 #[inline(always)]
 pub(crate) fn everyday(bytes: &[u8; 32], odd: u8) -> Option<Everyday> {
     const DPO: u8 = 0x10;

@@ -15,8 +15,8 @@ pub(crate) enum Origin {
     Host = 0b011,
 }
 
-/// What an initiator has set it to, and when. From there it runs on by itself, whatever the host's clock is set to, and over
-/// resets; a restart of the target brings the host's time back, which the standard allows.
+/// What an initiator has set it to, and when. From there it runs on by itself, whatever the host's clock is set to, and
+/// over resets; a restart of the target brings the host's time back, which the standard allows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Clock {
     set: Option<(u64, Instant)>,

@@ -177,8 +177,9 @@ macro_rules! row {
     (@option $value:expr) => { Some($value) };
 }
 
-/// The usage of a command of variable length that names blocks (SBC-4, clause 5.18 ff.): GROUP NUMBER in byte 6, ADDITIONAL
-/// CDB LENGTH, the service action, flags in byte 10, the address from byte 12, the tags of protection information, the count.
+/// The usage of a command of variable length that names blocks (SBC-4, clause 5.18 ff.): GROUP NUMBER in byte 6,
+/// ADDITIONAL CDB LENGTH, the service action, flags in byte 10, the address from byte 12, the tags of protection
+/// information, the count.
 macro_rules! long {
     ($action:literal, $flags:literal) => {
         [

@@ -47,9 +47,10 @@ impl LogicalUnit {
         }
     }
 
-    /// What READ and WRITE (10) and (16) in their everyday form ask for, without the table: nothing pending, no reservation
-    /// that might keep the path from it, no bit set that needs a second thought, a range inside the capacity. `odd` is not 0 if the front end knows a reason for
-    /// a second thought, such as a task attribute. Anything else is `None`, and nothing has happened: [`LogicalUnit::execute`] finds out what it is.
+    /// What READ and WRITE (10) and (16) in their everyday form ask for, without the table: nothing pending, no
+    /// reservation that might keep the path from it, no bit set that needs a second thought, a range inside the
+    /// capacity. `odd` is not 0 if the front end knows a reason for a second thought, such as a task attribute.
+    /// Anything else is `None`, and nothing has happened: [`LogicalUnit::execute`] finds out what it is.
     #[inline(always)]
     #[must_use]
     pub fn plain_io(&self, path: &Path, cdb: &[u8; 32], odd: u8) -> Option<PlainIo> {
@@ -96,7 +97,8 @@ impl LogicalUnit {
         if !exempt && let Some(attention) = path.take() {
             return attention.sense().into();
         }
-        // Behind the attention, which may say why (SAM-5, clause 5.3.3), and before anything that is wrong with the command.
+        // Behind the attention, which may say why (SAM-5, clause 5.3.3), and before anything that is wrong with the
+        // command.
         if row.is_ok_and(|row| self.conflicts(path, row.access, cdb)) {
             return Action::Done(Outcome::CONFLICT);
         }

@@ -1,8 +1,9 @@
 //! A command that looks at data on its way: it compares, or combines, what the guest sends with what the device holds.
 //!
-//! The front end lends it two pieces of its own memory of [`PIECE_LEN`] bytes, *sent* and *held*, and does one [`Task`] after
-//! the other: fetch a part of the data-out into *sent*, load a part of the device into *held*, store *sent* to the device. What
-//! is decided is decided on these copies, so a guest that changes its buffer meanwhile changes nothing but its own data.
+//! The front end lends it two pieces of its own memory of [`PIECE_LEN`] bytes, *sent* and *held*, and does one [`Task`]
+//! after the other: fetch a part of the data-out into *sent*, load a part of the device into *held*, store *sent* to
+//! the device. What is decided is decided on these copies, so a guest that changes its buffer meanwhile changes nothing
+//! but its own data.
 //!
 //! Large ranges go in pieces. Between two pieces nothing is in the memory, and a job says so ([`Task::Pause`]) for others
 //! to have it; not so one that has its range to itself: that one has to come to its end.

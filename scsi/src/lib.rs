@@ -3,11 +3,11 @@
 //! A [`LogicalUnit`] is a disk's state, shared by everything that serves it. A front end attaches a [`Path`] for each
 //! initiator that reaches the unit, and hands every command to [`LogicalUnit::execute`], which answers at once: move
 //! data between guest and device ([`Action::Io`]), work on the device without guest data ([`Action::Plan`]), compare or
-//! combine what both hold ([`Action::Job`]), copy from unit to unit ([`Action::Copy`]), fetch parameter data and ask again
-//! ([`Action::DataOut`]), have something saved ([`Action::Save`]), find out something that may take its time ([`Action::Survey`]),
-//! end others' commands ([`Action::Abort`]), give the whole medium new content ([`Action::Wipe`]), hand the command to a device
-//! ([`Action::Pass`]), or done ([`Action::Done`]). Nothing in here blocks, does I/O or
-//! sees guest memory.
+//! combine what both hold ([`Action::Job`]), copy from unit to unit ([`Action::Copy`]), fetch parameter data and ask
+//! again ([`Action::DataOut`]), have something saved ([`Action::Save`]), find out something that may take its time
+//! ([`Action::Survey`]), end others' commands ([`Action::Abort`]), give the whole medium new content
+//! ([`Action::Wipe`]), hand the command to a device ([`Action::Pass`]), or done ([`Action::Done`]). Nothing in here
+//! blocks, does I/O or sees guest memory.
 //!
 //! The way of a command: `execute` (fast path, else unit attention, readiness) → `commands` (the table of opcodes: CDB
 //! check, handler) → `commands::*` (handlers by family). `docs/scsi.md` says what is answered, with the clauses.

@@ -1,10 +1,10 @@
 //! Which command waits for which: one table, new against running, and what is asked of it.
 //!
-//! A command is of two classes. By its task attribute (SAM-5, clause 8.6) it is SIMPLE, ORDERED or HEAD OF QUEUE; that decides
-//! when it *begins*, by the order in which commands came to the unit, through whatever initiator, queue and reactor
-//! ([`task_set`](crate::task_set)). By its kind it needs its range, or something else, for itself; that decides when it
-//! *touches* it ([`claims`](crate::claims)). The first comes before the second, always: who waits to begin has nothing that
-//! another could wait for, and who has begun waits for no turn, so nobody waits in a circle.
+//! A command is of two classes. By its task attribute (SAM-5, clause 8.6) it is SIMPLE, ORDERED or HEAD OF QUEUE; that
+//! decides when it *begins*, by the order in which commands came to the unit, through whatever initiator, queue and
+//! reactor ([`task_set`](crate::task_set)). By its kind it needs its range, or something else, for itself; that decides
+//! when it *touches* it ([`claims`](crate::claims)). The first comes before the second, always: who waits to begin has
+//! nothing that another could wait for, and who has begun waits for no turn, so nobody waits in a circle.
 
 use crate::{Cdb, Outcome};
 
@@ -75,8 +75,8 @@ impl Class {
 
 /// A row for each new command, a column for each that came before it and has not ended.
 ///
-/// What came before and *waits* is, to ORDERED, like what runs. HEAD OF QUEUE comes before whatever has not begun, so in its
-/// column "before" means "before this one begins".
+/// What came before and *waits* is, to ORDERED, like what runs. HEAD OF QUEUE comes before whatever has not begun, so
+/// in its column "before" means "before this one begins".
 #[rustfmt::skip]
 const RULES: [[Rule; 8]; 8] = [
     //               simple   atomic   backgr.  saving   ordered  head     manag.   preempt
@@ -216,7 +216,8 @@ mod tests {
         }
         // HEAD OF QUEUE overtakes: were it to wait for what it overtakes, both would wait.
         assert!(Class::ALL.iter().all(|running| rule(Class::Head, *running) == Passes));
-        // Two that need a range each: only one of the two directions can be by the order of coming, and the other is the same.
+        // Two that need a range each: only one of the two directions can be by the order of coming, and the other is
+        // the same.
         assert_eq!(rule(Class::Simple, Class::Atomic), rule(Class::Atomic, Class::Simple));
     }
 

@@ -223,8 +223,9 @@ impl Sense {
         len
     }
 
-    /// SPC-5, clause 4.5.2: a header of 8 bytes, an information descriptor (00h), for a copy a command-specific one (01h) with
-    /// the segment's number, a sense-key-specific one (02h), and one with what an end of the copy said (0Ch).
+    /// SPC-5, clause 4.5.2: a header of 8 bytes, an information descriptor (00h), for a copy a command-specific one
+    /// (01h) with the segment's number, a sense-key-specific one (02h), and one with what an end of the copy said
+    /// (0Ch).
     fn encode_descriptors(&self, out: &mut [u8; SENSE_LEN]) -> usize {
         let mut len = 8;
         out[..len].copy_from_slice(&[0x72, self.key as u8, self.asc, self.ascq, 0, 0, 0, 0]);

@@ -1,10 +1,10 @@
 //! The task set of a unit (SAM-5, clause 8): one for all initiators (TST is 0). It decides when a command begins.
 //!
-//! It knows only those commands that others may have to wait for ([`Rank::is_known`]). While one of them holds everybody up, the
-//! geometry word sends every command the long way, where it asks. A SIMPLE command that nobody waits for is in no table, here
-//! or elsewhere, and pays nothing. An ORDERED one has to find those out: whoever makes it asks everybody who serves the
-//! unit to say when what was under way has ended ([`Rank::asks_around`]). Who is asked after [`LogicalUnit::enter`] sees the
-//! word.
+//! It knows only those commands that others may have to wait for ([`Rank::is_known`]). While one of them holds
+//! everybody up, the geometry word sends every command the long way, where it asks. A SIMPLE command that nobody waits
+//! for is in no table, here or elsewhere, and pays nothing. An ORDERED one has to find those out: whoever makes it asks
+//! everybody who serves the unit to say when what was under way has ended ([`Rank::asks_around`]). Who is asked after
+//! [`LogicalUnit::enter`] sees the word.
 
 use crate::rules::Rank;
 use crate::{Class, LogicalUnit};
@@ -81,8 +81,8 @@ impl LogicalUnit {
         self.geometry().is_ordering()
     }
 
-    /// A command comes. If it is known from now on ([`Rank::is_known`]), [`LogicalUnit::leave`] is to be called when it has ended,
-    /// however. `None`: there are too many, and nothing has happened.
+    /// A command comes. If it is known from now on ([`Rank::is_known`]), [`LogicalUnit::leave`] is to be called when it
+    /// has ended, however. `None`: there are too many, and nothing has happened.
     pub fn enter(&self, rank: Rank, waiter: usize) -> Option<Entered> {
         let mut cold = self.lock();
         if rank.is_known() && !cold.tasks.has_room_for(rank) {

@@ -234,12 +234,13 @@ impl LogicalUnit {
         self.publish(&cold);
     }
 
-    /// LOGICAL UNIT RESET as far as it concerns the unit (SAM-5, clause 6.3.3): mode pages return to their saved values,
-    /// what was reserved by RESERVE is released, and every path, the asking one too, is told 29h/03h. `by` is the asking path;
-    /// `None` means that the unit was switched off and on by its operator: 29h/00h.
+    /// LOGICAL UNIT RESET as far as it concerns the unit (SAM-5, clause 6.3.3): mode pages return to their saved
+    /// values, what was reserved by RESERVE is released, and every path, the asking one too, is told 29h/03h. `by` is
+    /// the asking path; `None` means that the unit was switched off and on by its operator: 29h/00h.
     ///
-    /// Where nothing was saved, the saved values are the defaults, but a cache that an initiator has switched off (WCE=0)
-    /// stays off: an initiator that has switched it off sends no flushes, and somebody else's reset must not cost it its data.
+    /// Where nothing was saved, the saved values are the defaults, but a cache that an initiator has switched off
+    /// (WCE=0) stays off: an initiator that has switched it off sends no flushes, and somebody else's reset must not
+    /// cost it its data.
     pub fn reset(&self, by: Option<&Path>) {
         let mut cold = self.lock();
         cold.modes.reset();

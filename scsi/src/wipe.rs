@@ -1,13 +1,13 @@
 //! Operations that give the whole medium new content: FORMAT UNIT and SANITIZE (SBC-4, clauses 4.33 and 4.11).
 //!
-//! An operation belongs to the unit and not to the command that asked for it. The unit says that there is one to be done; a
-//! front end takes it ([`LogicalUnit::take_wipe`]), claims the whole range, does its steps one after the other, and gives it
-//! back when it cannot go on. From the moment that it is to be done nobody reads or writes: commands end with NOT READY
-//! and the progress.
+//! An operation belongs to the unit and not to the command that asked for it. The unit says that there is one to be
+//! done; a front end takes it ([`LogicalUnit::take_wipe`]), claims the whole range, does its steps one after the other,
+//! and gives it back when it cannot go on. From the moment that it is to be done nobody reads or writes: commands end
+//! with NOT READY and the progress.
 //!
-//! Invariants: what a keeper keeps says that there is an operation before the first step is done, and stops saying so only when
-//! the last one is durable. So after a restart a sanitize begins again, and a format has failed; half of the old data is
-//! never readable. What has failed stays so until an initiator deals with it.
+//! Invariants: what a keeper keeps says that there is an operation before the first step is done, and stops saying so
+//! only when the last one is durable. So after a restart a sanitize begins again, and a format has failed; half of the
+//! old data is never readable. What has failed stays so until an initiator deals with it.
 
 use std::sync::MutexGuard;
 

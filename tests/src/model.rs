@@ -2,11 +2,11 @@
 //!
 //! Every write has a stamp of its own, and a block's content is made from stamp and address, so a block that is read
 //! tells who wrote it (and whether it is whole). A read may return a write unless another one that was *submitted after
-//! it had completed* has itself completed before the read began, or unless a read that has ended before this one began found
-//! another in its place when it had ended: what was replaced once does not come back. All this holds whoever writes: several
-//! guests have one model together. After a crash the same holds with "is durable" in place
-//! of "has completed": durable is what was written with FUA, and what had completed before a flush was submitted that
-//! was acknowledged.
+//! it had completed* has itself completed before the read began, or unless a read that has ended before this one began
+//! found another in its place when it had ended: what was replaced once does not come back. All this holds whoever
+//! writes: several guests have one model together. After a crash the same holds with "is durable" in place of "has
+//! completed": durable is what was written with FUA, and what had completed before a flush was submitted that was
+//! acknowledged.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,5 +1,5 @@
-//! Mode pages and labels that a guest of a real daemon has saved: they survive kill -9, an operator takes them back, and what cannot be
-//! read of them costs nothing else.
+//! Mode pages and labels that a guest of a real daemon has saved: they survive kill -9, an operator takes them back,
+//! and what cannot be read of them costs nothing else.
 
 mod common;
 

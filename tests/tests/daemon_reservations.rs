@@ -1,5 +1,5 @@
-//! Reservations between the guests of a real daemon: they fence, they survive kill -9 if they were asked to, and a file that
-//! no daemon wrote lets nobody in.
+//! Reservations between the guests of a real daemon: they fence, they survive kill -9 if they were asked to, and a file
+//! that no daemon wrote lets nobody in.
 
 mod common;
 

@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use pollux_tests::daemon;
 use pollux_tests::vm::{self, Guest, GuestOptions};
 
-/// The target of a disk that splits what crosses a boundary of 1 MiB: what is polled for and split never ends on this kernel.
+/// The target of a disk that splits what crosses a boundary of 1 MiB: what is polled for and split never ends on this
+/// kernel.
 const CHUNKED: u32 = 2;
 
 /// Shell functions for the guest.

@@ -1,5 +1,6 @@
-//! COMPARE AND WRITE and ORWRITE of two guests on one disk, through controllers of their own and on several reactors: nobody
-//! comes between what they read and what they write, while commands are aborted, the unit is reset, and queues move.
+//! COMPARE AND WRITE and ORWRITE of two guests on one disk, through controllers of their own and on several reactors:
+//! nobody comes between what they read and what they write, while commands are aborted, the unit is reset, and queues
+//! move.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

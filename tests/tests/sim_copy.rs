@@ -800,8 +800,8 @@ fn devices_that_fail_together_say_at_which_end() -> Result<()> {
     Ok(())
 }
 
-/// The power is cut after each change in turn. How many copies were flushed, how many runs were cut, and how often what a flush
-/// had acknowledged was not there.
+/// The power is cut after each change in turn. How many copies were flushed, how many runs were cut, and how often what
+/// a flush had acknowledged was not there.
 fn cut_while_copying(switches: Switches) -> Result<(u64, u64, u64)> {
     let (mut flushed, mut cuts, mut lost) = (0, 0, 0);
     for stop in 1..30 {

@@ -1,5 +1,5 @@
-//! Queues that move from reactor to reactor in the simulated world, with requests in flight: while the control plane moves one,
-//! its guest goes on, aborts and resets, stops it, loses the LUN, or dies. Every run is a number: the seed.
+//! Queues that move from reactor to reactor in the simulated world, with requests in flight: while the control plane
+//! moves one, its guest goes on, aborts and resets, stops it, loses the LUN, or dies. Every run is a number: the seed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -1,5 +1,5 @@
-//! SIMPLE, ORDERED and HEAD OF QUEUE on a unit that two guests share, on several reactors: who waits for whom, and that nobody
-//! waits for what is gone.
+//! SIMPLE, ORDERED and HEAD OF QUEUE on a unit that two guests share, on several reactors: who waits for whom, and that
+//! nobody waits for what is gone.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,6 +1,6 @@
-//! Two guests with one disk, through two controllers of their own: what each of them reads has to be possible given what both
-//! have written, while commands are aborted, the unit is reset under the other's hands, and queues move from reactor to
-//! reactor. One model is the judge of both.
+//! Two guests with one disk, through two controllers of their own: what each of them reads has to be possible given
+//! what both have written, while commands are aborted, the unit is reset under the other's hands, and queues move from
+//! reactor to reactor. One model is the judge of both.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,12 +1,14 @@
-//! Storms of aborts and resets: four guests on two disks that they share, on several reactors, with every task attribute, claims, jobs,
-//! reservations that are preempted, sessions that die, and queues that move. Each answer is judged:
+//! Storms of aborts and resets: four guests on two disks that they share, on several reactors, with every task
+//! attribute, claims, jobs, reservations that are preempted, sessions that die, and queues that move. Each answer is
+//! judged:
 //!
 //! - Every command and function is answered once, and a function not before the commands in its scope.
-//! - Memory of an answered command is the guest's: it is overwritten at once, and what the device still does with it shows there or on
-//!   the disk.
+//! - Memory of an answered command is the guest's: it is overwritten at once, and what the device still does with it
+//!   shows there or on the disk.
 //! - What is read has to be possible given what was written; no increment by COMPARE AND WRITE is lost.
-//! - Within a queue an ORDERED command is answered behind what came before it and before what comes after. While it is with the device
-//!   nothing else is; while one with HEAD OF QUEUE is, nothing else begins. Each kind has its own part of the disk, so that it is known by its address.
+//! - Within a queue an ORDERED command is answered behind what came before it and before what comes after. While it is
+//!   with the device nothing else is; while one with HEAD OF QUEUE is, nothing else begins. Each kind has its own part
+//!   of the disk, so that it is known by its address.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -531,7 +533,8 @@ impl Storm {
             guest.front.driver.queues.iter_mut().for_each(pollux_tests::guest::Queue::flush);
         }
         self.appliance.machine.run();
-        // A queue that was left alone for a moment is looked at again when time has passed, and no time passes in an idle world.
+        // A queue that was left alone for a moment is looked at again when time has passed, and no time passes in an
+        // idle world.
         self.world.tick(100_000);
         self.appliance.machine.run();
         for guest in &mut self.guests {

@@ -230,7 +230,8 @@ impl ScsiWorker {
         served
     }
 
-    /// Puts the buffers of a command that was taken before into `self.segments`. A guest that has changed them since is not served.
+    /// Puts the buffers of a command that was taken before into `self.segments`. A guest that has changed them since is
+    /// not served.
     pub(crate) fn look_up_head(&mut self, port: &mut Port, head: u16) -> Option<Chain> {
         match port.queue.look_up(head, &mut self.segments) {
             Ok(chain) if chain.readable_bytes >= COMMAND_LEN as u64 && chain.writable_bytes >= RESPONSE_LEN as u64 => {

@@ -15,8 +15,8 @@ use crate::port::{Phase, Port};
 use crate::request::{Control, Function, Response, TMF_LEN};
 use crate::worker::ScsiWorker;
 
-/// Functions of one control queue that wait for the workers at once; the others stay in its ring. A guest has so many before
-/// the functions of others, and as many PREEMPT AND ABORT from each worker that has queues of its (`parked.rs`).
+/// Functions of one control queue that wait for the workers at once; the others stay in its ring. A guest has so many
+/// before the functions of others, and as many PREEMPT AND ABORT from each worker that has queues of its (`parked.rs`).
 pub(crate) const MOST_FUNCTIONS: u32 = 4;
 
 /// Who waits for the workers.

@@ -82,8 +82,8 @@ impl Controller {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The reactor that serves a queue at first. Control and events share one; requests go round all of them, each controller
-    /// starting at another one.
+    /// The reactor that serves a queue at first. Control and events share one; requests go round all of them, each
+    /// controller starting at another one.
     pub(crate) fn reactor_of(&self, index: u16) -> usize {
         match index {
             0 | 1 => self.reactors[0],

@@ -1,11 +1,11 @@
 //! Commands that wait before they touch the device: for their turn (`order.rs`), for memory, or for a range that another
 //! command has to itself.
 //!
-//! A command that has its range to itself ([`pollux_scsi::Job::is_exclusive`]) claims it in the unit's table, which sends
-//! everybody's commands the long way. There they look whether they overlap ([`ScsiWorker::waits_for_claims`]). What was under way before
-//! is found by asking: each worker looks through what it has in flight, and answers when the overlapping of it has ended
-//! ([`Fence`]). When all have answered, and claims made before it are gone, the command starts. When it has ended, whoever
-//! waits for its range is told by message.
+//! A command that has its range to itself ([`pollux_scsi::Job::is_exclusive`]) claims it in the unit's table, which
+//! sends everybody's commands the long way. There they look whether they overlap ([`ScsiWorker::waits_for_claims`]).
+//! What was under way before is found by asking: each worker looks through what it has in flight, and answers when the
+//! overlapping of it has ended ([`Fence`]). When all have answered, and claims made before it are gone, the command
+//! starts. When it has ended, whoever waits for its range is told by message.
 //!
 //! Who waits is *barred*: it has a slot, and its queue takes nothing more meanwhile, so a worker has at most one such
 //! command for each queue (and few jobs between two pieces), and within a queue nothing overtakes it.

@@ -1,5 +1,5 @@
-//! Commands that look at data on its way: they get memory of the worker's own, wait until they may touch their range, and do
-//! their tasks one after the other.
+//! Commands that look at data on its way: they get memory of the worker's own, wait until they may touch their range,
+//! and do their tasks one after the other.
 //!
 //! In this order, so that nobody waits in a circle: memory first, then the range (`fence.rs`). Who has both waits for the
 //! device alone. A job without a range to itself gives the memory to others between two pieces, if they wait for it.

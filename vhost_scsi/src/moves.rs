@@ -5,10 +5,11 @@
 //!
 //! 1. The session's table of places is taken: a queue is not started, stopped, or given another call descriptor meanwhile.
 //!    The other reactor keeps room for it; if it has none, that is all.
-//! 2. The control queue is held, if no function is at work: task management has to find the session's queues, and while one is between
-//!    two reactors it is on neither.
-//! 3. The queue is offered: its reactor takes nothing more from it, and gives it away once its requests have ended. A queue
-//!    whose requests do not end in [`Patience::moves`](crate::Patience::moves) stays where it is: its guest must not wait for them all.
+//! 2. The control queue is held, if no function is at work: task management has to find the session's queues, and while
+//!    one is between two reactors it is on neither.
+//! 3. The queue is offered: its reactor takes nothing more from it, and gives it away once its requests have ended. A
+//!    queue whose requests do not end in [`Patience::moves`](crate::Patience::moves) stays where it is: its guest must
+//!    not wait for them all.
 //! 4. The other reactor starts it like a new one: it looks at the ring first, so a kick that came meanwhile is not missed,
 //!    and signals once, so an interrupt is not either.
 //! 5. The control queue is released.

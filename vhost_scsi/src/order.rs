@@ -1,9 +1,9 @@
 //! Commands that keep their turn in their unit's task set: ORDERED and HEAD OF QUEUE, what waits for them, and what may not
 //! go on beside its like (`pollux_scsi`'s table says which).
 //!
-//! Who has to wait before it begins is *dormant*: its header is kept, nothing of it has been looked at, and it has a slot, so
-//! that task management finds it. It is barred like others that wait (`fence.rs`), so its queue takes nothing more. When it is
-//! its turn it is taken again, as if it came now, under the same name: head and turn of its slot.
+//! Who has to wait before it begins is *dormant*: its header is kept, nothing of it has been looked at, and it has a
+//! slot, so that task management finds it. It is barred like others that wait (`fence.rs`), so its queue takes nothing
+//! more. When it is its turn it is taken again, as if it came now, under the same name: head and turn of its slot.
 //!
 //! An ORDERED command asks all workers, as a claim does, when what was under way has ended: everything on the unit that
 //! came before its place, whatever it waits for.

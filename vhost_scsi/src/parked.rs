@@ -2,10 +2,10 @@
 //! preempted initiators to end (PERSISTENT RESERVE OUT). They keep their slot, *parked*, and take no room of the device.
 //!
 //! A save is made by another thread, which sends a message when it is done; the change counts then whatever has become
-//! of the command. PREEMPT AND ABORT asks all workers, as task management does (`abort.rs`), and is answered when none of
-//! the preempted commands can touch guest memory any more. What those initiators send later meets the reservation, which
-//! is in force before the workers are asked. Its queue takes nothing more meanwhile, and of one session no more of them ask on
-//! a worker than of its control queue's functions: who asks for much waits for itself.
+//! of the command. PREEMPT AND ABORT asks all workers, as task management does (`abort.rs`), and is answered when none
+//! of the preempted commands can touch guest memory any more. What those initiators send later meets the reservation,
+//! which is in force before the workers are asked. Its queue takes nothing more meanwhile, and of one session no more
+//! of them ask on a worker than of its control queue's functions: who asks for much waits for itself.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

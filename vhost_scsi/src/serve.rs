@@ -105,8 +105,8 @@ impl ScsiWorker {
         Some(Command::new(header))
     }
 
-    /// Takes any command; what [`ScsiWorker::plain`] does not take comes here. `header` has seen that the chain holds it and
-    /// its response.
+    /// Takes any command; what [`ScsiWorker::plain`] does not take comes here. `header` has seen that the chain holds
+    /// it and its response.
     #[inline(never)]
     pub(crate) fn any_command(&mut self, port: &mut Port, chain: &Chain, command: &Command, cx: &mut Cx<'_>) {
         let mut given = Given::new(chain, 0, command);
@@ -513,9 +513,9 @@ impl ScsiWorker {
         }
     }
 
-    /// While there is not room for everybody, a queue whose request has just gone takes the next ones from its ring at once,
-    /// until one of them has to wait: so who has something to do is always in line when room comes free, and a queue of
-    /// small requests gets more than one for each large one of another queue.
+    /// While there is not room for everybody, a queue whose request has just gone takes the next ones from its ring at
+    /// once, until one of them has to wait: so who has something to do is always in line when room comes free, and a
+    /// queue of small requests gets more than one for each large one of another queue.
     fn use_turn(&mut self, port: &mut Port, unit: UnitId, cx: &mut Cx<'_>) {
         for _ in 0..BATCH {
             if !self.units.get(unit).is_contended() || self.take_requests(port, 1, cx) == 0 {

@@ -1,7 +1,8 @@
 //! Commands that go to a whole SCSI device as they are, and its answers on their way back.
 //!
-//! Such a command takes a slot, room on its unit and the guest's buffers like a transfer; what goes down is its CDB, and
-//! what comes up is the device's status, sense and residual, or how it was lost on the way, which virtio-scsi has words for.
+//! Such a command takes a slot, room on its unit and the guest's buffers like a transfer; what goes down is its CDB,
+//! and what comes up is the device's status, sense and residual, or how it was lost on the way, which virtio-scsi has
+//! words for.
 
 use pollux_core::{Cx, Delivery, Direction, IoError, IoFlags, Op, ScsiAnswer, ScsiCommand, Tag, segment};
 use pollux_scsi::{Cdb, Key, Pass, Sense, code, direction};

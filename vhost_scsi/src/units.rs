@@ -1,8 +1,8 @@
 //! The logical units that are open on one worker: one channel into the device for all queues of the reactor, so the
-//! device's slots are shared out here. A large request takes several ([`Charge`]), so what is in flight is bounded in bytes,
-//! too; bulk takes a part of them at most. A request that finds no room waits in its unit's line ([`Line`] says who is
-//! next), and its queue takes nothing more from the guest until it has gone: a new request of each queue is in the line at
-//! most, and what has no room stays in the virtqueue. (Behind it may be further steps of long commands.)
+//! device's slots are shared out here. A large request takes several ([`Charge`]), so what is in flight is bounded in
+//! bytes, too; bulk takes a part of them at most. A request that finds no room waits in its unit's line ([`Line`] says
+//! who is next), and its queue takes nothing more from the guest until it has gone: a new request of each queue is in
+//! the line at most, and what has no room stays in the virtqueue. (Behind it may be further steps of long commands.)
 
 use std::sync::Arc;
 

@@ -1,9 +1,10 @@
 //! Operations that give a unit's whole medium new content (FORMAT UNIT, SANITIZE), as a worker does them.
 //!
-//! An operation belongs to its unit. The worker that finds one that nobody does takes it: when a command has begun one, when
-//! the unit is opened, and with each command that comes for the unit. It claims the whole medium, so it starts when all that
-//! was under way has ended (`fence.rs`; new commands end with NOT READY), and then does one step after the other, each in
-//! its turn as bulk that no guest waits for. A worker that loses the device gives the operation back to the unit.
+//! An operation belongs to its unit. The worker that finds one that nobody does takes it: when a command has begun one,
+//! when the unit is opened, and with each command that comes for the unit. It claims the whole medium, so it starts
+//! when all that was under way has ended (`fence.rs`; new commands end with NOT READY), and then does one step after
+//! the other, each in its turn as bulk that no guest waits for. A worker that loses the device gives the operation back
+//! to the unit.
 //!
 //! A command that waits for the end is *parked* on its worker. All workers are told when it comes. Task management ends
 //! such a command at once: a format with it, never a sanitize.

@@ -1,10 +1,11 @@
 //! What of a file is mapped: `SEEK_DATA` and `SEEK_HOLE`. They may wait, for the file's lock or for metadata, so they are
 //! for helper threads.
 //!
-//! What a write has acknowledged is data to the kernel before the acknowledgement, whether it went through the page cache or
-//! past it: so who asks after it is told *mapped*. What is preallocated or zeroed in place and was not written since is a
-//! hole to `lseek`, although space is kept for it: it reads as zeroes. Whatever is not certain is called mapped: an error of
-//! the call, a file system that does not know (it says that all is data), a file that has become shorter.
+//! What a write has acknowledged is data to the kernel before the acknowledgement, whether it went through the page
+//! cache or past it: so who asks after it is told *mapped*. What is preallocated or zeroed in place and was not written
+//! since is a hole to `lseek`, although space is kept for it: it reads as zeroes. Whatever is not certain is called
+//! mapped: an error of the call, a file system that does not know (it says that all is data), a file that has become
+//! shorter.
 
 use std::os::fd::OwnedFd;
 

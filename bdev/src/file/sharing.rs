@@ -5,10 +5,10 @@
 //! slower than channels do. A file that has all its space for itself ("thick", without discards) shares none, so that an
 //! overwrite of it never has to look for space.
 //!
-//! The call takes both files for itself: what is in flight on them ends first, and what comes meanwhile waits in the kernel's
-//! workers, not on a reactor. It writes back what the page cache holds of the source and drops what it holds of the target, so
-//! direct and cached I/O see the copy alike. It is durable when the target's next `fdatasync` is: that writes the file
-//! system's log up to the new mapping, and flushes the disk that holds the source's blocks, too.
+//! The call takes both files for itself: what is in flight on them ends first, and what comes meanwhile waits in the
+//! kernel's workers, not on a reactor. It writes back what the page cache holds of the source and drops what it holds
+//! of the target, so direct and cached I/O see the copy alike. It is durable when the target's next `fdatasync` is:
+//! that writes the file system's log up to the new mapping, and flushes the disk that holds the source's blocks, too.
 
 #![allow(unsafe_code)] // One ioctl.
 

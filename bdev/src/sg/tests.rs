@@ -1,5 +1,5 @@
-//! A channel with its helper's thread, on a device of the tests' own: the driver's headers go over a socket, and who sits at
-//! the other end works on the memory that they name, as the kernel does.
+//! A channel with its helper's thread, on a device of the tests' own: the driver's headers go over a socket, and who
+//! sits at the other end works on the memory that they name, as the kernel does.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! EXTENDED COPY in its two forms, COPY OPERATION ABORT, and what tells of copies: RECEIVE COPY STATUS, OPERATING PARAMETERS
-//! and FAILURE DETAILS (SPC-5, clauses 6.3 ff. and 6.22 ff.). How copies are made is in [`crate::copy`].
+//! EXTENDED COPY in its two forms, COPY OPERATION ABORT, and what tells of copies: RECEIVE COPY STATUS, OPERATING
+//! PARAMETERS and FAILURE DETAILS (SPC-5, clauses 6.3 ff. and 6.22 ff.). How copies are made is in [`crate::copy`].
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
-//! FORMAT UNIT (SBC-4, clause 5.4): gives every block zeroes, or the pattern that was sent, and takes its time for it. There is
-//! no protection information to be added and there are no defects to be mapped out, so that is all a format is here.
+//! FORMAT UNIT (SBC-4, clause 5.4): gives every block zeroes, or the pattern that was sent, and takes its time for it.
+//! There is no protection information to be added and there are no defects to be mapped out, so that is all a format is
+//! here.
 
 use crate::commands::Call;
 use crate::wipe::{Content, Operation, Purpose};

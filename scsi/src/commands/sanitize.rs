@@ -1,6 +1,6 @@
-//! SANITIZE (SBC-4, clause 5.30): after it nothing that the unit has held can be read from it, whatever becomes of the command
-//! and of this process. Only where the operator allows it. What the host's file system, or the device below, keeps of
-//! blocks that it was told to give back is theirs.
+//! SANITIZE (SBC-4, clause 5.30): after it nothing that the unit has held can be read from it, whatever becomes of the
+//! command and of this process. Only where the operator allows it. What the host's file system, or the device below,
+//! keeps of blocks that it was told to give back is theirs.
 //!
 //! There is no CRYPTOGRAPHIC ERASE, as there is no key.
 

@@ -1,8 +1,8 @@
 //! How long commands take, for the timeouts of REPORT SUPPORTED OPERATION CODES (SPC-5, clause 6.34.4).
 //!
-//! A command that moves data is as fast as the device below, of which nobody knows more than an initiator does; so what is
-//! recommended is what initiators wait by themselves: 30 s for a transfer, twice that where a cache is flushed. Only commands
-//! over ranges of any length need more, in proportion to the unit.
+//! A command that moves data is as fast as the device below, of which nobody knows more than an initiator does; so what
+//! is recommended is what initiators wait by themselves: 30 s for a transfer, twice that where a cache is flushed. Only
+//! commands over ranges of any length need more, in proportion to the unit.
 
 use crate::geometry::Geometry;
 

@@ -1,12 +1,13 @@
-//! VERIFY and WRITE AND VERIFY (SBC-4, clauses 5.36 ff. and 5.46 ff.): what the medium holds is really read, and really compared.
+//! VERIFY and WRITE AND VERIFY (SBC-4, clauses 5.36 ff. and 5.46 ff.): what the medium holds is really read, and really
+//! compared.
 
 use crate::commands::Call;
 use crate::job::{Job, Kind};
 use crate::plan::Range;
 use crate::{Action, Inventory, Outcome, Sense};
 
-/// VERIFY(10), (12), (16), (32). BYTCHK says with what the medium is compared: 00b nothing, 01b the data-out, 11b each block with
-/// the one block that is the data-out.
+/// VERIFY(10), (12), (16), (32). BYTCHK says with what the medium is compared: 00b nothing, 01b the data-out, 11b each
+/// block with the one block that is the data-out.
 pub(crate) fn verify(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {
     let kind = match bytchk(call) {
         0 => Kind::Read,

@@ -12,8 +12,8 @@ use crate::identity::Identity;
 /// The page codes there are, sorted.
 const PAGES: [u8; 11] = [0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0x8F, 0xB0, 0xB1, 0xB2, 0xB7];
 
-/// The least OPTIMAL UNMAP GRANULARITY that is shown unless something else was chosen, in bytes. Guests that get less trim badly or not at all; ranges
-/// below it are discarded all the same.
+/// The least OPTIMAL UNMAP GRANULARITY that is shown unless something else was chosen, in bytes. Guests that get less
+/// trim badly or not at all; ranges below it are discarded all the same.
 const UNMAP_GRANULARITY: u32 = 32 * 1024;
 
 /// Puts the VPD page that the CDB asks for.
@@ -66,8 +66,8 @@ fn designator(code_set: u8, kind: u8, parts: &[&[u8]], data: &mut DataIn<'_>) {
 }
 
 /// Page 86h (SPC-5, clause 7.7.7): no protection information; SIMPLE, ORDERED and HEAD OF QUEUE; V_SUP where there is a
-/// volatile cache; mode pages revert to their defaults by MODE SELECT (RTD_SUP); 3Fh/0Eh is told once per nexus, by one unit
-/// for all (LUICLR).
+/// volatile cache; mode pages revert to their defaults by MODE SELECT (RTD_SUP); 3Fh/0Eh is told once per nexus, by one
+/// unit for all (LUICLR).
 fn extended_inquiry(shape: Option<&Shape>) -> [u8; 60] {
     const SIMPSUP: u8 = 0x01;
     const ORDSUP: u8 = 0x02;

@@ -1,9 +1,10 @@
 //! A copy on its way: what to read and to write next.
 //!
-//! What the devices of both ends can copy together ([`pollux_core::PairCopy`]), they do, up to [`TOGETHER_LEN`] at a time. The rest
-//! it moves a piece at a time, of at most [`PIECE_LEN`]: read at the source, written at the destination, and a pause, in
-//! which others may have the memory. Where source and destination lie over each other in one unit, the pieces go in the
-//! order in which none is overwritten before it was read, so what arrives is what was there when the segment began.
+//! What the devices of both ends can copy together ([`pollux_core::PairCopy`]), they do, up to [`TOGETHER_LEN`] at a
+//! time. The rest it moves a piece at a time, of at most [`PIECE_LEN`]: read at the source, written at the destination,
+//! and a pause, in which others may have the memory. Where source and destination lie over each other in one unit, the
+//! pieces go in the order in which none is overwritten before it was read, so what arrives is what was there when the
+//! segment began.
 
 use std::sync::Arc;
 
@@ -183,8 +184,8 @@ impl Copy {
         CopyTask::End(Outcome::GOOD)
     }
 
-    /// As much of the present segment as the devices may copy together. What is refused, and what has to be durable at once, is
-    /// left to reading and writing.
+    /// As much of the present segment as the devices may copy together. What is refused, and what has to be durable at
+    /// once, is left to reading and writing.
     fn begin_together(&mut self) -> Option<CopyTask> {
         let Segment { source, end, offset, len, .. } = self.segments[self.at];
         let Source::Blocks { end: source, offset: first, one_unit } = source;

@@ -77,7 +77,8 @@ pub(crate) const fn of(opcode: u8, service_action: Option<u16>) -> Access {
         (0x7F, 0x0B..=0x0E) => Access::Writes,
         // SYNCHRONIZE CACHE, FORMAT UNIT, SANITIZE, MODE SELECT, LOG SELECT, SEND DIAGNOSTIC, WRITE BUFFER
         (0x35 | 0x91 | 0x04 | 0x48 | 0x15 | 0x55 | 0x4C | 0x1D | 0x3B, _) => Access::Writes,
-        // EXTENDED COPY, WRITE USING TOKEN, COPY OPERATION ABORT; SET IDENTIFYING INFORMATION, TARGET PORT GROUPS, TIMESTAMP
+        // EXTENDED COPY, WRITE USING TOKEN, COPY OPERATION ABORT; SET IDENTIFYING INFORMATION, TARGET PORT GROUPS,
+        // TIMESTAMP
         (0x83 | 0xA4, _) => Access::Writes,
         (0x1B, _) => STARTS,
         (0x1E, _) => ALLOWS_REMOVAL,

@@ -46,8 +46,8 @@ impl Wipe {
         (0, self.bytes)
     }
 
-    /// The next step; the one before has been done. `None`: there is none any more, because all are done, or because a reset
-    /// has ended it; [`Wipe::end`] knows.
+    /// The next step; the one before has been done. `None`: there is none any more, because all are done, or because a
+    /// reset has ended it; [`Wipe::end`] knows.
     #[allow(clippy::should_implement_trait)] // Not an iterator: each step waits for the one before.
     pub fn next(&mut self) -> Option<Step> {
         if self.progress() {
@@ -128,8 +128,8 @@ impl Wipe {
         WipeEnd::Save(Box::new(Save::new(unit, ticket, Section::Wipe, text)))
     }
 
-    /// Its taker cannot go on. A sanitize is to be done again by whoever takes it next; a format has failed, and this is the
-    /// answer to its command.
+    /// Its taker cannot go on. A sanitize is to be done again by whoever takes it next; a format has failed, and this
+    /// is the answer to its command.
     #[must_use]
     pub fn leave(mut self) -> Option<Outcome> {
         self.interrupted()

@@ -1,6 +1,6 @@
-//! Option methods of SPDK that its own `save_config` writes. Pollux has nothing for most of them to set (no buffer pools, no
-//! sockets of its own, no NVMe driver; the scheduler reads what is remembered); they are checked, remembered and given back by `framework_get_config`, so that a
-//! saved SPDK configuration loads and comes out again as it was.
+//! Option methods of SPDK that its own `save_config` writes. Pollux has nothing for most of them to set (no buffer
+//! pools, no sockets of its own, no NVMe driver; the scheduler reads what is remembered); they are checked, remembered
+//! and given back by `framework_get_config`, so that a saved SPDK configuration loads and comes out again as it was.
 
 use serde_json::Value;
 

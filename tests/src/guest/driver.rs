@@ -329,9 +329,9 @@ impl Driver {
         Ok(answer.map(|(ticket, response, data, written)| (ticket, Response::parse(&response, data, written))))
     }
 
-    /// From now on, whatever memory a request had is overwritten with [`SCRIBBLE`] when it has been answered, and looked at
-    /// again `most` answers later, or by [`Driver::inspect`]: what the device does with it after its answer shows there, or on
-    /// the disk.
+    /// From now on, whatever memory a request had is overwritten with [`SCRIBBLE`] when it has been answered, and
+    /// looked at again `most` answers later, or by [`Driver::inspect`]: what the device does with it after its answer
+    /// shows there, or on the disk.
     pub fn scribble(&mut self, most: usize) {
         self.quarantine = Some(Quarantine { most, kept: VecDeque::new() });
     }

@@ -19,8 +19,8 @@ use crate::guest::DriverOptions;
 use crate::rng::Rng;
 
 const LONG: Duration = Duration::from_secs(60);
-/// For the control plane of a test in which nothing is meant to take too long: its waits are of the real clock, which must not
-/// decide a run.
+/// For the control plane of a test in which nothing is meant to take too long: its waits are of the real clock, which
+/// must not decide a run.
 pub const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
 
 /// A simulated appliance.

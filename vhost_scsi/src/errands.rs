@@ -14,7 +14,7 @@ use pollux_core::{Chore, Helpers, IoError, IoFlags, Lane, Op, Tag, segment};
 use pollux_scsi::{Outcome, Survey, io_outcome};
 
 use crate::message::{Body, Message};
-use crate::parked::Home;
+use crate::parked::{Home, deliver};
 use crate::port::{Answer, Phase, Port, parse_tag};
 use crate::request::{RESPONSE_LEN, Response};
 use crate::serve::{Encoded, Given, answer_of, to_u32};
@@ -108,9 +108,8 @@ impl Debt {
 
 impl Drop for Debt {
     fn drop(&mut self) {
-        let body = Body::ErrandDone { id: self.id, session: self.session, data: self.data.take() };
-        // Where the reactor has stopped, nobody waits for the answer.
-        let _ = self.home.post(self.worker, Message(body));
+        let Debt { id, session, ref data, .. } = *self;
+        deliver(&*self.home, self.worker, || Message(Body::ErrandDone { id, session, data: data.clone() }));
     }
 }
 

@@ -11,7 +11,7 @@ use pollux_core::{CopyError, Cx, IoError, Lane, Op, PairCopy};
 use crate::copies::{CopyId, Stage};
 use crate::line::Charge;
 use crate::message::{Body, Message};
-use crate::parked::Home;
+use crate::parked::{Home, deliver};
 use crate::worker::ScsiWorker;
 
 /// What it takes of the unit that is read: that it is there.
@@ -33,9 +33,8 @@ impl Debt {
 
 impl Drop for Debt {
     fn drop(&mut self) {
-        let (bytes, result) = self.done;
-        // Where the reactor has stopped, nobody waits for the answer.
-        let _ = self.home.post(self.worker, Message(Body::CopiedTogether { copy: self.copy, bytes, result }));
+        let Debt { copy, done: (bytes, result), .. } = *self;
+        deliver(&*self.home, self.worker, || Message(Body::CopiedTogether { copy, bytes, result }));
     }
 }
 

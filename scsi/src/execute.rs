@@ -59,10 +59,7 @@ impl LogicalUnit {
         if !path.is_clear() || !geometry.has(Flags::PLAIN) {
             return None;
         }
-        let (offset, len) = geometry.range(lba, count)?;
-        if len == 0 {
-            return None;
-        }
+        let (offset, len) = geometry.some_range(lba, count)?;
         if !write {
             return Some(PlainIo { op: Op::Read, flags: IoFlags::empty(), offset, len });
         }

@@ -132,6 +132,16 @@ impl Geometry {
         offset <= capacity && len <= capacity - offset
     }
 
+    /// Like [`Geometry::range`], but `None` for an empty one, too.
+    pub(crate) const fn some_range(self, lba: u64, count: u64) -> Option<(u64, u64)> {
+        let capacity = self.blocks();
+        // One comparison for an empty range and for one that is too long.
+        if lba >= capacity || count.wrapping_sub(1) >= capacity - lba {
+            return None;
+        }
+        Some((lba << self.shift(), count << self.shift()))
+    }
+
     /// Like [`Geometry::range`], with a count of 0 meaning up to the last block.
     pub(crate) const fn range_or_rest(self, lba: u64, count: u64) -> Option<(u64, u64)> {
         let capacity = self.blocks();
@@ -204,6 +214,8 @@ mod tests {
             let (lba, count) = (lba >> small, count >> small);
             let inside = u128::from(lba) + u128::from(count) <= u128::from(blocks);
             prop_assert_eq!(geometry.range(lba, count), inside.then(|| (lba * 512, count * 512)));
+            let some = geometry.range(lba, count).filter(|(_, len)| *len > 0);
+            prop_assert_eq!(geometry.some_range(lba, count), some);
             if let Some((offset, len)) = geometry.range_or_rest(lba, 0) {
                 prop_assert_eq!(offset + len, blocks * 512);
             }

@@ -139,6 +139,9 @@ impl ScsiWorker {
 
     /// Looks which of the commands that others wait for have ended. Returns whether some have not. No port is in use.
     pub(crate) fn collect_begun(&mut self) -> bool {
+        if self.begun.is_empty() {
+            return false;
+        }
         for begun in std::mem::take(&mut self.begun) {
             if self.is_running(begun.command) {
                 self.begun.push(begun);

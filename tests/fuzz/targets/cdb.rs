@@ -166,6 +166,7 @@ fn check(bench: &Bench, action: Action) {
         Action::Abort(_) => {}
         Action::Survey(_) => unreachable!("this unit knows of no medium"),
         Action::Save(_) => unreachable!("nothing is kept of this unit"),
+        Action::Pass(_) => unreachable!("this unit is no whole device"),
         Action::Wipe(_) => {
             assert!(!bench.shape.read_only, "a format of a read-only unit");
             let mut wipe = bench.unit.take_wipe().expect("nobody else takes it");

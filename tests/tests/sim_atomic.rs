@@ -2,7 +2,7 @@
 //! nobody comes between what they read and what they write, while commands are aborted, the unit is reset, and queues
 //! move.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -12,7 +12,9 @@ use pollux_tests::guest::{
     CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Framing, Lun, Response, Ticket, Tmf, cdb,
 };
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{Effect, Fault, Kind, PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_of};
+use pollux_tests::sim::{
+    Asked, Effect, Fault, Kind, Name, PATIENT, SimAppliance, SimBdev, SimWorld, backing, filled, unit_of, value_of,
+};
 
 const BLOCK: usize = 512;
 const BLOCKS: u64 = 256;
@@ -30,17 +32,6 @@ const REST_AT: u64 = 128;
 
 fn counter(number: usize) -> (u64, usize) {
     (number as u64 * COUNTER_STEP, number + 1)
-}
-
-fn filled(value: u64, blocks: usize) -> Vec<u8> {
-    value.to_le_bytes().repeat(blocks * BLOCK / 8)
-}
-
-/// The value that all blocks hold.
-fn value_of(data: &[u8]) -> Result<u64> {
-    let value = u64::from_le_bytes(data[..8].try_into()?);
-    ensure!(data == value.to_le_bytes().repeat(data.len() / 8), "a reader saw a part of a write");
-    Ok(value)
 }
 
 /// What a command was to do.
@@ -69,8 +60,7 @@ struct Guest {
     front: FrontEnd,
     rng: Rng,
     known: [u64; COUNTERS],
-    in_flight: HashMap<(usize, Ticket), Doing>,
-    functions: HashMap<Ticket, Vec<(usize, Ticket)>>,
+    asked: Asked<Doing>,
 }
 
 impl Guest {
@@ -84,21 +74,21 @@ impl Guest {
             ..DriverOptions::default()
         };
         let front = appliance.connect(name, &options)?;
-        Ok(Guest { front, rng, known: [0; COUNTERS], in_flight: HashMap::new(), functions: HashMap::new() })
+        Ok(Guest { front, rng, known: [0; COUNTERS], asked: Asked::default() })
     }
 
-    fn submit(&mut self, doing: Doing, cdb: &[u8], out: &[u8], in_len: usize) -> Option<(usize, Ticket)> {
+    fn submit(&mut self, doing: Doing, cdb: &[u8], out: &[u8], in_len: usize) -> Option<Name> {
         let queues = self.front.driver.queues.len() - FIRST_REQUEST_QUEUE;
         let queue = FIRST_REQUEST_QUEUE + self.rng.index(queues);
         let framing = if self.rng.chance(1, 3) { Framing::random(&mut self.rng) } else { Framing::PLAIN };
         let command = Command { framing, ..Command::new(LUN, cdb, out, in_len) };
         let ticket = self.front.submit(queue, &command)?;
-        self.in_flight.insert((queue, ticket), doing);
+        self.asked.put((queue, ticket), doing);
         Some((queue, ticket))
     }
 
     fn act(&mut self, ledger: &mut Ledger) {
-        if self.in_flight.len() >= 24 {
+        if self.asked.commands() >= 24 {
             return;
         }
         let number = self.rng.index(COUNTERS);
@@ -106,7 +96,7 @@ impl Guest {
         match self.rng.below(10) {
             0..4 => {
                 let from = self.known[number];
-                let out = [filled(from, blocks), filled(from + 1, blocks)].concat();
+                let out = [filled(from, blocks * BLOCK), filled(from + 1, blocks * BLOCK)].concat();
                 let cdb = cdb::compare_and_write(lba, blocks as u8, self.rng.chance(1, 4));
                 self.submit(Doing::Increment { counter: number, from }, &cdb, &out, 0);
             }
@@ -138,8 +128,7 @@ impl Guest {
 
     /// Aborts a command, or resets the unit.
     fn function(&mut self) {
-        let mut all: Vec<_> = self.in_flight.keys().copied().collect();
-        all.sort_unstable();
+        let all: Vec<Name> = self.asked.sorted().into_iter().map(|(name, _)| name).collect();
         if all.is_empty() {
             return;
         }
@@ -149,26 +138,13 @@ impl Guest {
             let one = all[self.rng.index(all.len())];
             (Tmf::AbortTask, one.1, vec![one])
         };
-        if let Some(ticket) = self.front.driver.submit_tmf(function, LUN.bytes(), tag) {
-            self.functions.insert(ticket, scope);
-            self.front.driver.queues[CONTROL_QUEUE].flush();
-        }
+        self.asked.function(&mut self.front, function, LUN, tag, scope);
     }
 
     fn take(&mut self, ledger: &mut Ledger) -> Result<()> {
-        let mut ended = Vec::new();
-        let control = |why| anyhow!("control queue: {why:?}");
-        while let Some((ticket, response, ..)) = self.front.driver.poll_raw(CONTROL_QUEUE).map_err(control)? {
-            ensure!(response[0] == 0, "a function was answered with {}", response[0]);
-            ended.extend(self.functions.remove(&ticket).context("a function that nobody asked for")?);
+        for (doing, response) in self.asked.take(&mut self.front)? {
+            self.answered(&doing, &response, ledger)?;
         }
-        for queue in FIRST_REQUEST_QUEUE..self.front.driver.queues.len() {
-            while let Some((ticket, response)) = self.front.poll(queue)? {
-                let doing = self.in_flight.remove(&(queue, ticket)).context("an answer that nobody asked for")?;
-                self.answered(&doing, &response, ledger)?;
-            }
-        }
-        ensure!(ended.iter().all(|key| !self.in_flight.contains_key(key)), "a command outlives its abort");
         Ok(())
     }
 
@@ -249,14 +225,13 @@ impl Scene {
         self.appliance.machine.run();
         for guest in &mut self.guests {
             guest.take(&mut self.ledger)?;
-            let (commands, functions) = (guest.in_flight.len(), guest.functions.len());
-            ensure!(commands + functions == 0, "idle with {commands} commands and {functions} functions unanswered");
+            guest.asked.ensure_none()?;
         }
         Ok(())
     }
 
     fn move_one(&mut self) -> Result<()> {
-        while self.guests.iter().any(|guest| !guest.functions.is_empty()) {
+        while self.guests.iter().any(|guest| guest.asked.has_functions()) {
             step(&mut self.guests, &mut self.rng, &mut self.ledger, false)?;
             self.appliance.machine.rounds(1);
         }
@@ -369,7 +344,7 @@ const BITS: u64 = 0x0808;
 /// what was written is not lost.
 fn a_write_is_not_lost(seed: u64, against: &Against, blocks: usize) -> Result<()> {
     let mut scene = Scene::new(seed)?;
-    let (before, written) = (filled(BEFORE, blocks), filled(WRITTEN, blocks));
+    let (before, written) = (filled(BEFORE, blocks * BLOCK), filled(WRITTEN, blocks * BLOCK));
     let write = cdb::write10(0, blocks as u16, false);
     for round in 0..60 {
         scene.good(1, &Command::new(LUN, &write, &before, 0))?;
@@ -385,14 +360,11 @@ fn a_write_is_not_lost(seed: u64, against: &Against, blocks: usize) -> Result<()
         }
         scene.appliance.machine.run();
         for guest in &mut scene.guests {
-            for queue in FIRST_REQUEST_QUEUE..guest.front.driver.queues.len() {
-                while let Some((ticket, response)) = guest.front.poll(queue)? {
-                    guest.in_flight.remove(&(queue, ticket)).context("an answer that nobody asked for")?;
-                    let miscompare = response.sense_key() == Some((0xE, 0x1D, 0));
-                    ensure!(response.good() || miscompare, "{response:?}");
-                }
+            for (_, response) in guest.asked.take(&mut guest.front)? {
+                let miscompare = response.sense_key() == Some((0xE, 0x1D, 0));
+                ensure!(response.good() || miscompare, "{response:?}");
             }
-            ensure!(guest.in_flight.is_empty(), "commands are left");
+            guest.asked.ensure_none()?;
         }
         let left = value_of(&scene.read(0, blocks)?)?;
         ensure!(against.left.contains(&left), "seed {seed}, round {round}: {left:#x} is left");
@@ -403,7 +375,7 @@ fn a_write_is_not_lost(seed: u64, against: &Against, blocks: usize) -> Result<()
 #[test]
 fn compare_and_write_does_not_undo_a_write_that_came_meanwhile() -> Result<()> {
     let blocks = 2;
-    let out = [filled(BEFORE, blocks), filled(BEFORE + 1, blocks)].concat();
+    let out = [filled(BEFORE, blocks * BLOCK), filled(BEFORE + 1, blocks * BLOCK)].concat();
     let against = Against { cdb: cdb::compare_and_write(0, 2, false), out, left: vec![WRITTEN] };
     (1..=4).try_for_each(|seed| a_write_is_not_lost(seed, &against, blocks))
 }
@@ -412,7 +384,7 @@ fn compare_and_write_does_not_undo_a_write_that_came_meanwhile() -> Result<()> {
 fn orwrite_does_not_undo_a_write_that_came_meanwhile() -> Result<()> {
     let blocks = 2;
     let left = vec![WRITTEN, WRITTEN | BITS];
-    let against = Against { cdb: cdb::or_write16(0, 2), out: filled(BITS, blocks), left };
+    let against = Against { cdb: cdb::or_write16(0, 2), out: filled(BITS, blocks * BLOCK), left };
     (1..=4).try_for_each(|seed| a_write_is_not_lost(seed, &against, blocks))
 }
 
@@ -425,11 +397,12 @@ fn waiting_claim(seed: u64, give_up: impl FnOnce(&mut Scene, (usize, Ticket)) ->
         scene.good(guest, &Command::new(LUN, &read, &[], BLOCK))?;
     }
     world.fault(Fault::always(Kind::Write, Effect::Stuck));
-    let write =
-        scene.guests[0].submit(Doing::Other, &cdb::write10(0, 2, false), &filled(5, 2), 0).context("no room")?;
+    let write = scene.guests[0]
+        .submit(Doing::Other, &cdb::write10(0, 2, false), &filled(5, 2 * BLOCK), 0)
+        .context("no room")?;
     scene.appliance.machine.run();
     world.heal();
-    let out = [filled(0, 2), filled(1, 2)].concat();
+    let out = [filled(0, 2 * BLOCK), filled(1, 2 * BLOCK)].concat();
     let claim =
         scene.guests[1].submit(Doing::Other, &cdb::compare_and_write(0, 2, false), &out, 0).context("no room")?;
     scene.appliance.machine.run();

@@ -4,21 +4,18 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use pollux_core::Bdev;
 use pollux_scsi::LogicalUnit;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::copy::{self, Segment};
-use pollux_tests::guest::{
-    CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Response, Ticket, Tmf, cdb,
-};
+use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Response, Tmf, cdb};
 use pollux_tests::rng::Rng;
 use pollux_tests::sim::{
-    Effect, Fault, Kind, SimAppliance, SimBdev, SimWorld, Switches, backing, unit_of, unit_with_medium,
+    Asked, Effect, Fault, Kind, Name, PATIENT, SimAppliance, SimBdev, SimWorld, Switches, backing, unit_of,
+    unit_with_medium,
 };
-use pollux_vhost_scsi::Patience;
 
 const BLOCK: usize = 512;
 const REACTORS: usize = 3;
@@ -27,8 +24,6 @@ const NAMES: [&str; 2] = ["one", "other"];
 const SLOT_BLOCKS: u64 = 600;
 const SLOTS: usize = 3;
 const DISKS: usize = 2;
-const LONG: Duration = Duration::from_secs(60);
-const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
 
 const fn lun(disk: usize) -> Lun {
     Lun::new(0, disk as u16)
@@ -141,11 +136,12 @@ enum Doing {
 struct Guest {
     front: FrontEnd,
     rng: Rng,
-    in_flight: HashMap<(usize, Ticket), (usize, Doing)>,
+    /// With the disk that was asked.
+    asked: Asked<(usize, Doing)>,
     /// Copies that go on without a command, by copy manager and list identifier.
     background: HashMap<(usize, u32), Move>,
-    asked: Vec<(usize, u32)>,
-    functions: HashMap<Ticket, Vec<(usize, Ticket)>>,
+    /// Those whose status was asked for.
+    looked: Vec<(usize, u32)>,
     next_id: u32,
     names: [[u8; 16]; DISKS],
 }
@@ -155,12 +151,12 @@ impl Guest {
         let queues = self.front.driver.queues.len() - FIRST_REQUEST_QUEUE;
         let queue = FIRST_REQUEST_QUEUE + self.rng.index(queues);
         let Some(ticket) = self.front.submit(queue, &Command::new(lun(disk), cdb, out, in_len)) else { return false };
-        self.in_flight.insert((queue, ticket), (disk, doing));
+        self.asked.put((queue, ticket), (disk, doing));
         true
     }
 
     fn act(&mut self, ledger: &mut Ledger, hostile: bool) {
-        if self.in_flight.len() >= 16 {
+        if self.asked.commands() >= 16 {
             return;
         }
         match self.rng.below(12) {
@@ -171,10 +167,10 @@ impl Guest {
                 let mut ids: Vec<_> = self.background.keys().copied().collect();
                 ids.sort_unstable();
                 for (manager, id) in ids {
-                    if !self.asked.contains(&(manager, id))
+                    if !self.looked.contains(&(manager, id))
                         && self.submit(manager, Doing::Status(manager, id), &copy::status(id, 64), &[], 64)
                     {
-                        self.asked.push((manager, id));
+                        self.looked.push((manager, id));
                     }
                 }
             }
@@ -257,38 +253,24 @@ impl Guest {
 
     /// Aborts a command, or resets a disk.
     fn function(&mut self) {
-        let mut all: Vec<_> = self.in_flight.iter().map(|(key, (disk, _))| (*key, *disk)).collect();
-        all.sort_unstable();
+        let all: Vec<(Name, usize)> = self.asked.sorted().into_iter().map(|(name, (disk, _))| (name, *disk)).collect();
         if all.is_empty() {
             return;
         }
-        let (key, disk) = all[self.rng.index(all.len())];
+        let (name, disk) = all[self.rng.index(all.len())];
         let (function, tag, scope) = if self.rng.chance(1, 4) {
-            let of_disk = all.iter().filter(|(_, of)| *of == disk).map(|(key, _)| *key);
+            let of_disk = all.iter().filter(|(_, of)| *of == disk).map(|(name, _)| *name);
             (Tmf::LunReset, 0, of_disk.collect())
         } else {
-            (Tmf::AbortTask, key.1, vec![key])
+            (Tmf::AbortTask, name.1, vec![name])
         };
-        if let Some(ticket) = self.front.driver.submit_tmf(function, lun(disk).bytes(), tag) {
-            self.functions.insert(ticket, scope);
-            self.front.driver.queues[CONTROL_QUEUE].flush();
-        }
+        self.asked.function(&mut self.front, function, lun(disk), tag, scope);
     }
 
     fn take(&mut self, ledger: &mut Ledger) -> Result<()> {
-        let mut ended = Vec::new();
-        let control = |why| anyhow!("control queue: {why:?}");
-        while let Some((ticket, response, ..)) = self.front.driver.poll_raw(CONTROL_QUEUE).map_err(control)? {
-            ensure!(response[0] == 0, "a function was answered with {}", response[0]);
-            ended.extend(self.functions.remove(&ticket).context("a function that nobody asked for")?);
+        for ((manager, doing), response) in self.asked.take(&mut self.front)? {
+            self.answered(manager, doing, &response, ledger)?;
         }
-        for queue in FIRST_REQUEST_QUEUE..self.front.driver.queues.len() {
-            while let Some((ticket, response)) = self.front.poll(queue)? {
-                let (manager, doing) = self.in_flight.remove(&(queue, ticket)).context("an answer to nobody")?;
-                self.answered(manager, doing, &response, ledger)?;
-            }
-        }
-        ensure!(ended.iter().all(|key| !self.in_flight.contains_key(key)), "a command outlives its abort");
         Ok(())
     }
 
@@ -312,7 +294,7 @@ impl Guest {
                 copied(ledger, moved, false);
             }
             Doing::Status(manager, id) => {
-                self.asked.retain(|key| *key != (manager, id));
+                self.looked.retain(|key| *key != (manager, id));
                 self.status(manager, id, response, ledger)?;
             }
             Doing::Write { slot, lba, stamps } => {
@@ -430,10 +412,9 @@ impl Scene {
         let guests = fronts.into_iter().zip(0..).map(|(front, number)| Guest {
             front,
             rng: Rng::new(seed * 2 + number),
-            in_flight: HashMap::new(),
+            asked: Asked::default(),
             background: HashMap::new(),
-            asked: Vec::new(),
-            functions: HashMap::new(),
+            looked: Vec::new(),
             next_id: 0,
             names,
         });
@@ -466,8 +447,7 @@ impl Scene {
             self.appliance.machine.run();
             for guest in &mut self.guests {
                 guest.take(&mut self.ledger)?;
-                let (commands, functions) = (guest.in_flight.len(), guest.functions.len());
-                ensure!(commands + functions == 0, "idle with {commands} commands, {functions} functions unanswered");
+                guest.asked.ensure_none()?;
             }
             let mut left = false;
             for guest in &mut self.guests {
@@ -520,8 +500,7 @@ impl Scene {
                     if answered == ticket {
                         break response;
                     }
-                    let (manager, doing) =
-                        at.in_flight.remove(&(FIRST_REQUEST_QUEUE, answered)).context("an answer to nobody")?;
+                    let (manager, doing) = at.asked.answered((FIRST_REQUEST_QUEUE, answered))?;
                     at.answered(manager, doing, &response, &mut self.ledger)?;
                 }
             };

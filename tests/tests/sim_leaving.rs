@@ -1,18 +1,15 @@
 //! Queues and LUNs that go while something looks for their commands, pass by pass: it must look at no place that is gone.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pollux_core::Bdev;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Tmf, cdb};
-use pollux_tests::sim::{Effect, Fault, Kind, SimAppliance, SimBdev, SimWorld, backing, unit_of};
-use pollux_vhost_scsi::Patience;
+use pollux_tests::sim::{Effect, Fault, Kind, PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_of};
+use pollux_vhost_scsi::Backing;
 use vhost::{VhostBackend as _, VringConfigData};
 
-const LONG: Duration = Duration::from_secs(60);
-const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
 const LUN: Lun = Lun::new(0, 0);
 const OTHER: Lun = Lun::new(1, 0);
 
@@ -31,6 +28,14 @@ fn options(request_queues: usize) -> DriverOptions {
     DriverOptions { request_queues, queue_size: 1024, memory: vec![(0x10_0000, 64 << 20)], ..DriverOptions::default() }
 }
 
+/// [`LUN`] and [`OTHER`].
+fn two_disks(world: &SimWorld) -> [(u8, u16, Backing); 2] {
+    [(0, "disk"), (1, "other")].map(|(target, name)| {
+        let disk: Arc<dyn Bdev> = Arc::new(SimBdev::new(world, 256 * 512));
+        (target, 0, backing(name, &unit_of(name, &*disk), &disk))
+    })
+}
+
 /// A LUN goes while a fence looks through the slots of its controller (`fence.rs`, `is_under_way`).
 #[test]
 fn a_lun_goes_while_a_fence_looks() -> Result<()> {
@@ -39,13 +44,9 @@ fn a_lun_goes_while_a_fence_looks() -> Result<()> {
         world.set_latency(1000, 2000);
         let mut appliance = SimAppliance::new(&world, 1, round)?;
         appliance.target.set_patience(PATIENT);
-        let disk: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, 256 * 512));
-        let unit = unit_of("disk", &*disk);
-        let other: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, 256 * 512));
-        let other_unit = unit_of("other", &*other);
-        let luns = [(0, 0, backing("disk", &unit, &disk)), (1, 0, backing("other", &other_unit, &other))];
+        let luns = two_disks(&world);
         appliance.controller("vm2", &luns)?;
-        appliance.controller("vm1", &[(0, 0, backing("disk", &unit, &disk))])?;
+        appliance.controller("vm1", &luns[..1])?;
         let mut two = appliance.connect("vm2", &options(4))?;
         let mut one = appliance.connect("vm1", &DriverOptions::default())?;
         clear(&mut appliance, &mut two, LUN)?;
@@ -87,11 +88,7 @@ fn a_queue_comes_back_smaller_while_a_reset_looks() -> Result<()> {
         world.set_latency(100, 200);
         let mut appliance = SimAppliance::new(&world, 1, seed)?;
         appliance.target.set_patience(PATIENT);
-        let disk: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, 256 * 512));
-        let unit = unit_of("disk", &*disk);
-        let other: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, 256 * 512));
-        let other_unit = unit_of("other", &*other);
-        let luns = [(0, 0, backing("disk", &unit, &disk)), (1, 0, backing("other", &other_unit, &other))];
+        let luns = two_disks(&world);
         appliance.controller("vm", &luns)?;
         let mut front = appliance.connect("vm", &options(QUEUES))?;
         clear(&mut appliance, &mut front, LUN)?;

@@ -1,14 +1,14 @@
 //! SIMPLE, ORDERED and HEAD OF QUEUE on a unit that two guests share, on several reactors: who waits for whom, and that
 //! nobody waits for what is gone.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use pollux_core::Bdev;
-use pollux_scsi::{Identity, Keeper, LogicalUnit, Save, Sections};
+use pollux_scsi::{Identity, LogicalUnit, Sections};
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Response, Ticket, Tmf, cdb};
-use pollux_tests::sim::{Effect, Fault, Kind, LUN, PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_of};
+use pollux_tests::sim::{Effect, Fault, Kind, LUN, PATIENT, Shelf, SimAppliance, SimBdev, SimWorld, backing, unit_of};
 use uuid::Uuid;
 
 const BLOCKS: u64 = 256;
@@ -262,20 +262,6 @@ fn aca_and_attributes_that_there_are_not_are_refused() -> Result<()> {
     scene.end()
 }
 
-/// Keeps saves until the test ends them.
-#[derive(Debug, Default)]
-struct Shelf(Mutex<Vec<Save>>);
-
-impl Keeper for Shelf {
-    fn admits(&self, _: u64) -> bool {
-        true
-    }
-
-    fn submit(&self, save: Save) {
-        self.0.lock().unwrap().push(save);
-    }
-}
-
 #[test]
 fn changes_that_have_to_be_saved_go_one_after_the_other() -> Result<()> {
     const REGISTER_AND_IGNORE: [u8; 10] = [0x5F, 6, 0, 0, 0, 0, 0, 0, 24, 0];
@@ -301,7 +287,7 @@ fn changes_that_have_to_be_saved_go_one_after_the_other() -> Result<()> {
         ensure!(scene.answer(changes[2])?.response == 2, "it was not aborted");
         for at in [0, 1, 3] {
             ensure!(scene.waits(changes[at]) && scene.waits(ordered), "answered before it was saved");
-            let mut saves = std::mem::take(&mut *shelf.0.lock().unwrap());
+            let mut saves = shelf.take();
             ensure!(saves.len() == 1, "{} saves at once", saves.len());
             let save = saves.pop().context("nothing to be saved")?;
             let key = format!("{:016x}", at + 1);

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use pollux_core::Bdev;
-use pollux_scsi::{Identity, Keeper, LogicalUnit, Save, Sections};
+use pollux_scsi::{Identity, LogicalUnit, Sections};
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Response, Tmf, cdb};
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{LUN, SimAppliance, SimBdev, SimWorld, backing, unit_of};
+use pollux_tests::sim::{LUN, Shelf, SimAppliance, SimBdev, SimWorld, backing, unit_of};
 use pollux_vhost_scsi::Patience;
 use uuid::Uuid;
 
@@ -206,26 +206,6 @@ fn a_preempted_guest_writes_nothing_after_the_answer() -> Result<()> {
     Ok(())
 }
 
-/// Keeps saves until the test ends them.
-#[derive(Debug, Default)]
-struct Shelf(Mutex<Vec<Save>>);
-
-impl Keeper for Shelf {
-    fn admits(&self, _: u64) -> bool {
-        true
-    }
-
-    fn submit(&self, save: Save) {
-        self.0.lock().unwrap().push(save);
-    }
-}
-
-impl Shelf {
-    fn take(&self) -> Option<Save> {
-        self.0.lock().unwrap().pop()
-    }
-}
-
 #[test]
 fn a_change_is_answered_when_it_is_saved() -> Result<()> {
     let shelf = Arc::new(Shelf::default());
@@ -243,7 +223,7 @@ fn a_change_is_answered_when_it_is_saved() -> Result<()> {
         ensure!(scene.answers(0)?.is_empty(), "answered before it was saved");
         // Others go on meanwhile.
         scene.good(0, &cdb::write10(0, 1, false), &[1; 512], 0)?;
-        shelf.take().context("nothing to be saved")?.done(saved);
+        shelf.take().pop().context("nothing to be saved")?.done(saved);
         scene.appliance.machine.run();
         let answer = scene.answers(0)?.pop().context("no answer")?;
         let expected = if saved { (0, None) } else { (2, Some((4, 0x44, 0))) };

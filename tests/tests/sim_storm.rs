@@ -21,7 +21,9 @@ use pollux_tests::guest::{
 };
 use pollux_tests::model::{Model, OpId};
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{DiskId, PATIENT, SimAppliance, SimBdev, SimWorld, Transfer, backing, unit_of};
+use pollux_tests::sim::{
+    DiskId, Name, PATIENT, SimAppliance, SimBdev, SimWorld, Transfer, backing, filled, unit_of, value_of,
+};
 
 const BLOCK: usize = 512;
 const BLOCKS: u64 = 512;
@@ -140,8 +142,6 @@ impl Tally {
     }
 }
 
-type Name = (usize, Ticket);
-
 struct Function {
     scope: Vec<Name>,
     query: bool,
@@ -159,16 +159,6 @@ struct Guest {
 
 fn lun(disk: usize) -> Lun {
     Lun::new(0, disk as u16)
-}
-
-fn filled(value: u64, blocks: usize) -> Vec<u8> {
-    value.to_le_bytes().repeat(blocks * BLOCK / 8)
-}
-
-fn value_of(data: &[u8]) -> Result<u64> {
-    let value = u64::from_le_bytes(data[..8].try_into()?);
-    ensure!(data == value.to_le_bytes().repeat(data.len() / 8), "a reader saw a part of a write");
-    Ok(value)
 }
 
 impl Guest {
@@ -225,7 +215,7 @@ impl Guest {
             }
             (0..3, Part::Ordered | Part::Head) | (0..10, Part::Atomic) => {
                 let from = self.known.get(&(disk, part.counter())).copied().unwrap_or(0);
-                let out = [filled(from, 2), filled(from + 1, 2)].concat();
+                let out = [filled(from, 2 * BLOCK), filled(from + 1, 2 * BLOCK)].concat();
                 let cdb = cdb::compare_and_write(part.counter(), 2, self.rng.chance(1, 4));
                 self.submit(disk, part, Doing::Increment { part, from }, &cdb, &out, 0);
             }

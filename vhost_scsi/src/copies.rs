@@ -17,13 +17,14 @@ use pollux_core::{Cx, Io, IoError, IoFlags, Op, SegmentList, Tag};
 use pollux_scsi::{Copy, CopyOrder, CopyTask, Designator, End, Order, Outcome};
 
 use crate::abort::is_in_scope;
+use crate::background::BACKGROUND;
 use crate::fence::Span;
 use crate::line::{Charge, Source};
 use crate::message::{ControllerId, Scope, UnitId};
 use crate::own::Own;
 use crate::port::{Answer, Long, Phase, Port};
 use crate::request::Response;
-use crate::serve::{BACKGROUND, Encoded, Given};
+use crate::serve::{Encoded, Given};
 use crate::worker::ScsiWorker;
 
 /// With [`BACKGROUND`]: the tag of a copy's request.

@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 mod abort;
+mod background;
 mod control;
 mod controller;
 mod copies;

@@ -7,6 +7,7 @@
 //! which is in force before the workers are asked. Its queue takes nothing more meanwhile, and of one session no more
 //! of them ask on a worker than of its control queue's functions: who asks for much waits for itself.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pollux_core::{IoFlags, Op, Post, PostError, Tag};
@@ -62,19 +63,32 @@ impl ScsiWorker {
     /// Has something saved before the command is answered.
     pub(crate) fn park_for_save(&mut self, port: &mut Port, given: &Given, save: Save) {
         let tag = self.park(port, given);
+        self.start_save(save, self.worker..self.worker + 1, move |saved| Body::Saved { tag, saved });
+    }
+
+    /// Starts a save; these workers are told when it has ended.
+    pub(crate) fn start_save(
+        &mut self,
+        save: Save,
+        workers: Range<usize>,
+        tell: impl Fn(Saved) -> Body + Clone + Send + 'static,
+    ) {
         let early = Arc::new(Mutex::new(Early::Starting));
-        let (worker, home, answer) = (self.worker, self.home.clone(), early.clone());
-        let tell = move |saved| {
+        let (home, ended, to, told) = (self.home.clone(), early.clone(), workers.clone(), tell.clone());
+        save.start(Box::new(move |saved| {
             if let Some(home) = home
-                && !lock(&answer).holds(saved)
+                && !lock(&ended).holds(saved)
             {
-                deliver(&*home, worker, || Message(Body::Saved { tag, saved }));
+                for worker in to {
+                    deliver(&*home, worker, || Message(told(saved)));
+                }
             }
-        };
-        save.start(Box::new(tell));
+        }));
         let early = std::mem::replace(&mut *lock(&early), Early::Started);
         if let Early::Saved(saved) = early {
-            self.outbox.push_back((worker, Message(Body::Saved { tag, saved })));
+            for worker in workers {
+                self.outbox.push_back((worker, Message(tell(saved))));
+            }
         }
     }
 

@@ -3,48 +3,20 @@
 //! A command that needs no device is answered on the spot. One that does keeps its slot until the device has answered
 //! each of its steps. What task management has marked is answered as aborted, but not before the device has let go.
 
-use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, Segment, SegmentList, Tag, segment};
-use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, PATTERN_STEP_LEN, Plan, Rank, Sense, Status, Step, io_outcome};
+use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, Segment, SegmentList, segment};
+use pollux_scsi::{Action, Cdb, LogicalUnit, Outcome, Plan, Rank, Sense, Status, io_outcome};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
-use crate::copies::{COPY, index_of};
-use crate::fence::Span;
+use crate::background::{BACKGROUND, parts, pattern_of};
 use crate::line::{Charge, Source};
 use crate::lun::Address;
 use crate::message::UnitId;
-use crate::pieces::Pattern;
 use crate::port::{Answer, Long, Phase, Port, Route, Slot, parse_tag};
 use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response, SENSE_LEN};
-use crate::through::RESET;
-use crate::wipes::is_wipe;
 use crate::worker::{BATCH, ScsiWorker};
-
-/// Tags with this bit belong to commands that were answered before they were done (IMMED).
-pub(crate) const BACKGROUND: Tag = 1 << 63;
 
 /// A driver that polls is shown what is done in pieces of this size, so that it can go on while we do the rest.
 const SHOWN_AT_ONCE: u16 = 8;
-
-/// A command that goes on without its guest.
-pub(crate) struct Background {
-    unit: UnitId,
-    lun: u32,
-    plan: Plan,
-    pattern: Option<Pattern>,
-    step: Io,
-    started: u64,
-}
-
-impl Background {
-    const fn charge(&self) -> Charge {
-        Charge::step(self.step.op, self.step.len, true)
-    }
-
-    /// Whether it works on this range.
-    pub(crate) fn touches(&self, unit: UnitId, span: Span) -> bool {
-        self.unit == unit && span.overlaps(self.plan.span())
-    }
-}
 
 /// What is known of a command when its unit decides about it.
 pub(crate) struct Given {
@@ -549,104 +521,6 @@ impl ScsiWorker {
         assert!(open.line.is_empty(), "what was aborted starts nothing");
         open.line = line;
     }
-
-    fn start_background(&mut self, lun: u32, plan: Plan, step: Step, cx: &mut Cx<'_>) {
-        let free = self.background_free.pop().unwrap_or(self.background.len());
-        if free == self.background.len() {
-            self.background.push(None);
-        }
-        let entry = self.luns.get_mut(lun);
-        entry.inflight += 1;
-        let (op, flags, offset, len) = parts(step);
-        let step = Io::without_data(BACKGROUND | free as u64, op, flags, offset, len);
-        self.background[free] =
-            Some(Background { unit: entry.unit, lun, pattern: pattern_of(&plan), plan, step, started: cx.now });
-        self.submit_background(BACKGROUND | free as u64, cx);
-    }
-
-    fn background_go(&mut self, index: usize, cx: &mut Cx<'_>) {
-        let task = self.background[index].as_ref().expect("a background command stays until it has ended");
-        let (unit, tag, charge) = (task.unit, task.step.tag, task.charge());
-        let open = self.units.get(unit);
-        if open.lets_by(Source::BACKGROUND, charge) {
-            self.submit_background(tag, cx);
-        } else {
-            open.line.join(Source::BACKGROUND, charge, tag);
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn submit_background(&mut self, tag: Tag, cx: &mut Cx<'_>) {
-        if tag & COPY != 0 {
-            self.submit_copy(index_of(tag), cx);
-            return;
-        }
-        if is_wipe(tag) {
-            return self.submit_wipe(tag, cx);
-        }
-        let index = (tag & !BACKGROUND) as usize;
-        let task = self.background[index].as_mut().expect("a background command stays until it has ended");
-        let mut io = task.step;
-        if let Some(pattern) = &mut task.pattern {
-            io.data = pattern.data(io.len);
-        }
-        if self.units.submit(task.unit, io, task.charge(), cx).is_err() {
-            self.background_ended(index);
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn background_done(&mut self, unit: UnitId, tag: Tag, result: Result<(), IoError>, cx: &mut Cx<'_>) {
-        if tag & COPY != 0 {
-            self.copy_done(unit, tag, result, cx);
-            return;
-        }
-        if tag & RESET != 0 {
-            return self.reset_done(unit, tag, result);
-        }
-        if is_wipe(tag) {
-            return self.wipe_done(unit, result, cx);
-        }
-        let index = (tag & !BACKGROUND) as usize;
-        let task = self.background[index].as_mut().expect("a background command stays until it has ended");
-        let Io { op, len, .. } = task.step;
-        let open = self.units.get(unit);
-        open.ended(task.charge());
-        open.stats.ended(op, len, cx.now.saturating_sub(task.started), result);
-        match task.plan.next().filter(|_| result.is_ok()) {
-            Some(step) => {
-                let (op, flags, offset, len) = parts(step);
-                task.step = Io::without_data(tag, op, flags, offset, len);
-                self.background_go(index, cx);
-            }
-            None => self.background_ended(index),
-        }
-    }
-
-    fn background_ended(&mut self, index: usize) {
-        if let Some(task) = self.background[index].take() {
-            self.luns.get_mut(task.lun).inflight -= 1;
-            self.background_free.push(index);
-        }
-    }
-
-    /// Asks the devices to end the background commands of some LUNs early; those that wait for a slot just go.
-    pub(crate) fn cancel_background(&mut self, of: impl Fn(&Self, u32) -> bool, cx: &mut Cx<'_>) {
-        for index in 0..self.background.len() {
-            let Some(task) = &self.background[index] else { continue };
-            let (unit, tag) = (task.unit, task.step.tag);
-            if !of(self, task.lun) {
-                continue;
-            }
-            if self.units.get(unit).line.leave(tag) {
-                self.background_ended(index);
-            } else {
-                self.units.cancel(unit, tag, cx);
-            }
-        }
-    }
 }
 
 /// What an `Action::Io` says.
@@ -656,20 +530,6 @@ struct Transfer {
     flags: IoFlags,
     offset: u64,
     len: u64,
-}
-
-pub(crate) const fn parts(step: Step) -> (Op, IoFlags, u64, u64) {
-    match step {
-        Step::Flush => (Op::Flush, IoFlags::empty(), 0, 0),
-        Step::Discard { offset, len, flags } => (Op::Discard, flags, offset, len),
-        Step::WriteZeroes { offset, len, flags } => (Op::WriteZeroes, flags, offset, len),
-        Step::WritePattern { offset, len, flags } => (Op::Write, flags, offset, len),
-    }
-}
-
-fn pattern_of(plan: &Plan) -> Option<Pattern> {
-    let block = plan.pattern();
-    if block.is_empty() { None } else { Some(Pattern::new(block, PATTERN_STEP_LEN)) }
 }
 
 /// What is left of a chain's bytes: a chain holds less than 4 GiB.

@@ -7,10 +7,11 @@
 use pollux_core::{Cx, Delivery, Direction, IoError, IoFlags, Op, ScsiAnswer, ScsiCommand, Tag, segment};
 use pollux_scsi::{Cdb, Key, Pass, Sense, code, direction};
 
+use crate::background::BACKGROUND;
 use crate::message::{AbortId, UnitId};
 use crate::port::{Answer, Long, Phase, Port};
 use crate::request::{COMMAND_LEN, RESPONSE_LEN, Response};
-use crate::serve::{BACKGROUND, Encoded, Given, to_u32};
+use crate::serve::{Encoded, Given, to_u32};
 use crate::worker::ScsiWorker;
 
 /// Tags with this bit, beside that of background commands, belong to resets of a device.

@@ -10,15 +10,16 @@
 //! such a command at once: a format with it, never a sanitize.
 
 use pollux_core::{Cx, Io, IoError, IoFlags, Op, Tag};
-use pollux_scsi::{Begun, Order, Outcome, PATTERN_STEP_LEN, Wipe, WipeEnd};
+use pollux_scsi::{Begun, Order, Outcome, PATTERN_STEP_LEN, Saved, Wipe, WipeEnd};
 
+use crate::background::{BACKGROUND, parts};
 use crate::fence::{Mark, Span};
 use crate::line::{Charge, Source};
 use crate::message::{Body, Message, UnitId};
 use crate::pieces::Pattern;
 use crate::port::{Answer, Port};
 use crate::request::Response;
-use crate::serve::{BACKGROUND, Given, parts, writable_of};
+use crate::serve::{Given, writable_of};
 use crate::worker::ScsiWorker;
 
 /// Tags with this bit, among those of the background, belong to these operations; the unit's number is the rest.
@@ -232,14 +233,8 @@ impl ScsiWorker {
         match end {
             WipeEnd::Answer(outcome) => self.tell_wipe_ended(unit, outcome),
             WipeEnd::Save(save) => {
-                let (workers, home) = (self.workers, self.home.clone());
-                save.start(Box::new(move |saved| {
-                    let Some(home) = home else { return };
-                    for worker in 0..workers {
-                        // Where a reactor has stopped, nobody waits for the answer.
-                        let _ = home.post(worker, Message(Body::WipeEnded { unit, outcome: saved.outcome }));
-                    }
-                }));
+                let told = move |saved: Saved| Body::WipeEnded { unit, outcome: saved.outcome };
+                self.start_save(*save, 0..self.workers, told);
             }
         }
     }

@@ -10,6 +10,7 @@ use pollux_core::{ClientId, Completion, Cx, Done, IoError, Next, Worker};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
 use crate::abort::Ending;
+use crate::background::Background;
 use crate::control::{MOST_FUNCTIONS, Pending};
 use crate::copies::Copying;
 use crate::errands::{Errands, HelpersHandle};
@@ -22,7 +23,6 @@ use crate::own::Pool;
 use crate::parked::{Home, Preempting};
 use crate::port::{Kind, Phase, Port};
 use crate::request::Response;
-use crate::serve::Background;
 use crate::units::{Ending as ChannelEnding, Units};
 use crate::wipes::{Waiter, Wiping};
 

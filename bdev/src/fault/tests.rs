@@ -24,6 +24,19 @@ fn without_rules_it_is_its_base() {
     assert_eq!(plain().driver_specific(), json!({"error_disk": {"base_bdev": "ram"}}));
 }
 
+/// Some microseconds.
+fn slow() -> DelaySpec {
+    DelaySpec {
+        name: "d".into(),
+        base_bdev_name: "e".into(),
+        avg_read_latency: 5,
+        p99_read_latency: 50,
+        avg_write_latency: 7,
+        p99_write_latency: 70,
+        uuid: None,
+    }
+}
+
 #[test]
 fn with_a_cache_it_is_its_base_too() {
     model::check(|| (fault_on(ram(512, 512), true, 256) as Arc<dyn Device>, ()));
@@ -39,16 +52,7 @@ fn with_a_cache_it_is_its_base_too() {
 fn stacks_of_everything_behave_as_a_disk() {
     model::check_cases(12, || {
         let fault = fault_on(ram(4096, 256), true, 1);
-        let slow = DelaySpec {
-            name: "d".into(),
-            base_bdev_name: "e".into(),
-            avg_read_latency: 5,
-            p99_read_latency: 50,
-            avg_write_latency: 7,
-            p99_write_latency: 70,
-            uuid: None,
-        };
-        let part = Part::new("d", Arc::new(Delay::new(&slow, fault)), 100, 128);
+        let part = Part::new("d", Arc::new(Delay::new(&slow(), fault)), 100, 128);
         (Arc::new(Passthru::new("p", "dp0", Arc::new(part))) as Arc<dyn Device>, ())
     });
 }
@@ -332,17 +336,8 @@ fn stacks_pass_on_what_is_mapped_unless_they_hold_something_back() {
     let stack = |volatile_cache| {
         let base = ram(512, 256);
         Rig::new(&*base).write(100 * 512, &[1; 1024], EMPTY).unwrap();
-        let slow = DelaySpec {
-            name: "d".into(),
-            base_bdev_name: "e".into(),
-            avg_read_latency: 5,
-            p99_read_latency: 50,
-            avg_write_latency: 7,
-            p99_write_latency: 70,
-            uuid: None,
-        };
         let fault = fault_on(base, volatile_cache, 1);
-        let part = Part::new("d", Arc::new(Delay::new(&slow, fault)), 90, 64);
+        let part = Part::new("d", Arc::new(Delay::new(&slow(), fault)), 90, 64);
         crate::Measured::new(Arc::new(Passthru::new("p", "dp0", Arc::new(part))), Arc::default())
     };
     let plain = stack(false);

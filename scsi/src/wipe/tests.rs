@@ -1,3 +1,6 @@
+//! Formats and sanitizes step by step on a unit alone: what is refused, what the medium holds after each end, what is kept over a
+//! restart.
+
 use std::sync::{Arc, Mutex};
 
 use pollux_core::{IoError, IoFlags, Shape};

@@ -5,9 +5,11 @@
 //! and the time are not.
 
 mod appliance;
+mod asked;
 mod bdev;
 mod disk;
 mod fault;
+mod filled;
 mod guest;
 mod helpers;
 mod kernel;
@@ -15,16 +17,20 @@ mod load;
 mod machine;
 mod ring;
 mod scsi;
+mod shelf;
 mod world;
 
 pub use appliance::{PATIENT, SimAppliance, backing, unit_of, unit_with_medium};
+pub use asked::{Asked, Name};
 pub use bdev::SimBdev;
 pub use disk::{Mark, SECTOR, SimDisk};
 pub use fault::{Effect, Fault, Kind};
+pub use filled::{filled, value_of};
 pub use guest::{LUN, SimGuest};
 pub use helpers::SimHelpers;
 pub use load::{BdevLoad, Mix};
 pub use machine::{Call, SimMachine, SimPost};
 pub use ring::SimRing;
 pub use scsi::SimSg;
+pub use shelf::Shelf;
 pub use world::{DiskId, SimWorld, Switches, Transfer};

@@ -9,6 +9,7 @@
 //! - [`vm`]: real guests under QEMU.
 //! - [`scsi_suite`]: public suites for SCSI targets, counted honestly, and what is expected of them.
 //! - [`sg_device`]: a SCSI generic device, asked directly.
+//! - [`records`]: numbered records that a guest writes without a flush, and what of them has to be there.
 //! - [`logwrites`], [`durability`]: what a medium held at each acknowledgement, and whether that was enough.
 
 pub mod daemon;
@@ -17,6 +18,7 @@ pub mod frontend;
 pub mod guest;
 pub mod logwrites;
 pub mod model;
+pub mod records;
 pub mod rng;
 pub mod scsi_suite;
 pub mod sg_device;

@@ -328,6 +328,19 @@ impl Row {
             && (!self.flags.contains(RowFlags::NEEDS_SANITIZE) || sanitizes)
     }
 
+    /// Bits of a byte that are in use in the table and that a unit like this refuses all the same, as what they ask for is
+    /// not there.
+    pub(crate) fn refused(&self, geometry: Geometry) -> Option<(usize, u8)> {
+        match (self.opcode, self.service_action) {
+            // SP of MODE SELECT: there is nothing to save to.
+            (0x15 | 0x55, _) if !geometry.has(Flags::KEEPS) => Some((1, mode::SP)),
+            // UNMAP of WRITE SAME.
+            (0x41 | 0x93, _) if !geometry.has(Flags::DISCARDS) => Some((1, provisioning::UNMAP)),
+            (0x7F, Some(0x0D)) if !geometry.has(Flags::DISCARDS) => Some((10, provisioning::UNMAP)),
+            _ => None,
+        }
+    }
+
     /// Where the CONTROL byte is.
     fn control(&self) -> usize {
         if self.opcode == 0x7F { 1 } else { self.usage.len() - 1 }

@@ -102,11 +102,6 @@ fn put_descriptor(call: &mut Call<'_>, descriptor: Descriptor) {
 /// SP, in byte 1 of MODE SELECT.
 pub(crate) const SP: u8 = 0x01;
 
-/// Whether this is one of the two MODE SELECT.
-pub(crate) const fn is_select(opcode: u8) -> bool {
-    matches!(opcode, 0x15 | 0x55)
-}
-
 /// MODE SELECT(6), (10): the CDB. Pages have to be in the standard's format (PF). RTD returns all pages to their defaults,
 /// and takes no list. SP saves what is current afterwards, of all pages, where it can be kept.
 pub(crate) fn select(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Sense> {

@@ -1,9 +1,9 @@
 //! REPORT SUPPORTED OPERATION CODES (SPC-5, clause 6.34), generated from the table that commands are decoded with, and
 //! REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (clause 6.35).
 
-use crate::commands::{Call, ROWS, Row, mode, rows_of};
+use crate::commands::{Call, ROWS, Row, rows_of};
 use crate::data_in::DataIn;
-use crate::geometry::{Flags, Geometry};
+use crate::geometry::Geometry;
 use crate::{Action, Inventory, Sense};
 
 const REPORTING: usize = 2;
@@ -64,9 +64,8 @@ fn put_one(row: Option<&Row>, unit: Geometry, timeouts: bool, data: &mut DataIn<
     let [len_high, len_low] = (row.usage.len() as u16).to_be_bytes();
     data.put(&[0, AS_IN_THE_STANDARD | if timeouts { CTDP } else { 0 }, len_high, len_low]);
     data.put(row.usage);
-    if mode::is_select(row.opcode) && !unit.has(Flags::KEEPS) {
-        // There is nothing to save to.
-        data.set(5, &[row.usage[1] & !mode::SP]);
+    if let Some((at, bits)) = row.refused(unit) {
+        data.set(4 + at, &[row.usage[at] & !bits]);
     }
     if timeouts {
         put_timeouts(row, unit, data);
@@ -178,6 +177,47 @@ mod tests {
         let mut bench = Bench::new();
         assert_eq!(bench.data(&cdb(1, 0x15, 0))[4..], [0x15, 0x12, 0, 0, 0xFF, 0]);
         assert_eq!(bench.data(&cdb(1, 0x55, 0))[4..7], [0x55, 0x12, 0]);
+    }
+
+    /// What usage data shows is what a command may have: each bit of each command is tried where it is not reported, and
+    /// where the table has it and this unit has not.
+    #[test]
+    fn bits_that_are_refused_are_not_reported() {
+        let without = Some(Shape { discard: None, ..shape() });
+        let mut seen = 0;
+        for row in ROWS {
+            let action = row.service_action.unwrap_or_default();
+            let option = if row.service_action.is_some() { 2 } else { 1 };
+            let ask = cdb(option, row.opcode, action as u8);
+            for shape in [without, Some(shape())] {
+                let mut bench = Bench::with(shape);
+                bench.allow_sanitize(true);
+                let usage = bench.data(&ask);
+                let Some(usage) = usage.get(4..).filter(|usage| !usage.is_empty()) else { continue };
+                for (at, (table, reported)) in row.usage.iter().zip(usage).enumerate() {
+                    let bits = table & !reported;
+                    if bits == 0 {
+                        continue;
+                    }
+                    seen += 1;
+                    let mut refused = [0; 32];
+                    refused[..usage.len()].copy_from_slice(row.usage);
+                    refused.iter_mut().enumerate().for_each(|(byte, bits)| *bits = if byte == 0 { *bits } else { 0 });
+                    if row.opcode == 0x7F {
+                        (refused[7], refused[9]) = (0x18, action as u8);
+                    }
+                    refused[at] |= bits;
+                    let sense = bench.sense(&refused);
+                    assert_eq!(
+                        (sense.code(), sense.field.map(|field| field.byte)),
+                        (0x2400, Some(at as u16)),
+                        "{}",
+                        row.name
+                    );
+                }
+            }
+        }
+        assert_eq!(seen, 3 + 2 * 2, "WRITE SAME without discards, MODE SELECT without a keeper");
     }
 
     #[test]

@@ -58,7 +58,8 @@ fn descriptor_range(bytes: &[u8], geometry: Geometry) -> Result<Range, Sense> {
     range.map(|(offset, len)| Range { offset, len }).ok_or(Sense::LBA_OUT_OF_RANGE)
 }
 
-const UNMAP: u8 = 0x08;
+/// UNMAP of WRITE SAME, in the byte of flags.
+pub(crate) const UNMAP: u8 = 0x08;
 
 /// WRITE SAME(10), (16), (32): the CDB. With NDOB there is no block to fetch, and zeroes are meant.
 /// The table refuses ANCHOR (ANC_SUP is 0), and PBDATA and LBDATA: they are obsolete, but had a meaning that nobody may

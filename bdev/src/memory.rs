@@ -63,16 +63,18 @@ impl Mapping {
         unsafe { Segment::new(self.addr + offset, len) }
     }
 
-    /// Zeroes a part: whole pages are given back, the edges are written.
+    /// Zeroes a part: whole pages are given back, the edges are written. Returns whether the kernel has dropped all whole
+    /// pages, so that none of them was written.
     ///
     /// # Panics
     /// If the part does not lie inside.
-    pub(crate) fn zero(&self, offset: usize, len: usize) {
+    pub(crate) fn zero(&self, offset: usize, len: usize) -> bool {
         self.check(offset, len);
         let end = offset + len;
         let (first, last) = (offset.next_multiple_of(PAGE).min(end), end / PAGE * PAGE);
         if first >= last {
-            return self.fill_zero(offset, len);
+            self.fill_zero(offset, len);
+            return true;
         }
         self.fill_zero(offset, first - offset);
         self.fill_zero(last, end - last);
@@ -82,6 +84,7 @@ impl Mapping {
             // Locked memory cannot be given back; zeroes are promised all the same.
             self.fill_zero(first, last - first);
         }
+        dropped.is_ok()
     }
 
     /// The offset of the first huge page that lies inside as a whole.

@@ -10,6 +10,7 @@
 //! with misses of the processor's translation cache.
 
 mod copy;
+mod written;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 
 use crate::memory::{HUGE, Mapping, PAGE, gather, gather_past_caches, prefetch, scatter, settle};
 use crate::{BdevError, Device, MAX_DEPTH, RamSpec};
+use written::{GRAIN, Written};
 
 /// Bytes copied in one poll before others get their turn.
 const COPY_BUDGET: u64 = 1 << 20;
@@ -46,8 +48,10 @@ const MADE: usize = 256;
 /// What reactors and the housekeeping share.
 struct Medium {
     memory: Mapping,
+    /// Where there may be something.
+    written: Written,
     /// Something was written since `tend` last began at the start.
-    written: AtomicBool,
+    untended: AtomicBool,
     past_caches: bool,
 }
 
@@ -105,7 +109,8 @@ impl Ram {
             BdevError::os("map memory for", &format!("{} ({} bytes)", spec.name, shape.bytes()), errno)
         })?;
         let past_caches = memory.len() >= PAST_CACHES_FROM;
-        let medium = Arc::new(Medium { memory, written: AtomicBool::new(false), past_caches });
+        let written = Written::new(memory.len());
+        let medium = Arc::new(Medium { memory, written, untended: AtomicBool::new(false), past_caches });
         let tended = Tended { next: huge_pages_allowed().then_some(0), made: Vec::new(), runs: 0 };
         Ok(Ram { shape, medium, tended: Mutex::new(tended) })
     }
@@ -116,12 +121,16 @@ impl Bdev for Ram {
         self.shape
     }
 
-    /// By content, since a page may hold blocks of both kinds: a block of zeroes reads as a discarded one does, and a
-    /// device may deallocate it by itself at any time (SBC-4, clause 4.7.4).
+    /// Where something has been written, by content, since a page may hold blocks of both kinds: a block of zeroes reads
+    /// as a discarded one does, and a device may deallocate it by itself at any time (SBC-4, clause 4.7.4).
     fn extent(&self, offset: u64, len: u64) -> Extent {
         let bytes = self.shape.bytes();
         if offset >= bytes {
             return Extent::mapped(len);
+        }
+        let nothing = self.medium.written.nothing_from(offset as usize) as u64;
+        if nothing > 0 {
+            return Extent { len: nothing.min(len), mapped: false };
         }
         let len = len.min(LOOK_BUDGET).min(bytes - offset);
         let (mut done, mut kind) = (0, None);
@@ -168,7 +177,7 @@ impl Device for Ram {
     fn tend(&self) {
         let mut tended = self.tended.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(from) = tended.next else { return };
-        if from == 0 && !self.medium.written.swap(false, Ordering::Relaxed) {
+        if from == 0 && !self.medium.untended.swap(false, Ordering::Relaxed) {
             return;
         }
         tended.next = match tended.go_on(from, &self.medium.memory) {
@@ -217,6 +226,26 @@ impl Tended {
     }
 }
 
+impl Medium {
+    /// Zeroes a range, giving back its whole pages.
+    fn zero(&self, at: usize, len: usize) {
+        let empty = self.written.drop_whole(at, len);
+        if !self.memory.zero(at, len) {
+            self.written.take(empty);
+        }
+    }
+
+    /// Zeroes the front of `left` bytes from `at` on: `most` at once, or less so that the next begins with a grain. Returns
+    /// how many.
+    #[inline(never)]
+    fn zero_some(&self, at: usize, left: u64, most: u64) -> u64 {
+        let cut = (at as u64 + most) / GRAIN as u64 * GRAIN as u64;
+        let len = if left <= most || cut <= at as u64 { left.min(most) } else { cut - at as u64 };
+        self.zero(at, len as usize);
+        len
+    }
+}
+
 /// A request and how far it is.
 struct Pending {
     io: Io,
@@ -236,8 +265,7 @@ impl Pending {
             }
             Op::Discard | Op::WriteZeroes => {
                 let ratio = ZERO_BUDGET / COPY_BUDGET;
-                let part = left.min(budget * ratio);
-                medium.memory.zero(at, part as usize);
+                let part = medium.zero_some(at, left, budget * ratio);
                 self.done += part;
                 part.div_ceil(ratio)
             }
@@ -300,8 +328,12 @@ impl Channel for RamChannel {
                 prefetch(self.medium.memory.segment((offset + done) as usize, AHEAD.min(room)), AHEAD);
             }
             let Some(first) = self.queue.front_mut() else { break };
-            wrote |= first.io.op == Op::Write;
-            budget -= first.advance(&self.medium, budget);
+            let took = first.advance(&self.medium, budget);
+            budget -= took;
+            if first.io.op == Op::Write {
+                self.medium.written.stored((first.io.offset + first.done - took) as usize, took as usize);
+                wrote = true;
+            }
             if first.io.op == Op::Flush || first.done == first.io.len {
                 done.push(Completion { tag: first.io.tag, result: Ok(()) });
                 self.queue.pop_front();
@@ -309,8 +341,8 @@ impl Channel for RamChannel {
         }
         if wrote {
             settle();
-            if !self.medium.written.load(Ordering::Relaxed) {
-                self.medium.written.store(true, Ordering::Relaxed);
+            if !self.medium.untended.load(Ordering::Relaxed) {
+                self.medium.untended.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -362,8 +394,66 @@ mod tests {
         assert_eq!([extent(0, 100), extent(3, 100), extent(5, 100)], [(3, false), (2, true), (1, false)]);
         assert_eq!([extent(6, 100), extent(6, 4), extent(22, 1)], [(17, true), (4, true), (1, true)]);
         assert_eq!(extent(1000, 1048), (LOOK_BUDGET / 512, false), "not more than is looked at");
+        rig.run(Io::without_data(0, Op::Discard, IoFlags::empty(), 0, 2048 * 512)).unwrap();
+        assert_eq!(extent(1, 2047), (2047, false), "nobody has to look");
         assert_eq!(extent(2000, 48), (48, false));
         assert_eq!(extent(4000, 48), (48, true), "beyond the end nothing is known");
+    }
+
+    #[test]
+    fn what_was_never_written_or_given_back_is_one_extent() {
+        let device = ram(512, 1 << 20);
+        let mut rig = Rig::new(&*device);
+        let all = device.shape().bytes();
+        assert_eq!(device.extent(0, all), Extent { len: all, mapped: false });
+        for at in [0, 100 << 20, all - 512] {
+            rig.write(at, &[1; 512], IoFlags::empty()).unwrap();
+        }
+        let grain = GRAIN as u64;
+        assert_eq!(device.extent(0, all), Extent { len: 512, mapped: true });
+        assert_eq!(device.extent(grain, all), Extent { len: (100 << 20) - grain, mapped: false });
+        assert_eq!(device.extent(grain, 512), Extent { len: 512, mapped: false });
+        assert_eq!(device.extent(all - 512, 512), Extent { len: 512, mapped: true });
+        // In several turns, the first of which begins and ends inside a grain.
+        rig.run(Io::without_data(0, Op::WriteZeroes, IoFlags::empty(), 512, all - 512)).unwrap();
+        assert_eq!(device.extent(grain, all), Extent { len: all - grain, mapped: false });
+        assert_eq!(device.extent(0, all).len, 512);
+        rig.run(Io::without_data(0, Op::Discard, IoFlags::empty(), 0, all)).unwrap();
+        assert_eq!(device.extent(0, all), Extent { len: all, mapped: false });
+    }
+
+    /// One writes while another gives back, again and again. What is there in the end must not be told as gone.
+    #[test]
+    fn what_has_outlived_a_discard_is_told() {
+        const LEN: u64 = 64 << 10;
+        let device = ram(4096, 512);
+        let both = std::sync::Barrier::new(2);
+        let rounds = 2000;
+        let mut wrong = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut rig = Rig::new(&*device);
+                for round in 0..rounds {
+                    both.wait();
+                    rig.write(round % 8 * LEN, &[7; LEN as usize], IoFlags::empty()).unwrap();
+                    both.wait();
+                }
+            });
+            let mut rig = Rig::new(&*device);
+            for round in 0..rounds {
+                // What the write before has left makes the drop as long as the write.
+                both.wait();
+                rig.run(Io::without_data(0, Op::Discard, IoFlags::empty(), 0, GRAIN as u64)).unwrap();
+                both.wait();
+                let at = round % 8 * LEN;
+                let holds = rig.read(at, LEN as usize).unwrap().iter().any(|&byte| byte != 0);
+                let told = (at..at + LEN).step_by(4096).any(|at| device.extent(at, 4096).mapped);
+                if holds != told {
+                    wrong.push(round);
+                }
+            }
+        });
+        assert!(wrong.is_empty(), "{} of {rounds} rounds: {wrong:?}", wrong.len());
     }
 
     #[test]

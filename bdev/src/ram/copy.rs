@@ -39,7 +39,7 @@ impl CopyEnd for Medium {
             return Err(CopyError::Target(IoError::OutOfRange));
         }
         self.take(source, from as usize, to as usize, len as usize);
-        self.written.store(true, Ordering::Relaxed);
+        self.untended.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -57,13 +57,14 @@ impl Medium {
             if bytes.iter().all(|&byte| byte == 0) {
                 zeroes += part;
             } else {
-                self.memory.zero(to + done - zeroes, zeroes);
+                self.zero(to + done - zeroes, zeroes);
                 zeroes = 0;
                 copy_to(&[self.memory.segment(to + done, part)], 0, bytes);
+                self.written.stored(to + done, part);
             }
             done += part;
         }
-        self.memory.zero(to + done - zeroes, zeroes);
+        self.zero(to + done - zeroes, zeroes);
     }
 }
 

@@ -181,7 +181,7 @@ impl UnitFiles {
     }
 
     /// Forgets a disk that there is no more.
-    pub fn remove(&self, uuid: Uuid) {
+    fn remove(&self, uuid: Uuid) {
         let mut kept = self.kept();
         kept.remove(&uuid);
         if let Err(error) = self.remove_file(&self.file(uuid)) {
@@ -214,7 +214,15 @@ fn parse(bytes: &[u8], uuid: Uuid, file: &Path) -> Result<Sections, StateError> 
 pub struct UnitSaver {
     /// The files.
     pub files: Arc<UnitFiles>,
-    orders: Sender<Save>,
+    orders: Sender<Order>,
+}
+
+/// What the thread does, in this order.
+#[derive(Debug)]
+enum Order {
+    Save(Save),
+    /// Answers when it is done.
+    Remove(Uuid, Sender<()>),
 }
 
 impl UnitSaver {
@@ -230,6 +238,17 @@ impl UnitSaver {
         Ok(UnitSaver { files, orders })
     }
 
+    /// Forgets a disk that there is no more, and of which nothing more will be saved: after what is still to be saved, or
+    /// that would make its file anew.
+    pub fn remove(&self, uuid: Uuid) {
+        let (done, removed) = channel();
+        match self.orders.send(Order::Remove(uuid, done)) {
+            Ok(()) => drop(removed.recv()),
+            // The thread is gone, and nobody saves any more.
+            Err(_) => self.files.remove(uuid),
+        }
+    }
+
     /// What keeps sections of one disk.
     #[must_use]
     pub fn keeper(&self) -> Arc<dyn Keeper> {
@@ -237,8 +256,17 @@ impl UnitSaver {
     }
 }
 
-fn serve(files: &UnitFiles, orders: &Receiver<Save>) {
-    for save in orders {
+fn serve(files: &UnitFiles, orders: &Receiver<Order>) {
+    for order in orders {
+        let save = match order {
+            Order::Save(save) => save,
+            Order::Remove(uuid, done) => {
+                files.remove(uuid);
+                // Nobody need wait for it.
+                let _ = done.send(());
+                continue;
+            }
+        };
         let uuid = save.unit().uuid();
         let saved = files.save(uuid, save.section(), save.text());
         if let Err(error) = &saved {
@@ -251,7 +279,7 @@ fn serve(files: &UnitFiles, orders: &Receiver<Save>) {
 /// A disk's keeper.
 #[derive(Debug)]
 struct UnitKeeper {
-    orders: Sender<Save>,
+    orders: Sender<Order>,
     /// By initiator; there are as many as controllers have been made with.
     budgets: Mutex<HashMap<u64, Budget>>,
 }
@@ -264,7 +292,7 @@ impl Keeper for UnitKeeper {
 
     fn submit(&self, save: Save) {
         // If the thread is gone, the save is dropped, which is told as a failure.
-        let _ = self.orders.send(save);
+        let _ = self.orders.send(Order::Save(save));
     }
 }
 
@@ -297,6 +325,8 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pollux_bdev::{Null, NullSpec};
+    use pollux_core::Bdev as _;
     use pollux_scsi::{Action, Identity, LogicalUnit, Nexus};
 
     const UUID: Uuid = Uuid::from_u128(0x1234_5678);
@@ -394,6 +424,26 @@ mod tests {
         save.start(Box::new(move |saved| tell.send(saved).expect("the test waits")));
         assert_eq!(told.recv().expect("told").outcome, pollux_scsi::Outcome::GOOD);
         assert!(!unit.reservations().unreadable);
+        assert!(!saver.files.file(UUID).exists());
+    }
+
+    #[test]
+    fn a_deleted_disk_leaves_no_file_whatever_was_still_to_be_saved() {
+        let (_dir, files) = files();
+        let saver = UnitSaver::start(files).expect("started");
+        let kept = saver.files.load(UUID).ok();
+        let null = NullSpec { name: "n".into(), block_size: 512, num_blocks: 8, physical_block_size: None, uuid: None };
+        let (identity, shape) = (Identity::from_uuid(UUID, "test"), Some(Null::new(&null).shape()));
+        let unit = LogicalUnit::kept(identity, shape, saver.keeper(), kept.as_ref());
+        let path = unit.attach(Nexus::new(1, "c".into(), 1, 0), 0);
+        let (tell, told) = channel();
+        // SET IDENTIFYING INFORMATION; the first ones are told of unit attentions.
+        let cdb = pollux_scsi::Cdb::from_slice(&[0xA4, 0x06, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]);
+        let label = || unit.execute_out(&path, &cdb, b"a", &mut [0; pollux_scsi::SCRATCH_LEN]);
+        let save = (0..5).find_map(|_| if let Action::Save(save) = label() { Some(save) } else { None });
+        save.expect("it has to be saved").start(Box::new(move |saved| tell.send(saved).expect("the test waits")));
+        saver.remove(UUID);
+        assert!(told.try_recv().is_ok(), "what was ordered before is done before");
         assert!(!saver.files.file(UUID).exists());
     }
 }

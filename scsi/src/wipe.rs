@@ -47,6 +47,8 @@ pub(crate) enum Content {
 pub(crate) struct Operation {
     pub(crate) purpose: Purpose,
     pub(crate) content: Content,
+    /// Which of the unit's it is: what is said of another one is not meant. The unit gives it when a command begins it.
+    pub(crate) number: u64,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +78,10 @@ struct Running {
 pub(crate) struct Wiping {
     state: State,
     saving: Saving<Change>,
+    /// The number of the last one that a command has begun.
+    begun: u64,
+    /// How the last one ended.
+    ended: Option<(u64, Outcome)>,
 }
 
 /// What counts as soon as it is saved.
@@ -91,6 +97,8 @@ struct Change {
 pub struct Begun {
     /// The command is answered now, not when the operation has ended (IMMED).
     pub immediate: bool,
+    /// Which of the unit's operations it is.
+    pub number: u64,
 }
 
 /// Why the medium must not be used.
@@ -176,6 +184,21 @@ impl Wiping {
         }
     }
 
+    /// Of the operation that is to be done, or being done.
+    fn number(&self) -> Option<u64> {
+        match &self.state {
+            State::Due(operation) | State::Running(Running { operation, .. }) => Some(operation.number),
+            State::None | State::Failed(_) => None,
+        }
+    }
+
+    /// What is to be done, or being done, ends now.
+    fn ends(&mut self, outcome: Outcome) {
+        if let Some(number) = self.number() {
+            self.ended = Some((number, outcome));
+        }
+    }
+
     fn save(&mut self, next: State, outcome: Outcome, begins: Option<Begun>) -> (u64, String) {
         let text = next.to_text();
         (self.saving.begin(Change { next, outcome, begins }), text)
@@ -185,8 +208,8 @@ impl Wiping {
 impl LogicalUnit {
     /// FORMAT UNIT and SANITIZE: has an operation begin. Not while another initiator uses the unit: it would find its disk
     /// not ready, and empty.
-    pub(crate) fn begin_wipe(&self, path: &Path, operation: Operation, immediate: bool) -> Action {
-        let cold = self.lock();
+    pub(crate) fn begin_wipe(&self, path: &Path, purpose: Purpose, content: Content, immediate: bool) -> Action {
+        let mut cold = self.lock();
         if cold.wiping.saving.is_busy() {
             return Action::Done(Outcome::BUSY);
         }
@@ -197,14 +220,17 @@ impl LogicalUnit {
             return Sense::new(Key::IllegalRequest, code::INVALID_FIELD_IN_CDB).into();
         }
         // A sanitize that has failed is made good by another one, as restricted as it was.
-        match (&cold.wiping.state, operation.purpose) {
-            (State::Failed(purpose @ Purpose::Sanitize { .. }), Purpose::Format) => return purpose.corrupt().into(),
+        match (&cold.wiping.state, purpose) {
+            (State::Failed(failed @ Purpose::Sanitize { .. }), Purpose::Format) => return failed.corrupt().into(),
             (State::Failed(Purpose::Sanitize { unrestricted: false }), Purpose::Sanitize { unrestricted: true }) => {
                 return Sense::invalid_field(1, Some(5)).into();
             }
             _ => {}
         }
-        self.change_wiping(cold, path, State::Due(operation), Some(Begun { immediate }))
+        cold.wiping.begun += 1;
+        let number = cold.wiping.begun;
+        let operation = Operation { purpose, content, number };
+        self.change_wiping(cold, path, State::Due(operation), Some(Begun { immediate, number }))
     }
 
     /// EXIT FAILURE MODE.
@@ -239,11 +265,13 @@ impl LogicalUnit {
         let mut cold = self.lock();
         let answer = match cold.wiping.saving.end(ticket).filter(|_| saved) {
             Some(Change { next, outcome, begins }) => {
+                cold.wiping.ends(outcome);
                 cold.wiping.state = next;
                 Saved { outcome, preempted: None, begun: begins }
             }
             None => {
                 // What has ended is still kept as if it had not: a restart would do it again, so nobody may write before.
+                cold.wiping.ends(failed);
                 if let State::Running(Running { operation, .. }) = &cold.wiping.state {
                     cold.wiping.state = State::Failed(operation.purpose);
                 }
@@ -252,6 +280,12 @@ impl LogicalUnit {
         };
         self.publish(&cold);
         answer
+    }
+
+    /// How this operation ended, if it was the last one and has.
+    #[must_use]
+    pub fn wipe_outcome(&self, number: u64) -> Option<Outcome> {
+        self.lock().wiping.ended.filter(|ended| ended.0 == number).map(|ended| ended.1)
     }
 
     /// Whether there is an operation that nobody does.
@@ -274,18 +308,21 @@ impl LogicalUnit {
         let (bytes, block) = cold.wipe_range()?;
         let State::Due(operation) = std::mem::take(&mut cold.wiping.state) else { unreachable!("it is due") };
         let total = bytes.saturating_mul(u64::from(operation.content.passes()));
-        let content = operation.content.clone();
+        let (content, number) = (operation.content.clone(), operation.number);
         cold.wiping.state = State::Running(Running { operation, total, done: 0, cancelled: false });
         self.publish(&cold);
         drop(cold);
-        Some(Wipe::new(unit, content, bytes, block))
+        Some(Wipe::new(unit, content, number, bytes, block))
     }
 
-    /// The command that waits for a format was aborted, and so is the format; a sanitize goes on.
-    pub fn cancel_format(&self) {
+    /// The command that waits for this operation was aborted, and so is the operation if it is a format; a sanitize goes
+    /// on.
+    pub fn cancel_format(&self, number: u64) {
         let mut cold = self.lock();
-        cold.wiping.reset();
-        self.publish(&cold);
+        if cold.wiping.number() == Some(number) {
+            cold.wiping.reset();
+            self.publish(&cold);
+        }
     }
 }
 

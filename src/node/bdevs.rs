@@ -68,7 +68,7 @@ impl Node {
         self.units().retain(|uuid, _| !uuids.contains(uuid));
         self.forget_identities(&uuids);
         if let Some(saver) = &self.unit_saver {
-            uuids.iter().for_each(|uuid| saver.files.remove(*uuid));
+            uuids.iter().for_each(|uuid| saver.remove(*uuid));
         }
         for name in &names {
             self.notifications.add(Kind::BdevUnregister, name);

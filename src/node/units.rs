@@ -121,6 +121,6 @@ fn warnings(unit: &LogicalUnit, name: &str) -> Vec<String> {
 fn closed(name: &str) -> String {
     format!(
         "nobody may use bdev '{name}', because its reservations cannot be read: restore its file in the state directory and \
-         restart, or give them up with bdev_clear_reservations"
+         restart, or give them up with bdev_clear_reservations (whether its data was being sanitized is then not known either)"
     )
 }

@@ -116,6 +116,7 @@ impl Node {
             // It may have been anywhere meanwhile.
             None => unit.raise(Attention::PowerOn, None),
         }
+        self.target.device_is_ready(&unit);
         self.target.unit_changed(&unit, CAPACITY_CHANGED.0, CAPACITY_CHANGED.1);
         true
     }

@@ -289,7 +289,7 @@ fn a_sanitize_outlives_its_luns_and_its_device() -> Result<()> {
         let device: Arc<dyn Bdev> = Arc::new(scene.bdev.clone());
         let unit = scene.unit.clone();
         if seed % 4 < 2 {
-            // The device goes and comes back, perhaps as another one: it begins again, with the next command.
+            // The device goes and comes back, perhaps as another one: it begins again, and nobody has to ask for anything.
             let (gone, back) = (unit.clone(), unit.clone());
             scene.appliance.call(move |target| -> Result<()> {
                 gone.set_shape(None);
@@ -299,10 +299,11 @@ fn a_sanitize_outlives_its_luns_and_its_device() -> Result<()> {
             scene.world.heal();
             let shape = device.shape();
             scene.appliance.call(move |target| -> Result<()> {
+                target.device_changed(&back, Some(device))?;
                 back.set_shape(Some(shape));
-                Ok(target.device_changed(&back, Some(device))?)
+                target.device_is_ready(&back);
+                Ok(())
             })?;
-            scene.ask(1, &[0; 6], &[])?;
         } else {
             // All LUNs are taken away, and added again: it goes on with the first.
             for name in ["one", "other"] {
@@ -338,4 +339,26 @@ fn an_erase_that_the_device_refuses_closes_the_disk() -> Result<()> {
     }
     ensure!(scene.ask(1, &ERASE, &[])?.good() && scene.holds(0), "another one makes it good");
     scene.end()
+}
+
+#[test]
+fn a_shortage_of_the_host_does_not_end_a_sanitize() -> Result<()> {
+    for seed in 1..=5 {
+        let mut scene = Scene::new(seed)?;
+        let (cdb, list) = overwrite(1, 0x77, IMMED);
+        // Some steps fail for a while, or one for longer than anybody tries.
+        let goes_on = seed % 2 == 0;
+        let lasting = Fault::always(Kind::Write, Effect::Error(libc::ENOMEM));
+        scene.world.fault(if goes_on { Fault { percent: 50, ..lasting } } else { lasting });
+        ensure!(scene.ask(0, &cdb, &list)?.good());
+        let sense = scene.ask(0, &cdb::read10(0, 1), &[])?.sense_key();
+        ensure!(goes_on || sense == SANITIZE_IN_PROGRESS, "seed {seed}: {sense:x?}");
+        scene.world.heal();
+        for _ in 0..2 {
+            scene.ask(1, &[0; 6], &[])?;
+        }
+        ensure!(scene.ask(1, &[0; 6], &[])?.good() && scene.holds(0x77), "seed {seed}");
+        scene.end()?;
+    }
+    Ok(())
 }

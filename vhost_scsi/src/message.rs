@@ -271,9 +271,14 @@ pub(crate) enum Body {
     },
     /// What barred commands wait for may be there.
     Look,
-    /// A format or a sanitize of a unit has ended.
+    /// A unit's device is back, and a format or a sanitize is to be done.
+    AdoptWipe {
+        unit: UnitId,
+    },
+    /// A format or a sanitize of a unit has ended: which one.
     WipeEnded {
         unit: UnitId,
+        number: u64,
         outcome: Outcome,
     },
     /// What a parked command has changed is saved, or could not be.
@@ -327,7 +332,8 @@ impl fmt::Debug for Body {
             Body::Fenced { unit, mark } => write!(f, "Fenced({unit}, {mark:?})"),
             Body::Unfence { unit, mark } => write!(f, "Unfence({unit}, {mark:?})"),
             Body::Look => write!(f, "Look"),
-            Body::WipeEnded { unit, outcome } => write!(f, "WipeEnded({unit}, {outcome:?})"),
+            Body::AdoptWipe { unit } => write!(f, "AdoptWipe({unit})"),
+            Body::WipeEnded { unit, number, outcome } => write!(f, "WipeEnded({unit}, {number}, {outcome:?})"),
             Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),
             Body::CopiedTogether { copy, bytes, result } => write!(f, "CopiedTogether({copy:?}, {bytes}, {result:?})"),
             Body::ErrandDone { id, data, .. } => write!(f, "ErrandDone({id}, {})", data.is_some()),

@@ -335,6 +335,18 @@ impl Target {
         Ok(())
     }
 
+    /// A unit's device is back, and the unit knows what it is like: a format or a sanitize that was interrupted goes on,
+    /// whether or not a guest asks for anything.
+    pub fn device_is_ready(&self, unit: &LogicalUnit) {
+        if unit.is_wipe_due()
+            && let Some(entry) = self.change().get(&unit.uuid())
+            && let Some(&reactor) = entry.users.keys().next()
+        {
+            // If it cannot be told now, the next command begins it.
+            let _ = self.send(reactor, Body::AdoptWipe { unit: entry.id });
+        }
+    }
+
     /// A unit raised a unit attention that its guests should look at now.
     pub fn unit_changed(&self, unit: &LogicalUnit, asc: u8, ascq: u8) {
         for controller in self.all() {

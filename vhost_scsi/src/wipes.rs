@@ -1,10 +1,10 @@
 //! Operations that give a unit's whole medium new content (FORMAT UNIT, SANITIZE), as a worker does them.
 //!
 //! An operation belongs to its unit. The worker that finds one that nobody does takes it: when a command has begun one,
-//! when the unit is opened, and with each command that comes for the unit. It claims the whole medium, so it starts
-//! when all that was under way has ended (`fence.rs`; new commands end with NOT READY), and then does one step after
-//! the other, each in its turn as bulk that no guest waits for. A worker that loses the device gives the operation back
-//! to the unit.
+//! when the unit is opened, when its device comes back, and with each command that comes for the unit. It claims the whole
+//! medium, so it starts when all that was under way has ended (`fence.rs`; new commands end with NOT READY), and then does
+//! one step after the other, each in its turn as bulk that no guest waits for. A worker that loses the device gives the
+//! operation back to the unit.
 //!
 //! A command that waits for the end is *parked* on its worker. All workers are told when it comes. Task management ends
 //! such a command at once: a format with it, never a sanitize.
@@ -25,6 +25,9 @@ use crate::worker::ScsiWorker;
 /// Tags with this bit, among those of the background, belong to these operations; the unit's number is the rest.
 const WIPE: Tag = 1 << 60;
 
+/// How often a step is tried that a shortage of the host has ended.
+const TRIES: u32 = 1000;
+
 /// An operation that this worker does.
 pub(crate) struct Wiping {
     unit: UnitId,
@@ -35,6 +38,8 @@ pub(crate) struct Wiping {
     pattern: Option<(u8, Pattern)>,
     step: Io,
     started: u64,
+    /// How often this step was tried.
+    tries: u32,
     /// The device goes: no further step.
     leaving: bool,
 }
@@ -54,6 +59,7 @@ enum Stage {
 /// A command that waits for its unit's operation to end.
 pub(crate) struct Waiter {
     unit: UnitId,
+    number: u64,
     tag: Tag,
 }
 
@@ -85,7 +91,7 @@ impl ScsiWorker {
             );
         } else {
             let tag = self.park(port, given);
-            self.wipe_waiters.push(Waiter { unit, tag });
+            self.wipe_waiters.push(Waiter { unit, number: begun.number, tag });
         }
         self.adopt_wipe(unit);
     }
@@ -94,8 +100,11 @@ impl ScsiWorker {
     pub(crate) fn wipe_begun(&mut self, tag: Tag, unit: UnitId, begun: Begun) {
         if begun.immediate {
             self.unpark(tag, &Outcome::GOOD);
+        } else if let Some(outcome) = self.units.look(unit).logical.wipe_outcome(begun.number) {
+            // Another worker has done it before this one was told that it may begin.
+            self.unpark(tag, &outcome);
         } else {
-            self.wipe_waiters.push(Waiter { unit, tag });
+            self.wipe_waiters.push(Waiter { unit, number: begun.number, tag });
             self.end_aborted_waiters();
         }
         self.adopt_wipe(unit);
@@ -113,7 +122,7 @@ impl ScsiWorker {
         let tag = BACKGROUND | WIPE | Tag::from(unit);
         let step = Io::without_data(tag, Op::Flush, IoFlags::empty(), 0, 0);
         let stage = Stage::Fencing(self.workers);
-        self.wipes.push(Wiping { unit, wipe, claim, stage, pattern: None, step, started: 0, leaving: false });
+        self.wipes.push(Wiping { unit, wipe, claim, stage, pattern: None, step, started: 0, tries: 0, leaving: false });
         self.ask_around(unit, Mark::Claim(claim, Span { offset, len }));
     }
 
@@ -154,6 +163,13 @@ impl ScsiWorker {
         }
         let (op, flags, offset, len) = parts(step);
         wiping.step = Io::without_data(wiping.step.tag, op, flags, offset, len);
+        wiping.tries = 0;
+        self.wipe_go(at, cx);
+    }
+
+    fn wipe_go(&mut self, at: usize, cx: &mut Cx<'_>) {
+        let wiping = &mut self.wipes[at];
+        wiping.tries += 1;
         (wiping.stage, wiping.started) = (Stage::Waiting, cx.now);
         let (unit, tag, charge) = (wiping.unit, wiping.step.tag, wiping.charge());
         let open = self.units.get(unit);
@@ -184,15 +200,16 @@ impl ScsiWorker {
         let at = self.wiping(unit).expect("an operation stays until its step has ended");
         let wiping = &self.wipes[at];
         let (Io { op, len, .. }, charge, started) = (wiping.step, wiping.charge(), wiping.started);
-        let leaving = wiping.leaving;
+        let (leaving, tries) = (wiping.leaving, wiping.tries);
         let open = self.units.get(unit);
         open.ended(charge);
         open.stats.ended(op, len, cx.now.saturating_sub(started), result);
         match result {
             _ if leaving => self.leave_wipe_at(at),
             Ok(()) => self.next_of_wipe(at, cx),
+            Err(IoError::Busy) if tries < TRIES => self.wipe_go(at, cx),
             // Not the medium's fault: whoever has the device next does it.
-            Err(IoError::NotReady | IoError::Aborted) => self.leave_wipe_at(at),
+            Err(IoError::NotReady | IoError::Aborted | IoError::Busy) => self.leave_wipe_at(at),
             Err(error) => self.wipe_ended(at, Err(error)),
         }
     }
@@ -219,37 +236,40 @@ impl ScsiWorker {
                 self.outbox.push_back((worker, Message(Body::Unfence { unit, mark })));
             }
         }
+        let number = wipe.number();
         let outcome = wipe.leave();
         self.release_claim(unit, claim);
         if let Some(outcome) = outcome {
-            self.tell_wipe_ended(unit, outcome);
+            self.tell_wipe_ended(unit, number, outcome);
         }
     }
 
     fn wipe_ended(&mut self, at: usize, result: Result<(), IoError>) {
         let Wiping { unit, wipe, claim, .. } = self.wipes.swap_remove(at);
+        let number = wipe.number();
         let end = wipe.end(result);
         self.release_claim(unit, claim);
         match end {
-            WipeEnd::Answer(outcome) => self.tell_wipe_ended(unit, outcome),
+            WipeEnd::Answer(outcome) => self.tell_wipe_ended(unit, number, outcome),
             WipeEnd::Save(save) => {
-                let told = move |saved: Saved| Body::WipeEnded { unit, outcome: saved.outcome };
+                let told = move |saved: Saved| Body::WipeEnded { unit, number, outcome: saved.outcome };
                 self.start_save(*save, 0..self.workers, told);
             }
         }
     }
 
-    fn tell_wipe_ended(&mut self, unit: UnitId, outcome: Outcome) {
+    fn tell_wipe_ended(&mut self, unit: UnitId, number: u64, outcome: Outcome) {
         for worker in 0..self.workers {
-            self.outbox.push_back((worker, Message(Body::WipeEnded { unit, outcome })));
+            self.outbox.push_back((worker, Message(Body::WipeEnded { unit, number, outcome })));
         }
     }
 
-    /// Answers the commands that have waited for a unit's operation.
-    pub(crate) fn answer_wipe_waiters(&mut self, unit: UnitId, outcome: &Outcome) {
-        let (ended, kept) = std::mem::take(&mut self.wipe_waiters).into_iter().partition(|waiter| waiter.unit == unit);
+    /// Answers the commands that have waited for this operation of a unit.
+    pub(crate) fn answer_wipe_waiters(&mut self, unit: UnitId, number: u64, outcome: &Outcome) {
+        let waiters = std::mem::take(&mut self.wipe_waiters);
+        let of = |waiter: &Waiter| (waiter.unit, waiter.number) == (unit, number);
+        let (ended, kept): (Vec<_>, Vec<_>) = waiters.into_iter().partition(of);
         self.wipe_waiters = kept;
-        let ended: Vec<Waiter> = ended;
         for Waiter { tag, .. } in ended {
             self.unpark(tag, outcome);
         }
@@ -261,8 +281,8 @@ impl ScsiWorker {
         let waiters = std::mem::take(&mut self.wipe_waiters);
         let (ended, kept): (Vec<_>, Vec<_>) = waiters.into_iter().partition(|waiter| aborted(self, waiter.tag));
         self.wipe_waiters = kept;
-        for Waiter { unit, tag } in ended {
-            self.units.look(unit).logical.cancel_format();
+        for Waiter { unit, number, tag } in ended {
+            self.units.look(unit).logical.cancel_format(number);
             self.unpark(tag, &Outcome::GOOD);
         }
     }

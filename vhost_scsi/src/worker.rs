@@ -608,7 +608,12 @@ impl Worker for ScsiWorker {
                 self.look_at_barred(cx);
                 self.look_at_wipes(cx);
             }
-            Body::WipeEnded { unit, outcome } => self.answer_wipe_waiters(unit, &outcome),
+            Body::AdoptWipe { unit } => {
+                if self.units.is_open(unit) {
+                    self.adopt_wipe(unit);
+                }
+            }
+            Body::WipeEnded { unit, number, outcome } => self.answer_wipe_waiters(unit, number, &outcome),
             Body::Saved { tag, saved } => self.saved(tag, saved),
             Body::CopiedTogether { copy, bytes, result } => self.copied_together(copy, (bytes, result), cx),
             Body::ErrandDone { id, session, data } => self.errand_done(id, session, data),

@@ -3,7 +3,7 @@
 //! here.
 
 use crate::commands::Call;
-use crate::wipe::{Content, Operation, Purpose};
+use crate::wipe::{Content, Purpose};
 use crate::{Action, Inventory, Sense};
 
 const OPTIONS: usize = 1;
@@ -98,5 +98,5 @@ fn content_of(bytes: &[u8]) -> Content {
 }
 
 fn begin(call: &Call<'_>, content: Content, immediate: bool) -> Action {
-    call.unit.begin_wipe(call.path, Operation { purpose: Purpose::Format, content }, immediate)
+    call.unit.begin_wipe(call.path, Purpose::Format, content, immediate)
 }

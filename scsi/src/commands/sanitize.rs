@@ -5,7 +5,7 @@
 //! There is no CRYPTOGRAPHIC ERASE, as there is no key.
 
 use crate::commands::Call;
-use crate::wipe::{Content, Operation, Purpose};
+use crate::wipe::{Content, Purpose};
 use crate::{Action, Inventory, Key, Sense, code};
 
 const OPTIONS: usize = 1;
@@ -58,5 +58,5 @@ pub(crate) fn exit_failure_mode(call: &mut Call<'_>, _: &dyn Inventory) -> Resul
 
 fn begin(call: &Call<'_>, content: Content) -> Action {
     let purpose = Purpose::Sanitize { unrestricted: call.cdb.bit(OPTIONS, AUSE) };
-    call.unit.begin_wipe(call.path, Operation { purpose, content }, call.cdb.bit(OPTIONS, IMMED))
+    call.unit.begin_wipe(call.path, purpose, content, call.cdb.bit(OPTIONS, IMMED))
 }

@@ -47,6 +47,9 @@ impl End {
         if !standing.geometry.has(Flags::READY) {
             return Err(Sense::NOT_READY.into());
         }
+        if let Some(blocked) = standing.blocked {
+            return Err(blocked.sense.into());
+        }
         if standing.stopped {
             return Err(Sense::STOPPED.into());
         }

@@ -47,7 +47,7 @@ impl State {
         let unrestricted = |word: &str| word == exit_word(true);
         let sanitize = |exit: &str, content| {
             let purpose = Purpose::Sanitize { unrestricted: unrestricted(exit) };
-            State::Due(Operation { purpose, content })
+            State::Due(Operation { purpose, content, number: 0 })
         };
         match words[..] {
             [] => State::None,

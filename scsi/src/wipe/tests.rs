@@ -27,7 +27,7 @@ fn alone() -> Bench {
 
 fn begun(action: &Action) -> bool {
     match action {
-        Action::Wipe(Begun { immediate }) => *immediate,
+        Action::Wipe(Begun { immediate, .. }) => *immediate,
         other => panic!("{other:?}"),
     }
 }
@@ -215,8 +215,10 @@ fn a_reset_ends_a_format_and_the_medium_is_corrupt_until_the_next() {
     assert_eq!(answer(run(&bench.unit).1), Outcome::GOOD);
     bench.good(&TEST_UNIT_READY);
     // Nobody had taken it yet.
-    begun(&bench.execute(&FORMAT));
-    bench.unit.cancel_format();
+    let Action::Wipe(Begun { number, .. }) = bench.execute(&FORMAT) else { panic!("it begins") };
+    bench.unit.cancel_format(number - 1);
+    assert!(bench.unit.is_wipe_due(), "the command of an earlier one was aborted");
+    bench.unit.cancel_format(number);
     assert!(bench.unit.take_wipe().is_none());
     assert_eq!(bench.sense(&READ).code(), 0x3100);
 }
@@ -228,7 +230,7 @@ fn a_sanitize_goes_on_over_a_reset_and_over_its_taker() {
     let mut wipe = bench.unit.take_wipe().unwrap();
     assert!(wipe.next().is_some() && !bench.unit.is_wipe_due());
     bench.unit.reset(Some(&bench.path));
-    bench.unit.cancel_format();
+    bench.unit.cancel_format(wipe.number());
     drained(&bench.path);
     assert_eq!(wipe.leave(), None, "its command waits on");
     assert!(bench.unit.is_wipe_due());
@@ -372,7 +374,7 @@ fn what_is_kept_says_so_before_the_first_step_and_until_after_the_last() {
     assert!(matches!(bench.execute(&READ), Action::Io { .. }), "nor does anybody notice");
     assert_eq!(bench.execute(&ERASE).done(), Some(Outcome::BUSY));
     let saved = end_save(&shelf, save, true);
-    assert_eq!((saved.outcome, saved.begun), (Outcome::GOOD, Some(Begun { immediate: false })));
+    assert_eq!((saved.outcome, saved.begun), (Outcome::GOOD, Some(Begun { immediate: false, number: 1 })));
     let (_, end) = run(&bench.unit);
     assert_eq!(bench.sense(&READ).code(), 0x041B, "not before it is saved");
     let WipeEnd::Save(save) = end else { panic!("{end:?}") };
@@ -446,4 +448,66 @@ fn what_nobody_understands_closes_the_disk() {
         let mut bench = kept(&shelf, &format!("sanitize unrestricted pattern 1 true {hex}"));
         assert_eq!(bench.sense(&READ).code(), 0x3103, "{hex}");
     }
+}
+
+#[test]
+fn who_comes_late_is_told_how_it_ended() {
+    let mut bench = alone();
+    for (result, code) in [(Ok(()), None), (Err(IoError::NoSpace), Some(0x3101)), (Ok(()), None)] {
+        let Action::Wipe(Begun { number, .. }) = bench.execute(&FORMAT) else { panic!("it begins") };
+        assert_eq!(bench.unit.wipe_outcome(number), None);
+        let mut wipe = bench.unit.take_wipe().unwrap();
+        assert_eq!(wipe.number(), number);
+        while wipe.next().is_some() {}
+        let outcome = answer(wipe.end(result));
+        assert_eq!(outcome.sense.map(|sense| sense.code()), code);
+        assert_eq!(bench.unit.wipe_outcome(number), Some(outcome));
+        assert_eq!(bench.unit.wipe_outcome(number - 1), None, "of the last one only");
+    }
+    let Action::Wipe(Begun { number, .. }) = bench.execute(&FORMAT) else { panic!("it begins") };
+    let failure = bench.unit.take_wipe().unwrap().leave();
+    assert!(failure.is_some() && bench.unit.wipe_outcome(number) == failure);
+
+    let shelf = Arc::new(Shelf::default());
+    let mut bench = kept(&shelf, "");
+    for saved in [true, false] {
+        let begun = end_save(&shelf, save_of(bench.execute(&ERASE)), true).begun.unwrap();
+        let WipeEnd::Save(save) = run(&bench.unit).1 else { panic!("it has to be saved") };
+        assert_eq!(bench.unit.wipe_outcome(begun.number), None, "not before it is saved");
+        let outcome = end_save(&shelf, *save, saved).outcome;
+        assert_eq!((bench.unit.wipe_outcome(begun.number), outcome == Outcome::GOOD), (Some(outcome), saved));
+    }
+}
+
+#[test]
+fn copies_meet_it_as_reads_and_writes_do() {
+    let shelf = Arc::new(Shelf::default());
+    let mut bench = kept(&shelf, "");
+    let end = crate::End { unit: bench.unit.clone(), path: bench.path.clone(), place: 0 };
+    let refused = |code: u16| {
+        let senses = [end.may_read(0, 512).unwrap_err().sense, end.may_write(0, 512).unwrap_err().sense];
+        assert_eq!(senses.map(|sense| sense.code()), [code; 2]);
+    };
+    end.may_read(0, 512).unwrap();
+    let save = save_of(bench.execute(&ERASE));
+    end.may_write(0, 512).unwrap();
+    end_save(&shelf, save, true);
+    refused(0x041B);
+    let mut wipe = bench.unit.take_wipe().unwrap();
+    refused(0x041B);
+    assert_eq!(wipe.leave(), None);
+    refused(0x041B);
+    wipe = bench.unit.take_wipe().unwrap();
+    while wipe.next().is_some() {}
+    let WipeEnd::Save(save) = wipe.end(Err(IoError::NoSpace)) else { panic!("it has to be saved") };
+    refused(0x041B);
+    end_save(&shelf, *save, true);
+    refused(0x3103);
+    end_save(&shelf, save_of(bench.execute(&ERASE)), true);
+    let WipeEnd::Save(save) = run(&bench.unit).1 else { panic!("it has to be saved") };
+    // All of it is zeroes, but a restart would do it again.
+    refused(0x041B);
+    end_save(&shelf, *save, true);
+    end.may_read(0, 512).unwrap();
+    end.may_write(0, 512).unwrap();
 }

@@ -23,6 +23,7 @@ pub enum WipeEnd {
 pub struct Wipe {
     unit: Arc<LogicalUnit>,
     content: Content,
+    number: u64,
     /// Of the whole medium.
     bytes: u64,
     block: usize,
@@ -35,9 +36,15 @@ pub struct Wipe {
 }
 
 impl Wipe {
-    pub(super) fn new(unit: Arc<LogicalUnit>, content: Content, bytes: u64, block: usize) -> Wipe {
+    pub(super) fn new(unit: Arc<LogicalUnit>, content: Content, number: u64, bytes: u64, block: usize) -> Wipe {
         let left = Range { offset: 0, len: bytes };
-        Wipe { unit, content, bytes, block, pass: 0, left, flushed: false, ended: false }
+        Wipe { unit, content, number, bytes, block, pass: 0, left, flushed: false, ended: false }
+    }
+
+    /// Which of the unit's operations it is.
+    #[must_use]
+    pub const fn number(&self) -> u64 {
+        self.number
     }
 
     /// Offset and length of what it has to itself.
@@ -119,6 +126,7 @@ impl Wipe {
             (State::Failed(purpose), purpose.failure())
         };
         if unit.keeper().is_none() || next.to_text() == cold.wiping.state.to_text() {
+            cold.wiping.ends(outcome);
             cold.wiping.state = next;
             unit.publish(&cold);
             return WipeEnd::Answer(outcome);
@@ -140,6 +148,9 @@ impl Wipe {
         let mut cold = self.unit.lock();
         let State::Running(Running { operation, .. }) = std::mem::take(&mut cold.wiping.state) else { return None };
         let purpose = operation.purpose;
+        if purpose == Purpose::Format {
+            cold.wiping.ended = Some((operation.number, purpose.failure()));
+        }
         cold.wiping.state = match purpose {
             Purpose::Format => State::Failed(purpose),
             Purpose::Sanitize { .. } => State::Due(operation),

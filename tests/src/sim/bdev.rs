@@ -158,6 +158,7 @@ fn outcome(io: &Io, result: i32) -> Result<(), IoError> {
     match -result {
         libc::ECANCELED => Err(IoError::Aborted),
         libc::ENOSPC => Err(IoError::NoSpace),
+        libc::ENOMEM => Err(IoError::Busy),
         1.. => Err(IoError::Medium),
         _ if matches!(io.op, Op::Read | Op::Write) && result as u64 != io.len => Err(IoError::Medium),
         _ => Ok(()),

@@ -112,10 +112,10 @@ pub struct ScsiAnswer {
 }
 
 impl ScsiAnswer {
-    /// A command of which the device has said nothing; what has become of its data is not known, but so much was not moved.
+    /// A command of which the device has said nothing, and of whose data, `len` bytes, nobody says anything either.
     #[must_use]
-    pub const fn undelivered(delivery: Delivery, residual: u64) -> ScsiAnswer {
-        ScsiAnswer { delivery, status: 0, residual, sense: [0; SENSE_MAX], sense_len: 0 }
+    pub const fn undelivered(delivery: Delivery, len: u64) -> ScsiAnswer {
+        ScsiAnswer { delivery, status: 0, residual: len, sense: [0; SENSE_MAX], sense_len: 0 }
     }
 
     /// The device's own answer. What is longer than [`SENSE_MAX`] is cut off.

@@ -20,6 +20,8 @@ const BLOCK: usize = 512;
 /// Each queue works on blocks of its own.
 const AREA: u64 = 64;
 const QUEUES: usize = 2;
+/// Of a request's answer that has no data.
+const RESPONSE_LEN: usize = 108;
 
 fn for_seeds(few: u64, test: impl Fn(u64) -> Result<()>) -> Result<()> {
     let of = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
@@ -154,6 +156,9 @@ impl Image {
             let told = response.sense_key();
             ensure!(told.is_some_and(|(key, asc, _)| key == 6 || (key, asc) == (5, 0x24)), "{response:02x?}");
         }
+        let room = of.write.as_ref().map_or(response.data.len(), Vec::len);
+        let nothing = (response.residual as usize, response.written as usize) == (room, RESPONSE_LEN);
+        ensure!(nothing, "of what is lost nothing was moved: {response:02x?}");
         *self.lost.entry(response.response).or_default() += 1;
         if let Some(data) = &of.write {
             block.push(data.clone());

@@ -69,8 +69,9 @@ impl ScsiWorker {
         lun.inflight -= 1;
         let lost = if result == Err(IoError::Aborted) { Delivery::Aborted } else { Delivery::Gone };
         let answer = self.units.take_answer(lun.unit, tag).unwrap_or(ScsiAnswer::undelivered(lost, len));
-        let moved = len - answer.residual.min(len);
         let good = answer.delivery == Delivery::Answered;
+        // Of what the device has not answered nothing was moved, whatever its driver says.
+        let moved = if good { len - answer.residual.min(len) } else { 0 };
         lun.stats.ended(slot.op, moved, cx.now.saturating_sub(slot.started), good);
         if let Some(response) = slot.aborted {
             port.answer_slot(head, &Answer::response(response, len));

@@ -19,6 +19,8 @@ pub(super) fn refused(errno: Errno) -> Delivery {
 }
 
 /// A command that has ended. A status of the device's goes before what others say about it: they say it because of that.
+/// Of one that the device has not answered nothing was moved, whatever the residual: it is 0 where nobody has set it, and
+/// what lies in the driver's memory then is of another command.
 pub(super) fn answer(header: &Header, sense: &[u8], len: u64) -> ScsiAnswer {
     // More than all of it, or less than nothing, is what some adapters say after an overrun.
     let residual = u64::try_from(header.resid).unwrap_or(0).min(len);
@@ -27,7 +29,7 @@ pub(super) fn answer(header: &Header, sense: &[u8], len: u64) -> ScsiAnswer {
     }
     match of_host(header.host_status).or_else(|| of_driver(header.driver_status)) {
         None => ScsiAnswer::answered(0, sense, residual),
-        Some(delivery) => ScsiAnswer::undelivered(delivery, residual),
+        Some(delivery) => ScsiAnswer::undelivered(delivery, len),
     }
 }
 
@@ -116,6 +118,13 @@ mod tests {
         }
         assert_eq!(ended(0, 0, 0x06, 0).delivery, Aborted);
         assert_eq!(ended(0, 0, 0x14, 0).delivery, Failed, "advice is no part of it");
+    }
+
+    #[test]
+    fn nothing_was_moved_of_what_the_device_has_not_answered() {
+        for (host, driver, resid) in [(0x01, 0, 0), (0x03, 0, 0), (0x08, 0, 0), (0x0E, 0, 40), (0, 0x06, 0)] {
+            assert_eq!(ended(0, host, driver, resid).residual, 100, "{host:x}");
+        }
     }
 
     #[test]

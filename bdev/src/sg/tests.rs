@@ -214,6 +214,27 @@ fn what_the_host_says_without_a_status_is_handed_on() {
 }
 
 #[test]
+fn what_a_lost_command_leaves_in_the_drivers_memory_never_reaches_the_guest() {
+    let mut bench = Bench::new(1);
+    let memory = memory();
+    let segments = [memory.segment(0, 64)];
+    copy_to(&segments, 0, &[0xEE; 64]);
+    // TIME_OUT, RESET, TRANSPORT_DISRUPTED, NO_CONNECT: the host adapter's driver counts everything as moved.
+    for host in [0x03, 0x08, 0x0E, 0x01] {
+        bench.submit(command(1, Direction::In, list(&segments)));
+        let mut taken = bench.take(0);
+        taken.fill(&[7; 64]);
+        taken.end(0, &[], host, 0);
+        bench.give(0, &taken);
+        let (_, answer) = bench.answer();
+        assert_eq!(answer.residual, 64, "{host:x}");
+        let mut bytes = [0; 64];
+        copy_from(&segments, 0, &mut bytes);
+        assert_eq!(bytes, [0xEE; 64], "{host:x}");
+    }
+}
+
+#[test]
 fn a_residual_of_nonsense_stays_inside_the_data() {
     let mut bench = Bench::new(1);
     let memory = memory();

@@ -153,7 +153,11 @@ impl Channel for SimSgChannel {
             match work {
                 Work::Command(command, lost) => {
                     let answer = match lost {
-                        Some(delivery) => ScsiAnswer::undelivered(delivery, command.len),
+                        // As host adapters' drivers do it that count everything as moved unless they know better.
+                        Some(delivery) => {
+                            let residual = if disk.rng.chance(1, 2) { 0 } else { command.len };
+                            ScsiAnswer::undelivered(delivery, residual)
+                        }
                         None => disk.execute(&command),
                     };
                     self.answers.insert(command.tag, answer);

@@ -72,6 +72,9 @@ impl LogicalUnit {
     /// Goes on with a command that was answered with [`Action::DataOut`], with the parameter data: the bytes that the
     /// guest really sent, if it had less than was asked for.
     pub fn execute_out(&self, path: &Path, cdb: &Cdb, parameters: &[u8], scratch: &mut [u8]) -> Action {
+        if let Some(through) = self.through.get() {
+            return through.send_on(cdb, Some(parameters));
+        }
         let Standing { geometry, stopped, blocked } = self.standing();
         let row = match commands::find(cdb, geometry) {
             Ok(row) => row,

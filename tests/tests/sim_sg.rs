@@ -20,6 +20,8 @@ const BLOCK: usize = 512;
 /// Each queue works on blocks of its own.
 const AREA: u64 = 64;
 const QUEUES: usize = 2;
+/// First address and length of a guest's memory that can be searched.
+const MEMORY: (u64, u64) = (0x10_0000, 1 << 20);
 /// Of a request's answer that has no data.
 const RESPONSE_LEN: usize = 108;
 
@@ -70,6 +72,10 @@ impl Bench {
 
     fn one(&mut self, front: &mut FrontEnd, cdb: &[u8]) -> Result<Response> {
         front.submit(FIRST_REQUEST_QUEUE, &Command::new(LUN, cdb, &[], 0)).context("room")?;
+        self.answer(front)
+    }
+
+    fn answer(&mut self, front: &mut FrontEnd) -> Result<Response> {
         loop {
             self.appliance.machine.rounds(3);
             if let Some((_, response)) = front.poll(FIRST_REQUEST_QUEUE)? {
@@ -183,6 +189,58 @@ fn answers_that_come_late_and_in_any_order_are_the_right_ones() -> Result<()> {
         bench.appliance.disconnect(front);
         bench.appliance.shutdown()
     })
+}
+
+/// Where in the guest's memory these bytes are.
+fn places(front: &FrontEnd, bytes: &[u8]) -> Vec<u64> {
+    let (from, len) = MEMORY;
+    let all = front.driver.memory.bytes(from, len as usize);
+    let found = all.windows(bytes.len()).enumerate().filter(|(_, part)| *part == bytes);
+    found.map(|(at, _)| from + at as u64).collect()
+}
+
+#[test]
+fn a_block_descriptor_never_reaches_a_disk_even_if_it_comes_late() -> Result<()> {
+    const SELECT: [u8; 6] = [0x15, 0x10, 0, 0, 16, 0];
+    let (mut good, mut late) = ([0x5A; 16], 0u32);
+    good[3] = 0;
+    let mut evil = good;
+    evil[3] = 8;
+    for seed in 0..8 {
+        let mut bench = Bench::new(seed)?;
+        let options = DriverOptions { memory: vec![MEMORY], ..DriverOptions::default() };
+        let mut front = bench.appliance.connect("vm", &options)?;
+        for _ in 0..4 {
+            bench.one(&mut front, &cdb::TEST_UNIT_READY)?;
+        }
+        for list in [&evil[..], &evil[..15]] {
+            front.submit(FIRST_REQUEST_QUEUE, &Command::new(LUN, &SELECT, list, 0)).context("room")?;
+            let response = bench.answer(&mut front)?;
+            let whole = list.len() == 16;
+            let refused = if whole { response.sense_key() == Some((5, 0x26, 0)) } else { response.response == 1 };
+            ensure!(refused && bench.device.modes().is_empty(), "{response:02x?}");
+        }
+        // More than the list: the rest stays here.
+        let longer = [&good[..], &[1; 20]].concat();
+        front.submit(FIRST_REQUEST_QUEUE, &Command::new(LUN, &SELECT, &longer, 0)).context("room")?;
+        for rounds in 0.. {
+            bench.appliance.machine.rounds(1);
+            if let Some((_, response)) = front.poll(FIRST_REQUEST_QUEUE)? {
+                let seen = bench.device.modes();
+                let refused = response.sense_key() == Some((5, 0x26, 0)) && seen.is_empty();
+                ensure!(refused || response.good() && response.residual == 20 && seen == good, "{seen:02x?}");
+                late += u32::from(!refused && rounds > 0);
+                break;
+            }
+            for at in places(&front, &good) {
+                front.driver.memory.write(at, &evil);
+            }
+        }
+        bench.appliance.disconnect(front);
+        bench.appliance.shutdown()?;
+    }
+    ensure!(late > 0, "no list was changed after it was looked at");
+    Ok(())
 }
 
 #[test]

@@ -154,9 +154,43 @@ impl Pattern {
     }
 }
 
+/// Bytes of ours that go to a device.
+pub(crate) struct Copied {
+    /// Only the segment looks at it.
+    _bytes: Box<[u8]>,
+    segment: Box<Segment>,
+}
+
+impl Copied {
+    pub(crate) fn new(bytes: &[u8]) -> Copied {
+        let mut bytes: Box<[u8]> = bytes.into();
+        // SAFETY: the buffer lives in the same struct, is never borrowed otherwise, and the struct outlives the request made
+        // from it (a slot drops it only when its request has completed).
+        let segment = unsafe { Segment::new(bytes.as_mut_ptr() as usize, bytes.len()) };
+        Copied { _bytes: bytes, segment: Box::new(segment) }
+    }
+
+    /// All of them, as a list of one.
+    pub(crate) fn data(&self) -> SegmentList {
+        // SAFETY: the list lives as long as the bytes and is never changed.
+        unsafe { SegmentList::new(std::slice::from_ref(&*self.segment)) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_stays_what_it_was() {
+        let mut bytes = *b"parameters";
+        let copied = Copied::new(&bytes);
+        bytes.fill(0);
+        let moved = Box::new(copied);
+        assert_eq!(moved.data().bytes(), 10);
+        pollux_core::segment::copy_from(moved.data().as_slice(), 0, &mut bytes);
+        assert_eq!(&bytes, b"parameters");
+    }
 
     #[test]
     fn a_pattern_fills_a_step_of_any_length() {

@@ -315,10 +315,7 @@ impl ScsiWorker {
             Some(Long::Job(working)) => working.data(slot.op, slot.len),
             Some(Long::Dormant(_)) => unreachable!("what has not begun is not submitted"),
             Some(Long::Copy { .. }) => unreachable!("a parked command has no request"),
-            Some(Long::Pass(passing)) => {
-                let passing = *passing;
-                return self.submit_pass(port, head, unit, passing, cx);
-            }
+            Some(Long::Pass(_)) => return self.submit_pass(port, head, unit, cx),
         };
         let io = Io { tag, op: slot.op, flags: slot.flags, offset: slot.offset, len: slot.len, data };
         if let Err(error) = self.units.submit(unit, io, slot.charge(), cx) {

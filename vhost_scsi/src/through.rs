@@ -9,6 +9,7 @@ use pollux_scsi::{Cdb, Key, Pass, Sense, code, direction};
 
 use crate::background::BACKGROUND;
 use crate::message::{AbortId, UnitId};
+use crate::pieces::Copied;
 use crate::port::{Answer, Long, Phase, Port};
 use crate::request::{COMMAND_LEN, RESPONSE_LEN, Response};
 use crate::serve::{Encoded, Given, to_u32};
@@ -18,17 +19,23 @@ use crate::worker::ScsiWorker;
 pub(crate) const RESET: Tag = 1 << 61;
 
 /// What a slot keeps of such a command.
-#[derive(Clone, Copy)]
 pub(crate) struct Passing {
     cdb: [u8; 32],
     direction: Direction,
     pass: Pass,
+    /// Parameter data that its unit has looked at: this goes to the device, and not what the guest has by then.
+    looked_at: Option<Copied>,
 }
 
 impl ScsiWorker {
     /// Starts a command whose chain lies in `self.segments`.
     pub(crate) fn start_pass(&mut self, port: &mut Port, given: &Given, cdb: &Cdb, pass: Pass, cx: &mut Cx<'_>) {
-        let (direction, len) = direction(given.data_out, given.data_in);
+        let looked_at = usize::try_from(given.used).ok().filter(|len| *len > 0);
+        let looked_at = looked_at.map(|len| Copied::new(&self.parameters[..len]));
+        let (direction, len) = match looked_at {
+            Some(_) => (Direction::Out, given.used),
+            None => direction(given.data_out, given.data_in),
+        };
         let slot = port.claim(given.head);
         self.put_response(slot, given.readable);
         let (readable, writable) = self.segments.as_slice().split_at(given.readable);
@@ -41,19 +48,22 @@ impl ScsiWorker {
         let got = segment::for_range(from, skip, bytes, |part| slot.pieces.push(part));
         assert_eq!(got as u64, len, "the chain holds what it was counted to hold");
         (slot.op, slot.flags, slot.offset, slot.len) = (op, IoFlags::empty(), 0, len);
-        (slot.lun, slot.name, slot.residual, slot.started) = (given.lun, given.name, to_u32(len), cx.now);
-        slot.long = Some(Box::new(Long::Pass(Passing { cdb: *cdb.as_bytes(), direction, pass })));
+        (slot.lun, slot.name, slot.residual, slot.started) = (given.lun, given.name, to_u32(given.residual(0)), cx.now);
+        slot.long = Some(Box::new(Long::Pass(Passing { cdb: *cdb.as_bytes(), direction, pass, looked_at })));
         self.luns.get_mut(given.lun).inflight += 1;
         self.go(port, given.head, cx);
     }
 
     /// Hands a slot's command to the device.
-    pub(crate) fn submit_pass(&mut self, port: &mut Port, head: u16, unit: UnitId, passing: Passing, cx: &mut Cx<'_>) {
+    pub(crate) fn submit_pass(&mut self, port: &mut Port, head: u16, unit: UnitId, cx: &mut Cx<'_>) {
         let tag = port.tag(head);
         let slot = &mut port.slots[usize::from(head)];
         slot.phase = Phase::Running;
-        let Passing { cdb, direction, pass: Pass { cdb_len, timeout_ms } } = passing;
-        let data = slot.pieces.data();
+        let Some(Long::Pass(passing)) = slot.long.as_deref() else {
+            unreachable!("the caller has seen that it is one")
+        };
+        let Passing { cdb, direction, pass: Pass { cdb_len, timeout_ms }, ref looked_at } = *passing;
+        let data = looked_at.as_ref().map_or_else(|| slot.pieces.data(), Copied::data);
         let command = ScsiCommand { tag, cdb, cdb_len, direction, len: slot.len, data, timeout_ms };
         if let Err(error) = self.units.submit_scsi(unit, command, slot.charge(), cx) {
             self.pass_done(port, head, Err(error), cx);
@@ -64,7 +74,7 @@ impl ScsiWorker {
     pub(crate) fn pass_done(&mut self, port: &mut Port, head: u16, result: Result<(), IoError>, cx: &mut Cx<'_>) {
         let tag = port.tag(head);
         let slot = &port.slots[usize::from(head)];
-        let len = slot.len;
+        let (len, all) = (slot.len, u64::from(slot.residual));
         let lun = self.luns.get_mut(slot.lun);
         lun.inflight -= 1;
         let lost = if result == Err(IoError::Aborted) { Delivery::Aborted } else { Delivery::Gone };
@@ -74,14 +84,14 @@ impl ScsiWorker {
         let moved = if good { len - answer.residual.min(len) } else { 0 };
         lun.stats.ended(slot.op, moved, cx.now.saturating_sub(slot.started), good);
         if let Some(response) = slot.aborted {
-            port.answer_slot(head, &Answer::response(response, len));
+            port.answer_slot(head, &Answer::response(response, all));
             return;
         }
         let data_in = if slot.op == Op::Read { moved } else { 0 };
-        let residual = len - moved;
+        let residual = all - moved;
         let Some(response) = response_of(answer.delivery) else {
             let sense = Encoded::fixed(Some(&Sense::new(Key::IllegalRequest, code::INVALID_FIELD_IN_CDB)));
-            port.answer_slot(head, &sense.check_condition(len));
+            port.answer_slot(head, &sense.check_condition(all));
             return;
         };
         let (status, sense) = (answer.status, answer.sense());

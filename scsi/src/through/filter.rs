@@ -168,9 +168,9 @@ const COMMON: Table = &[
     (0x1D, Look(send_diagnostic)),
     (0x1E, Free), // PREVENT ALLOW MEDIUM REMOVAL
     (0x3B, Look(write_buffer)),
-    (0x3C, Free),                // READ BUFFER (10)
+    (0x3C, Look(read_buffer)),   // READ BUFFER (10)
     (0x4C, If(Allow::SETTINGS)), // LOG SELECT
-    (0x4D, Free),                // LOG SENSE
+    (0x4D, Look(log_sense)),
     (0x55, Look(mode_select)),
     (0x56, If(Allow::RESERVATIONS)), // RESERVE (10)
     (0x57, If(Allow::RESERVATIONS)), // RELEASE (10)
@@ -179,10 +179,10 @@ const COMMON: Table = &[
     (0x5F, If(Allow::RESERVATIONS)), // PERSISTENT RESERVE OUT
     (0x85, If(Allow::ATA)),          // ATA PASS-THROUGH (16)
     (0x8C, Free),                    // READ ATTRIBUTE
-    (0x9B, Free),                    // READ BUFFER (16)
+    (0x9B, Look(read_buffer)),       // READ BUFFER (16)
     (0xA1, If(Allow::ATA)),          // ATA PASS-THROUGH (12)
     (0xA2, Free),                    // SECURITY PROTOCOL IN
-    (0xA3, Free),                    // MAINTENANCE IN
+    (0xA3, Look(maintenance_in)),
     (0xA4, Look(maintenance_out)),
     (0xB5, If(Allow::SECURITY)), // SECURITY PROTOCOL OUT
 ];
@@ -222,8 +222,8 @@ const DISK: Table = &[
     (0x90, Free), // PRE-FETCH (16)
     (0x91, Free), // SYNCHRONIZE CACHE (16)
     (0x93, Free), // WRITE SAME (16)
-    (0x94, Free), // ZBC OUT
-    (0x95, Free), // ZBC IN
+    (0x94, Look(zbc_out)),
+    (0x95, Look(zbc_in)),
     (0x9A, Free), // WRITE STREAM (16)
     (0x9C, Free), // WRITE ATOMIC (16)
     (0x9E, Look(disk_in_16)),
@@ -332,20 +332,34 @@ const CHANGER: Table = &[
     (0xB8, Free), // READ ELEMENT STATUS
 ];
 
-/// SP: the pages outlive the guest.
+/// SP: the pages outlive the guest. What else does is in the list, at which `modes` looks.
 fn mode_select(cdb: &Cdb) -> Gate {
     const SP: u8 = 0x01;
     if cdb.bit(1, SP) { Gate::Field(Allow::SETTINGS, 1, 0) } else { Gate::Open }
 }
 
-/// A self-test is anybody's; pages may do anything, and the two bits concern others.
+/// The default self-test and those in the background are anybody's. One in the foreground takes hours in which the device
+/// does nothing else; pages may do anything; and the two bits concern others.
 fn send_diagnostic(cdb: &Cdb) -> Gate {
     const DEVOFFL_UNITOFFL: u8 = 0x03;
-    match cdb.be16(3) {
-        0 if !cdb.bit(1, DEVOFFL_UNITOFFL) => Gate::Open,
-        0 => Gate::Field(Allow::SETTINGS, 1, 1),
+    match (cdb.be16(3), self_test(cdb)) {
+        (0, _) if cdb.bit(1, DEVOFFL_UNITOFFL) => Gate::Field(Allow::SETTINGS, 1, 1),
+        // None, background short, background extended, abort background
+        (0, 0 | 1 | 2 | 4) => Gate::Open,
+        (0, _) => Gate::Field(Allow::SETTINGS, 1, 7),
         _ => Gate::Field(Allow::SETTINGS, 3, 7),
     }
+}
+
+/// SELF-TEST CODE.
+pub(super) const fn self_test(cdb: &Cdb) -> u8 {
+    cdb.byte(1) >> 5
+}
+
+/// SP: the parameters are saved.
+fn log_sense(cdb: &Cdb) -> Gate {
+    const SP: u8 = 0x01;
+    if cdb.bit(1, SP) { Gate::Field(Allow::SETTINGS, 1, 0) } else { Gate::Open }
 }
 
 /// The echo buffer and the data buffer hold data; all other modes are microcode and the like.
@@ -356,6 +370,44 @@ fn write_buffer(cdb: &Cdb) -> Gate {
     match cdb.byte(1) & MODE {
         DATA | ECHO => Gate::Open,
         _ => Gate::Opcode(Allow::FIRMWARE),
+    }
+}
+
+/// What WRITE BUFFER may have written, and where microcode stands. Other modes are vendors' and those of the device's own
+/// history, which is that of others, too.
+fn read_buffer(cdb: &Cdb) -> Gate {
+    const MODE: u8 = 0x1F;
+    match cdb.byte(1) & MODE {
+        // Header and data, data, descriptor, echo buffer, its descriptor, microcode status
+        0x00 | 0x02 | 0x03 | 0x0A | 0x0B | 0x0F => Gate::Open,
+        _ => Gate::Opcode(Allow::OTHER),
+    }
+}
+
+fn maintenance_in(cdb: &Cdb) -> Gate {
+    match cdb.service_action() {
+        // REPORT IDENTIFYING INFORMATION, TARGET PORT GROUPS, ALIASES, SUPPORTED OPERATION CODES, SUPPORTED TASK MANAGEMENT
+        // FUNCTIONS, PRIORITY, TIMESTAMP
+        0x05 | 0x0A..=0x0F => Gate::Open,
+        _ => Gate::Opcode(Allow::OTHER),
+    }
+}
+
+fn zbc_out(cdb: &Cdb) -> Gate {
+    match cdb.service_action() {
+        // CLOSE, FINISH, OPEN ZONE, RESET WRITE POINTER, SEQUENTIALIZE ZONE
+        0x01..=0x04 | 0x10 => Gate::Open,
+        _ => Gate::Opcode(Allow::OTHER),
+    }
+}
+
+/// ZONE ACTIVATE makes other zones of the disk for good, although it is among the commands that ask.
+fn zbc_in(cdb: &Cdb) -> Gate {
+    match cdb.service_action() {
+        // REPORT ZONES, REPORT REALMS, REPORT ZONE DOMAINS, ZONE QUERY
+        0x00 | 0x06 | 0x07 | 0x09 => Gate::Open,
+        0x08 => Gate::Opcode(Allow::FORMAT),
+        _ => Gate::Opcode(Allow::OTHER),
     }
 }
 
@@ -445,6 +497,16 @@ mod tests {
             (0, &[0xA4, 0x0A], Allow::SETTINGS),
             (0x0D, &[0x4C], Allow::SETTINGS),
             (0, &[0xC1], Allow::OTHER),
+            (0x14, &[0x95, 0x08], Allow::FORMAT),
+            (0x14, &[0x95, 0x1F], Allow::OTHER),
+            (0x14, &[0x95, 0x05], Allow::OTHER),
+            (0x14, &[0x94, 0x05], Allow::OTHER),
+            (0, &[0xA3, 0x1F], Allow::OTHER),
+            (8, &[0xA3, 0x00], Allow::OTHER),
+            (1, &[0xA3, 0x10], Allow::OTHER),
+            (0, &[0x3C, 0x01], Allow::OTHER),
+            (1, &[0x3C, 0x1C], Allow::OTHER),
+            (0, &[0x9B, 0x3C], Allow::OTHER),
             (1, &[0x02], Allow::OTHER),
             (3, &[0x08], Allow::OTHER),
             (0, &[0x7F, 0, 0, 0, 0, 0, 0, 24, 0, 3], Allow::OTHER),
@@ -462,6 +524,10 @@ mod tests {
             (1, &[0x55, 0x01], 1, 0),
             (0x0D, &[0x1D, 0x10, 0, 0, 8], 3, 7),
             (0, &[0x1D, 0x06, 0, 0, 0], 1, 1),
+            (0, &[0x1D, 0xA0, 0, 0, 0], 1, 7),
+            (1, &[0x1D, 0xD0, 0, 0, 0], 1, 7),
+            (0, &[0x1D, 0xE0, 0, 0, 0], 1, 7),
+            (0, &[0x4D, 0x01, 0x40], 1, 0),
             (5, &[0xA3, 0, 0, 0, 0, 0, 0, 0, 0, 8, 6], 10, 5),
         ];
         for (device_type, cdb, byte, bit) in cases {
@@ -494,6 +560,11 @@ mod tests {
         assert!([0xA5, 0xA6, 0xB8, 0x07].iter().all(|opcode| free(8, &[*opcode])));
         assert!([0x43, 0x46, 0x4A, 0x51, 0xBE].iter().all(|opcode| free(5, &[*opcode])));
         assert!(free(0, &[0x7F, 0, 0, 0, 0, 0, 0, 24, 0, 0x0B]));
+        assert!([0x01, 0x02, 0x03, 0x04, 0x10].iter().all(|action| free(0x14, &[0x94, *action])));
+        assert!([0x00, 0x06, 0x07, 0x09].iter().all(|action| free(0x14, &[0x95, *action])));
+        assert!([0x05, 0x0A, 0x0C, 0x0D, 0x0F].iter().all(|action| free(1, &[0xA3, *action])));
+        assert!([0x02, 0x0A, 0x0B, 0x62].iter().all(|mode| free(0, &[0x3C, *mode]) && free(1, &[0x9B, *mode])));
+        assert!([0x04, 0x24, 0x44, 0x80].iter().all(|test| free(0, &[0x1D, *test])));
     }
 
     #[test]

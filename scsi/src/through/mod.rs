@@ -2,9 +2,12 @@
 //!
 //! What a front end has to answer itself is answered here: REPORT LUNS, which lists the controller's units and not the
 //! host's, and unit attentions that concern the path to the guest. Of the rest, what may be sent on is decided by
-//! [`filter`], and how long it may take by [`timeout`]; status, data and sense are the device's own, INQUIRY's too.
+//! [`filter`], and how long it may take by [`timeout`]; status, data and sense are the device's own, INQUIRY's too. Where
+//! parameter data is the reason ([`modes`]) it is asked for first, and that copy is what goes to the device: the guest
+//! could change what it has after we have looked.
 
 pub(crate) mod filter;
+mod modes;
 mod timeout;
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -38,6 +41,26 @@ pub(crate) struct Through {
     allow: Allow,
     /// Commands that were not sent on.
     refused: AtomicU64,
+}
+
+impl Through {
+    /// Sends a command on, or refuses it; asks for its parameter data first if they have to be looked at.
+    pub(crate) fn send_on(&self, cdb: &Cdb, parameters: Option<&[u8]>) -> Action {
+        let device_type = self.device_type.load(Ordering::Acquire);
+        let checked = filter::check(device_type, cdb, self.allow).and_then(|cdb_len| {
+            let wanted = modes::list_len(device_type, cdb, self.allow)?;
+            match (wanted, parameters) {
+                (Some(len), None) => return Ok(Action::DataOut { len }),
+                (Some(_), Some(list)) => modes::check_list(cdb, list)?,
+                (None, _) => {}
+            }
+            Ok(Action::Pass(Pass { cdb_len, timeout_ms: timeout::of(device_type, cdb) }))
+        });
+        checked.unwrap_or_else(|sense| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            sense.into()
+        })
+    }
 }
 
 /// What PERIPHERAL DEVICE TYPE is where there is none.
@@ -89,14 +112,7 @@ impl LogicalUnit {
             },
         };
         if !own {
-            let device_type = through.device_type.load(Ordering::Acquire);
-            return match filter::check(device_type, cdb, through.allow) {
-                Ok(cdb_len) => Action::Pass(Pass { cdb_len, timeout_ms: timeout::of(device_type, cdb) }),
-                Err(sense) => {
-                    through.refused.fetch_add(1, Ordering::Relaxed);
-                    sense.into()
-                }
-            };
+            return through.send_on(cdb, None);
         }
         let geometry = Geometry::missing(Flags::empty());
         let data = DataIn::new(scratch);
@@ -153,6 +169,21 @@ mod tests {
         assert_eq!((data.len(), data[3]), (32, 24), "the controller's list");
         let (refused, _) = execute(&unit, &path, &[0x83; 16]);
         assert_eq!((sense_of(&refused), unit.refused()), (Sense::INVALID_OPCODE, 1));
+    }
+
+    #[test]
+    fn a_mode_list_is_looked_at_before_it_goes_to_a_disk() {
+        let (unit, [path, _]) = two_paths(None);
+        unit.pass_through(Allow::empty());
+        unit.set_device_type(0);
+        let cdb = [0x15, 0x10, 0, 0, 12, 0];
+        let (asked, _) = execute(&unit, &path, &cdb);
+        assert!(matches!(asked, Action::DataOut { len: 12 }), "{asked:?}");
+        let out = |list: &[u8]| unit.execute_out(&path, &Cdb::from_slice(&cdb), list, &mut [0; SCRATCH_LEN]);
+        assert!(matches!(out(&[0; 12]), Action::Pass(Pass { cdb_len: 6, .. })));
+        // A block descriptor with half of the blocks
+        let refused = out(&[0, 0, 0, 8, 0, 0, 0x40, 0, 0, 0, 2, 0]);
+        assert_eq!((sense_of(&refused), unit.refused()), (Sense::invalid_parameter(3, None), 1));
     }
 
     #[test]

@@ -19,6 +19,8 @@ const CHECK_CONDITION: u8 = 2;
 /// What all channels of a device share.
 struct Disk {
     bytes: Vec<u8>,
+    /// The last parameter list of a MODE SELECT.
+    modes: Vec<u8>,
     rng: Rng,
     /// One command in so many is lost on the way; 0: none.
     lossy: u64,
@@ -36,7 +38,8 @@ impl SimSg {
     #[must_use]
     pub fn new(blocks: usize, seed: u64) -> Self {
         let bytes = vec![0; blocks * BLOCK];
-        SimSg(Arc::new(Mutex::new(Disk { bytes, rng: Rng::new(seed), lossy: 0, gone: false, reset: 0 })))
+        let modes = Vec::new();
+        SimSg(Arc::new(Mutex::new(Disk { bytes, modes, rng: Rng::new(seed), lossy: 0, gone: false, reset: 0 })))
     }
 
     /// Has one command in so many lost on the way; 0: none.
@@ -53,6 +56,12 @@ impl SimSg {
     #[must_use]
     pub fn ended_by_reset(&self) -> u64 {
         self.lock().reset
+    }
+
+    /// The last parameter list of a MODE SELECT, as the device has got it.
+    #[must_use]
+    pub fn modes(&self) -> Vec<u8> {
+        self.lock().modes.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Disk> {
@@ -73,6 +82,12 @@ impl Disk {
         let data = command.data.as_slice();
         match cdb[0] {
             0x00 => ScsiAnswer::answered(0, &[], command.len),
+            // MODE SELECT (6)
+            0x15 => {
+                self.modes = vec![0; usize::from(cdb[4]).min(command.len as usize)];
+                segment::copy_from(data, 0, &mut self.modes);
+                ScsiAnswer::answered(0, &[], command.len - self.modes.len() as u64)
+            }
             0x28 | 0x2A if first + len > self.bytes.len() => {
                 let sense = [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x21, 0, 0, 0, 0, 0];
                 ScsiAnswer::answered(CHECK_CONDITION, &sense, command.len)

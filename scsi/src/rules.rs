@@ -17,6 +17,8 @@ pub enum Class {
     Atomic,
     /// Goes on after its answer (IMMED).
     Background,
+    /// Reads or writes the unit for a copy, whichever unit was sent the command and whether that was answered or not.
+    Copy,
     /// May change what has to be saved: reservations, saved mode pages.
     Saving,
     /// ORDERED.
@@ -46,10 +48,11 @@ use Rule::{Ends, Overlap, Passes, Waits};
 
 impl Class {
     /// Every class, in the order of the table.
-    pub const ALL: [Class; 8] = [
+    pub const ALL: [Class; 9] = [
         Class::Simple,
         Class::Atomic,
         Class::Background,
+        Class::Copy,
         Class::Saving,
         Class::Ordered,
         Class::Head,
@@ -64,6 +67,7 @@ impl Class {
             Class::Simple => "simple",
             Class::Atomic => "atomic",
             Class::Background => "background",
+            Class::Copy => "copy",
             Class::Saving => "saving",
             Class::Ordered => "ordered",
             Class::Head => "head of queue",
@@ -78,16 +82,17 @@ impl Class {
 /// What came before and *waits* is, to ORDERED, like what runs. HEAD OF QUEUE comes before whatever has not begun, so
 /// in its column "before" means "before this one begins".
 #[rustfmt::skip]
-const RULES: [[Rule; 8]; 8] = [
-    //               simple   atomic   backgr.  saving   ordered  head     manag.   preempt
-    /* simple     */ [Passes,  Overlap, Passes,  Passes,  Waits,   Waits,   Passes,  Passes],
-    /* atomic     */ [Overlap, Overlap, Overlap, Passes,  Waits,   Waits,   Passes,  Passes],
-    /* background */ [Passes,  Overlap, Passes,  Passes,  Waits,   Waits,   Passes,  Passes],
-    /* saving     */ [Passes,  Passes,  Passes,  Waits,   Waits,   Waits,   Passes,  Passes],
-    /* ordered    */ [Waits,   Waits,   Passes,  Waits,   Waits,   Waits,   Passes,  Passes],
-    /* head       */ [Passes,  Passes,  Passes,  Passes,  Passes,  Passes,  Passes,  Passes],
-    /* management */ [Ends,    Ends,    Passes,  Ends,    Ends,    Ends,    Passes,  Passes],
-    /* preemption */ [Ends,    Ends,    Passes,  Passes,  Ends,    Ends,    Passes,  Passes],
+const RULES: [[Rule; 9]; 9] = [
+    //               simple   atomic   backgr.  copy     saving   ordered  head     manag.   preempt
+    /* simple     */ [Passes,  Overlap, Passes,  Passes,  Passes,  Waits,   Waits,   Passes,  Passes],
+    /* atomic     */ [Overlap, Overlap, Overlap, Overlap, Passes,  Waits,   Waits,   Passes,  Passes],
+    /* background */ [Passes,  Overlap, Passes,  Passes,  Passes,  Waits,   Waits,   Passes,  Passes],
+    /* copy       */ [Passes,  Overlap, Passes,  Passes,  Passes,  Passes,  Passes,  Passes,  Passes],
+    /* saving     */ [Passes,  Passes,  Passes,  Passes,  Waits,   Waits,   Waits,   Passes,  Passes],
+    /* ordered    */ [Waits,   Waits,   Passes,  Passes,  Waits,   Waits,   Waits,   Passes,  Passes],
+    /* head       */ [Passes,  Passes,  Passes,  Passes,  Passes,  Passes,  Passes,  Passes,  Passes],
+    /* management */ [Ends,    Ends,    Passes,  Ends,    Ends,    Ends,    Ends,    Passes,  Passes],
+    /* preemption */ [Ends,    Ends,    Passes,  Ends,    Passes,  Ends,    Ends,    Passes,  Passes],
 ];
 
 /// What becomes of `new` while `running` has not ended.

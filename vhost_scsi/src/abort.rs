@@ -8,7 +8,8 @@
 //!    What is in scope is answered at once. The rest is *held*, in order, and served before the ring: without a slot, so
 //!    that it has no place before other guests' commands in any line.
 //! 2. *Marking*: the slots are looked through; the devices are asked to end early what is in scope.
-//! 3. *Waiting* until the last of those has ended. A reset also ends the copies that go on without a command.
+//! 3. *Waiting* until the last of those has ended. Copies that read or write the unit end, too, whichever unit was sent
+//!    their command.
 
 use std::collections::BTreeSet;
 
@@ -47,7 +48,7 @@ pub(crate) struct Ending {
     stage: Stage,
     /// Port, head and turn of those that have to end; some of them may have.
     commands: Vec<(usize, u16, u16)>,
-    /// Copies that a reset ends and that have not ended yet.
+    /// Copies that have to end and have not yet.
     copies: Vec<CopyId>,
 }
 
@@ -251,8 +252,8 @@ impl ScsiWorker {
     fn mark_some(&mut self, ending: &mut Ending, number: usize, from: usize, looks: u32, cx: &mut Cx<'_>) -> u32 {
         if number >= self.places() {
             ending.stage = Stage::Waiting;
-            if ending.how == Some(Response::Reset) {
-                ending.copies = self.end_copies_in_scope(ending.scope, cx);
+            if let Some(how) = ending.how {
+                ending.copies = self.end_copies_in_scope(ending.scope, how, cx);
             }
             return 1;
         }

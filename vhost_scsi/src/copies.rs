@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pollux_core::{Cx, Io, IoError, IoFlags, Op, SegmentList, Tag};
-use pollux_scsi::{Copy, CopyOrder, CopyTask, Designator, End, Order, Outcome};
+use pollux_scsi::{Class, Copy, CopyOrder, CopyTask, Designator, End, Order, Outcome, Rule, rule};
 
 use crate::abort::is_in_scope;
 use crate::background::BACKGROUND;
@@ -337,13 +337,22 @@ impl ScsiWorker {
         self.copy_failed(index, IoError::Aborted);
     }
 
-    /// Ends the copies whose commands would be in scope of a reset, and says which they are.
-    pub(crate) fn end_copies_in_scope(&mut self, scope: Scope, cx: &mut Cx<'_>) -> Vec<CopyId> {
+    /// Ends the copies of which an end is in scope, and says which have not ended yet. CLEAR TASK SET leaves those
+    /// alone whose command was answered; what is about single commands finds a copy by its command.
+    pub(crate) fn end_copies_in_scope(&mut self, scope: Scope, how: Response, cx: &mut Cx<'_>) -> Vec<CopyId> {
         let mut ended = Vec::new();
+        let (answered, of_unit) = match scope {
+            Scope::Preempted { .. } => (true, true),
+            Scope::Unit { .. } | Scope::Nexus { .. } => (how == Response::Reset, true),
+            Scope::Task { .. } | Scope::TaskSet { .. } => (false, false),
+        };
+        if !of_unit || rule(scope.class(), Class::Copy) != Rule::Ends {
+            return ended;
+        }
         for index in 0..self.copies.len() {
             let Some(copying) = &self.copies[index] else { continue };
-            let manager = copying.copy.places().next();
-            if manager.is_some_and(|lun| is_in_scope(scope, copying.session, self.luns.get(lun), 0)) {
+            let in_scope = |lun| is_in_scope(scope, copying.session, self.luns.get(lun), 0);
+            if (answered || copying.asker.is_some()) && copying.copy.places().any(in_scope) {
                 ended.push((index, copying.number));
                 self.end_copy(index, cx);
             }

@@ -373,14 +373,12 @@ impl ScsiWorker {
 
     /// Whether something that goes on without its guest has to be waited for.
     fn has_background(&self, unit: UnitId, mark: Mark) -> bool {
+        let Mark::Claim(order, span) = mark else { return false };
+        let waits_for = |class| rule(mark.class(), class) == Rule::Overlap;
         let mut tasks = self.background.iter().flatten();
-        match (rule(mark.class(), Class::Background), mark) {
-            (Rule::Overlap, Mark::Claim(order, span)) => {
-                let mut copies = self.copies.iter().flatten();
-                tasks.any(|task| task.touches(unit, span)) || copies.any(|copy| copy.is_in_the_way(unit, order, span))
-            }
-            _ => false,
-        }
+        let mut copies = self.copies.iter().flatten();
+        (waits_for(Class::Background) && tasks.any(|task| task.touches(unit, span)))
+            || (waits_for(Class::Copy) && copies.any(|copy| copy.is_in_the_way(unit, order, span)))
     }
 
     fn is_under_way(&self, (number, head, turn): (usize, u16, u16), unit: UnitId, mark: Mark) -> bool {

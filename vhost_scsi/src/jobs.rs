@@ -89,6 +89,7 @@ impl ScsiWorker {
                 Task::Fetch { at, len } => {
                     let at = usize::try_from(at).expect("a chain fits into memory");
                     segment::copy_from(slot.pieces.data().as_slice(), at, &mut sent[..len]);
+                    own.fetches(len);
                     continue;
                 }
                 Task::Load { offset, len } => (Op::Read, IoFlags::empty(), offset, len),

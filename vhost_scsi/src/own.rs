@@ -1,5 +1,8 @@
 //! The worker's own memory between guest and device, for commands that look at data on its way ([`pollux_scsi::Job`]).
 //! There is little of it, whatever guests ask for; who finds none waits, and a session has a part of it at most.
+//!
+//! A piece goes to another session only when what was in it is cleared: not every device fills what it was asked to read
+//! (the null disk leaves the buffer as it is), and what then is written, or compared with, is nobody else's.
 
 #![allow(unsafe_code)]
 
@@ -19,12 +22,28 @@ pub(crate) struct Own {
     bytes: Box<[u8]>,
     /// Where the device's part of the present request is.
     segment: Box<Segment>,
+    /// How much of the front of *sent* and of *held* may be other than zero.
+    used: [usize; 2],
 }
 
 impl Own {
     fn new() -> Own {
         let bytes = vec![0; 2 * PIECE_LEN + ALIGNMENT].into_boxed_slice();
-        Own { bytes, segment: Box::new(Segment::EMPTY) }
+        Own { bytes, segment: Box::new(Segment::EMPTY), used: [0; 2] }
+    }
+
+    /// So much of *sent* is about to be filled by the guest.
+    pub(crate) fn fetches(&mut self, len: usize) {
+        self.used[0] = self.used[0].max(len);
+    }
+
+    /// Forgets what its last session had in it.
+    fn clear(&mut self) {
+        let [of_sent, of_held] = std::mem::take(&mut self.used);
+        let (sent, held) = self.pieces();
+        sent[..of_sent].fill(0);
+        held[..of_held].fill(0);
+        debug_assert!(sent.iter().chain(&*held).all(|&byte| byte == 0), "more was used than is known of");
     }
 
     /// *sent* and *held*. Nothing of them is in flight.
@@ -41,6 +60,8 @@ impl Own {
     /// The front of *held* for a read, of *sent* for a write, to go with a request.
     pub(crate) fn data(&mut self, op: Op, len: u64) -> SegmentList {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let used = &mut self.used[usize::from(op == Op::Read)];
+        *used = (*used).max(len);
         let (sent, held) = self.pieces();
         let piece = if op == Op::Read { &mut held[..len] } else { &mut sent[..len] };
         // SAFETY: the bytes are those of this struct, which the job keeps until the request has completed, and nothing else
@@ -54,8 +75,9 @@ impl Own {
 /// The memory of a worker.
 #[derive(Default)]
 pub(crate) struct Pool {
-    /// What nobody has now. It is kept: to get some anew costs the reactor the clearing of it.
-    free: Vec<Own>,
+    /// What nobody has now, with the sessions that had it last. It is kept: to get some anew costs the reactor the clearing
+    /// of all of it.
+    free: Vec<(u64, Own)>,
     /// The sessions of those who have some.
     holders: Vec<u64>,
 }
@@ -67,7 +89,14 @@ impl Pool {
             return None;
         }
         self.holders.push(session);
-        Some(self.free.pop().unwrap_or_else(Own::new))
+        if let Some(at) = self.free.iter().rposition(|(of, _)| *of == session) {
+            return Some(self.free.swap_remove(at).1);
+        }
+        let cleared = |(_, mut own): (u64, Own)| {
+            own.clear();
+            own
+        };
+        Some(self.free.pop().map_or_else(Own::new, cleared))
     }
 
     /// Whether a job of this session would get memory.
@@ -80,7 +109,7 @@ impl Pool {
     pub(crate) fn give(&mut self, own: Own, session: u64) {
         let at = self.holders.iter().position(|holder| *holder == session).expect("a job that has memory is counted");
         self.holders.swap_remove(at);
-        self.free.push(own);
+        self.free.push((session, own));
     }
 }
 
@@ -104,6 +133,28 @@ mod tests {
         assert!(pool.take(0).is_none() && pool.take(7).is_some() && pool.take(1).is_none());
         taken.into_iter().for_each(|(session, own)| pool.give(own, session));
         assert_eq!(pool.free.len(), MOST - 1, "all that were given back are kept");
+    }
+
+    #[test]
+    fn a_piece_of_another_session_is_cleared_and_an_own_one_preferred() {
+        let mut pool = Pool::default();
+        let fill = |own: &mut Own| {
+            own.fetches(700);
+            own.pieces().0[..700].fill(1);
+            pollux_core::segment::copy_to(own.copied(PIECE_LEN as u64).as_slice(), 0, &[2; PIECE_LEN]);
+        };
+        let [mut one, mut other] = [1, 2].map(|session| pool.take(session).expect("there is some"));
+        fill(&mut one);
+        fill(&mut other);
+        pool.give(one, 1);
+        pool.give(other, 2);
+        let mut again = pool.take(1).expect("there is some");
+        let (sent, held) = again.pieces();
+        assert!(sent[..700].iter().all(|&byte| byte == 1) && held.iter().all(|&byte| byte == 2));
+        let mut foreign = pool.take(1).expect("there is some");
+        let (sent, held) = foreign.pieces();
+        assert!(sent.iter().chain(&*held).all(|&byte| byte == 0));
+        assert!(pool.free.is_empty());
     }
 
     #[test]

@@ -1,0 +1,96 @@
+//! The worker's own memory, which commands of all VMs of a reactor use in turn: nobody finds in it what another VM had
+//! there.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use pollux_bdev::{Null, NullSpec};
+use pollux_core::Bdev;
+use pollux_scsi::LogicalUnit;
+use pollux_tests::frontend::FrontEnd;
+use pollux_tests::guest::copy::{self, Segment};
+use pollux_tests::guest::{Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Response, cdb};
+use pollux_tests::sim::{PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_with_medium};
+
+const BLOCK: usize = 512;
+const BLOCKS: u64 = 8192;
+/// A VM's disk, and its null disk.
+const DISK: Lun = Lun::new(0, 0);
+const NULL: Lun = Lun::new(0, 1);
+
+struct Vm {
+    front: FrontEnd,
+    units: [Arc<LogicalUnit>; 2],
+}
+
+impl Vm {
+    fn names(&self) -> [[u8; 16]; 2] {
+        self.units.each_ref().map(|unit| unit.identity().naa.as_bytes().try_into().expect("an NAA"))
+    }
+}
+
+/// So many VMs on one reactor, each with disks of its own.
+fn stage(seed: u64, vms: usize) -> Result<(SimAppliance, Vec<Vm>)> {
+    let world = SimWorld::new(seed);
+    world.set_latency(5_000, 50_000);
+    let mut appliance = SimAppliance::new(&world, 1, seed)?;
+    appliance.target.set_patience(PATIENT);
+    let mut made = Vec::new();
+    for number in 0..vms {
+        let null =
+            NullSpec { name: "n".into(), block_size: 512, num_blocks: BLOCKS, physical_block_size: None, uuid: None };
+        let disks: [Arc<dyn Bdev>; 2] =
+            [Arc::new(SimBdev::new(&world, BLOCKS * BLOCK as u64)), Arc::new(Null::new(&null))];
+        let name = |kind: usize| format!("vm{number}-{kind}");
+        let units = [0, 1].map(|kind| unit_with_medium(&name(kind), &disks[kind]));
+        let luns = [0, 1].map(|kind| (0, kind as u16, backing(&name(kind), &units[kind], &disks[kind])));
+        appliance.controller(&format!("vm{number}"), &luns)?;
+        let options = DriverOptions { request_queues: 2, seed: seed + number as u64, ..DriverOptions::default() };
+        let front = appliance.connect(&format!("vm{number}"), &options)?;
+        made.push(Vm { front, units });
+    }
+    for vm in &mut made {
+        for lun in [DISK, NULL] {
+            while !send(&mut appliance, vm, &Command::new(lun, &cdb::TEST_UNIT_READY, &[], 0))?.good() {}
+        }
+    }
+    Ok((appliance, made))
+}
+
+fn send(appliance: &mut SimAppliance, vm: &mut Vm, command: &Command<'_>) -> Result<Response> {
+    vm.front.submit(FIRST_REQUEST_QUEUE, command).context("room")?;
+    appliance.machine.run();
+    Ok(vm.front.poll(FIRST_REQUEST_QUEUE)?.context("an answer")?.1)
+}
+
+/// EXTENDED COPY of a VM's disk, by the numbers of its two.
+fn copy_of(vm: &Vm, source: u16, destination: u16, blocks: u16) -> ([u8; 16], Vec<u8>) {
+    copy::lid1(0, 3, &vm.names(), &[Segment { source, destination, blocks, from: 0, to: 4096 }])
+}
+
+fn end(mut appliance: SimAppliance, vms: Vec<Vm>) -> Result<()> {
+    vms.into_iter().for_each(|vm| appliance.disconnect(vm.front));
+    appliance.shutdown()
+}
+
+/// The null disk leaves what it is to read into as it is.
+#[test]
+fn what_another_vm_had_in_memory_is_not_copied_from_a_null_disk() -> Result<()> {
+    let (mut appliance, mut vms) = stage(1, 2)?;
+    let secret = [0x5E; 256 * BLOCK];
+    let [one, other] = &mut vms[..] else { unreachable!("there are two") };
+    ensure!(send(&mut appliance, one, &Command::new(DISK, &cdb::write16(0, 256, false), &secret, 0))?.good());
+    let (cdb, list) = copy_of(one, 0, 0, 256);
+    ensure!(send(&mut appliance, one, &Command::new(DISK, &cdb, &list, 0))?.good());
+    // What was compared, too.
+    let verify = cdb::verify16(0, 256, 1);
+    ensure!(send(&mut appliance, one, &Command::new(DISK, &verify, &secret, 0))?.good());
+
+    let looks = send(&mut appliance, other, &Command::new(NULL, &verify, &secret, 0))?;
+    ensure!(looks.sense_key() == Some((0xE, 0x1D, 0)), "a null disk holds what another VM wrote: {looks:?}");
+    let (cdb, list) = copy_of(other, 1, 0, 256);
+    ensure!(send(&mut appliance, other, &Command::new(DISK, &cdb, &list, 0))?.good());
+    let read = send(&mut appliance, other, &Command::new(DISK, &cdb::read16(4096, 256), &[], 256 * BLOCK))?;
+    ensure!(read.good() && !read.data.contains(&0x5E), "another VM's data was copied");
+    end(appliance, vms)
+}

@@ -1,5 +1,5 @@
 //! The worker's own memory, which commands of all VMs of a reactor use in turn: nobody finds in it what another VM had
-//! there.
+//! there, and everybody gets some in the end.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use pollux_tests::sim::{PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_
 
 const BLOCK: usize = 512;
 const BLOCKS: u64 = 8192;
+const QUEUES: usize = 6;
 /// A VM's disk, and its null disk.
 const DISK: Lun = Lun::new(0, 0);
 const NULL: Lun = Lun::new(0, 1);
@@ -45,7 +46,7 @@ fn stage(seed: u64, vms: usize) -> Result<(SimAppliance, Vec<Vm>)> {
         let units = [0, 1].map(|kind| unit_with_medium(&name(kind), &disks[kind]));
         let luns = [0, 1].map(|kind| (0, kind as u16, backing(&name(kind), &units[kind], &disks[kind])));
         appliance.controller(&format!("vm{number}"), &luns)?;
-        let options = DriverOptions { request_queues: 2, seed: seed + number as u64, ..DriverOptions::default() };
+        let options = DriverOptions { request_queues: QUEUES, seed: seed + number as u64, ..DriverOptions::default() };
         let front = appliance.connect(&format!("vm{number}"), &options)?;
         made.push(Vm { front, units });
     }
@@ -93,4 +94,57 @@ fn what_another_vm_had_in_memory_is_not_copied_from_a_null_disk() -> Result<()> 
     let read = send(&mut appliance, other, &Command::new(DISK, &cdb::read16(4096, 256), &[], 256 * BLOCK))?;
     ensure!(read.good() && !read.data.contains(&0x5E), "another VM's data was copied");
     end(appliance, vms)
+}
+
+/// Others keep the memory busy with so many long commands each: `start` sends one of them to a queue.
+fn everybody_gets_some(each: usize, start: impl Fn(&mut Vm, usize) -> Result<()>) -> Result<()> {
+    // Four that fill the memory, and one that comes later.
+    let (mut appliance, mut vms) = stage(2, 5)?;
+    let mut late = vms.pop().context("a VM")?;
+    for vm in &mut vms {
+        (0..each).try_for_each(|number| start(vm, FIRST_REQUEST_QUEUE + number % QUEUES))?;
+    }
+    appliance.machine.rounds(200);
+    let (cdb, list) = copy_of(&late, 0, 0, 2000);
+    late.front.submit(FIRST_REQUEST_QUEUE, &Command::new(DISK, &cdb, &list, 0)).context("room")?;
+    let answer = loop {
+        if let Some((_, answer)) = late.front.poll(FIRST_REQUEST_QUEUE)? {
+            break answer;
+        }
+        ensure!(appliance.machine.rounds(1), "at rest without an answer");
+    };
+    ensure!(answer.good(), "{answer:?}");
+    let mut left = vms.len() * each;
+    for number in 0..2 {
+        for vm in &mut vms {
+            for queue in FIRST_REQUEST_QUEUE..FIRST_REQUEST_QUEUE + QUEUES {
+                while let Some((_, answer)) = vm.front.poll(queue)? {
+                    ensure!(answer.good(), "{answer:?}");
+                    left -= 1;
+                }
+            }
+        }
+        ensure!(number > 0 || left > 16, "{left} of the others' commands were left when the late one got its memory");
+        appliance.machine.run();
+    }
+    ensure!(left == 0, "{left} were not answered");
+    vms.push(late);
+    end(appliance, vms)
+}
+
+#[test]
+fn a_copy_that_comes_later_gets_memory_beside_long_copies() -> Result<()> {
+    everybody_gets_some(6, |vm, queue| {
+        let segment = Segment { source: 0, destination: 0, blocks: 4000, from: 0, to: 4096 };
+        let (cdb, list) = copy::lid1(0, 3, &vm.names(), &[segment; 8]);
+        vm.front.submit(queue, &Command::new(DISK, &cdb, &list, 0)).context("room").map(drop)
+    })
+}
+
+#[test]
+fn a_copy_gets_memory_beside_commands_that_look_at_data() -> Result<()> {
+    everybody_gets_some(QUEUES * 30, |vm, queue| {
+        let verify = cdb::verify16(0, 4096, 0);
+        vm.front.submit(queue, &Command::new(DISK, &verify, &[], 0)).context("room").map(drop)
+    })
 }

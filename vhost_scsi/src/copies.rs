@@ -10,6 +10,7 @@
 //! A command that waits for its copy is *parked*: it has a slot, so task management finds it, and it takes no room of a
 //! device. Copies hold the LUNs of all their ends, so none goes while one is read or written.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -146,7 +147,7 @@ impl ScsiWorker {
         self.copies[index] =
             Some(Copying { copy, number, asker, session, own: None, stage, request, started, stop: Arc::default() });
         // The port is in use here: it begins when this worker looks who waits for memory.
-        self.memory_waiters += 1;
+        self.wait_for_memory((index, number));
         self.look_again();
     }
 
@@ -161,17 +162,38 @@ impl ScsiWorker {
         self.luns.of(controller).find(named).map(|lun| self.end_of(lun))
     }
 
+    fn wait_for_memory(&mut self, copy: CopyId) {
+        self.memory_waiters += 1;
+        let arrival = self.arrive();
+        self.memory_queue.push_back((arrival, copy));
+    }
+
+    /// Gives memory, if there is any, to the copies at the front of `queue`, up to this arrival; the others wait on.
+    pub(crate) fn lend_to_copies(&mut self, queue: &mut VecDeque<(u64, CopyId)>, before: u64, cx: &mut Cx<'_>) {
+        while queue.front().is_some_and(|(arrival, _)| *arrival < before)
+            && let Some((arrival, copy)) = queue.pop_front()
+        {
+            let index = copy.0;
+            if !self.is_copying(copy) || self.copying(index).stage != Stage::Memory {
+                continue;
+            }
+            let session = self.copying(index).session;
+            let Some(own) = self.pool.take(session) else {
+                let place = self.memory_queue.partition_point(|(of, _)| *of < arrival);
+                self.memory_queue.insert(place, (arrival, copy));
+                continue;
+            };
+            self.memory_waiters -= 1;
+            self.copying(index).own = Some(own);
+            self.copy_on(index, cx);
+        }
+    }
+
     /// Has those copies go on that find what they wait for.
     pub(crate) fn look_at_copies(&mut self, cx: &mut Cx<'_>) {
         for index in 0..self.copies.len() {
             let Some(copying) = &self.copies[index] else { continue };
             match copying.stage {
-                Stage::Memory if self.pool.has_some_for(copying.session) => {
-                    let own = self.pool.take(copying.session);
-                    self.memory_waiters -= 1;
-                    self.copying(index).own = own;
-                    self.copy_on(index, cx);
-                }
                 Stage::Claims(_) if copying.request.source.is_some() => self.copy_enter(index, cx),
                 Stage::Claims(order) => {
                     let Request { unit, offset, len, .. } = copying.request;
@@ -218,8 +240,8 @@ impl ScsiWorker {
                 CopyTask::Pause if self.memory_is_waited_for() => {
                     let copying = self.copying(index);
                     copying.stage = Stage::Memory;
-                    let (own, session) = (copying.own.take(), copying.session);
-                    self.memory_waiters += 1;
+                    let (own, session, number) = (copying.own.take(), copying.session, copying.number);
+                    self.wait_for_memory((index, number));
                     self.give_back(own, session);
                     return;
                 }

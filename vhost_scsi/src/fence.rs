@@ -7,6 +7,9 @@
 //! overlapping of it has ended ([`Fence`]). When all have answered, and claims made before it are gone, the command
 //! starts. When it has ended, whoever waits for its range is told by message.
 //!
+//! Memory goes round: a job or copy that is between two pieces gives its own up for those who wait, in the one order in which
+//! commands and copies came to wait, and comes behind them.
+//!
 //! Who waits is *barred*: it has a slot, and its queue takes nothing more meanwhile, so a worker has at most one such
 //! command for each queue (and few jobs between two pieces), and within a queue nothing overtakes it.
 
@@ -40,6 +43,7 @@ pub(crate) struct Barred {
     number: usize,
     head: u16,
     why: Why,
+    arrival: u64,
 }
 
 /// A range of a unit, in bytes.
@@ -93,7 +97,8 @@ impl ScsiWorker {
         port.slots[usize::from(head)].phase = Phase::Barred;
         port.waiting += 1;
         self.memory_waiters += usize::from(why == Why::Memory);
-        self.barred.push(Barred { number: port.number(), head, why });
+        let arrival = self.arrive();
+        self.barred.push(Barred { number: port.number(), head, why, arrival });
     }
 
     /// Whether a command has to wait for a claim; if so, it does. Where the claim is that of a format or a sanitize, which
@@ -153,10 +158,20 @@ impl ScsiWorker {
         self.outbox.push_back((self.worker, Message(Body::Look)));
     }
 
+    /// The place of one that comes to wait now.
+    pub(crate) const fn arrive(&mut self) -> u64 {
+        self.arrivals += 1;
+        self.arrivals
+    }
+
     /// Looks at who waits, in the order in which they came, and has those go on who can.
     pub(crate) fn look_at_barred(&mut self, cx: &mut Cx<'_>) {
         let mut kept = Vec::new();
+        let mut copies = std::mem::take(&mut self.memory_queue);
         for entry in std::mem::take(&mut self.barred) {
+            if entry.why == Why::Memory {
+                self.lend_to_copies(&mut copies, entry.arrival, cx);
+            }
             let mut port = self.take_port(entry.number).expect("a port stays while its requests are in flight");
             if self.is_let_in(&port, &entry) {
                 port.waiting -= 1;
@@ -171,6 +186,7 @@ impl ScsiWorker {
         // What has come to wait meanwhile comes last.
         kept.append(&mut self.barred);
         self.barred = kept;
+        self.lend_to_copies(&mut copies, u64::MAX, cx);
         self.look_at_copies(cx);
     }
 
@@ -269,7 +285,7 @@ impl ScsiWorker {
     /// A worker says that nothing of before is under way there any more.
     pub(crate) fn fenced(&mut self, unit: UnitId, mark: Mark, cx: &mut Cx<'_>) {
         for at in 0..self.barred.len() {
-            let Barred { number, head, why } = self.barred[at];
+            let Barred { number, head, why, .. } = self.barred[at];
             let of_unit = self.port(number).map(|port| self.luns.get(port.slots[usize::from(head)].lun).unit);
             if of_unit != Some(unit) {
                 continue;

@@ -12,7 +12,7 @@ use pollux_vhost_user::{Chain, SegmentBuf};
 use crate::abort::Ending;
 use crate::background::Background;
 use crate::control::{MOST_FUNCTIONS, Pending};
-use crate::copies::Copying;
+use crate::copies::{CopyId, Copying};
 use crate::errands::{Errands, HelpersHandle};
 use crate::events::Waiting;
 use crate::fence::{Barred, Fence};
@@ -82,9 +82,13 @@ pub struct ScsiWorker {
     pub(crate) preempting: VecDeque<Preempting>,
     pub(crate) ending: Vec<Ending>,
     pub(crate) next_abort: u64,
-    /// Memory for commands that look at data, and how many of them wait for some.
+    /// Memory for commands that look at data, and how many of them and of copies wait for some.
     pub(crate) pool: Pool,
     pub(crate) memory_waiters: usize,
+    /// Counts whatever comes to wait, so that commands and copies get memory in one order.
+    pub(crate) arrivals: u64,
+    /// Copies that wait for memory, in the order in which they came; some may have ended.
+    pub(crate) memory_queue: VecDeque<(u64, CopyId)>,
     /// Commands that wait before they touch the device, in the order in which they came.
     pub(crate) barred: Vec<Barred>,
     /// Commands that have begun and that others wait for.
@@ -138,6 +142,8 @@ impl ScsiWorker {
             next_abort: 0,
             pool: Pool::default(),
             memory_waiters: 0,
+            arrivals: 0,
+            memory_queue: VecDeque::new(),
             barred: Vec::new(),
             begun: Vec::new(),
             fences: Vec::new(),

@@ -108,7 +108,7 @@ impl Unit {
 #[derive(Default)]
 pub(crate) struct Units {
     units: Vec<Option<Unit>>,
-    /// Units whose channel has something in flight.
+    /// Units whose channel may have something in flight: those that are listed. Each has a channel.
     busy: Vec<UnitId>,
     /// How many units have an ending.
     ending: u32,
@@ -197,6 +197,10 @@ impl Units {
                 continue;
             }
             self.ending -= 1;
+            // It may be listed still: what has ended last was past the channel (`vacate`), or was not polled for since.
+            if std::mem::take(&mut unit.listed) {
+                unit.line.settle();
+            }
             let mut old = unit.channel.take();
             if let Some(channel) = &mut old {
                 channel.detach(cx);
@@ -217,7 +221,7 @@ impl Units {
                 None => unreachable!("only units with an ending are looked at"),
             }
         }
-        self.busy.retain(|&unit| self.units[unit as usize].is_some());
+        self.busy.retain(|&unit| self.units[unit as usize].as_ref().is_some_and(|unit| unit.listed));
         self.ending > 0
     }
 

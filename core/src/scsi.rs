@@ -146,6 +146,10 @@ pub trait ScsiChannel {
     /// Resets the device, which ends what it has in hand. Completes by `poll` like a command, when the reset has been done
     /// or could not be. Not counted in the depth.
     fn reset(&mut self, tag: Tag, cx: &mut Cx<'_>);
+
+    /// Who has sent the commands so far is not there any more, and none of them is under way: what the device keeps for
+    /// them it lets go, before it does what is sent from now on. (That it holds its medium, for one.)
+    fn nexus_lost(&mut self);
 }
 
 #[cfg(test)]

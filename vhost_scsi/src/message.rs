@@ -185,8 +185,9 @@ pub(crate) enum Body {
     CancelUnit {
         unit: UnitId,
     },
-    /// The session has ended: nothing waits for it any more.
+    /// The session has ended: nothing waits for it any more, and no device keeps anything for it.
     ForgetSession {
+        controller: ControllerId,
         session: u64,
     },
     StartQueue(Box<NewQueue>),
@@ -314,7 +315,7 @@ impl fmt::Debug for Body {
             }
             Body::CancelLun { controller, target, lun } => write!(f, "CancelLun({}:{target}:{lun})", controller.place),
             Body::CancelUnit { unit } => write!(f, "CancelUnit({unit})"),
-            Body::ForgetSession { session } => write!(f, "ForgetSession({session})"),
+            Body::ForgetSession { session, .. } => write!(f, "ForgetSession({session})"),
             Body::StartQueue(new) => write!(f, "StartQueue({:?})", new.key),
             Body::KeepRoom { key, .. } => write!(f, "KeepRoom({key:?})"),
             Body::FreeRoom { key } => write!(f, "FreeRoom({key:?})"),

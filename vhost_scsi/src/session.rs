@@ -179,7 +179,10 @@ impl Backend for Session {
             state.nexuses.values().cloned().collect()
         };
         // A reactor that has stopped remembers nothing.
-        let _ = self.send(self.controller.reactor_of(1), Body::ForgetSession { session: self.handle.id() });
+        for &reactor in &self.controller.reactors {
+            let (controller, session) = (self.controller.id, self.handle.id());
+            let _ = self.send(reactor, Body::ForgetSession { controller, session });
+        }
         for nexus in nexuses {
             nexus.lost();
         }

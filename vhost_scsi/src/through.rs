@@ -4,11 +4,13 @@
 //! and what comes up is the device's status, sense and residual, or how it was lost on the way, which virtio-scsi has
 //! words for.
 
+use std::collections::BTreeSet;
+
 use pollux_core::{Cx, Delivery, Direction, IoError, IoFlags, Op, ScsiAnswer, ScsiCommand, Tag, segment};
 use pollux_scsi::{Cdb, Key, Pass, Sense, code, direction};
 
 use crate::background::BACKGROUND;
-use crate::message::{AbortId, UnitId};
+use crate::message::{AbortId, ControllerId, UnitId};
 use crate::pieces::Copied;
 use crate::port::{Answer, Long, Phase, Port};
 use crate::request::{COMMAND_LEN, RESPONSE_LEN, Response};
@@ -96,6 +98,12 @@ impl ScsiWorker {
         };
         let (status, sense) = (answer.status, answer.sense());
         port.answer_slot(head, &Answer { response, status, sense, residual, data_in });
+    }
+
+    /// A controller's guest has gone: devices that it had whole let go what they keep for it.
+    pub(crate) fn nexus_lost(&mut self, controller: ControllerId) {
+        let units: BTreeSet<UnitId> = self.luns.of(controller).map(|lun| self.luns.get(lun).unit).collect();
+        units.into_iter().for_each(|unit| self.units.nexus_lost(unit));
     }
 
     /// Has a unit's device reset, for a task management function that waits for it.

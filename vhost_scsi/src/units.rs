@@ -292,6 +292,13 @@ impl Units {
         true
     }
 
+    /// Tells a device for whole commands, if the unit is one, that who has sent them has gone.
+    pub(crate) fn nexus_lost(&mut self, unit: UnitId) {
+        if let Some(way) = self.get(unit).channel.as_mut().and_then(|channel| channel.scsi()) {
+            way.nexus_lost();
+        }
+    }
+
     /// A reset has been done, or could not be.
     pub(crate) fn reset_ended(&mut self, unit: UnitId) {
         self.get(unit).used -= 1;

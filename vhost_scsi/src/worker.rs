@@ -570,8 +570,9 @@ impl Worker for ScsiWorker {
                 self.end_copies(of, cx);
                 self.leave_wipe(unit, cx);
             }
-            Body::ForgetSession { session } => {
+            Body::ForgetSession { controller, session } => {
                 self.events.remove(&session);
+                self.nexus_lost(controller);
             }
             Body::StartQueue(new) => self.start_queue(*new, cx),
             Body::KeepRoom { key, reply } => reply.send(self.keep_room(key, cx)),

@@ -13,10 +13,9 @@ use pollux_core::{
     Channel, ClientId, Completion, Cx, Delivery, Done, Entry, Io, IoError, Next, RingOp, ScsiAnswer, ScsiChannel,
     ScsiCommand, Tag, Token,
 };
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-use super::counters::Counters;
+use super::common::Common;
 use super::helper::{Ended, Helper, Order, Shared, empty, ring};
 use super::raw::QUEUE;
 
@@ -43,16 +42,10 @@ pub(super) struct SgChannel {
 
 impl SgChannel {
     /// A channel over descriptors of its own, which is not opened on a reactor yet.
-    pub(super) fn new(
-        lines: Vec<OwnedFd>,
-        depth: u32,
-        gone: Arc<AtomicBool>,
-        counters: Arc<Counters>,
-    ) -> Result<Self, Errno> {
+    pub(super) fn new(lines: Vec<OwnedFd>, depth: u32, common: Arc<Common>) -> Result<Self, Errno> {
         let depth = (depth as usize).clamp(1, lines.len() * QUEUE);
-        let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let cancelled = (0..depth).map(|_| AtomicBool::new(false)).collect();
-        let shared = Arc::new(Shared { cancelled, gone, counters, wake: bell()?, bell: bell()? });
+        let shared = Arc::new(Shared::new(cancelled, common)?);
         let (orders, taken) = sync_channel(depth + RESETS);
         let (told, results) = sync_channel(depth + RESETS);
         let helper = Helper::new(shared.clone(), lines, taken, told);
@@ -208,5 +201,10 @@ impl ScsiChannel for SgChannel {
             }
             None => self.ended.push(Completion { tag, result: Err(IoError::Busy) }),
         }
+    }
+
+    fn nexus_lost(&mut self) {
+        self.shared.nexus_lost.store(true, Ordering::Release);
+        ring(&self.shared.wake);
     }
 }

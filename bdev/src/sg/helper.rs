@@ -4,23 +4,28 @@
 //! reactor. The reactor's side gives orders through a bounded channel and rings `wake`; results come back through another
 //! one, and `bell` is rung. Both have room for everything that can be under way, so nobody waits to tell.
 //!
+//! A reset may have to wait for its time ([`super::common`]). Those that come meanwhile are done by the same one, and commands
+//! that come behind it are sent behind it.
+//!
 //! Invariant: an order is answered exactly once, and not before the kernel has let go of the memory it names.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
+use std::time::{Duration, Instant};
 
 use pollux_core::{Delivery, Direction, ScsiAnswer, ScsiCommand, segment};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
-use super::counters::Counters;
+use super::common::Common;
 use super::outcome::{answer, refused};
-use super::raw::{self, DATA, Memory, QUEUE, SEGMENTS};
+use super::raw::{self, Memory, QUEUE, SEGMENTS};
 
 /// How often descriptors are looked at that the kernel has hung up, which can be waited for no more.
-const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What the reactor asks for. The number is that of a place, which is free again when it has been answered.
 pub(super) enum Order {
@@ -38,13 +43,20 @@ pub(super) enum Ended {
 pub(super) struct Shared {
     /// By place: nobody wants the command done any more.
     pub(super) cancelled: Box<[AtomicBool]>,
-    /// The device has gone. Never taken back.
-    pub(super) gone: Arc<AtomicBool>,
-    pub(super) counters: Arc<Counters>,
+    pub(super) common: Arc<Common>,
+    /// The guest has gone, before what is ordered after this was set.
+    pub(super) nexus_lost: AtomicBool,
     /// Rung when there are orders.
     pub(super) wake: OwnedFd,
     /// Rung when there are results.
     pub(super) bell: OwnedFd,
+}
+
+impl Shared {
+    pub(super) fn new(cancelled: Box<[AtomicBool]>, common: Arc<Common>) -> Result<Shared, Errno> {
+        let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        Ok(Shared { cancelled, common, nexus_lost: AtomicBool::new(false), wake: bell()?, bell: bell()? })
+    }
 }
 
 /// One descriptor of the device.
@@ -69,6 +81,12 @@ pub(super) struct Helper {
     results: SyncSender<Ended>,
     /// Something was told since the bell was rung.
     told: bool,
+    /// Places of resets whose time has not come.
+    resets: Vec<usize>,
+    /// What was ordered behind them.
+    behind: VecDeque<(usize, ScsiCommand)>,
+    /// The guest has had the device keep its medium.
+    prevents: bool,
 }
 
 impl Helper {
@@ -80,21 +98,24 @@ impl Helper {
     ) -> Self {
         let places = (0..lines.len() * QUEUE).map(|_| Place { memory: Memory::new(), sent: None }).collect();
         let lines = lines.into_iter().map(|fd| Line { fd, inflight: 0, hung_up: false }).collect();
-        Helper { shared, lines, places, orders, results, told: false }
+        let (resets, behind) = (Vec::new(), VecDeque::new());
+        Helper { shared, lines, places, orders, results, told: false, resets, behind, prevents: false }
     }
 
     /// Works until the reactor's side has gone. It goes with nothing under way; what is, is waited for all the same.
     pub(super) fn run(mut self) {
         let mut open = true;
-        while open || self.inflight() > 0 {
+        while open || self.inflight() > 0 || !self.resets.is_empty() {
             self.wait(open);
             empty(&self.shared.wake);
             open = open && self.take_orders();
+            self.reset_in_time();
             self.receive_all();
             if std::mem::take(&mut self.told) {
                 ring(&self.shared.bell);
             }
         }
+        self.allow_removal();
     }
 
     fn inflight(&self) -> usize {
@@ -111,14 +132,17 @@ impl Helper {
             fds.push(PollFd::new(&self.shared.wake, PollFlags::IN));
         }
         // An interrupted wait is as good as an ended one: everything is looked at.
-        let _ = poll(&mut fds, lost.then_some(&LOOK));
+        let reset = (!self.resets.is_empty()).then(|| self.shared.common.until_reset(Instant::now()));
+        let longest = reset.into_iter().chain(lost.then_some(LOOK)).min();
+        let longest = longest.and_then(|longest| Timespec::try_from(longest).ok());
+        let _ = poll(&mut fds, longest.as_ref());
         let hung_up: Vec<bool> =
             fds.iter().map(|fd| fd.revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL)).collect();
         drop(fds);
         for (line, hung_up) in self.lines.iter_mut().filter(|line| waits(line)).zip(hung_up) {
             line.hung_up = hung_up;
             if hung_up {
-                self.shared.gone.store(true, Ordering::Relaxed);
+                self.shared.common.set_gone();
             }
         }
     }
@@ -126,15 +150,41 @@ impl Helper {
     /// Carries out the orders that have come; false if there will be none any more.
     fn take_orders(&mut self) -> bool {
         loop {
-            match self.orders.try_recv() {
-                Ok(Order::Command(place, command)) => self.send(place, command),
-                Ok(Order::Reset(place)) => {
-                    let result = raw::reset(&self.lines[0].fd);
-                    self.tell(Ended::Reset(place, result));
-                }
+            let order = self.orders.try_recv();
+            // Looked at when the order is there: it may be of the next guest already.
+            if self.shared.nexus_lost.swap(false, Ordering::Acquire) {
+                self.allow_removal();
+            }
+            match order {
+                Ok(Order::Command(place, command)) if self.resets.is_empty() => self.send(place, command),
+                Ok(Order::Command(place, command)) => self.behind.push_back((place, command)),
+                Ok(Order::Reset(place)) => self.resets.push(place),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
+        }
+    }
+
+    /// Does the resets that were asked for, all by one, if it is time for that.
+    fn reset_in_time(&mut self) {
+        if self.resets.is_empty() {
+            return;
+        }
+        let Some(result) = self.shared.common.reset(self.lines[0].fd.as_fd(), Instant::now()) else { return };
+        for place in std::mem::take(&mut self.resets) {
+            self.tell(Ended::Reset(place, result));
+        }
+        for (place, command) in std::mem::take(&mut self.behind) {
+            self.send(place, command);
+        }
+    }
+
+    /// Nobody is left who wants the medium kept. Who does it next says so.
+    fn allow_removal(&mut self) {
+        if std::mem::take(&mut self.prevents)
+            && let Err(errno) = self.shared.common.driver.allow_removal(self.lines[0].fd.as_fd())
+        {
+            tracing::warn!("a device was told to let its medium go, and did not answer: {errno}");
         }
     }
 
@@ -152,7 +202,8 @@ impl Helper {
     fn try_send(&mut self, place: usize, command: ScsiCommand) -> Result<(), Delivery> {
         let free = self.lines.iter().position(|line| line.inflight < QUEUE).ok_or(Delivery::Busy)?;
         let (line, Place { memory, sent }) = (&mut self.lines[free], &mut self.places[place]);
-        if command.len >= DATA {
+        // Before there is memory for it, here and in the driver.
+        if command.len > self.shared.common.most {
             return Err(Delivery::TooLong);
         }
         let mut data = command.data;
@@ -172,12 +223,13 @@ impl Helper {
         match result {
             Ok(()) => {
                 line.inflight += 1;
+                self.prevents |= prevents_removal(&command);
                 *sent = Some((command, free));
                 Ok(())
             }
             Err(errno) => {
                 if matches!(errno, Errno::NODEV) {
-                    self.shared.gone.store(true, Ordering::Relaxed);
+                    self.shared.common.set_gone();
                 }
                 Err(refused(errno))
             }
@@ -196,7 +248,7 @@ impl Helper {
         let Some(Place { memory, sent }) = self.places.get_mut(header.usr_ptr) else {
             if matches!(result, Err(Errno::NODEV | Errno::NXIO)) {
                 self.lines[at].hung_up = true;
-                self.shared.gone.store(true, Ordering::Relaxed);
+                self.shared.common.set_gone();
             }
             return false;
         };
@@ -218,7 +270,7 @@ impl Helper {
     }
 
     fn end(&mut self, place: usize, answer: ScsiAnswer) {
-        self.shared.counters.ended(&answer);
+        self.shared.common.counters.ended(&answer);
         self.tell(Ended::Command(place, answer));
     }
 
@@ -227,6 +279,11 @@ impl Helper {
         let _ = self.results.try_send(ended);
         self.told = true;
     }
+}
+
+/// PREVENT ALLOW MEDIUM REMOVAL with PREVENT.
+const fn prevents_removal(command: &ScsiCommand) -> bool {
+    command.cdb[0] == 0x1E && command.cdb[4] & 0x03 != 0
 }
 
 const fn place_of(header: &raw::Header) -> usize {

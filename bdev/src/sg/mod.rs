@@ -6,6 +6,7 @@
 //! [`channel`] the reactor's side; [`identity`] tells whether it is still the same device.
 
 mod channel;
+mod common;
 mod counters;
 mod helper;
 mod identity;
@@ -14,9 +15,8 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use pollux_core::{Bdev, Channel, OpenArgs, OpenError, Shape};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 
 use crate::{BdevError, Device, SgSpec, Supported};
 use channel::SgChannel;
+use common::{Common, Driver};
 pub use counters::Counters;
 use identity::Identity;
 
@@ -43,8 +44,7 @@ pub struct Sg {
     file: OwnedFd,
     /// The host's own disk over the same device, held so that nobody mounts it.
     _disk: Option<OwnedFd>,
-    gone: Arc<AtomicBool>,
-    counters: Arc<Counters>,
+    common: Arc<Common>,
     warnings: Vec<String>,
 }
 
@@ -80,14 +80,14 @@ impl Sg {
         for warning in &warnings {
             tracing::warn!(bdev = spec.name, "{warning}");
         }
+        let common = Common::new(most(&file), Box::new(Kernel));
         Ok(Sg {
             spec: spec.clone(),
             max_transfer: raw::max_transfer(&file).ok(),
             identity,
             file,
             _disk: disk,
-            gone: Arc::default(),
-            counters: Arc::default(),
+            common,
             warnings,
         })
     }
@@ -107,7 +107,7 @@ impl Sg {
     /// What has become of its commands.
     #[must_use]
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.common.counters
     }
 
     /// A descriptor of its own, of the same device.
@@ -139,14 +139,47 @@ fn open(path: &str) -> Result<OwnedFd, BdevError> {
     }
 }
 
+/// The kernel's driver.
+struct Kernel;
+
+impl Driver for Kernel {
+    fn reset(&self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        raw::reset(fd)
+    }
+
+    fn allow_removal(&self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        const PATIENCE_MS: u32 = 10_000;
+        raw::ask(fd, &[0x1E, 0, 0, 0, 0, 0], &mut [], PATIENCE_MS).map(drop)
+    }
+}
+
+/// The most data of one command. What is longer the driver would refuse, but only when it has taken memory for it; or it
+/// would say that there is no memory, now and always, if it needs more pieces than the host adapter takes.
+fn most(file: &OwnedFd) -> u64 {
+    const PIECE: u64 = 32 << 10;
+    let number = |path: String| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let piece = number("/sys/module/sg/parameters/scatter_elem_sz".into()).map_or(PIECE, |piece| piece.max(4096));
+    let pieces = raw::table_size(file).ok().and_then(|pieces| u64::try_from(pieces).ok()).filter(|pieces| *pieces > 0);
+    let at_once = block_directory(file)
+        .and_then(|(directory, disk)| number(format!("{directory}/{disk}/queue/max_hw_sectors_kb")))
+        .map(|kib| kib << 10);
+    let pieces = pieces.map(|pieces| pieces.saturating_mul(piece));
+    pieces.into_iter().chain(at_once).fold(raw::DATA - 1, u64::min)
+}
+
+/// Where the system describes the host's disk over a device, and the disk's name.
+fn block_directory(file: &OwnedFd) -> Option<(String, String)> {
+    let number = rustix::fs::fstat(file).ok()?.st_rdev;
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let directory = format!("/sys/dev/char/{major}:{minor}/device/block");
+    let mut entries = std::fs::read_dir(&directory).ok()?.flatten();
+    let disk = entries.find_map(|entry| entry.file_name().into_string().ok())?;
+    Some((directory, disk))
+}
+
 /// Where the host has a disk over the device, takes it for itself: a disk that the host has mounted is not given away.
 fn claim(spec: &SgSpec, file: &OwnedFd, warnings: &mut Vec<String>) -> Result<Option<OwnedFd>, BdevError> {
-    let number = rustix::fs::fstat(file).map_err(|errno| BdevError::os("stat", &spec.path, errno))?.st_rdev;
-    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    let Ok(entries) = std::fs::read_dir(format!("/sys/dev/char/{major}:{minor}/device/block")) else {
-        return Ok(None);
-    };
-    let Some(name) = entries.flatten().find_map(|entry| entry.file_name().into_string().ok()) else { return Ok(None) };
+    let Some((_, name)) = block_directory(file) else { return Ok(None) };
     let disk = format!("/dev/{name}");
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match rustix::fs::open(&disk, flags, Mode::empty()) {
@@ -178,7 +211,7 @@ impl Bdev for Sg {
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {
         let lines = (0..LINES).map(|_| self.line()).collect::<Result<Vec<_>, _>>()?;
-        let channel = SgChannel::new(lines, args.depth, self.gone.clone(), self.counters.clone());
+        let channel = SgChannel::new(lines, args.depth, self.common.clone());
         Ok(Box::new(channel.map_err(|errno| OpenError::Resources(errno.raw_os_error()))?))
     }
 }
@@ -220,12 +253,12 @@ impl Device for Sg {
         let mut fds = [PollFd::new(&self.file, PollFlags::empty())];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         if poll(&mut fds, Some(&at_once)).is_ok() && fds[0].revents().contains(PollFlags::HUP) {
-            self.gone.store(true, Ordering::Relaxed);
+            self.common.set_gone();
         }
     }
 
     fn is_lost(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.common.is_gone()
     }
 
     fn as_sg(&self) -> Option<&Sg> {

@@ -33,6 +33,7 @@ const AT_TAIL: u32 = 0x10;
 const SG_IO: libc::Ioctl = 0x2285;
 const SG_GET_VERSION_NUM: libc::Ioctl = 0x2282;
 const SG_SCSI_RESET: libc::Ioctl = 0x2284;
+const SG_GET_SG_TABLESIZE: libc::Ioctl = 0x227F;
 const BLKSECTGET: libc::Ioctl = 0x1267;
 /// The logical unit alone, and nothing wider if that fails.
 const RESET_DEVICE: libc::c_int = 0x1 | 0x100;
@@ -146,6 +147,10 @@ impl Memory {
     /// `len` bytes of own memory for the data, in one piece. What is in them is left from before.
     pub(super) fn bounce(&mut self, len: usize) -> SegmentList {
         let parts = &mut *self.0;
+        if parts.bounce.capacity() < len {
+            // New, so that what is large comes from the system as it is, and is not cleared here first.
+            parts.bounce = vec![0; len];
+        }
         parts.bounce.resize(len, 0);
         // SAFETY: the bytes lie behind a vector that is not touched before `bounced` or `end`.
         parts.whole = unsafe { Segment::new(parts.bounce.as_mut_ptr() as usize, len) };
@@ -227,7 +232,9 @@ pub(super) fn ask(fd: impl AsFd, cdb: &[u8], data: &mut [u8], timeout_ms: u32) -
     // SAFETY: the list lives as long as the call.
     let list = unsafe { SegmentList::new(std::slice::from_ref(&segment)) };
     let len = u32::try_from(data.len()).map_err(|_| Errno::INVAL)?;
-    let order = Order { cdb, direction: Direction::In, len, data: list, timeout_ms, usr_ptr: 0 };
+    let direction = if data.is_empty() { Direction::None } else { Direction::In };
+    let list = if data.is_empty() { SegmentList::EMPTY } else { list };
+    let order = Order { cdb, direction, len, data: list, timeout_ms, usr_ptr: 0 };
     let mut header = header(&order, &mut memory);
     // SAFETY: the header is what the call takes, and all it names outlives the call.
     let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), SG_IO, &raw mut header) };
@@ -246,6 +253,11 @@ pub(super) fn version(fd: impl AsFd) -> Result<i32, Errno> {
 /// How much data the host adapter is given at once, in bytes.
 pub(super) fn max_transfer(fd: impl AsFd) -> Result<i32, Errno> {
     number(fd, BLKSECTGET)
+}
+
+/// How many pieces the driver's memory for one command may have.
+pub(super) fn table_size(fd: impl AsFd) -> Result<i32, Errno> {
+    number(fd, SG_GET_SG_TABLESIZE)
 }
 
 fn number(fd: impl AsFd, request: libc::Ioctl) -> Result<i32, Errno> {

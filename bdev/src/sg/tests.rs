@@ -1,28 +1,59 @@
 //! A channel with its helper's thread, on a device of the tests' own: the driver's headers go over a socket, and who
 //! sits at the other end works on the memory that they name, as the kernel does.
 
+use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::sync_channel;
 
 use pollux_core::segment::{copy_from, copy_to};
 use pollux_core::{
     Channel, Completion, Cx, Delivery, Direction, IoError, Next, ScsiAnswer, ScsiCommand, Segment, SegmentList, Tag,
 };
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use super::Kernel;
 use super::channel::SgChannel;
-use super::counters::Counters;
+use super::common::{Common, Driver};
 use super::helper::{Ended, Helper, Order, Shared, ring};
 use super::raw::testing::Taken;
 use super::raw::{QUEUE, SEGMENTS};
 use crate::memory::Mapping;
 use crate::testing::FileRing;
 
-fn pair() -> (OwnedFd, OwnedFd) {
+/// The most data of one command.
+const MOST: u64 = 1 << 20;
+
+/// Counts what it is asked for, and does nothing.
+#[derive(Clone, Default)]
+pub(super) struct Recorder(Arc<(AtomicU32, AtomicU32)>);
+
+impl Recorder {
+    pub(super) fn resets(&self) -> u32 {
+        self.0.0.load(Ordering::Relaxed)
+    }
+
+    fn removals_allowed(&self) -> u32 {
+        self.0.1.load(Ordering::Relaxed)
+    }
+}
+
+impl Driver for Recorder {
+    fn reset(&self, _: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.0.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn allow_removal(&self, _: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.0.1.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+pub(super) fn pair() -> (OwnedFd, OwnedFd) {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a pair")
 }
@@ -32,15 +63,18 @@ struct Bench {
     ring: FileRing,
     channel: SgChannel,
     device: Vec<OwnedFd>,
-    counters: Arc<Counters>,
+    common: Arc<Common>,
 }
 
 impl Bench {
     fn new(lines: usize) -> Bench {
+        Bench::on(lines, Common::new(MOST, Box::new(Recorder::default())))
+    }
+
+    fn on(lines: usize, common: Arc<Common>) -> Bench {
         let (ours, device): (Vec<_>, Vec<_>) = (0..lines).map(|_| pair()).unzip();
-        let (gone, counters) = (Arc::<AtomicBool>::default(), Arc::<Counters>::default());
-        let channel = SgChannel::new(ours, 256, gone, counters.clone()).expect("a channel");
-        let mut bench = Bench { ring: FileRing::default(), channel, device, counters };
+        let channel = SgChannel::new(ours, 256, common.clone()).expect("a channel");
+        let mut bench = Bench { ring: FileRing::default(), channel, device, common };
         bench.with(|channel, cx| channel.attach(cx).expect("room in the ring"));
         bench
     }
@@ -139,7 +173,7 @@ fn a_command_goes_down_as_it_is_and_its_answer_comes_up_as_it_is() {
     copy_from(&segments, 0, &mut bytes);
     assert_eq!((&bytes[..36], &bytes[36..]), (&[7; 36][..], &[0xEE; 4][..]), "what was not sent stays the guest's");
     assert_eq!(
-        (bench.channel.next(), bench.counters.delivered(Delivery::Answered), bench.counters.good()),
+        (bench.channel.next(), bench.common.counters.delivered(Delivery::Answered), bench.common.counters.good()),
         (Next::Idle, 1, 0)
     );
     bench.with(Channel::detach);
@@ -167,7 +201,7 @@ fn data_goes_to_the_device_and_answers_come_in_any_order() {
     }
     seen.sort_unstable();
     assert_eq!(seen, (0..2 * QUEUE as u64).collect::<Vec<_>>());
-    assert_eq!(bench.counters.good(), 2 * QUEUE as u64);
+    assert_eq!(bench.common.counters.good(), 2 * QUEUE as u64);
 }
 
 #[test]
@@ -268,36 +302,100 @@ fn a_device_that_vanishes_ends_what_it_has_and_takes_nothing_more() {
 fn too_much_at_once_never_reaches_the_device() {
     let mut bench = Bench::new(1);
     let memory = memory();
-    // Never touched: it is refused by its length.
-    let segments: Vec<Segment> = (0..1 << 16).map(|_| memory.segment(0, 4096)).collect();
-    bench.submit(command(1, Direction::In, list(&segments)));
-    let (_, answer) = bench.answer();
-    assert_eq!((answer.delivery, answer.residual), (Delivery::TooLong, 256 << 20));
+    let segments: Vec<Segment> = (0..MOST / 4096).map(|_| memory.segment(0, 4096)).collect();
+    let more = [&segments[..], &[memory.segment(0, 1)]].concat();
+    for direction in [Direction::In, Direction::Out] {
+        bench.submit(command(1, direction, list(&more)));
+        let (_, answer) = bench.answer();
+        assert_eq!((answer.delivery, answer.residual), (Delivery::TooLong, MOST + 1));
+        bench.submit(command(2, direction, list(&segments)));
+        let mut taken = bench.take(0);
+        assert_eq!((taken.cdb()[1], taken.len() as u64), (2, MOST), "the first that comes there");
+        taken.end(0, &[], 0, 0);
+        bench.give(0, &taken);
+        assert_eq!(bench.answer().1.delivery, Delivery::Answered);
+    }
 }
 
 #[test]
 fn what_is_cancelled_before_it_was_sent_is_not_sent() {
-    let (ours, device) = pair();
-    let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd");
-    let cancelled = [true, false].into_iter().map(AtomicBool::new).collect();
-    let (gone, counters) = (Arc::default(), Arc::default());
-    let shared = Arc::new(Shared { cancelled, gone, counters, wake: bell(), bell: bell() });
-    let (orders, taken) = sync_channel(2);
-    let (told, results) = sync_channel(2);
-    let helper = Helper::new(shared.clone(), vec![ours], taken, told);
-    orders.send(Order::Command(0, bare(0))).expect("room");
-    drop(orders);
-    ring(&shared.wake);
-    helper.run();
-    let Ok(Ended::Command(0, answer)) = results.try_recv() else { panic!("an answer") };
+    let (ended, device) = run(&Recorder::default(), [true, false], vec![Order::Command(0, bare(0))]);
+    let [Ended::Command(0, answer)] = &ended[..] else { panic!("an answer") };
     assert_eq!(answer.delivery, Delivery::Aborted);
     let mut bytes = [0; 88];
     assert_eq!(rustix::io::read(&device, &mut bytes), Ok(0), "nothing was sent, and the helper has gone");
 }
 
+/// What a helper makes of orders that are all there when it begins, and the device's end.
+fn run(recorder: &Recorder, cancelled: [bool; 2], given: Vec<Order>) -> (Vec<Ended>, OwnedFd) {
+    let (ours, device) = pair();
+    let cancelled = cancelled.into_iter().map(AtomicBool::new).collect();
+    let common = Common::new(MOST, Box::new(recorder.clone()));
+    let shared = Arc::new(Shared::new(cancelled, common).expect("eventfds"));
+    let (orders, taken) = sync_channel(given.len());
+    let (told, results) = sync_channel(given.len());
+    let helper = Helper::new(shared.clone(), vec![ours], taken, told);
+    given.into_iter().for_each(|order| orders.send(order).expect("room"));
+    drop(orders);
+    ring(&shared.wake);
+    helper.run();
+    (results.try_iter().collect(), device)
+}
+
+#[test]
+fn resets_that_wait_are_done_by_one_and_commands_stay_behind_it() {
+    let recorder = Recorder::default();
+    let orders =
+        vec![Order::Reset(2), Order::Command(0, bare(0)), Order::Reset(3), Order::Command(1, bare(1)), Order::Reset(4)];
+    let (ended, _device) = run(&recorder, [true, true], orders);
+    let places: Vec<usize> = ended
+        .iter()
+        .map(|ended| match ended {
+            Ended::Reset(place, Ok(())) | Ended::Command(place, _) => *place,
+            Ended::Reset(_, Err(errno)) => panic!("{errno}"),
+        })
+        .collect();
+    assert_eq!((places, recorder.resets()), (vec![2, 3, 4, 0, 1], 1));
+}
+
+/// PREVENT ALLOW MEDIUM REMOVAL, and waits for its answer.
+fn prevent(bench: &mut Bench, prevent: u8) {
+    let mut order = bare(1);
+    (order.cdb[0], order.cdb[1], order.cdb[4]) = (0x1E, 0, prevent);
+    bench.submit(order);
+    let mut taken = bench.take(0);
+    taken.end(0, &[], 0, 0);
+    bench.give(0, &taken);
+    bench.answer();
+}
+
+#[test]
+fn a_guest_that_has_gone_keeps_no_medium_in_a_device() {
+    let recorder = Recorder::default();
+    let mut bench = Bench::on(1, Common::new(MOST, Box::new(recorder.clone())));
+    let lose = |bench: &mut Bench| bench.with(|channel, _| channel.scsi().expect("it takes commands").nexus_lost());
+    // A command behind it shows that the helper has seen it.
+    lose(&mut bench);
+    prevent(&mut bench, 0);
+    assert_eq!(recorder.removals_allowed(), 0, "nobody has asked for it");
+    prevent(&mut bench, 1);
+    lose(&mut bench);
+    prevent(&mut bench, 0);
+    assert_eq!(recorder.removals_allowed(), 1);
+    lose(&mut bench);
+    prevent(&mut bench, 1);
+    assert_eq!(recorder.removals_allowed(), 1, "once");
+    bench.with(Channel::detach);
+    let Bench { channel, device, .. } = bench;
+    drop(channel);
+    let mut fds = [PollFd::new(&device[0], PollFlags::empty())];
+    poll(&mut fds, None).expect("it hangs up");
+    assert_eq!(recorder.removals_allowed(), 2, "a channel that ends");
+}
+
 #[test]
 fn a_reset_that_the_driver_does_not_know_is_an_error_and_takes_no_place() {
-    let mut bench = Bench::new(1);
+    let mut bench = Bench::on(1, Common::new(MOST, Box::new(Kernel)));
     bench.with(|channel, cx| channel.scsi().expect("it takes commands").reset(99, cx));
     assert_eq!(bench.ended(), [Completion { tag: 99, result: Err(IoError::Unsupported) }]);
     bench.with(Channel::detach);

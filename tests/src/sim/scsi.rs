@@ -27,6 +27,8 @@ struct Disk {
     gone: bool,
     /// Commands that were ended by a reset.
     reset: u64,
+    /// How often a channel was told that its guest has gone.
+    nexuses_lost: u64,
 }
 
 /// A device.
@@ -39,7 +41,15 @@ impl SimSg {
     pub fn new(blocks: usize, seed: u64) -> Self {
         let bytes = vec![0; blocks * BLOCK];
         let modes = Vec::new();
-        SimSg(Arc::new(Mutex::new(Disk { bytes, modes, rng: Rng::new(seed), lossy: 0, gone: false, reset: 0 })))
+        SimSg(Arc::new(Mutex::new(Disk {
+            bytes,
+            modes,
+            rng: Rng::new(seed),
+            lossy: 0,
+            gone: false,
+            reset: 0,
+            nexuses_lost: 0,
+        })))
     }
 
     /// Has one command in so many lost on the way; 0: none.
@@ -56,6 +66,12 @@ impl SimSg {
     #[must_use]
     pub fn ended_by_reset(&self) -> u64 {
         self.lock().reset
+    }
+
+    /// How often a channel was told that its guest has gone.
+    #[must_use]
+    pub fn nexuses_lost(&self) -> u64 {
+        self.lock().nexuses_lost
     }
 
     /// The last parameter list of a MODE SELECT, as the device has got it.
@@ -224,6 +240,12 @@ impl ScsiChannel for SimSgChannel {
 
     fn take_answer(&mut self, tag: Tag) -> Option<ScsiAnswer> {
         self.answers.remove(&tag)
+    }
+
+    fn nexus_lost(&mut self) {
+        let commands = self.inflight.iter().any(|(_, work)| matches!(work, Work::Command(..)));
+        assert!(!commands, "a session ends when its commands have");
+        self.device.lock().nexuses_lost += 1;
     }
 
     fn reset(&mut self, tag: Tag, cx: &mut Cx<'_>) {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, bounded};
 use pollux_core::{Bdev, Channel, Helpers, IoStats, OpenArgs, OpenError, Post, PostError};
@@ -249,8 +249,10 @@ impl Target {
             // Take it back everywhere; the first error is the one to tell.
             let mut left = Vec::new();
             let hidden = self.hide(&controller, target, lun).and_then(|hidden| {
-                left = hidden;
-                self.await_leaving(&controller, target, lun, &mut left)
+                let mut hidden = [(target, lun, hidden)];
+                let gone = self.await_leaving(&controller, &mut hidden);
+                left = hidden.into_iter().flat_map(|(_, _, left)| left).collect();
+                gone
             });
             if hidden.is_ok() {
                 logical.detach(&path);
@@ -325,14 +327,16 @@ impl Target {
             self.send(reactor, Body::ReplaceChannel { unit: entry.id, channel, reply })?;
             answers.push((reactor, answer));
         }
-        for (reactor, answer) in answers {
-            let answered = wait(&answer, self.patience().requests).or_else(|_| {
-                self.send(reactor, Body::CancelUnit { unit: entry.id })?;
-                wait(&answer, self.patience().cancelled)
-            });
-            let _old = answered?.map_err(TargetError::Attach)?;
+        let mut came = come_until(&mut answers, Instant::now() + self.patience().requests);
+        for (reactor, _) in &answers {
+            self.send(*reactor, Body::CancelUnit { unit: entry.id })?;
         }
-        Ok(())
+        came.extend(come_until(&mut answers, Instant::now() + self.patience().cancelled));
+        for (_, answer) in &answers {
+            // It is too late for it; this says why.
+            came.push(wait(answer, Duration::ZERO)?);
+        }
+        came.into_iter().try_for_each(|changed| changed.map(drop).map_err(TargetError::Attach))
     }
 
     /// A unit's device is back, and the unit knows what it is like: a format or a sanitize that was interrupted goes on,
@@ -475,14 +479,13 @@ impl Target {
             let leaving = leaving.map_or_else(|| self.hide(controller, target, lun), Ok)?;
             hidden.push((target, lun, leaving));
         }
-        let mut first = Ok(());
-        for (target, lun, mut leaving) in hidden {
-            first = first.and(self.await_leaving(controller, target, lun, &mut leaving));
+        let gone = self.await_leaving(controller, &mut hidden);
+        for (target, lun, leaving) in hidden {
             if let Some(entry) = controller.state().luns.get_mut(&(target, lun)) {
                 entry.leaving = Some(leaving);
             }
         }
-        first?;
+        gone?;
         let mut taken = Vec::new();
         for &(target, lun) in luns {
             let Some(entry) = controller.state().luns.remove(&(target, lun)) else { continue };
@@ -513,26 +516,41 @@ impl Target {
         Ok(leaving)
     }
 
-    /// Waits until nothing of a hidden LUN is in flight; what takes too long is cancelled. Leaves in `leaving` whom it
-    /// has waited for in vain.
-    fn await_leaving(
-        &self,
-        controller: &Controller,
-        target: u8,
-        lun: u16,
-        leaving: &mut Leaving,
-    ) -> Result<(), TargetError> {
-        leaving.retain(|(_, answer)| wait(answer, self.patience().requests).is_err());
-        for (reactor, _) in leaving.iter() {
-            self.send(*reactor, Body::CancelLun { controller: controller.id, target, lun })?;
+    /// Waits until nothing of some hidden LUNs is in flight, for all of them and on all reactors together as long as for
+    /// one; what takes too long is cancelled. Leaves with each whom it has waited for in vain.
+    fn await_leaving(&self, controller: &Controller, hidden: &mut [(u8, u16, Leaving)]) -> Result<(), TargetError> {
+        let await_all = |hidden: &mut [(u8, u16, Leaving)], long| {
+            let until = Instant::now() + long;
+            hidden.iter_mut().for_each(|(_, _, leaving)| drop(come_until(leaving, until)));
+        };
+        await_all(hidden, self.patience().requests);
+        for (target, lun, leaving) in hidden.iter() {
+            for (reactor, _) in leaving {
+                let cancel = Body::CancelLun { controller: controller.id, target: *target, lun: *lun };
+                self.send(*reactor, cancel)?;
+            }
         }
-        leaving.retain(|(_, answer)| wait(answer, self.patience().cancelled).is_err());
-        if leaving.is_empty() { Ok(()) } else { Err(TargetError::Draining) }
+        await_all(hidden, self.patience().cancelled);
+        let gone = hidden.iter().all(|(_, _, leaving)| leaving.is_empty());
+        if gone { Ok(()) } else { Err(TargetError::Draining) }
     }
 }
 
 /// Reactors that have not let a LUN go yet.
 type Leaving = Vec<(usize, Receiver<()>)>;
+
+/// Takes the answers that come until then; those that do not are left. However late it is, what has come is taken.
+fn come_until<T>(answers: &mut Vec<(usize, Receiver<T>)>, until: Instant) -> Vec<T> {
+    let mut come = Vec::new();
+    answers.retain(|(_, answer)| match answer.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        Ok(value) => {
+            come.push(value);
+            false
+        }
+        Err(_) => true,
+    });
+    come
+}
 
 /// Where a LUN is and what it leads to.
 #[derive(Clone, Copy)]
@@ -594,6 +612,23 @@ pub(crate) fn wait<T>(answer: &Receiver<T>, long: Duration) -> Result<T, TargetE
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_come_is_taken_after_the_deadline_and_the_others_stay() {
+        let long_ago = Instant::now();
+        let (mut answers, mut senders) = (Vec::new(), Vec::new());
+        for reactor in 0..4 {
+            let (sender, answer) = bounded(1);
+            answers.push((reactor, answer));
+            senders.push(sender);
+        }
+        senders[1].send("b").expect("room");
+        senders[3].send("d").expect("room");
+        assert_eq!(come_until(&mut answers, long_ago), ["b", "d"]);
+        assert_eq!(answers.iter().map(|(reactor, _)| *reactor).collect::<Vec<_>>(), [0, 2]);
+        senders[2].send("c").expect("room");
+        assert_eq!((come_until(&mut answers, long_ago), answers.len()), (vec!["c"], 1));
+    }
 
     #[test]
     fn names_that_leave_the_directory_are_refused() {

@@ -1,13 +1,17 @@
 //! Commands of any form to a logical unit, with any parameter data: no panic, no range outside the disk, no answer
-//! longer than the memory for it, and every plan ends.
+//! longer than the memory for it, and every plan ends. The same commands to a whole device of any type, whatever its owner
+//! allows: only what may go on does.
 #![no_main]
+
+#[path = "../../../scsi/tests/oracle/passing.rs"]
+mod passing;
 
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use pollux_core::{Discard, Op, Shape};
 use pollux_scsi::{
-    Action, Cdb, CopyTask, Designator, End, Identity, Inventory, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path,
+    Action, Allow, Cdb, CopyTask, Designator, End, Identity, Inventory, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path,
     SCRATCH_LEN, Step, Task, execute_absent,
 };
 use uuid::Uuid;
@@ -27,6 +31,7 @@ struct Bench {
     path: Arc<Path>,
     shape: Shape,
     scratch: Vec<u8>,
+    whole: (Arc<LogicalUnit>, Arc<Path>, Allow),
 }
 
 fn bench(data: u8) -> Bench {
@@ -44,7 +49,11 @@ fn bench(data: u8) -> Bench {
     let present = (data & 64 == 0).then_some(shape);
     let unit = LogicalUnit::new(Identity::from_uuid(Uuid::from_u128(7), "fuzz"), present);
     let path = unit.attach(Nexus::new(1, "c".into(), 1, 0), 0);
-    let mut bench = Bench { unit, path, shape, scratch: vec![0; SCRATCH_LEN] };
+    let allow = Allow::from_bits_truncate(if data & 128 == 0 { 0 } else { data });
+    let device = LogicalUnit::new(Identity::from_uuid(Uuid::from_u128(8), "whole"), None);
+    device.pass_through(allow);
+    let to_device = device.attach(Nexus::new(2, "d".into(), 2, 0), 0);
+    let mut bench = Bench { unit, path, shape, scratch: vec![0; SCRATCH_LEN], whole: (device, to_device, allow) };
     if data & 128 == 0 {
         // Without the attentions that a new path reports first.
         while bench.path.has_attention() {
@@ -65,6 +74,7 @@ fuzz_target!(|data: &[u8]| {
         let (parameters, after) = after.split_at(after.len().min(usize::from(*length)));
         rest = after;
         command(&mut bench, &Cdb::from_slice(cdb), parameters);
+        pass(&mut bench, cdb, parameters);
     }
 });
 
@@ -86,6 +96,27 @@ fn command(bench: &mut Bench, cdb: &Cdb, parameters: &[u8]) {
     }
     if let Action::Done(outcome) = execute_absent(cdb, bench.path.nexus(), &Luns, &mut bench.scratch) {
         answer(&outcome, &bench.scratch);
+    }
+}
+
+/// The last byte, which few commands use, says what the device is.
+fn pass(bench: &mut Bench, bytes: &[u8; 32], parameters: &[u8]) {
+    let (unit, path, allow) = &bench.whole;
+    let (cdb, device_type) = (Cdb::new(*bytes), bytes[31] & 0x1F);
+    unit.set_device_type(device_type);
+    let mut action = unit.execute(path, &cdb, &Luns, &mut bench.scratch);
+    let mut looked_at = None;
+    if let Action::DataOut { len } = action {
+        if parameters.len() < len {
+            return;
+        }
+        looked_at = Some(&parameters[..len]);
+        action = unit.execute_out(path, &cdb, &parameters[..len], &mut bench.scratch);
+    }
+    match action {
+        Action::Pass(pass) => passing::check(device_type, *allow, bytes, looked_at, pass),
+        Action::Done(outcome) => answer(&outcome, &bench.scratch),
+        _ => panic!("a whole device's unit does nothing itself"),
     }
 }
 

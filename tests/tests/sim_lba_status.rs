@@ -3,13 +3,15 @@
 //! whose answer does not come can be aborted, reset, and left behind by its guest and its LUN.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use pollux_core::Bdev;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Ticket, Tmf, cdb};
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{LUN, SimAppliance, SimBdev, SimWorld, backing, unit_with_medium};
+use pollux_tests::sim::{LUN, PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_with_medium};
+use pollux_vhost_scsi::Patience;
 
 const BLOCKS: u64 = 256;
 const QUEUES: usize = 3;
@@ -247,10 +249,7 @@ fn guests_and_luns_go_while_nobody_answers() -> Result<()> {
         if seed % 2 == 0 {
             appliance.disconnect(front);
         } else {
-            let patience = pollux_vhost_scsi::Patience {
-                requests: std::time::Duration::from_millis(10),
-                ..pollux_vhost_scsi::Patience::default()
-            };
+            let patience = Patience { requests: Duration::from_millis(10), ..Patience::default() };
             appliance.target.set_patience(patience);
             let removed = appliance.call(|target| target.remove_lun("vm", 0, None));
             let Ok(removed) = removed else { bail!("{removed:?}") };
@@ -263,4 +262,55 @@ fn guests_and_luns_go_while_nobody_answers() -> Result<()> {
         ensure!(helpers.pending() == 0, "{} chores are left", helpers.pending());
         appliance.shutdown()
     })
+}
+
+/// A LUN goes under a guest with its queues full of commands that are away: the reactor ends them piece by piece and
+/// serves others in between.
+#[test]
+fn what_leaves_in_great_numbers_is_ended_piece_by_piece() -> Result<()> {
+    const MANY: usize = 8;
+    let world = SimWorld::new(5);
+    let mut appliance = SimAppliance::new(&world, 1, 5)?;
+    appliance.target.set_patience(Patience { requests: Duration::from_millis(20), ..PATIENT });
+    let device: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, BLOCKS * 512));
+    let unit = unit_with_medium("disk", &device);
+    appliance.controller("vm", &[(0, 0, backing("disk", &unit, &device))])?;
+    let memory = vec![(0x10_0000, 64 << 20)];
+    let options = DriverOptions { request_queues: MANY, queue_size: 1024, memory, ..DriverOptions::default() };
+    let front = appliance.connect("vm", &options)?;
+    let mut scene = Scene { appliance, bdev: SimBdev::new(&world, 512), world: world.clone(), front, rng: Rng::new(0) };
+    scene.settle()?;
+    let helpers = scene.appliance.machine.helpers();
+    helpers.hang(true);
+    let mut asked = 0;
+    for queue in FIRST_REQUEST_QUEUE..FIRST_REQUEST_QUEUE + MANY {
+        let cdb = cdb::get_lba_status16(0, 64);
+        while scene.front.submit(queue, &Command::new(LUN, &cdb, &[], 64)).is_some() {
+            asked += 1;
+        }
+    }
+    scene.appliance.machine.run();
+    ensure!(asked > 1500 && scene.pending() == 2, "{asked} away, {} asked for", scene.pending());
+    let (mut ended, mut most) = (0, 0);
+    let target = Arc::clone(&scene.appliance.target);
+    let mut take = |front: &mut FrontEnd| {
+        let mut came = 0;
+        for queue in FIRST_REQUEST_QUEUE..FIRST_REQUEST_QUEUE + MANY {
+            while front.poll(queue).is_ok_and(|answer| answer.is_some()) {
+                came += 1;
+            }
+        }
+        (ended, most) = (ended + came, most.max(came));
+        ended
+    };
+    let act = || {
+        take(&mut scene.front);
+    };
+    scene.appliance.machine.call_beside(|| target.remove_lun("vm", 0, Some(0)), act)?;
+    scene.appliance.machine.run();
+    ensure!(take(&mut scene.front) == asked, "{ended} of {asked} were answered");
+    // Two passes at most between two looks.
+    ensure!(most <= 2 * 256, "{most} of {asked} in one go");
+    helpers.hang(false);
+    scene.end()
 }

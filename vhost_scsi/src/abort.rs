@@ -1,7 +1,8 @@
-//! The ending (or counting) of commands that a task management function, or PREEMPT AND ABORT, asks of a worker.
+//! The ending (or counting) of commands that a task management function, PREEMPT AND ABORT, or the control plane asks of a
+//! worker.
 //!
-//! It goes in stages, a bounded piece in each pass, so that a guest which asks again and again, with full rings, costs the
-//! others little:
+//! It goes in stages, a bounded piece in each pass, so that a guest which asks again and again, or goes, with full rings,
+//! costs the others little:
 //!
 //! 1. *Taking*, for task management: what the session has made available before it asked is taken out of its rings,
 //!    because to the guest those commands are as much in flight as the others: none of them may run after the answer.
@@ -20,7 +21,7 @@ use pollux_vhost_user::Chain;
 use crate::copies::CopyId;
 use crate::lun::Address;
 use crate::luns::Lun;
-use crate::message::{AbortId, Body, Message, Scope};
+use crate::message::{AbortId, Body, Message, QueueKey, Scope};
 use crate::port::{Answer, Kind, Phase, Port};
 use crate::request::{COMMAND_LEN, Command, RESPONSE_LEN, Response};
 use crate::worker::ScsiWorker;
@@ -40,7 +41,8 @@ pub(crate) struct Held {
 
 /// A function's share of work on this worker.
 pub(crate) struct Ending {
-    id: AbortId,
+    /// Who wants to know when the last of them has ended.
+    id: Option<AbortId>,
     scope: Scope,
     /// What to answer; `None`: they are only counted.
     how: Option<Response>,
@@ -69,7 +71,7 @@ enum Stage {
 
 impl ScsiWorker {
     /// Begins to end (or count) the commands in scope.
-    pub(crate) fn abort(&mut self, id: AbortId, scope: Scope, how: Option<Response>) {
+    pub(crate) fn abort(&mut self, id: Option<AbortId>, scope: Scope, how: Option<Response>) {
         let stage = match scope.session() {
             Some(_) => Stage::Taking { port: 0, until: None },
             None => Stage::Marking { port: 0, head: 0 },
@@ -98,8 +100,8 @@ impl ScsiWorker {
         }
         let ended: Vec<Ending> = endings.extract_if(..waiting, |ending| self.has_ended(ending)).collect();
         for ending in ended {
-            let done = Body::AbortDone { id: ending.id, count: ending.count };
-            self.outbox.push_back((ending.id.worker, Message(done)));
+            let Some(id) = ending.id else { continue };
+            self.outbox.push_back((id.worker, Message(Body::AbortDone { id, count: ending.count })));
         }
         self.ending = endings;
     }
@@ -197,11 +199,18 @@ impl ScsiWorker {
         lun.is_some_and(|lun| is_in_scope(scope, port.key.session, self.luns.get(lun), held.command.tag()))
     }
 
-    /// Ends everything that a port holds.
-    pub(crate) fn end_held(&mut self, port: &mut Port, how: Response) {
-        while let Some(held) = port.held.pop_front() {
-            self.answer_held(port, &held, how);
+    /// Ends at most `most` of what the port of this number holds; returns how many.
+    fn end_held(&mut self, number: usize, most: u32, how: Response) -> u32 {
+        let Some(mut port) = self.take_port(number) else { return 0 };
+        let mut ended = 0;
+        while ended < most
+            && let Some(held) = port.held.pop_front()
+        {
+            self.answer_held(&mut port, &held, how);
+            ended += 1;
         }
+        self.put_port(number, port);
+        ended
     }
 
     fn answer_held(&mut self, port: &mut Port, held: &Held, how: Response) {
@@ -260,7 +269,14 @@ impl ScsiWorker {
         ending.stage = Stage::Marking { port: number + 1, head: 0 };
         let scope = ending.scope;
         let Some(port) = self.port(number) else { return 1 };
-        if port.kind != Kind::Requests || port.inflight == 0 || !may_hold(scope, port.key.session) {
+        if port.kind != Kind::Requests || !may_hold(scope, port.key) {
+            return 1;
+        }
+        if let (Scope::Queue { .. }, false, Some(how)) = (scope, port.held.is_empty(), ending.how) {
+            ending.stage = Stage::Marking { port: number, head: from };
+            return self.end_held(number, looks.div_ceil(CHAIN_LOOKS), how) * CHAIN_LOOKS + 1;
+        }
+        if port.inflight == 0 {
             return 1;
         }
         // Another, smaller queue may have come into its place.
@@ -280,7 +296,9 @@ impl ScsiWorker {
         ending.count += found.len() as u32;
         if let Some(how) = ending.how {
             self.abort_commands(&found, how, cx);
-            ending.commands.extend(found.into_iter().filter(|&command| self.is_running(command)));
+            if ending.id.is_some() {
+                ending.commands.extend(found.into_iter().filter(|&command| self.is_running(command)));
+            }
         }
         (to - from) as u32 + 1
     }
@@ -340,11 +358,14 @@ impl ScsiWorker {
     }
 }
 
-/// Whether a session's commands can be in scope.
-const fn may_hold(scope: Scope, of: u64) -> bool {
+/// Whether a queue's commands can be in scope.
+fn may_hold(scope: Scope, of: QueueKey) -> bool {
     match scope {
-        Scope::Task { session, .. } | Scope::TaskSet { session, .. } | Scope::Nexus { session, .. } => of == session,
-        Scope::Unit { .. } | Scope::Preempted { .. } => true,
+        Scope::Task { session, .. } | Scope::TaskSet { session, .. } | Scope::Nexus { session, .. } => {
+            of.session == session
+        }
+        Scope::Queue { key } => of == key,
+        Scope::Unit { .. } | Scope::Leaving { .. } | Scope::Device { .. } | Scope::Preempted { .. } => true,
     }
 }
 
@@ -355,7 +376,12 @@ pub(crate) fn is_in_scope(scope: Scope, of: u64, lun: &Lun, name: u64) -> bool {
         }
         Scope::TaskSet { session, target, lun: number } => of == session && (lun.target, lun.lun) == (target, number),
         Scope::Nexus { session, target } => of == session && lun.target == target,
-        Scope::Unit { unit, .. } => lun.unit == unit,
+        Scope::Unit { unit, .. } | Scope::Device { unit } => lun.unit == unit,
+        // Whose queue it is was looked at.
+        Scope::Queue { .. } => true,
+        Scope::Leaving { controller, target, lun: number } => {
+            !lun.removing.is_empty() && (lun.controller, lun.target, lun.lun) == (controller, target, number)
+        }
         Scope::Preempted { unit, preempted } => lun.unit == unit && lun.path.is_preempted(preempted),
     }
 }

@@ -367,6 +367,8 @@ impl ScsiWorker {
             Scope::Preempted { .. } => (true, true),
             Scope::Unit { .. } | Scope::Nexus { .. } => (how == Response::Reset, true),
             Scope::Task { .. } | Scope::TaskSet { .. } => (false, false),
+            // Ended when the control plane asked (`end_copies`).
+            Scope::Queue { .. } | Scope::Leaving { .. } | Scope::Device { .. } => (false, false),
         };
         if !of_unit || rule(scope.class(), Class::Copy) != Rule::Ends {
             return ended;

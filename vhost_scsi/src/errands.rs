@@ -4,9 +4,9 @@
 //! guest's memory is touched before that, so a command that is aborted meanwhile is answered at once; what the helper finds
 //! out then is nobody's business any more, and its answer is recognized by its number, which is never used again. But it
 //! still counts as one of its session's until it is done: a session has [`MOST_OF_SESSION`] of them on a worker, whatever
-//! its guest sends and aborts, and the rest waits here.
+//! its guest sends and aborts, and the rest waits here. What comes and goes costs the same, however many wait.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -32,14 +32,14 @@ pub(crate) type HelpersHandle = Arc<dyn Helpers>;
 /// A command that is away.
 struct Away {
     id: ErrandId,
-    tag: Tag,
+    session: u64,
     stop: Arc<AtomicBool>,
 }
 
 /// An errand that has not begun.
 struct Waiting {
     id: ErrandId,
-    session: u64,
+    tag: Tag,
     lane: Lane,
     survey: Box<Survey>,
     stop: Arc<AtomicBool>,
@@ -48,46 +48,53 @@ struct Waiting {
 /// The errands of a worker.
 #[derive(Default)]
 pub(crate) struct Errands {
-    next: ErrandId,
-    /// In the order in which they came.
-    away: Vec<Away>,
-    waiting: VecDeque<Waiting>,
-    /// The sessions of the errands that are under way.
-    under_way: Vec<u64>,
+    last: ErrandId,
+    away: HashMap<Tag, Away>,
+    /// By session, and then in the order in which they came.
+    waiting: BTreeMap<(u64, ErrandId), Waiting>,
+    /// How many of each session are under way; none is not counted.
+    under_way: HashMap<u64, usize>,
 }
 
 impl Errands {
     fn add(&mut self, tag: Tag, session: u64, lane: Lane, survey: Box<Survey>) {
         let stop = Arc::new(AtomicBool::new(false));
-        self.next += 1;
-        self.away.push(Away { id: self.next, tag, stop: stop.clone() });
-        self.waiting.push_back(Waiting { id: self.next, session, lane, survey, stop });
+        self.last += 1;
+        let id = self.last;
+        self.away.insert(tag, Away { id, session, stop: stop.clone() });
+        self.waiting.insert((session, id), Waiting { id, tag, lane, survey, stop });
     }
 
-    /// The next one whose session may have another one under way.
-    fn next(&mut self) -> Option<Waiting> {
-        let has_room = |session: u64| self.under_way.iter().filter(|of| **of == session).count() < MOST_OF_SESSION;
-        let at = self.waiting.iter().position(|waiting| has_room(waiting.session))?;
-        let waiting = self.waiting.remove(at)?;
-        self.under_way.push(waiting.session);
-        Some(waiting)
-    }
-
-    /// One is done; the command that it was for, if that still waits.
-    fn done(&mut self, id: ErrandId, session: u64) -> Option<Tag> {
-        if let Some(at) = self.under_way.iter().position(|of| *of == session) {
-            self.under_way.swap_remove(at);
+    /// The next one of a session, if that may have another one under way.
+    fn next(&mut self, session: u64) -> Option<Waiting> {
+        if self.under_way.get(&session).is_some_and(|count| *count >= MOST_OF_SESSION) {
+            return None;
         }
-        let at = self.away.iter().position(|away| away.id == id)?;
-        Some(self.away.remove(at).tag)
+        let (&key, _) = self.waiting.range((session, 0)..=(session, ErrandId::MAX)).next()?;
+        *self.under_way.entry(session).or_default() += 1;
+        self.waiting.remove(&key)
+    }
+
+    /// One is done; whether the command that it was for still waits.
+    fn done(&mut self, id: ErrandId, tag: Tag, session: u64) -> bool {
+        if let Some(count) = self.under_way.get_mut(&session) {
+            *count -= 1;
+            if *count == 0 {
+                self.under_way.remove(&session);
+            }
+        }
+        let waits = self.away.get(&tag).is_some_and(|away| away.id == id);
+        if waits {
+            self.away.remove(&tag);
+        }
+        waits
     }
 
     /// A command does not wait any more.
     fn call_off(&mut self, tag: Tag) {
-        let Some(at) = self.away.iter().position(|away| away.tag == tag) else { return };
-        let Away { id, stop, .. } = self.away.remove(at);
+        let Some(Away { id, session, stop }) = self.away.remove(&tag) else { return };
         stop.store(true, Ordering::Relaxed);
-        self.waiting.retain(|waiting| waiting.id != id);
+        self.waiting.remove(&(session, id));
     }
 }
 
@@ -96,6 +103,7 @@ struct Debt {
     home: Home,
     worker: usize,
     id: ErrandId,
+    tag: Tag,
     session: u64,
     data: Option<Vec<u8>>,
 }
@@ -108,8 +116,8 @@ impl Debt {
 
 impl Drop for Debt {
     fn drop(&mut self) {
-        let Debt { id, session, ref data, .. } = *self;
-        deliver(&*self.home, self.worker, || Message(Body::ErrandDone { id, session, data: data.clone() }));
+        let Debt { id, tag, session, ref data, .. } = *self;
+        deliver(&*self.home, self.worker, || Message(Body::ErrandDone { id, tag, session, data: data.clone() }));
     }
 }
 
@@ -129,23 +137,25 @@ impl ScsiWorker {
         lun.inflight += 1;
         let lane = Lane(self.units.look(lun.unit).logical.uuid().as_u128() as u64);
         self.errands.add(port.tag(given.head), port.key.session, lane, survey);
-        self.begin_errands();
+        self.begin_errands(port.key.session);
     }
 
-    fn begin_errands(&mut self) {
+    fn begin_errands(&mut self, session: u64) {
         let (Some(home), Some(helpers)) = (&self.home, &self.helpers) else { return };
-        while let Some(Waiting { id, session, lane, survey, stop }) = self.errands.next() {
-            let debt = Debt { home: home.clone(), worker: self.worker, id, session, data: None };
+        while let Some(Waiting { id, tag, lane, survey, stop }) = self.errands.next(session) {
+            let debt = Debt { home: home.clone(), worker: self.worker, id, tag, session, data: None };
             let chore: Chore = Box::new(move || debt.pay(survey.run(&stop)));
             helpers.submit(lane, chore);
         }
     }
 
     /// A helper thread has done what it was asked for; without data it could not.
-    pub(crate) fn errand_done(&mut self, id: ErrandId, session: u64, data: Option<Vec<u8>>) {
-        let tag = self.errands.done(id, session);
-        self.begin_errands();
-        let Some(tag) = tag else { return };
+    pub(crate) fn errand_done(&mut self, id: ErrandId, tag: Tag, session: u64, data: Option<Vec<u8>>) {
+        let waits = self.errands.done(id, tag, session);
+        self.begin_errands(session);
+        if !waits {
+            return;
+        }
         let (number, head, turn) = parse_tag(tag);
         let mut port = self.take_port(number).expect("a port stays while its requests are in flight");
         let slot = &port.slots[usize::from(head)];

@@ -91,7 +91,7 @@ pub(crate) struct NewQueue {
     pub(crate) stats: Arc<QueueStats>,
 }
 
-/// Which commands a task management function is about.
+/// Which commands a task management function, PREEMPT AND ABORT, or the control plane is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// The command of this tag.
@@ -102,6 +102,12 @@ pub(crate) enum Scope {
     Nexus { session: u64, target: u8 },
     /// All commands of everybody on one unit; those that the session has made available before it asked, too.
     Unit { session: u64, unit: UnitId },
+    /// All commands of one queue, those that wait to be served too.
+    Queue { key: QueueKey },
+    /// All commands on a LUN that is to go.
+    Leaving { controller: ControllerId, target: u8, lun: u16 },
+    /// All commands on a unit whose device is to go.
+    Device { unit: UnitId },
     /// All commands of initiators that were preempted on one unit. What they have made available and nobody has taken yet
     /// is left alone: it meets the reservation.
     Preempted { unit: UnitId, preempted: Preempted },
@@ -120,7 +126,7 @@ impl Scope {
             | Scope::TaskSet { session, .. }
             | Scope::Nexus { session, .. }
             | Scope::Unit { session, .. } => Some(session),
-            Scope::Preempted { .. } => None,
+            Scope::Queue { .. } | Scope::Leaving { .. } | Scope::Device { .. } | Scope::Preempted { .. } => None,
         }
     }
 }
@@ -296,6 +302,7 @@ pub(crate) enum Body {
     /// From a helper thread: what a command of this session was away for has been found out, or could not be.
     ErrandDone {
         id: ErrandId,
+        tag: Tag,
         session: u64,
         data: Option<Vec<u8>>,
     },

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use pollux_core::{ClientId, Completion, Cx, Done, IoError, Next, Worker};
 use pollux_vhost_user::{Chain, SegmentBuf};
 
-use crate::abort::Ending;
+use crate::abort::{Ending, is_in_scope};
 use crate::background::Background;
 use crate::control::{MOST_FUNCTIONS, Pending};
 use crate::copies::{CopyId, Copying};
@@ -17,11 +17,11 @@ use crate::errands::{Errands, HelpersHandle};
 use crate::events::Waiting;
 use crate::fence::{Barred, Fence};
 use crate::luns::{Lun, Luns};
-use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Stopped};
+use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Scope, Stopped};
 use crate::order::Begun;
 use crate::own::Pool;
 use crate::parked::{Home, Preempting};
-use crate::port::{Kind, Phase, Port};
+use crate::port::{Kind, Port};
 use crate::request::Response;
 use crate::units::{Ending as ChannelEnding, Units};
 use crate::wipes::{Waiter, Wiping};
@@ -298,19 +298,6 @@ impl ScsiWorker {
         self.activate(number);
     }
 
-    fn cancel_where(&mut self, of: impl Fn(&Self, &Port, u32) -> bool, cx: &mut Cx<'_>) {
-        let commands: Vec<(usize, u16, u16)> = self
-            .ports()
-            .filter(|(_, port)| port.kind == Kind::Requests)
-            .flat_map(|(number, port)| {
-                let running = port.slots.iter().enumerate().filter(|(_, slot)| slot.phase != Phase::Free);
-                let chosen = running.filter(|(_, slot)| of(self, port, slot.lun));
-                chosen.map(|(head, slot)| (number, head as u16, slot.turn)).collect::<Vec<_>>()
-            })
-            .collect();
-        self.abort_commands(&commands, Response::Aborted, cx);
-    }
-
     /// Takes what this worker has told itself; returns how much that was.
     fn take_own(&mut self, cx: &mut Cx<'_>) -> u32 {
         let mut count = 0;
@@ -554,18 +541,16 @@ impl Worker for ScsiWorker {
             }
             Body::RemoveLun { controller, target, lun, reply } => self.luns.remove(controller, target, lun, reply),
             Body::CancelLun { controller, target, lun } => {
-                let of = move |worker: &Self, index| {
-                    let entry = worker.luns.get(index);
-                    !entry.removing.is_empty()
-                        && (entry.controller, entry.target, entry.lun) == (controller, target, lun)
-                };
-                self.cancel_where(move |worker, _, index| of(worker, index), cx);
+                let scope = Scope::Leaving { controller, target, lun };
+                let of = move |worker: &Self, index| is_in_scope(scope, 0, worker.luns.get(index), 0);
+                self.abort(None, scope, Some(Response::Aborted));
                 self.cancel_background(of, cx);
                 self.end_copies(of, cx);
             }
             Body::CancelUnit { unit } => {
-                let of = move |worker: &Self, index| worker.luns.get(index).unit == unit;
-                self.cancel_where(move |worker, _, index| of(worker, index), cx);
+                let scope = Scope::Device { unit };
+                let of = move |worker: &Self, index| is_in_scope(scope, 0, worker.luns.get(index), 0);
+                self.abort(None, scope, Some(Response::Aborted));
                 self.cancel_background(of, cx);
                 self.end_copies(of, cx);
                 self.leave_wipe(unit, cx);
@@ -595,17 +580,9 @@ impl Worker for ScsiWorker {
                     self.resume(number);
                 }
             }
-            Body::CancelQueue { key } => {
-                self.cancel_where(|_, port, _| port.key == key, cx);
-                if let Some(number) = self.find(key)
-                    && let Some(mut port) = self.take_port(number)
-                {
-                    self.end_held(&mut port, Response::Aborted);
-                    self.put_port(number, port);
-                }
-            }
+            Body::CancelQueue { key } => self.abort(None, Scope::Queue { key }, Some(Response::Aborted)),
             Body::Event { controller, event } => self.event(controller, event),
-            Body::Abort { id, scope, how } => self.abort(id, scope, how),
+            Body::Abort { id, scope, how } => self.abort(Some(id), scope, how),
             Body::AbortDone { id, count } => self.abort_done(id, count),
             Body::ResetDevice { unit, id } => self.reset_device(unit, id, cx),
             Body::Fence { unit, mark, from } => self.fence(unit, mark, from),
@@ -623,7 +600,7 @@ impl Worker for ScsiWorker {
             Body::WipeEnded { unit, number, outcome } => self.answer_wipe_waiters(unit, number, &outcome),
             Body::Saved { tag, saved } => self.saved(tag, saved),
             Body::CopiedTogether { copy, bytes, result } => self.copied_together(copy, (bytes, result), cx),
-            Body::ErrandDone { id, session, data } => self.errand_done(id, session, data),
+            Body::ErrandDone { id, tag, session, data } => self.errand_done(id, tag, session, data),
         }
         self.draining = true;
         self.told = true;

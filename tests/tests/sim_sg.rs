@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pollux_core::Bdev;
@@ -13,7 +14,7 @@ use pollux_tests::guest::{
 };
 use pollux_tests::rng::Rng;
 use pollux_tests::sim::{SimAppliance, SimSg, SimWorld, backing, unit_of};
-use pollux_vhost_scsi::WorkerConfig;
+use pollux_vhost_scsi::{Patience, Target, TargetError, WorkerConfig};
 
 const LUN: Lun = Lun::new(0, 0);
 const BLOCK: usize = 512;
@@ -329,6 +330,48 @@ fn a_vmm_that_dies_with_commands_in_the_device_leaves_it_to_the_next() -> Result
         bench.finish(&mut front, &mut open, &mut image)?;
         bench.appliance.disconnect(front);
         bench.appliance.shutdown()
+    })
+}
+
+/// Other changes of the node wait while one waits for a device: for so long once, and not again each time it is asked for.
+#[test]
+fn a_command_that_takes_hours_holds_the_control_plane_up_once() -> Result<()> {
+    const SHORT: Duration = Duration::from_millis(10);
+    const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
+    let all = |long| Patience { requests: SHORT, cancelled: long, sessions: long, ..Patience::default() };
+    for_seeds(3, |seed| {
+        for whole in [false, true] {
+            let mut bench = Bench::new(seed)?;
+            let mut front = bench.connect()?;
+            bench.device.keep_busy(true);
+            let read = cdb::read10(0, 1);
+            front.submit(FIRST_REQUEST_QUEUE, &Command::new(LUN, &read, &[], BLOCK)).context("room")?;
+            bench.appliance.machine.rounds(5);
+            let take_away = move |target: &Target| match whole {
+                false => target.remove_lun("vm", 0, None).map(drop),
+                true => target.delete_controller("vm", true),
+            };
+            for long in [SHORT, FOR_EVER] {
+                bench.appliance.target.set_patience(all(long));
+                let refused = bench.appliance.call(take_away);
+                ensure!(matches!(refused, Err(TargetError::Draining)), "{refused:?}");
+            }
+            bench.device.keep_busy(false);
+            if !whole {
+                ensure!(bench.answer(&mut front)?.response <= 2, "it has ended, or it was cancelled");
+            }
+            loop {
+                bench.appliance.machine.rounds(3);
+                match bench.appliance.call(take_away) {
+                    Err(TargetError::Draining) => {}
+                    taken => break taken?,
+                }
+            }
+            bench.appliance.machine.call(move || drop(front));
+            bench.appliance.await_sessions(0);
+            bench.appliance.shutdown()?;
+        }
+        Ok(())
     })
 }
 

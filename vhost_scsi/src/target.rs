@@ -207,16 +207,18 @@ impl Target {
         if !controller.state().sessions.is_empty() && !force {
             return Err(TargetError::Connected(name.into()));
         }
-        let listener = {
+        let (listener, again) = {
             let mut state = controller.state();
+            let again = state.listener.is_none();
             // It does not listen from here on; what is left of its sessions is asked for by the same name.
             state.ending = state.listener.take().or(state.ending);
-            state.ending
+            (state.ending, again)
         };
         if let Some(listener) = listener {
             self.server.unlisten(listener);
+            let long = if again { self.patience().requests } else { self.patience().sessions };
             // Only when the last queue has ended is it safe to give away what its requests were about.
-            if !self.server.disconnect(listener, self.patience().sessions) || !controller.state().sessions.is_empty() {
+            if !self.server.disconnect(listener, long) || !controller.state().sessions.is_empty() {
                 return Err(TargetError::Draining);
             }
             controller.state().ending = None;
@@ -250,7 +252,7 @@ impl Target {
             let mut left = Vec::new();
             let hidden = self.hide(&controller, target, lun).and_then(|hidden| {
                 let mut hidden = [(target, lun, hidden)];
-                let gone = self.await_leaving(&controller, &mut hidden);
+                let gone = self.await_leaving(&controller, &mut hidden, false);
                 left = hidden.into_iter().flat_map(|(_, _, left)| left).collect();
                 gone
             });
@@ -473,13 +475,14 @@ impl Target {
         luns: &[(u8, u16)],
     ) -> Result<Vec<(u16, String)>, TargetError> {
         // All of them let go first. Where one does not, all stay listed and hidden, and the next call goes on waiting.
-        let mut hidden = Vec::new();
+        let (mut hidden, mut again) = (Vec::new(), true);
         for &(target, lun) in luns {
             let leaving = controller.state().luns.get_mut(&(target, lun)).and_then(|entry| entry.leaving.take());
+            again &= leaving.is_some();
             let leaving = leaving.map_or_else(|| self.hide(controller, target, lun), Ok)?;
             hidden.push((target, lun, leaving));
         }
-        let gone = self.await_leaving(controller, &mut hidden);
+        let gone = self.await_leaving(controller, &mut hidden, again);
         for (target, lun, leaving) in hidden {
             if let Some(entry) = controller.state().luns.get_mut(&(target, lun)) {
                 entry.leaving = Some(leaving);
@@ -517,20 +520,27 @@ impl Target {
     }
 
     /// Waits until nothing of some hidden LUNs is in flight, for all of them and on all reactors together as long as for
-    /// one; what takes too long is cancelled. Leaves with each whom it has waited for in vain.
-    fn await_leaving(&self, controller: &Controller, hidden: &mut [(u8, u16, Leaving)]) -> Result<(), TargetError> {
+    /// one; what takes too long is cancelled. Leaves with each whom it has waited for in vain. Who has waited for them all
+    /// before (`again`) is not kept as long: other changes wait meanwhile, and what is left may take hours.
+    fn await_leaving(
+        &self,
+        controller: &Controller,
+        hidden: &mut [(u8, u16, Leaving)],
+        again: bool,
+    ) -> Result<(), TargetError> {
         let await_all = |hidden: &mut [(u8, u16, Leaving)], long| {
             let until = Instant::now() + long;
             hidden.iter_mut().for_each(|(_, _, leaving)| drop(come_until(leaving, until)));
         };
         await_all(hidden, self.patience().requests);
+        let cancelled = if again { Duration::ZERO } else { self.patience().cancelled };
         for (target, lun, leaving) in hidden.iter() {
             for (reactor, _) in leaving {
                 let cancel = Body::CancelLun { controller: controller.id, target: *target, lun: *lun };
                 self.send(*reactor, cancel)?;
             }
         }
-        await_all(hidden, self.patience().cancelled);
+        await_all(hidden, cancelled);
         let gone = hidden.iter().all(|(_, _, leaving)| leaving.is_empty());
         if gone { Ok(()) } else { Err(TargetError::Draining) }
     }

@@ -25,6 +25,8 @@ struct Disk {
     /// One command in so many is lost on the way; 0: none.
     lossy: u64,
     gone: bool,
+    /// No command ends.
+    busy: bool,
     /// Commands that were ended by a reset.
     reset: u64,
     /// How often a channel was told that its guest has gone.
@@ -47,6 +49,7 @@ impl SimSg {
             rng: Rng::new(seed),
             lossy: 0,
             gone: false,
+            busy: false,
             reset: 0,
             nexuses_lost: 0,
         })))
@@ -60,6 +63,11 @@ impl SimSg {
     /// It is pulled.
     pub fn vanish(&self) {
         self.lock().gone = true;
+    }
+
+    /// From now on no command ends, or all do again.
+    pub fn keep_busy(&self, busy: bool) {
+        self.lock().busy = busy;
     }
 
     /// How many commands were ended by a reset.
@@ -176,6 +184,9 @@ impl Channel for SimSgChannel {
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Vec<Completion>) {
         let mut disk = self.device.lock();
+        if disk.busy {
+            return;
+        }
         let (due, left) = std::mem::take(&mut self.inflight).into_iter().partition(|(at, _)| *at <= cx.now);
         self.inflight = left;
         let mut due: Vec<_> = due;
@@ -200,6 +211,9 @@ impl Channel for SimSgChannel {
     }
 
     fn next(&self) -> Next {
+        if self.device.lock().busy {
+            return Next::Idle;
+        }
         self.inflight.iter().fold(Next::Idle, |next, (at, _)| next.or(Next::At(*at)))
     }
 

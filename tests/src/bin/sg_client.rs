@@ -154,7 +154,19 @@ impl Client {
         self.same("UNMAP", &unmap, &list, 0)?;
         self.same("GET LBA STATUS", &[0x9E, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0], &[], 64)?;
         self.same("SYNCHRONIZE CACHE (10)", &cdb::sync10(), &[], 0)?;
-        Ok(())
+        self.same("READ (16) of 8 MiB", &cdb::read16(0, 8 << 11), &[], 8 << 20)?;
+        // A list that is looked at, and what it says is the device's then.
+        let sense = self.same("MODE SENSE 0a", &[0x1A, 0x08, 0x0A, 0, 252, 0], &[], 252)?;
+        let mut list = sense.data[..16].to_vec();
+        list[..4].fill(0);
+        list[6] ^= 0x04;
+        self.front.good(self.lun, &[0x15, 0x10, 0, 0, 16, 0], &list, 0)?;
+        self.settle()?;
+        let after = self.same("MODE SENSE 0a", &[0x1A, 0x08, 0x0A, 0, 252, 0], &[], 252)?;
+        ensure!(after.data[4..16] == list[4..], "{after:02x?}");
+        list[6] ^= 0x04;
+        self.front.good(self.lun, &[0x15, 0x10, 0, 0, 16, 0], &list, 0)?;
+        self.settle()
     }
 
     /// Whatever the device knows of these: it says the same either way.
@@ -234,6 +246,20 @@ impl Client {
         ] {
             let response = self.front.cdb(self.lun, cdb, out, in_len)?;
             ensure!(response.sense_key() == Some((5, 0x20, 0)), "{what}: {response:02x?}");
+        }
+        let half = [0, 0, 0, 8, 0, 0, 0x40, 0, 0, 0, 2, 0];
+        let disk = self.front.good(self.lun, &cdb::inquiry(None, 36), &[], 36)?.data[0] == 0;
+        for (what, cdb, out, asc) in [
+            ("a self-test in the foreground", &[0x1D, 0xD0, 0, 0, 0, 0][..], &[][..], 0x24),
+            ("LOG SENSE with SP", &[0x4D, 1, 0x40, 0, 0, 0, 0, 0, 0, 0], &[], 0x24),
+            ("READ BUFFER, a vendor's mode", &[0x3C, 1, 0, 0, 0, 0, 0, 0, 0, 0], &[], 0x20),
+            ("MODE SELECT with a block descriptor", &[0x15, 0x10, 0, 0, 12, 0], &half, 0x26),
+        ] {
+            if asc == 0x26 && !disk {
+                continue;
+            }
+            let response = self.front.cdb(self.lun, cdb, out, 0)?;
+            ensure!(response.sense_key() == Some((5, asc, 0)), "{what}: {response:02x?}");
         }
         let luns = self.front.good(self.lun, &cdb::report_luns(256), &[], 256)?;
         ensure!(luns.data[..4] == [0, 0, 0, 8], "REPORT LUNS shows more than the controller has: {luns:02x?}");

@@ -4,7 +4,8 @@
 //! decides when it *begins*, by the order in which commands came to the unit, through whatever initiator, queue and
 //! reactor ([`task_set`](crate::task_set)). By its kind it needs its range, or something else, for itself; that decides
 //! when it *touches* it ([`claims`](crate::claims)). The first comes before the second, always: who waits to begin has
-//! nothing that another could wait for, and who has begun waits for no turn, so nobody waits in a circle.
+//! nothing that another could wait for, and who has begun waits for no turn, so nobody waits in a circle. Who preempts
+//! waits for no turn at all ([`Rank::is_urgent`]).
 
 use crate::{Cdb, Outcome};
 
@@ -117,17 +118,23 @@ pub enum Attribute {
 pub struct Rank {
     attribute: Attribute,
     kind: Class,
+    /// It takes what another initiator has: PREEMPT, PREEMPT AND ABORT.
+    preempts: bool,
 }
 
 impl Rank {
-    /// That of a command with this attribute. One that may save comes at its time: HEAD OF QUEUE counts as SIMPLE.
+    /// That of a command with this attribute.
     #[must_use]
     pub fn new(attribute: Attribute, cdb: &Cdb) -> Rank {
         // PERSISTENT RESERVE OUT, RESERVE, RELEASE, MODE SELECT.
         let saves = matches!(cdb.opcode(), 0x5F | 0x16 | 0x17 | 0x56 | 0x57 | 0x15 | 0x55);
-        // Were it to go before one that saves and came earlier, each would wait for the other.
-        let attribute = if saves && attribute == Attribute::Head { Attribute::Simple } else { attribute };
-        Rank { attribute, kind: if saves { Class::Saving } else { Class::Simple } }
+        let preempts = cdb.opcode() == 0x5F && matches!(cdb.byte(1) & 0x1F, 0x04 | 0x05);
+        Rank { attribute, kind: if saves { Class::Saving } else { Class::Simple }, preempts }
+    }
+
+    /// The same of a command whose change counts: it saves nothing any more.
+    pub(crate) fn changed(self) -> Rank {
+        Rank { kind: Class::Simple, preempts: false, ..self }
     }
 
     /// The class that says when it begins.
@@ -139,20 +146,39 @@ impl Rank {
         }
     }
 
-    /// Whether it is of this kind.
-    pub(crate) fn is_of(self, kind: Class) -> bool {
-        self.kind == kind
+    /// Whether it may change what has to be saved.
+    pub(crate) fn saves(self) -> bool {
+        self.kind == Class::Saving
     }
 
-    /// Whether it begins only when another that came before it has ended.
+    /// Whether it saves and waits for nobody's turn, only for one that is at it: by HEAD OF QUEUE, or because it preempts.
+    /// Who is to be preempted can have commands that wait for as long as it likes; were they waited for, it would decide
+    /// whether it is preempted. An initiator that asks for order (ORDERED) gets it even so.
+    pub(crate) fn is_urgent(self) -> bool {
+        self.saves() && (self.attribute == Attribute::Head || (self.preempts && self.attribute == Attribute::Simple))
+    }
+
+    /// Whether it begins only when another that came before it has ended. Of those who save, one at a time begins, whoever
+    /// came first; that is asked elsewhere.
     pub(crate) fn waits_for(self, running: Rank) -> bool {
         let waits = |new, running| rule(new, running) == Waits;
-        waits(self.turn(), running.turn()) || waits(self.kind, running.kind)
+        !self.is_urgent() && (waits(self.turn(), running.turn()) || waits(self.kind, running.kind))
     }
 
-    /// Whether it goes before what came earlier and has not begun.
+    /// Whether it lets another that came after it begin first.
+    pub(crate) fn gives_way_to(self, later: Rank) -> bool {
+        let head = later.attribute == Attribute::Head && rule(self.turn(), Class::Head) == Waits;
+        !self.is_urgent() && (head || (self.saves() && later.is_urgent()))
+    }
+
+    /// Whether some that came before it let it begin first.
     pub(crate) fn overtakes(self) -> bool {
-        self.attribute == Attribute::Head
+        self.attribute == Attribute::Head || self.is_urgent()
+    }
+
+    /// Whether it never waits.
+    pub(crate) fn waits_for_nobody(self) -> bool {
+        self.attribute == Attribute::Head && !self.saves()
     }
 
     /// Whether every command has to ask for it before it begins.
@@ -163,7 +189,7 @@ impl Rank {
     /// The answer when there is no room for it in the task set.
     #[must_use]
     pub fn refusal(self) -> Outcome {
-        if self.kind == Class::Saving { Outcome::BUSY } else { Outcome::TASK_SET_FULL }
+        if self.saves() { Outcome::BUSY } else { Outcome::TASK_SET_FULL }
     }
 
     /// Whether some commands wait for it, so that the task set has to know it.
@@ -176,6 +202,12 @@ impl Rank {
     #[must_use]
     pub fn asks_around(self) -> bool {
         rule(self.turn(), Class::Simple) == Waits
+    }
+
+    /// Whether, while it waits for its turn, so does everything that came after it, those who save excepted.
+    #[must_use]
+    pub fn is_waited_with(self) -> bool {
+        !self.saves()
     }
 }
 
@@ -235,12 +267,29 @@ mod tests {
         assert!(!simple.waits_for(simple) && simple.waits_for(ordered) && simple.waits_for(head));
         assert!([simple, ordered, head, saving].iter().all(|running| ordered.waits_for(*running)));
         assert!([simple, ordered, head, saving].iter().all(|running| !head.waits_for(*running)));
+        assert!(head.waits_for_nobody() && !head_saving.waits_for_nobody());
         assert!(saving.waits_for(saving) && saving.waits_for(ordered) && !saving.waits_for(simple));
-        assert!(head_saving == saving && !head_saving.overtakes() && head.overtakes());
+        assert!(simple.gives_way_to(head) && simple.gives_way_to(head_saving) && !simple.gives_way_to(ordered));
         assert_eq!([simple, ordered, head, saving].map(Rank::is_known), [false, true, true, true]);
         assert_eq!([simple, ordered, head, saving].map(Rank::holds_up_all), [false, true, true, false]);
         assert_eq!([simple, ordered, head, saving].map(Rank::asks_around), [false, true, false, false]);
         let kind = |cdb: &[u8]| Rank::new(Attribute::Simple, &Cdb::from_slice(cdb)).kind;
         assert_eq!([kind(&[0x55]), kind(&[0x5A])], [Class::Saving, Class::Simple]);
+    }
+
+    #[test]
+    fn who_preempts_waits_for_nobody_s_turn_unless_it_wants_to() {
+        let of = |attribute, action| Rank::new(attribute, &Cdb::from_slice(&[0x5F, action]));
+        let [simple, ordered, head] = [Attribute::Simple, Attribute::Ordered, Attribute::Head];
+        let all = [simple, ordered, head].map(|attribute| of(attribute, 6));
+        for urgent in [of(simple, 4), of(simple, 5), of(head, 4), of(head, 6)] {
+            assert!(urgent.is_urgent() && all.iter().all(|other| !urgent.waits_for(*other)), "{urgent:?}");
+            assert!(all[..2].iter().all(|other| other.gives_way_to(urgent) && !urgent.gives_way_to(*other)));
+        }
+        for patient in [of(ordered, 5), of(simple, 6), of(simple, 3)] {
+            assert!(!patient.is_urgent() && patient.waits_for(all[0]) && patient.waits_for(all[1]), "{patient:?}");
+        }
+        assert!(of(simple, 5).is_known() && !of(simple, 5).changed().is_known(), "its change counts: nobody waits");
+        assert!(of(head, 5).changed().holds_up_all() && !of(head, 5).changed().saves());
     }
 }

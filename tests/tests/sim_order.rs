@@ -212,6 +212,28 @@ fn an_ordered_command_that_waits_can_be_aborted() -> Result<()> {
 }
 
 #[test]
+fn those_behind_an_ordered_command_that_is_aborted_go_on() -> Result<()> {
+    for_seeds(|seed| {
+        let mut scene = Scene::new(seed)?;
+        let write = scene.stuck(0, 0)?;
+        scene.world.fault(Fault::always(Kind::Read, Effect::Stuck));
+        let head = scene.send(0, 1, HEAD, &cdb::read10(0, 1), &[], 512)?;
+        scene.world.heal();
+        // Both wait for the first; the second, on the same reactor, has not asked for more.
+        let (ordered, simple) = (scene.ready(1, 0, ORDERED)?, scene.ready(1, 0, SIMPLE)?);
+        ensure!(scene.function(0, Tmf::AbortTask, head.1)? == 0, "the abort failed");
+        ensure!(scene.answer(head)?.response == 2 && scene.waits(ordered) && scene.waits(simple), "nobody waits");
+        ensure!(scene.function(1, Tmf::AbortTask, ordered.1)? == 0, "the abort failed");
+        ensure!(scene.answer(ordered)?.response == 2, "it was not aborted");
+        scene.good(simple).context("it waits for a command that is gone")?;
+        scene.world.release();
+        scene.turn()?;
+        scene.good(write)?;
+        scene.end()
+    })
+}
+
+#[test]
 fn an_ordered_command_that_waits_goes_with_its_session() -> Result<()> {
     for_seeds(|seed| {
         waiting(seed, |scene, _| {

@@ -303,9 +303,10 @@ impl ScsiWorker {
         (to - from) as u32 + 1
     }
 
-    /// Marks commands and asks their devices to end them; those that wait for a slot or are away end here.
+    /// Marks commands and asks their devices to end them; those that wait for a slot or their turn, or are away, end here,
+    /// those that are barred when they are looked at (`barred.rs`).
     pub(crate) fn abort_commands(&mut self, commands: &[(usize, u16, u16)], how: Response, cx: &mut Cx<'_>) {
-        let (mut lines, mut barred, mut parked, mut copies) = (BTreeSet::new(), false, false, Vec::new());
+        let (mut lines, mut parked, mut copies) = (BTreeSet::new(), false, Vec::new());
         for &(number, head, _) in commands {
             let Some(mut port) = self.take_port(number) else { continue };
             let tag = port.tag(head);
@@ -317,18 +318,20 @@ impl ScsiWorker {
             match slot.phase {
                 Phase::Running => self.units.cancel(unit, tag, cx),
                 Phase::Waiting => drop(lines.insert(unit)),
-                Phase::Barred | Phase::Dormant => barred = true,
+                Phase::Barred => self.note_abort(port.key.session, unit),
+                Phase::Dormant => self.drop_dormant(&mut port, head, cx),
                 Phase::Away => self.call_off(&mut port, head, how),
                 Phase::Parked => parked = true,
                 Phase::Free => {}
             }
+            let ended = port.slots[usize::from(head)].phase == Phase::Free;
             self.put_port(number, port);
+            if ended {
+                self.activate(number);
+            }
         }
         for unit in lines {
             self.drop_aborted(unit, cx);
-        }
-        if barred {
-            self.drop_barred(cx);
         }
         for index in copies {
             self.end_copy(index, cx);

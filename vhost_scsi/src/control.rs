@@ -159,6 +159,11 @@ impl ScsiWorker {
         self.pending.iter().filter(is_its).count()
     }
 
+    /// Whether a parked command waits for the workers.
+    pub(crate) fn is_asking(&self, of: Tag) -> bool {
+        self.pending.iter().any(|pending| matches!(pending.asker, Asker::Command { tag, .. } if tag == of))
+    }
+
     /// Has all workers end (or count) what is in scope; the chain is answered when all have.
     pub(crate) fn ask_all(
         &mut self,

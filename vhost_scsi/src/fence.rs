@@ -1,50 +1,26 @@
-//! Commands that wait before they touch the device: for their turn (`order.rs`), for memory, or for a range that another
-//! command has to itself.
+//! Claims and their fences: a command that has its range to itself ([`pollux_scsi::Job::is_exclusive`]) claims it in the
+//! unit's table, which sends everybody's commands the long way. There they look whether they overlap
+//! ([`ScsiWorker::waits_for_claims`]). What was under way before is found by asking: each worker looks through what it has
+//! in flight, and answers when the overlapping of it has ended ([`Fence`]). When all have answered, and claims made before
+//! it are gone, the command starts. When it has ended, whoever waits for its range is told by message.
 //!
-//! A command that has its range to itself ([`pollux_scsi::Job::is_exclusive`]) claims it in the unit's table, which
-//! sends everybody's commands the long way. There they look whether they overlap ([`ScsiWorker::waits_for_claims`]).
-//! What was under way before is found by asking: each worker looks through what it has in flight, and answers when the
-//! overlapping of it has ended ([`Fence`]). When all have answered, and claims made before it are gone, the command
-//! starts. When it has ended, whoever waits for its range is told by message.
-//!
-//! Memory goes round: a job or copy that is between two pieces gives its own up for those who wait, in the one order in which
-//! commands and copies came to wait, and comes behind them.
-//!
-//! Who waits is *barred*: it has a slot, and its queue takes nothing more meanwhile, so a worker has at most one such
-//! command for each queue (and few jobs between two pieces), and within a queue nothing overtakes it.
+//! An ORDERED command asks in the same way for all that came before it (`order.rs`).
+
+use std::collections::VecDeque;
 
 use pollux_core::{Cx, IoError};
 use pollux_scsi::{Class, Order, Place, Rule, rule};
 
+use crate::barred::Why;
 use crate::jobs::working;
 use crate::message::{Body, ControllerId, Message, UnitId};
-use crate::order::Turn;
-use crate::port::{Kind, Long, Phase, Port, Slot};
+use crate::port::{Kind, Phase, Port, Slot};
 use crate::worker::ScsiWorker;
 
 /// Ports and slots that are looked at in a pass, for all fences together.
 const LOOKS: usize = 256;
-
-/// Why a command waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// For its turn in the task set; so many workers have not said that what came before has ended.
-    Turn(Turn, usize),
-    /// For memory.
-    Memory,
-    /// For claims before this place in the order.
-    Claims(Order),
-    /// For its own claim to become good: so many workers have not answered.
-    Fence(Order, Span, usize),
-}
-
-/// A command that waits.
-pub(crate) struct Barred {
-    number: usize,
-    head: u16,
-    why: Why,
-    arrival: u64,
-}
+/// Commands that were found and are looked at again in a pass, for all fences together; one of each in any case.
+const LOOKS_AGAIN: usize = 256;
 
 /// A range of a unit, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,20 +63,12 @@ pub(crate) struct Fence {
     controllers: Vec<ControllerId>,
     /// The port and slot that are looked at next; `None` when all were.
     next: Option<(usize, usize)>,
-    /// Port, head and turn of those that had not ended when they were last looked at.
-    pub(crate) commands: Vec<(usize, u16, u16)>,
+    /// Port, head and turn of those that had not ended when they were last looked at; who was looked at last is last. In
+    /// so few that all are looked at long before a slot has had as many turns as it counts.
+    pub(crate) commands: VecDeque<(usize, u16, u16)>,
 }
 
 impl ScsiWorker {
-    /// Has a command wait.
-    pub(crate) fn bar(&mut self, port: &mut Port, head: u16, why: Why) {
-        port.slots[usize::from(head)].phase = Phase::Barred;
-        port.waiting += 1;
-        self.memory_waiters += usize::from(why == Why::Memory);
-        let arrival = self.arrive();
-        self.barred.push(Barred { number: port.number(), head, why, arrival });
-    }
-
     /// Whether a command has to wait for a claim; if so, it does. Where the claim is that of a format or a sanitize, which
     /// take long, the command ends here: had it come a moment later, it would have been told that the unit is not ready.
     pub(crate) fn waits_for_claims(&mut self, port: &mut Port, head: u16, cx: &mut Cx<'_>) -> bool {
@@ -148,113 +116,8 @@ impl ScsiWorker {
         }
     }
 
-    /// Whether somebody waits for memory.
-    pub(crate) const fn memory_is_waited_for(&self) -> bool {
-        self.memory_waiters > 0
-    }
-
-    /// Has this worker look at who waits, when nothing is in use.
-    pub(crate) fn look_again(&mut self) {
-        self.outbox.push_back((self.worker, Message(Body::Look)));
-    }
-
-    /// The place of one that comes to wait now.
-    pub(crate) const fn arrive(&mut self) -> u64 {
-        self.arrivals += 1;
-        self.arrivals
-    }
-
-    /// Looks at who waits, in the order in which they came, and has those go on who can.
-    pub(crate) fn look_at_barred(&mut self, cx: &mut Cx<'_>) {
-        let mut kept = Vec::new();
-        let mut copies = std::mem::take(&mut self.memory_queue);
-        for entry in std::mem::take(&mut self.barred) {
-            if entry.why == Why::Memory {
-                self.lend_to_copies(&mut copies, entry.arrival, cx);
-            }
-            let mut port = self.take_port(entry.number).expect("a port stays while its requests are in flight");
-            if self.is_let_in(&port, &entry) {
-                port.waiting -= 1;
-                self.let_in(&mut port, &entry, cx);
-                self.put_port(entry.number, port);
-                self.activate(entry.number);
-            } else {
-                self.put_port(entry.number, port);
-                kept.push(entry);
-            }
-        }
-        // What has come to wait meanwhile comes last.
-        kept.append(&mut self.barred);
-        self.barred = kept;
-        self.lend_to_copies(&mut copies, u64::MAX, cx);
-        self.look_at_copies(cx);
-    }
-
-    fn is_let_in(&self, port: &Port, entry: &Barred) -> bool {
-        let order = match entry.why {
-            Why::Memory => return self.pool.has_some_for(port.key.session),
-            Why::Turn(_, missing) | Why::Fence(_, _, missing) if missing > 0 => return false,
-            Why::Turn(turn, _) => return self.has_its_turn(port, entry.head, turn),
-            Why::Fence(order, ..) | Why::Claims(order) => order,
-        };
-        let slot = &port.slots[usize::from(entry.head)];
-        let (offset, len) = slot.span();
-        self.units.look(self.luns.get(slot.lun).unit).logical.may_start(order, offset, len, self.worker)
-    }
-
-    fn let_in(&mut self, port: &mut Port, entry: &Barred, cx: &mut Cx<'_>) {
-        let is_job = matches!(port.slots[usize::from(entry.head)].long.as_deref(), Some(Long::Job(_)));
-        match entry.why {
-            Why::Turn(turn, _) => self.wake(port, entry.head, turn, cx),
-            Why::Memory => {
-                self.memory_waiters -= 1;
-                self.lend(port, entry.head, cx);
-            }
-            Why::Claims(_) | Why::Fence(..) if is_job => self.work(port, entry.head, cx),
-            Why::Claims(_) | Why::Fence(..) => self.go(port, entry.head, cx),
-        }
-    }
-
-    /// Ends those who wait and were aborted.
-    pub(crate) fn drop_barred(&mut self, cx: &mut Cx<'_>) {
-        let mut kept = Vec::new();
-        for entry in std::mem::take(&mut self.barred) {
-            let mut port = self.take_port(entry.number).expect("a port stays while its requests are in flight");
-            let slot = &port.slots[usize::from(entry.head)];
-            let aborted = slot.aborted.is_some();
-            if aborted {
-                let unit = self.luns.get(slot.lun).unit;
-                self.give_up(unit, entry.why);
-                port.waiting -= 1;
-                self.finish(&mut port, entry.head, Err(IoError::Aborted), cx);
-            }
-            self.put_port(entry.number, port);
-            if aborted {
-                self.activate(entry.number);
-            } else {
-                kept.push(entry);
-            }
-        }
-        kept.append(&mut self.barred);
-        self.barred = kept;
-    }
-
-    fn give_up(&mut self, unit: UnitId, why: Why) {
-        match why {
-            Why::Memory => self.memory_waiters -= 1,
-            Why::Claims(_) => {}
-            Why::Fence(order, span, _) => self.ask_no_more(unit, Mark::Claim(order, span)),
-            Why::Turn(turn, missing) => {
-                if missing > 0 {
-                    self.ask_no_more(unit, Mark::Turn(turn.place));
-                }
-                self.turn_over(unit, turn);
-            }
-        }
-    }
-
     /// Nobody needs to find out any more.
-    fn ask_no_more(&mut self, unit: UnitId, mark: Mark) {
+    pub(crate) fn ask_no_more(&mut self, unit: UnitId, mark: Mark) {
         for worker in 0..self.workers {
             self.outbox.push_back((worker, Message(Body::Unfence { unit, mark })));
         }
@@ -262,12 +125,9 @@ impl ScsiWorker {
 
     /// A worker asks when what came before its mark has ended here.
     pub(crate) fn fence(&mut self, unit: UnitId, mark: Mark, from: usize) {
-        let before = self.barred.iter().filter(|entry| match (mark, entry.why) {
-            (Mark::Claim(order, _), Why::Claims(of)) => of <= order,
-            (Mark::Turn(place), Why::Turn(turn, _)) => turn.place < place,
-            _ => false,
-        });
-        let commands = before.filter_map(|entry| {
+        // Dormant ones are asked for by their places.
+        let before = |why: Why| matches!((mark, why), (Mark::Claim(order, _), Why::Claims(of)) if of <= order);
+        let commands = self.barred.on(unit).filter(|entry| before(entry.why)).filter_map(|entry| {
             let slot = self.port(entry.number)?.slots.get(usize::from(entry.head))?;
             self.is_in_the_way(slot, unit, mark).then_some((entry.number, entry.head, slot.turn))
         });
@@ -282,66 +142,81 @@ impl ScsiWorker {
         self.fences.retain(|fence| (fence.unit, fence.mark) != (unit, mark));
     }
 
+    /// A dormant command has begun: who asks for what came to the unit before a later place waits for it.
+    pub(crate) fn fence_command(&mut self, unit: UnitId, place: Place, command: (usize, u16, u16)) {
+        for fence in self.fences.iter_mut().filter(|fence| fence.unit == unit) {
+            if matches!(fence.mark, Mark::Turn(of) if place < of) {
+                fence.commands.push_back(command);
+            }
+        }
+    }
+
     /// A worker says that nothing of before is under way there any more.
     pub(crate) fn fenced(&mut self, unit: UnitId, mark: Mark, cx: &mut Cx<'_>) {
-        for at in 0..self.barred.len() {
-            let Barred { number, head, why, .. } = self.barred[at];
-            let of_unit = self.port(number).map(|port| self.luns.get(port.slots[usize::from(head)].lun).unit);
-            if of_unit != Some(unit) {
-                continue;
-            }
-            let asked = match (why, mark) {
-                (Why::Fence(of, span, missing), Mark::Claim(order, _)) if of == order => {
-                    Some((Why::Fence(of, span, missing - 1), missing))
-                }
-                (Why::Turn(turn, missing), Mark::Turn(place)) if turn.place == place => {
-                    Some((Why::Turn(turn, missing - 1), missing))
-                }
-                _ => None,
-            };
-            if let Some((why, missing)) = asked {
-                self.barred[at].why = why;
-                if missing == 1 {
-                    self.look_at_barred(cx);
-                }
-                return;
-            }
+        let order = match mark {
+            Mark::Turn(place) => return self.turn_fenced(unit, place),
+            Mark::Claim(order, _) => order,
+        };
+        let mut asking = self.barred.on_mut(unit).filter_map(|entry| match &mut entry.why {
+            Why::Fence(of, _, missing) if *of == order => Some(missing),
+            _ => None,
+        });
+        let Some(missing) = asking.next() else {
+            drop(asking);
+            return self.wipe_fenced(unit, mark, cx);
+        };
+        *missing -= 1;
+        if *missing == 0 {
+            drop(asking);
+            self.note_look(Some(unit));
         }
-        self.wipe_fenced(unit, mark, cx);
     }
 
-    /// Whether some fence has not looked at everything yet.
-    pub(crate) fn looks_for_fences(&self) -> bool {
-        self.fences.iter().any(|fence| fence.next.is_some())
-    }
-
-    /// Goes on looking, as far as a pass allows, and answers where nothing is under way any more.
-    pub(crate) fn advance_fences(&mut self) {
-        if self.fences.is_empty() {
-            return;
-        }
+    /// Goes on looking, as far as a pass allows, and answers where nothing is under way any more. Returns whether some fence
+    /// has not looked at everything yet.
+    pub(crate) fn advance_fences(&mut self) -> bool {
         let mut fences = std::mem::take(&mut self.fences);
-        let mut looks = LOOKS;
-        for fence in &mut fences {
+        let (mut looks, mut again) = (LOOKS, LOOKS_AGAIN);
+        let mut unlooked = false;
+        fences.retain_mut(|fence| {
             while looks > 0
                 && let Some((number, from)) = fence.next
             {
                 looks = looks.saturating_sub(self.look_through(fence, number, from, looks));
             }
-        }
-        fences.retain_mut(|fence| {
             if fence.next.is_some() {
+                unlooked = true;
                 return true;
             }
             let Fence { unit, mark, from, .. } = *fence;
-            fence.commands.retain(|&command| self.is_under_way(command, unit, mark));
-            let busy = !fence.commands.is_empty() || self.has_background(unit, mark);
+            let rest = self.look_at_found(fence, &mut again);
+            unlooked |= rest;
+            let dormant = matches!(mark, Mark::Turn(place) if self.dormants.are_before(unit, place));
+            let busy = !fence.commands.is_empty() || dormant || self.has_background(unit, mark);
             if !busy {
                 self.outbox.push_back((from, Message(Body::Fenced { unit, mark })));
             }
             busy
         });
         self.fences = fences;
+        unlooked
+    }
+
+    /// Forgets those of a fence's commands that have ended, up to one that has not, as far as a pass allows. Returns
+    /// whether some may be left that it did not come to.
+    fn look_at_found(&self, fence: &mut Fence, looks: &mut usize) -> bool {
+        let mut left = (*looks).max(1);
+        while left > 0
+            && let Some(command) = fence.commands.pop_front()
+        {
+            left -= 1;
+            *looks = looks.saturating_sub(1);
+            if self.is_under_way(command, fence.unit, fence.mark) {
+                fence.commands.push_back(command);
+                return false;
+            }
+        }
+        !fence.commands.is_empty()
     }
 
     /// Looks through a part of one port's slots; returns how many looks it took.
@@ -367,7 +242,7 @@ impl ScsiWorker {
                 Phase::Free | Phase::Dormant => false,
             };
             if before && self.is_in_the_way(slot, fence.unit, fence.mark) {
-                fence.commands.push((number, (from + at) as u16, slot.turn));
+                fence.commands.push_back((number, (from + at) as u16, slot.turn));
             }
         }
         if to < port.slots.len() {
@@ -408,7 +283,7 @@ impl ScsiWorker {
             Phase::Free | Phase::Parked | Phase::Away | Phase::Dormant => false,
             Phase::Running | Phase::Waiting => true,
             // A job between two pieces does not come before the claim any more.
-            Phase::Barred => self.barred.iter().any(|entry| {
+            Phase::Barred => self.barred.on(unit).any(|entry| {
                 (entry.number, entry.head) == (number, head) && matches!(entry.why, Why::Claims(of) if of <= order)
             }),
         }

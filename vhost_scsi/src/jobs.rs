@@ -7,9 +7,9 @@
 use pollux_core::{Cx, IoError, IoFlags, Op, SegmentList, segment};
 use pollux_scsi::{Job, Order, Outcome, Task};
 
-use crate::fence::Why;
+use crate::barred::Why;
 use crate::line::Charge;
-use crate::message::{Body, Message, UnitId};
+use crate::message::UnitId;
 use crate::own::Own;
 use crate::port::{Answer, Long, Port};
 use crate::serve::{Encoded, Given, answer_of, to_u32};
@@ -160,9 +160,8 @@ impl ScsiWorker {
 
     /// Gives a claim up and tells those who wait for its range.
     pub(crate) fn release_claim(&mut self, unit: UnitId, order: Order) {
-        for waiter in self.units.look(unit).logical.release(order) {
-            self.outbox.push_back((waiter, Message(Body::Look)));
-        }
+        let waiters = self.units.look(unit).logical.release(order);
+        self.tell(unit, waiters);
     }
 
     fn let_go(&mut self, port: &Port, own: Option<Own>) {

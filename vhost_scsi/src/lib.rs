@@ -16,6 +16,7 @@
 
 mod abort;
 mod background;
+mod barred;
 mod control;
 mod controller;
 mod copies;

@@ -276,8 +276,10 @@ pub(crate) enum Body {
         unit: UnitId,
         mark: Mark,
     },
-    /// What barred commands wait for may be there.
-    Look,
+    /// What commands wait for may be there: claims or turns of a unit, or memory.
+    Look {
+        unit: Option<UnitId>,
+    },
     /// A unit's device is back, and a format or a sanitize is to be done.
     AdoptWipe {
         unit: UnitId,
@@ -339,7 +341,7 @@ impl fmt::Debug for Body {
             Body::Fence { unit, mark, from } => write!(f, "Fence({unit}, {mark:?}, {from})"),
             Body::Fenced { unit, mark } => write!(f, "Fenced({unit}, {mark:?})"),
             Body::Unfence { unit, mark } => write!(f, "Unfence({unit}, {mark:?})"),
-            Body::Look => write!(f, "Look"),
+            Body::Look { unit } => write!(f, "Look({unit:?})"),
             Body::AdoptWipe { unit } => write!(f, "AdoptWipe({unit})"),
             Body::WipeEnded { unit, number, outcome } => write!(f, "WipeEnded({unit}, {number}, {outcome:?})"),
             Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),

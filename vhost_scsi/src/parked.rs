@@ -116,9 +116,12 @@ impl ScsiWorker {
         }
     }
 
-    /// The queue takes nothing more meanwhile.
+    /// The change counts: others may change something now, however long these commands take to end. The queue takes nothing
+    /// more meanwhile.
     fn end_preempted(&mut self, port: &mut Port, tag: Tag, unit: UnitId, preempted: Preempted) {
         port.waiting += 1;
+        let (number, head, turn) = parse_tag(tag);
+        self.change_counts(unit, (number, head, turn));
         let session = port.key.session;
         let preempting = Preempting { tag, session, unit, preempted };
         if self.asking_commands(session) < MOST_FUNCTIONS as usize {
@@ -133,6 +136,11 @@ impl ScsiWorker {
         let (port, head, _) = parse_tag(tag);
         let scope = Scope::Preempted { unit, preempted };
         self.ask_all(Asker::Command { tag, session }, (port, head), None, scope, Some(Response::Aborted));
+    }
+
+    /// Whether a parked command's change counts, and it waits for the commands of the preempted to end.
+    pub(crate) fn is_preempting(&self, tag: Tag) -> bool {
+        self.is_asking(tag) || self.preempting.iter().any(|waiting| waiting.tag == tag)
     }
 
     /// Nothing of the preempted is in flight any more.
@@ -214,7 +222,7 @@ mod tests {
     fn an_answer_is_delivered_however_long_the_mailbox_is_full() {
         for end in [Ok(()), Err(PostError::Stopped)] {
             let full = Full { refusals: 3, end, tries: AtomicUsize::new(0) };
-            deliver(&full, 0, || Message(Body::Look));
+            deliver(&full, 0, || Message(Body::Look { unit: None }));
             assert_eq!(full.tries.into_inner(), 4);
         }
     }

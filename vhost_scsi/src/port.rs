@@ -19,6 +19,7 @@ use crate::gather::Gather;
 use crate::jobs::Working;
 use crate::line::Charge;
 use crate::message::{ControllerId, NewQueue, QueueKey, Reply, Stopped};
+use crate::order::Turn;
 use crate::pieces::{Pattern, Pieces};
 use crate::request::{Command, RESPONSE_LEN, Response, response_header};
 use crate::through::Passing;
@@ -93,8 +94,8 @@ pub(crate) enum Long {
     Plan { plan: Plan, pattern: Option<Pattern> },
     /// It looks at the data.
     Job(Working),
-    /// It has not begun: its header, as it was read.
-    Dormant(Command),
+    /// It has not begun: its header, as it was read, and its place.
+    Dormant(Command, Turn),
     /// It waits for a copy, by its place among the worker's.
     Copy { index: usize },
     /// It goes to the device as it is.
@@ -106,7 +107,7 @@ impl Long {
         match self {
             Long::Plan { plan, .. } => Charge::step(op, len, plan.immediate()),
             Long::Job(working) => working.charge(len),
-            Long::Dormant(_) => Charge::plain(0),
+            Long::Dormant(..) => Charge::plain(0),
             Long::Copy { .. } => Charge::plain(0),
             Long::Pass(_) => Charge::plain(len),
         }
@@ -148,7 +149,7 @@ impl Slot {
     /// Offset and length of what it touches on the device, all its steps together.
     pub(crate) fn span(&self) -> (u64, u64) {
         match self.long.as_deref() {
-            None | Some(Long::Dormant(_)) => (self.offset, self.len),
+            None | Some(Long::Dormant(..)) => (self.offset, self.len),
             Some(Long::Plan { plan, .. }) => plan.span(),
             Some(Long::Job(working)) => working.job.span(),
             // Its copy knows.
@@ -239,9 +240,11 @@ pub(crate) struct Port {
     pub(crate) queue: Queue,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) inflight: u32,
-    /// How many of its requests are in a unit's line, barred, dormant, or wait for those of others to end. Nothing is taken
-    /// from the ring while there is one.
+    /// How many of its requests are in a unit's line, barred, wait for those of others to end, or are one dormant request too
+    /// many. Nothing is taken from the ring while there is one.
     pub(crate) waiting: u32,
+    /// How many are dormant and others wait for them.
+    pub(crate) ranked: u32,
     /// Commands that task management took before their turn, in order: they come before what is in the ring.
     pub(crate) held: VecDeque<Held>,
     /// Something was put into the used ring since the last `publish`.
@@ -307,6 +310,7 @@ impl Port {
             slots,
             inflight: 0,
             waiting: 0,
+            ranked: 0,
             held: VecDeque::new(),
             dirty: false,
             touched: false,

@@ -313,7 +313,7 @@ impl ScsiWorker {
             Some(Long::Plan { pattern: Some(pattern), .. }) => pattern.data(slot.len),
             Some(Long::Plan { pattern: None, .. }) => SegmentList::EMPTY,
             Some(Long::Job(working)) => working.data(slot.op, slot.len),
-            Some(Long::Dormant(_)) => unreachable!("what has not begun is not submitted"),
+            Some(Long::Dormant(..)) => unreachable!("what has not begun is not submitted"),
             Some(Long::Copy { .. }) => unreachable!("a parked command has no request"),
             Some(Long::Pass(_)) => return self.submit_pass(port, head, unit, cx),
         };
@@ -328,7 +328,7 @@ impl ScsiWorker {
     pub(crate) fn finish(&mut self, port: &mut Port, head: u16, result: Result<(), IoError>, cx: &mut Cx<'_>) {
         let slot = &mut port.slots[usize::from(head)];
         let plan = match slot.long.as_deref_mut() {
-            None | Some(Long::Dormant(_)) => None,
+            None | Some(Long::Dormant(..)) => None,
             Some(Long::Plan { plan, .. }) => Some(plan),
             Some(Long::Job(_)) => return self.task_done(port, head, result, cx),
             Some(Long::Copy { .. }) => unreachable!("a parked command has no request"),

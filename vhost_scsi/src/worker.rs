@@ -11,14 +11,15 @@ use pollux_vhost_user::{Chain, SegmentBuf};
 
 use crate::abort::{Ending, is_in_scope};
 use crate::background::Background;
+use crate::barred::{AllBarred, Due};
 use crate::control::{MOST_FUNCTIONS, Pending};
 use crate::copies::{CopyId, Copying};
 use crate::errands::{Errands, HelpersHandle};
 use crate::events::Waiting;
-use crate::fence::{Barred, Fence};
+use crate::fence::Fence;
 use crate::luns::{Lun, Luns};
 use crate::message::{Body, Message, NewQueue, QueueKey, Reply, Scope, Stopped};
-use crate::order::Begun;
+use crate::order::{AllBegun, Dormants};
 use crate::own::Pool;
 use crate::parked::{Home, Preempting};
 use crate::port::{Kind, Port};
@@ -89,10 +90,16 @@ pub struct ScsiWorker {
     pub(crate) arrivals: u64,
     /// Copies that wait for memory, in the order in which they came; some may have ended.
     pub(crate) memory_queue: VecDeque<(u64, CopyId)>,
-    /// Commands that wait before they touch the device, in the order in which they came.
-    pub(crate) barred: Vec<Barred>,
+    /// Commands that wait before they touch the device.
+    pub(crate) barred: AllBarred,
+    /// Commands that wait for their turn.
+    pub(crate) dormants: Dormants,
+    /// Which of those who wait are to be looked at.
+    pub(crate) due: Due,
+    /// How often one that waits was looked at.
+    pub(crate) looks: u64,
     /// Commands that have begun and that others wait for.
-    pub(crate) begun: Vec<Begun>,
+    pub(crate) begun: AllBegun,
     /// Who wants to know when what is under way has ended.
     pub(crate) fences: Vec<Fence>,
     pub(crate) outbox: VecDeque<(usize, Message)>,
@@ -102,6 +109,8 @@ pub struct ScsiWorker {
     pub(crate) errands: Errands,
     /// Something drains: look at it in each pass that did something.
     pub(crate) draining: bool,
+    /// Some of what waits, or is waited for, has not been looked at in the last pass.
+    unlooked: bool,
     /// A message came since the last pass.
     told: bool,
     /// The last pass ended with an answer that others may wait for: make another before sleeping.
@@ -144,14 +153,18 @@ impl ScsiWorker {
             memory_waiters: 0,
             arrivals: 0,
             memory_queue: VecDeque::new(),
-            barred: Vec::new(),
-            begun: Vec::new(),
+            barred: AllBarred::default(),
+            dormants: Dormants::default(),
+            due: Due::default(),
+            looks: 0,
+            begun: AllBegun::default(),
             fences: Vec::new(),
             outbox: VecDeque::new(),
             home: None,
             helpers: None,
             errands: Errands::default(),
             draining: false,
+            unlooked: false,
             told: false,
             again: false,
             client: None,
@@ -161,6 +174,12 @@ impl ScsiWorker {
             completions: Vec::with_capacity(1024),
             entries: Vec::with_capacity(ENTRIES),
         }
+    }
+
+    /// How often, so far, a command that waits was looked at, whether it can go on.
+    #[must_use]
+    pub const fn looks(&self) -> u64 {
+        self.looks
     }
 
     /// The ports with their numbers.
@@ -462,13 +481,15 @@ impl ScsiWorker {
     fn drain(&mut self, cx: &mut Cx<'_>) -> u32 {
         let mut count = self.take_own(cx);
         self.advance_endings(cx);
-        self.advance_fences();
+        self.unlooked = self.advance_fences();
+        self.unlooked |= self.collect_begun();
         count += self.take_own(cx);
-        let begun = self.collect_begun();
+        self.unlooked |= self.look_at_due(cx);
         let luns = self.luns.collect_removed();
         let units = self.units.collect_ended(cx);
         let ports = self.collect_stopped(cx);
-        self.draining = begun || luns || units || ports || !self.ending.is_empty() || !self.fences.is_empty();
+        let waiting = self.unlooked || !self.begun.is_empty() || !self.ending.is_empty() || !self.fences.is_empty();
+        self.draining = waiting || luns || units || ports;
         count
     }
 
@@ -588,10 +609,7 @@ impl Worker for ScsiWorker {
             Body::Fence { unit, mark, from } => self.fence(unit, mark, from),
             Body::Fenced { unit, mark } => self.fenced(unit, mark, cx),
             Body::Unfence { unit, mark } => self.unfence(unit, mark),
-            Body::Look => {
-                self.look_at_barred(cx);
-                self.look_at_wipes(cx);
-            }
+            Body::Look { unit } => self.note_look(unit),
             Body::AdoptWipe { unit } => {
                 if self.units.is_open(unit) {
                     self.adopt_wipe(unit);
@@ -614,7 +632,7 @@ impl Worker for ScsiWorker {
         let changed = count > 0 || std::mem::take(&mut self.told) || std::mem::take(&mut self.again);
         if (self.draining && changed) || !self.outbox.is_empty() {
             count += self.drain(cx);
-            let looking = self.looks_around() || self.looks_for_fences();
+            let looking = self.looks_around() || self.unlooked;
             count += u32::from(looking);
             self.again = looking || !self.touched.is_empty();
             self.publish(cx);

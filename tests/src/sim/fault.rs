@@ -27,6 +27,8 @@ pub enum Effect {
     Short,
     /// It completes only after [`release`](super::SimWorld::release) or a cancel.
     Stuck,
+    /// As `Stuck`, but no cancel reaches it.
+    Deaf,
     /// It takes this much longer.
     Delay(u64),
 }

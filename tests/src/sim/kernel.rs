@@ -93,7 +93,7 @@ impl World {
             rule.times -= 1;
             entry.fault = Some(rule.effect);
             match rule.effect {
-                Effect::Stuck => (entry.effect_at, entry.done_at) = (NEVER, NEVER),
+                Effect::Stuck | Effect::Deaf => (entry.effect_at, entry.done_at) = (NEVER, NEVER),
                 Effect::Delay(ns) => entry.done_at += ns,
                 Effect::Error(_) | Effect::Short => {}
             }
@@ -151,7 +151,8 @@ impl World {
             return -libc::ENOENT;
         };
         let waits = entry.effect_at == NEVER;
-        if entry.result.is_some() || (!waits && self.rng.chance(1, 2)) {
+        let deaf = entry.fault == Some(Effect::Deaf);
+        if deaf || entry.result.is_some() || (!waits && self.rng.chance(1, 2)) {
             return -libc::EALREADY;
         }
         (entry.result, entry.done_at) = (Some(-libc::ECANCELED), now);

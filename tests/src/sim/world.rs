@@ -203,7 +203,7 @@ impl SimWorld {
     pub fn release(&self) {
         let mut world = self.lock();
         let now = world.now;
-        for entry in world.pending.iter_mut().filter(|e| e.fault == Some(Effect::Stuck)) {
+        for entry in world.pending.iter_mut().filter(|e| matches!(e.fault, Some(Effect::Stuck | Effect::Deaf))) {
             (entry.fault, entry.effect_at, entry.done_at) = (None, now, now);
         }
     }

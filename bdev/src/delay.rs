@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, Cx, Extent, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag,
+    Alignment, Bdev, Channel, Completion, Cx, Extent, Io, IoError, Lane, Next, Op, OpenArgs, OpenError, Shape, Slab,
+    Tag,
 };
 use serde_json::{Value, json};
 
@@ -77,6 +78,10 @@ impl Bdev for Delay {
 
     fn extent_waits(&self) -> bool {
         self.base.extent_waits()
+    }
+
+    fn lane(&self) -> Option<Lane> {
+        self.base.lane()
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

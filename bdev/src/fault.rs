@@ -19,7 +19,7 @@ mod tests;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pollux_core::{Bdev, Channel, Extent, Op, OpenArgs, OpenError, Shape};
+use pollux_core::{Bdev, Channel, Extent, Lane, Op, OpenArgs, OpenError, Shape};
 use serde_json::{Value, json};
 
 use crate::{BdevError, Device, FaultSpec};
@@ -135,6 +135,10 @@ impl Bdev for Fault {
 
     fn extent_waits(&self) -> bool {
         self.shared.cache.is_none() && self.base.extent_waits()
+    }
+
+    fn lane(&self) -> Option<Lane> {
+        self.base.lane()
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

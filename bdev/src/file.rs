@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use pollux_core::{Bdev, Channel, CopyRange, Discard, Extent, OpenArgs, OpenError, Segment, Shape};
+use pollux_core::{Bdev, Channel, CopyRange, Discard, Extent, Lane, OpenArgs, OpenError, Segment, Shape};
 use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 
@@ -72,6 +72,8 @@ struct Open {
     no_punch: AtomicBool,
     /// The kernel said that it does not zero ranges of this file.
     no_zero_range: AtomicBool,
+    /// Its file system, or the block device that it is.
+    lane: Option<Lane>,
     /// With which files it can share blocks.
     sharing: Option<Sharing>,
     share: Share,
@@ -91,6 +93,7 @@ impl Open {
         }
         let zero_memory = Mapping::new(ZERO_LEN).map_err(|errno| BdevError::os("map memory for", &spec.name, errno))?;
         Ok(Open {
+            lane: lane_of(&file, &geometry),
             sharing: Sharing::of(&file, &geometry),
             share: sharing::clone_range,
             no_sharing: AtomicBool::new(false),
@@ -121,6 +124,12 @@ impl Open {
         rustix::fs::open(path, access | direct | OFlags::CLOEXEC, Mode::empty())
             .or_else(|_| rustix::io::fcntl_dupfd_cloexec(&self.file, 0))
     }
+}
+
+/// Looked up when the file is opened: later the file system may hang.
+fn lane_of(file: &OwnedFd, geometry: &Geometry) -> Option<Lane> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    Some(Lane(if geometry.device { stat.st_rdev } else { stat.st_dev }))
 }
 
 /// The device.
@@ -174,6 +183,10 @@ impl Bdev for File {
     /// A block device says nothing of what it has mapped. Where nothing is given back, all counts as mapped.
     fn extent_waits(&self) -> bool {
         !self.open.geometry.device && self.open.geometry.discard.is_some()
+    }
+
+    fn lane(&self) -> Option<Lane> {
+        self.open.lane
     }
 
     fn copy_range(&self, offset: u64, _: u64) -> Option<CopyRange> {

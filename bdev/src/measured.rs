@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, CopyRange, CopySide, CopyWatch, Cx, Extent, Io, IoError, IoStats, Next, Op,
-    OpenArgs, OpenError, Shape, Slab, Tag, Token,
+    Alignment, Bdev, Channel, Completion, CopyRange, CopySide, CopyWatch, Cx, Extent, Io, IoError, IoStats, Lane, Next,
+    Op, OpenArgs, OpenError, Shape, Slab, Tag, Token,
 };
 
 use crate::StatsSet;
@@ -54,6 +54,10 @@ impl Bdev for Measured {
 
     fn extent_waits(&self) -> bool {
         self.base.extent_waits()
+    }
+
+    fn lane(&self) -> Option<Lane> {
+        self.base.lane()
     }
 
     fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {

@@ -10,7 +10,8 @@
 use std::sync::Arc;
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, CopyRange, Cx, Extent, Io, IoError, Next, OpenArgs, OpenError, Shape, Tag,
+    Alignment, Bdev, Channel, Completion, CopyRange, Cx, Extent, Io, IoError, Lane, Next, OpenArgs, OpenError, Shape,
+    Tag,
 };
 use serde_json::{Value, json};
 
@@ -48,6 +49,11 @@ impl Bdev for Passthru {
     /// Whether that may wait: then it is asked on helper threads, never on reactors.
     fn extent_waits(&self) -> bool {
         self.base.extent_waits()
+    }
+
+    /// What may hold up whoever asks us what is mapped, or has us copy: the same as the base.
+    fn lane(&self) -> Option<Lane> {
+        self.base.lane()
     }
 
     /// Where a range lies for copies that devices make by themselves, past our channels. We may let that happen, because

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, CopyRange, Cx, Extent, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag,
+    Alignment, Bdev, Channel, Completion, CopyRange, Cx, Extent, Io, IoError, Lane, Next, Op, OpenArgs, OpenError,
+    Shape, Tag,
 };
 use serde_json::{Value, json};
 
@@ -48,6 +49,10 @@ impl Bdev for Part {
 
     fn extent_waits(&self) -> bool {
         self.base.extent_waits()
+    }
+
+    fn lane(&self) -> Option<Lane> {
+        self.base.lane()
     }
 
     fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {

@@ -7,7 +7,7 @@
 //! can change under the submitter's feet (it shrank, it is gone, it became read-only) and answers that as an [`IoError`].
 //! A request that breaks the submitter's duties may end in a panic, never in touching memory or space outside it.
 
-use crate::{Completion, CopyRange, Cx, Io, IoError, ScsiChannel, Segment, Tag};
+use crate::{Completion, CopyRange, Cx, Io, IoError, Lane, ScsiChannel, Segment, Tag};
 
 /// What a device is like. A copy of the moment: size and presence can change, everything else is fixed while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,12 @@ pub trait Bdev: Send + Sync {
     /// Whether [`Bdev::extent`] may wait, for a file system's metadata say. Fixed while the device is open.
     fn extent_waits(&self) -> bool {
         false
+    }
+
+    /// What holds up a helper thread that waits for this device: devices of one file system say the same. `None`: nobody
+    /// knows of anything that it shares with others. Fixed while the device is open; called on reactors.
+    fn lane(&self) -> Option<Lane> {
+        None
     }
 
     /// Where a range (inside the capacity, whole blocks, not 0) lies for copies that devices do by themselves

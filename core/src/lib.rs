@@ -24,7 +24,7 @@ pub mod worker;
 
 pub use bdev::{Alignment, Bdev, Channel, Discard, Extent, Next, OpenArgs, OpenError, Shape};
 pub use copy::{CopyEnd, CopyError, CopyRange, CopySide, CopyWatch, CopyWay, PairCopy};
-pub use helpers::{Chore, Helpers, Lane};
+pub use helpers::{Chore, ChoreId, Helpers, Lane};
 pub use io::{Completion, Io, IoError, IoFlags, Op, Tag};
 pub use ring::{ClientId, Done, Entry, FileSlot, Ring, RingError, RingOp, Token};
 pub use scsi::{Delivery, Direction, SENSE_MAX, ScsiAnswer, ScsiChannel, ScsiCommand};

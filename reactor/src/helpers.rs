@@ -1,7 +1,7 @@
 //! The threads that do what may block, for all reactors together.
 //!
-//! Invariants: there are [`THREADS`] of them, and chores of one lane have at most [`PER_LANE`] at once, so that a device
-//! whose file system hangs holds up no other's; among chores whose lanes have room, who came first is first. They are
+//! Invariants: there are [`THREADS`] of them, and chores of one lane have at most [`PER_LANE`] at once, so that one file
+//! system that hangs holds up no other's devices; among chores whose lanes have room, who came first is first. They are
 //! ordinary threads: they run where the thread that starts them may run, so start them after that has left the
 //! reactors' cores. A chore that hangs in the kernel keeps its thread and is not waited for, not even at the end.
 
@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use pollux_core::{Chore, Helpers, Lane};
+use pollux_core::{Chore, ChoreId, Helpers, Lane};
 
 /// How many threads there are.
 const THREADS: usize = 4;
@@ -18,24 +18,31 @@ const PER_LANE: usize = 2;
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<(Lane, Chore)>,
+    waiting: VecDeque<Waiting>,
     /// The lanes of the chores that run.
-    running: Vec<Lane>,
+    running: Vec<[Lane; 2]>,
+    last: u64,
     ended: bool,
 }
 
+struct Waiting {
+    id: ChoreId,
+    lanes: [Lane; 2],
+    chore: Chore,
+}
+
 impl State {
-    /// The first chore whose lane has room.
-    fn take(&mut self) -> Option<(Lane, Chore)> {
-        let has_room = |lane: Lane| self.running.iter().filter(|running| **running == lane).count() < PER_LANE;
-        let at = self.waiting.iter().position(|(lane, _)| has_room(*lane))?;
-        let (lane, chore) = self.waiting.remove(at)?;
-        self.running.push(lane);
-        Some((lane, chore))
+    /// The first chore whose lanes have room.
+    fn take(&mut self) -> Option<Waiting> {
+        let has_room = |lane: &Lane| self.running.iter().filter(|lanes| lanes.contains(lane)).count() < PER_LANE;
+        let at = self.waiting.iter().position(|waiting| waiting.lanes.iter().all(has_room))?;
+        let waiting = self.waiting.remove(at)?;
+        self.running.push(waiting.lanes);
+        Some(waiting)
     }
 
-    fn leave(&mut self, lane: Lane) {
-        if let Some(at) = self.running.iter().position(|running| *running == lane) {
+    fn leave(&mut self, lanes: [Lane; 2]) {
+        if let Some(at) = self.running.iter().position(|running| *running == lanes) {
             self.running.swap_remove(at);
         }
     }
@@ -56,15 +63,15 @@ impl Shared {
     fn serve(&self) {
         let mut state = self.lock();
         while !state.ended {
-            let Some((lane, chore)) = state.take() else {
+            let Some(Waiting { lanes, chore, .. }) = state.take() else {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             drop(state);
             chore();
             state = self.lock();
-            state.leave(lane);
-            // A chore of the same lane may have waited for that, and this thread may take another one.
+            state.leave(lanes);
+            // A chore of each of its lanes may have waited for that, and this thread takes one of them.
             self.changed.notify_one();
         }
     }
@@ -90,9 +97,21 @@ impl HelperPool {
 }
 
 impl Helpers for HelperPool {
-    fn submit(&self, lane: Lane, chore: Chore) {
-        self.0.lock().waiting.push_back((lane, chore));
+    fn submit(&self, lanes: [Lane; 2], chore: Chore) -> ChoreId {
+        let mut state = self.0.lock();
+        state.last += 1;
+        let id = ChoreId(state.last);
+        state.waiting.push_back(Waiting { id, lanes, chore });
+        drop(state);
         self.0.changed.notify_one();
+        id
+    }
+
+    fn recall(&self, id: ChoreId) -> Option<Chore> {
+        let mut state = self.0.lock();
+        // In the order in which they came.
+        let at = state.waiting.binary_search_by_key(&id.0, |waiting| waiting.id.0).ok()?;
+        state.waiting.remove(at).map(|waiting| waiting.chore)
     }
 }
 
@@ -113,6 +132,9 @@ mod tests {
     use super::*;
     use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
+    const ONE: [Lane; 2] = [Lane(1); 2];
+    const OTHER: [Lane; 2] = [Lane(2); 2];
+
     /// A chore that says that it has begun and ends when it is told to.
     fn gated(name: u32, begun: &Sender<u32>, gate: &Receiver<()>) -> Chore {
         let (begun, gate) = (begun.clone(), gate.clone());
@@ -128,13 +150,15 @@ mod tests {
         let (begun, begins) = unbounded();
         let (open, gate) = bounded::<()>(0);
         for name in 0..10 {
-            pool.submit(Lane(1), gated(name, &begun, &gate));
+            pool.submit(ONE, gated(name, &begun, &gate));
         }
         let mut first: Vec<u32> = (0..PER_LANE).map(|_| begins.recv().expect("begun")).collect();
         first.sort_unstable();
         assert_eq!(first, [0, 1]);
+        // What needs that lane, too, waits; the others do not wait for it.
+        pool.submit([Lane(2), Lane(1)], gated(10, &begun, &gate));
         for name in 20..20 + (THREADS - PER_LANE) as u32 {
-            pool.submit(Lane(2), gated(name, &begun, &gate));
+            pool.submit(OTHER, gated(name, &begun, &gate));
         }
         let mut others: Vec<u32> =
             (PER_LANE..THREADS).map(|_| begins.recv().expect("begun beside a full lane")).collect();
@@ -142,8 +166,9 @@ mod tests {
         assert_eq!(others, [20, 21]);
         assert!(begins.try_recv().is_err(), "more run than there are threads");
         drop(open);
-        let rest: Vec<u32> = begins.iter().take(10 - PER_LANE).collect();
-        assert_eq!(rest.len(), 8);
+        let mut rest: Vec<u32> = begins.iter().take(11 - PER_LANE).collect();
+        rest.sort_unstable();
+        assert_eq!(rest, [2, 3, 4, 5, 6, 7, 8, 9, 10]);
     }
 
     #[test]
@@ -151,13 +176,32 @@ mod tests {
         let pool = HelperPool::start().expect("threads");
         let (begun, begins) = unbounded();
         let (open, gate) = bounded::<()>(0);
-        (0..PER_LANE as u32).for_each(|name| pool.submit(Lane(1), gated(name, &begun, &gate)));
+        for name in 0..PER_LANE as u32 {
+            pool.submit(ONE, gated(name, &begun, &gate));
+        }
         begins.iter().take(PER_LANE).for_each(drop);
-        (10..15).for_each(|name| pool.submit(Lane(1), gated(name, &begun, &gate)));
+        for name in 10..15 {
+            pool.submit(ONE, gated(name, &begun, &gate));
+        }
         for name in 10..15 {
             open.send(()).expect("somebody waits at the gate");
             assert_eq!(begins.recv(), Ok(name));
         }
+    }
+
+    #[test]
+    fn what_has_not_begun_can_be_taken_back() {
+        let pool = HelperPool::start().expect("threads");
+        let (begun, begins) = unbounded();
+        let (open, gate) = bounded::<()>(0);
+        let ids: Vec<ChoreId> = (0..5).map(|name| pool.submit(ONE, gated(name, &begun, &gate))).collect();
+        begins.iter().take(PER_LANE).for_each(drop);
+        assert!(pool.recall(ids[0]).is_none() && pool.recall(ids[1]).is_none(), "both have begun");
+        assert!(pool.recall(ids[3]).is_some() && pool.recall(ids[3]).is_none(), "once");
+        drop(open);
+        let mut rest: Vec<u32> = begins.iter().take(2).collect();
+        rest.sort_unstable();
+        assert_eq!(rest, [2, 4]);
     }
 
     #[test]
@@ -171,12 +215,14 @@ mod tests {
         let pool = HelperPool::start().expect("threads");
         let (begun, begins) = unbounded();
         let (_open, gate) = bounded::<()>(0);
-        (0..PER_LANE as u32).for_each(|name| pool.submit(Lane(1), gated(name, &begun, &gate)));
+        for name in 0..PER_LANE as u32 {
+            pool.submit(ONE, gated(name, &begun, &gate));
+        }
         begins.iter().take(PER_LANE).for_each(drop);
         let (tell, told) = unbounded();
         let guard = Told(tell);
         pool.submit(
-            Lane(1),
+            ONE,
             Box::new(move || {
                 let _ = guard.0.send("done");
             }),

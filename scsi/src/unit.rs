@@ -324,6 +324,12 @@ impl LogicalUnit {
         self.lock().statistics.as_ref().map(|statistics| statistics.medium.clone())
     }
 
+    /// What holds up a helper thread that waits for the device ([`Medium::lane`]), if somebody knows.
+    #[must_use]
+    pub fn lane(&self) -> Option<pollux_core::Lane> {
+        self.medium()?.lane()
+    }
+
     /// What the device has done since the last reset of the statistics, and for how long at least nothing, if somebody
     /// counts.
     pub(crate) fn statistics(&self) -> Option<(Transfers, Duration)> {

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use pollux_bdev::Entry;
-use pollux_core::{CopyRange, Extent, Op};
+use pollux_core::{CopyRange, Extent, Lane, Op};
 use pollux_scsi::{Attention, Chosen, Identity, Medium, Share, Transfers};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -184,6 +184,10 @@ impl Medium for Known {
     fn extent_waits(&self) -> bool {
         let device = self.0.upgrade().and_then(|entry| entry.device());
         device.is_some_and(|device| device.extent_waits())
+    }
+
+    fn lane(&self) -> Option<Lane> {
+        self.0.upgrade().and_then(|entry| entry.device())?.lane()
     }
 
     fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use pollux_core::Bdev;
+use pollux_core::{Bdev, Lane};
 use pollux_scsi::LogicalUnit;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::copy::{self, Segment};
@@ -18,6 +18,7 @@ use pollux_tests::sim::{
     Asked, Effect, Fault, Kind, Name, PATIENT, SimAppliance, SimBdev, SimWorld, Switches, backing, unit_of,
     unit_with_medium,
 };
+use pollux_vhost_scsi::Patience;
 
 const BLOCK: usize = 512;
 const REACTORS: usize = 3;
@@ -804,6 +805,77 @@ fn who_has_to_wait_for_what_devices_copy_together_does() -> Result<()> {
     let read = send(&mut appliance, front, &Command::new(lun(1), &cdb::read16(0, 1000), &[], 1000 * BLOCK))?;
     ensure!(read.good() && read.data.iter().all(|&byte| byte == 7), "what arrived is not what was there");
     fronts.into_iter().for_each(|front| appliance.disconnect(front));
+    appliance.shutdown()
+}
+
+/// Whoever waits behind a file system that hangs is not with it: what no helper has begun ends at once, when its command
+/// is aborted and when its LUN goes.
+#[test]
+fn a_copy_that_no_helper_has_begun_ends_at_once() -> Result<()> {
+    for leaves in [false, true] {
+        let (mut appliance, units, mut fronts) = stage_with(7, 2048, true)?;
+        let helpers = appliance.machine.helpers();
+        let front = &mut fronts[0];
+        ready(&mut appliance, front)?;
+        helpers.keep_busy(true);
+        let names = [naa(&units[0]), naa(&units[1])];
+        let (cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, 1, 1000));
+        let ticket = front.submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &cdb, &list, 0)).context("no room")?;
+        appliance.machine.run();
+        ensure!(helpers.pending() == 1, "the devices are not asked");
+        if leaves {
+            appliance.target.set_patience(Patience { requests: Duration::from_millis(20), ..PATIENT });
+            appliance.call(|target| target.remove_lun(NAMES[0], 0, Some(1)))?;
+        } else {
+            front.driver.submit_tmf(Tmf::AbortTask, lun(0).bytes(), ticket).context("no room")?;
+            front.driver.queues[CONTROL_QUEUE].flush();
+            appliance.machine.run();
+            let done = front.driver.poll_raw(CONTROL_QUEUE).map_err(|why| anyhow!("{why:?}"))?;
+            ensure!(done.context("the abort waits")?.1[0] == 0, "the abort failed");
+        }
+        let (_, response) = front.poll(FIRST_REQUEST_QUEUE)?.context("no answer")?;
+        ensure!(if leaves { is_ended(&response) } else { response.response == 2 }, "{response:?}");
+        ensure!(helpers.pending() == 0, "what nobody waits for is still to be done");
+        helpers.keep_busy(false);
+        let response = send(&mut appliance, &mut fronts[1], &Command::new(lun(0), &cdb, &list, 0));
+        ensure!(response.is_ok(), "the other guest is not served");
+        fronts.into_iter().for_each(|front| appliance.disconnect(front));
+        appliance.shutdown()?;
+    }
+    Ok(())
+}
+
+/// A copy is in the way of everything that either end's file system would hold up.
+#[test]
+fn chores_go_by_file_system() -> Result<()> {
+    let world = SimWorld::new(8);
+    let mut appliance = SimAppliance::new(&world, 1, 8)?;
+    let (mut units, mut luns) = (Vec::new(), Vec::new());
+    for (disk, of) in [5, 5, 6].into_iter().enumerate() {
+        let bdev: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, 1 << 20).that_copies().of_file_system(of));
+        let name = format!("disk{disk}");
+        units.push(unit_with_medium(&name, &bdev));
+        luns.push((0, disk as u16, backing(&name, &units[disk], &bdev)));
+    }
+    appliance.controller("vm", &luns)?;
+    let mut front = appliance.connect("vm", &DriverOptions::default())?;
+    for disk in 0..3 {
+        while !send(&mut appliance, &mut front, &Command::new(lun(disk), &cdb::TEST_UNIT_READY, &[], 0))?.good() {}
+    }
+    let helpers = appliance.machine.helpers();
+    helpers.keep_busy(true);
+    let names: Vec<_> = units.iter().map(|unit| naa(unit)).collect();
+    for destination in [1, 2] {
+        let (cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, destination, 64));
+        front.submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &cdb, &list, 0)).context("no room")?;
+        appliance.machine.run();
+    }
+    let status = cdb::get_lba_status16(0, 64);
+    front.submit(FIRST_REQUEST_QUEUE, &Command::new(lun(2), &status, &[], 64)).context("no room")?;
+    appliance.machine.run();
+    ensure!(helpers.lanes() == [[Lane(5), Lane(5)], [Lane(6), Lane(5)], [Lane(6), Lane(6)]], "{:?}", helpers.lanes());
+    helpers.keep_busy(false);
+    appliance.disconnect(front);
     appliance.shutdown()
 }
 

@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use pollux_core::{Cx, Io, IoError, IoFlags, Op, SegmentList, Tag};
 use pollux_scsi::{Class, Copy, CopyOrder, CopyTask, Designator, End, Order, Outcome, Rule, rule};
@@ -26,6 +26,7 @@ use crate::own::Own;
 use crate::port::{Answer, Long, Phase, Port};
 use crate::request::Response;
 use crate::serve::{Encoded, Given};
+use crate::together;
 use crate::worker::ScsiWorker;
 
 /// With [`BACKGROUND`]: the tag of a copy's request.
@@ -47,6 +48,8 @@ pub(crate) struct Copying {
     pub(crate) started: u64,
     /// Tells the helper thread to end at its next step.
     pub(crate) stop: Arc<AtomicBool>,
+    /// What the helper threads have of it.
+    pub(crate) given: Option<together::Given>,
 }
 
 /// What it waits for.
@@ -144,8 +147,18 @@ impl ScsiWorker {
         self.copies_begun += 1;
         let number = self.copies_begun;
         let started = cx.now;
-        self.copies[index] =
-            Some(Copying { copy, number, asker, session, own: None, stage, request, started, stop: Arc::default() });
+        self.copies[index] = Some(Copying {
+            copy,
+            number,
+            asker,
+            session,
+            own: None,
+            stage,
+            request,
+            started,
+            stop: Arc::default(),
+            given: None,
+        });
         // The port is in use here: it begins when this worker looks who waits for memory.
         self.wait_for_memory((index, number));
         self.look_again();
@@ -349,8 +362,7 @@ impl ScsiWorker {
             return;
         }
         if stage == Stage::Helper {
-            // Nothing is answered before the step that it is at has ended.
-            copying.stop.store(true, Ordering::Relaxed);
+            self.end_together(index, cx);
             return;
         }
         if stage == Stage::Line {

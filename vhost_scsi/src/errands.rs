@@ -135,7 +135,7 @@ impl ScsiWorker {
         slot.residual = to_u32(given.residual(given.used));
         let lun = self.luns.get_mut(given.lun);
         lun.inflight += 1;
-        let lane = Lane(self.units.look(lun.unit).logical.uuid().as_u128() as u64);
+        let lane = self.units.look(lun.unit).lane();
         self.errands.add(port.tag(given.head), port.key.session, lane, survey);
         self.begin_errands(port.key.session);
     }
@@ -145,7 +145,7 @@ impl ScsiWorker {
         while let Some(Waiting { id, tag, lane, survey, stop }) = self.errands.next(session) {
             let debt = Debt { home: home.clone(), worker: self.worker, id, tag, session, data: None };
             let chore: Chore = Box::new(move || debt.pay(survey.run(&stop)));
-            helpers.submit(lane, chore);
+            helpers.submit([lane; 2], chore);
         }
     }
 

@@ -2,11 +2,13 @@
 //!
 //! Both units know of it as of requests in flight: the range at each end is in the way of claims, a channel is not taken
 //! away, and the target's line lets it in as bulk. A copy that is to end is answered when the helper's present step has
-//! ended: before that the target may still change.
+//! ended: before that the target may still change. What no helper has begun is taken back, and the copy ends at once.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use pollux_core::{CopyError, Cx, IoError, Lane, Op, PairCopy};
+use pollux_core::{ChoreId, CopyError, Cx, IoError, Op, PairCopy};
 
 use crate::copies::{CopyId, Stage};
 use crate::line::Charge;
@@ -23,6 +25,14 @@ struct Debt {
     worker: usize,
     copy: CopyId,
     done: (u64, Result<(), CopyError>),
+    recalled: Arc<AtomicBool>,
+}
+
+/// What has been given to a helper thread.
+pub(crate) struct Given {
+    id: ChoreId,
+    /// Set before the chore is dropped: it owes nothing.
+    recalled: Arc<AtomicBool>,
 }
 
 impl Debt {
@@ -34,6 +44,9 @@ impl Debt {
 impl Drop for Debt {
     fn drop(&mut self) {
         let Debt { copy, done: (bytes, result), .. } = *self;
+        if self.recalled.load(Ordering::Relaxed) {
+            return;
+        }
         deliver(&*self.home, self.worker, || Message(Body::CopiedTogether { copy, bytes, result }));
     }
 }
@@ -53,9 +66,33 @@ impl ScsiWorker {
         let (Some(home), Some(helpers)) = (self.home.clone(), &self.helpers) else {
             unreachable!("both are known when a unit is open");
         };
-        let lane = Lane(self.units.look(request.unit).logical.uuid().as_u128() as u64);
-        let debt = Debt { home, worker: self.worker, copy, done: (0, Err(CopyError::Apart)) };
-        helpers.submit(lane, Box::new(move || debt.pay(run(&pair, request.len, &stop))));
+        let lanes = [request.unit, source.unit].map(|unit| self.units.look(unit).lane());
+        let recalled = Arc::new(AtomicBool::new(false));
+        let done = (0, Err(CopyError::Apart));
+        let debt = Debt { home, worker: self.worker, copy, done, recalled: recalled.clone() };
+        let id = helpers.submit(lanes, Box::new(move || debt.pay(run(&pair, request.len, &stop))));
+        self.copying(index).given = Some(Given { id, recalled });
+    }
+
+    /// Ends what a copy has with a helper thread: at once if that has not begun, else at its next step.
+    pub(crate) fn end_together(&mut self, index: usize, cx: &mut Cx<'_>) {
+        let (copying, helpers) = (self.copies[index].as_mut(), self.helpers.as_ref());
+        let Some((copying, helpers)) = copying.zip(helpers) else { return };
+        copying.stop.store(true, Ordering::Relaxed);
+        let Some(chore) = copying.given.as_ref().and_then(|given| helpers.recall(given.id)) else { return };
+        if let Some(given) = copying.given.take() {
+            given.recalled.store(true, Ordering::Relaxed);
+        }
+        drop(chore);
+        let (request, charge) = (copying.request, copying.charge());
+        let Some(source) = request.source else { unreachable!("two ends copy together") };
+        for (unit, op, charge) in [(request.unit, Op::Write, charge), (source.unit, Op::Read, READ)] {
+            self.units.get(unit).stats.ended(op, 0, 0, Err(IoError::Aborted));
+            if self.units.vacate(unit, charge) {
+                self.grant(unit, cx);
+            }
+        }
+        self.copy_failed(index, IoError::Aborted);
     }
 
     fn occupy_both(&mut self, target: u32, source: u32, charge: Charge) -> Result<(), IoError> {
@@ -101,7 +138,7 @@ impl ScsiWorker {
 }
 
 /// On a helper thread.
-fn run(pair: &PairCopy, len: u64, stop: &std::sync::atomic::AtomicBool) -> (u64, Result<(), CopyError>) {
+fn run(pair: &PairCopy, len: u64, stop: &AtomicBool) -> (u64, Result<(), CopyError>) {
     let begin = Instant::now();
     pair.run(0, len, stop, &mut || u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }

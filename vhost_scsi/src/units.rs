@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use pollux_core::{
-    Alignment, Channel, Completion, Cx, Io, IoError, IoStats, Next, ScsiAnswer, ScsiCommand, Segment, Tag,
+    Alignment, Channel, Completion, Cx, Io, IoError, IoStats, Lane, Next, ScsiAnswer, ScsiCommand, Segment, Tag,
 };
 use pollux_scsi::LogicalUnit;
 
@@ -96,6 +96,11 @@ impl Unit {
     #[inline]
     pub(crate) fn bounces(&self, segments: &[Segment]) -> bool {
         !self.alignment.fits(segments)
+    }
+
+    /// What may hold up a helper thread that does something with the device.
+    pub(crate) fn lane(&self) -> Lane {
+        self.logical.lane().unwrap_or_else(|| Lane(self.logical.uuid().as_u128() as u64))
     }
 
     /// Whether requests can reach a device.

@@ -541,4 +541,13 @@ fn a_device_that_gives_nothing_back_and_a_block_device_say_that_all_is_mapped() 
     }
 }
 
+#[test]
+fn files_of_one_file_system_have_one_lane() {
+    let [one, other] = [image(4096), image(4096)].map(|file| open_as(&file, strict));
+    assert!(one.lane().is_some() && one.lane() == other.lane());
+    let stacked = crate::Passthru::new("p", "f", Arc::new(one));
+    assert_eq!(stacked.lane(), other.lane());
+    assert_eq!(crate::Measured::new(Arc::new(stacked), Arc::default()).lane(), other.lane());
+}
+
 mod sharing;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use pollux_core::{
     Bdev, Channel, ClientId, Completion, CopyEnd, CopyError, CopyRange, Cx, Discard, Entry, Extent, FileSlot, Io,
-    IoError, IoFlags, Next, Op, OpenArgs, OpenError, RingOp, Shape, Slab, Tag, Token,
+    IoError, IoFlags, Lane, Next, Op, OpenArgs, OpenError, RingOp, Shape, Slab, Tag, Token,
 };
 use rustix::fs::MemfdFlags;
 
@@ -21,6 +21,7 @@ pub struct SimBdev {
     file: Arc<OwnedFd>,
     shape: Shape,
     copies: bool,
+    lane: Option<Lane>,
 }
 
 /// A disk of a world as an end of copies: a step is one change of the target.
@@ -62,7 +63,7 @@ impl SimBdev {
             optimal_io: 0,
             rotation_rate: 1,
         };
-        let bdev = SimBdev { world: world.clone(), file: Arc::new(file), shape, copies: false };
+        let bdev = SimBdev { world: world.clone(), file: Arc::new(file), shape, copies: false, lane: None };
         world.add_disk(bdev.disk(), SimDisk::new(bytes));
         bdev
     }
@@ -71,6 +72,12 @@ impl SimBdev {
     #[must_use]
     pub fn that_copies(self) -> Self {
         SimBdev { copies: true, ..self }
+    }
+
+    /// It is a file of this file system.
+    #[must_use]
+    pub fn of_file_system(self, number: u64) -> Self {
+        SimBdev { lane: Some(Lane(number)), ..self }
     }
 
     /// Its disk.
@@ -90,6 +97,10 @@ impl Bdev for SimBdev {
 
     fn extent(&self, offset: u64, len: u64) -> Extent {
         self.world.disk(self.disk(), |disk| disk.extent(offset, len))
+    }
+
+    fn lane(&self) -> Option<Lane> {
+        self.lane
     }
 
     fn copy_range(&self, offset: u64, _: u64) -> Option<CopyRange> {

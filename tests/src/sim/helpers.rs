@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use pollux_core::{Chore, Helpers, Lane};
+use pollux_core::{Chore, ChoreId, Helpers, Lane};
 
 use super::SimWorld;
 use crate::rng::Rng;
@@ -21,13 +21,26 @@ struct State {
     rng: Rng,
     /// None is done while they hang.
     hang: bool,
-    chores: Vec<(u64, Chore)>,
+    /// None begins.
+    busy: bool,
+    chores: Vec<Waiting>,
+    last: u64,
     done: u64,
+}
+
+struct Waiting {
+    id: ChoreId,
+    lanes: [Lane; 2],
+    /// From then on it cannot be taken back.
+    begins: u64,
+    ends: u64,
+    chore: Chore,
 }
 
 impl SimHelpers {
     pub(super) fn new(world: &SimWorld, seed: u64) -> Arc<Self> {
-        let state = State { rng: Rng::new(seed ^ 0x4e19), hang: false, chores: Vec::new(), done: 0 };
+        let rng = Rng::new(seed ^ 0x4e19);
+        let state = State { rng, hang: false, busy: false, chores: Vec::new(), last: 0, done: 0 };
         Arc::new(SimHelpers { world: world.clone(), state: Mutex::new(state) })
     }
 
@@ -35,7 +48,18 @@ impl SimHelpers {
         self.state.lock().expect("a test that panics ends the machine")
     }
 
-    /// Has nothing done any more, or again: a file system that does not answer.
+    /// Has nothing begun any more, or again: others keep the threads.
+    pub fn keep_busy(&self, busy: bool) {
+        self.lock().busy = busy;
+    }
+
+    /// The lanes of the chores that have not been done.
+    #[must_use]
+    pub fn lanes(&self) -> Vec<[Lane; 2]> {
+        self.lock().chores.iter().map(|waiting| waiting.lanes).collect()
+    }
+
+    /// Has nothing done any more, or again: a file system that does not answer. What is there then has begun.
     pub fn hang(&self, hang: bool) {
         self.lock().hang = hang;
     }
@@ -55,7 +79,7 @@ impl SimHelpers {
     /// When the next chore is due.
     pub(super) fn next(&self) -> Option<u64> {
         let state = self.lock();
-        state.chores.iter().map(|(at, _)| *at).min().filter(|_| !state.hang)
+        state.chores.iter().map(|waiting| waiting.ends).min().filter(|_| !state.hang && !state.busy)
     }
 
     /// Does what is due; returns how many chores that were.
@@ -65,8 +89,8 @@ impl SimHelpers {
             && let Some(at) = self.next().filter(|at| *at <= self.world.now())
         {
             let mut state = self.lock();
-            let first = state.chores.iter().position(|(due, _)| *due == at).expect("one is due");
-            let (_, chore) = state.chores.remove(first);
+            let first = state.chores.iter().position(|waiting| waiting.ends == at).expect("one is due");
+            let Waiting { chore, .. } = state.chores.remove(first);
             state.done += 1;
             drop(state);
             chore();
@@ -77,10 +101,23 @@ impl SimHelpers {
 }
 
 impl Helpers for SimHelpers {
-    fn submit(&self, _: Lane, chore: Chore) {
+    fn submit(&self, lanes: [Lane; 2], chore: Chore) -> ChoreId {
         let now = self.world.now();
         let mut state = self.lock();
-        let at = now + state.rng.between(LATENCY_NS.0, LATENCY_NS.1);
-        state.chores.push((at, chore));
+        let ends = now + state.rng.between(LATENCY_NS.0, LATENCY_NS.1);
+        // As often as not a thread takes it at once.
+        let begins = if state.rng.chance(1, 2) { now } else { state.rng.between(now, ends) };
+        state.last += 1;
+        let id = ChoreId(state.last);
+        state.chores.push(Waiting { id, lanes, begins, ends, chore });
+        id
+    }
+
+    fn recall(&self, id: ChoreId) -> Option<Chore> {
+        let now = self.world.now();
+        let mut state = self.lock();
+        let waits = state.busy || !state.hang;
+        let at = state.chores.iter().position(|of| of.id == id && waits && (of.begins > now || state.busy))?;
+        Some(state.chores.remove(at).chore)
     }
 }

@@ -36,6 +36,13 @@ impl Claims {
         self.entries.is_empty()
     }
 
+    /// A place in the order that nothing else has.
+    pub(crate) fn next_order(&mut self) -> Order {
+        let order = Order(self.next);
+        self.next += 1;
+        order
+    }
+
     /// Whether nothing that was claimed before `order` overlaps; else `waiter` is told of each such claim's end.
     fn is_free(&mut self, order: Order, range: Range, waiter: usize) -> bool {
         let mut free = true;
@@ -50,32 +57,35 @@ impl Claims {
 }
 
 impl LogicalUnit {
-    /// Whether some command has claimed a range: then commands ask [`LogicalUnit::admit`] before they start.
+    /// Whether some command has claimed a range, or tokens want to know of changes: then commands ask [`LogicalUnit::admit`] before they start.
     #[inline]
     #[must_use]
     pub fn is_claimed(&self) -> bool {
         self.geometry().is_claimed()
     }
 
-    /// Claims `len` bytes from `offset` on. The claim is good when all that was under way on the range has ended and
+    /// Claims `len` bytes from `offset` on, to change them: tokens for them end. The claim is good when all that was under way on the range has ended and
     /// [`LogicalUnit::may_start`] says so.
     pub fn claim(&self, offset: u64, len: u64) -> Order {
         let mut cold = self.lock();
-        let order = Order(cold.claims.next);
-        cold.claims.next += 1;
-        cold.claims.entries.push(Claim { order, range: Range { offset, len }, waiters: Vec::new() });
+        let (order, range) = (cold.claims.next_order(), Range { offset, len });
+        cold.claims.entries.push(Claim { order, range, waiters: Vec::new() });
+        cold.changes(range);
         self.publish(&cold);
         order
     }
 
-    /// A command on this range comes.
+    /// A command on this range comes. If it `changes` it, tokens for it end here and now, also if it has to wait.
     ///
     /// # Errors
     /// Its order, if it has to wait for a claim; `waiter` is told when to ask [`LogicalUnit::may_start`].
-    pub fn admit(&self, offset: u64, len: u64, waiter: usize) -> Result<(), Order> {
-        let mut cold = self.lock();
+    pub fn admit(&self, offset: u64, len: u64, changes: bool, waiter: usize) -> Result<(), Order> {
+        let (mut cold, range) = (self.lock(), Range { offset, len });
+        if changes && cold.changes(range) {
+            self.publish(&cold);
+        }
         let order = Order(cold.claims.next);
-        if cold.claims.is_free(order, Range { offset, len }, waiter) { Ok(()) } else { Err(order) }
+        if cold.claims.is_free(order, range, waiter) { Ok(()) } else { Err(order) }
     }
 
     /// Whether nothing on this range that was claimed before this place in the order is left; if there is, `waiter` is told
@@ -112,9 +122,9 @@ mod tests {
         assert!(!unit.is_claimed());
         let first = unit.claim(1024, 1024);
         assert!(unit.is_claimed());
-        assert_eq!(unit.admit(0, 1024, 5), Ok(()));
-        assert_eq!(unit.admit(2048, 512, 5), Ok(()));
-        let command = unit.admit(1536, 512, 5).unwrap_err();
+        assert_eq!(unit.admit(0, 1024, true, 5), Ok(()));
+        assert_eq!(unit.admit(2048, 512, true, 5), Ok(()));
+        let command = unit.admit(1536, 512, true, 5).unwrap_err();
         let later = unit.claim(1024, 512);
         let last = unit.claim(1536, 512);
         assert!(!unit.may_start(command, 1536, 512, 5));

@@ -24,6 +24,7 @@ pub(crate) mod provisioning;
 pub(crate) mod sanitize;
 pub(crate) mod timeouts;
 pub(crate) mod timestamp;
+pub(crate) mod token;
 pub(crate) mod verify;
 pub(crate) mod vpd;
 
@@ -253,11 +254,15 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x7F/0x0D, "WRITE SAME(32)", long!(0x0D, 0x09), long_ignored!(), CHANGE, provisioning::write_same, provisioning::write_same_block),
     row!(0x83/0x00, "EXTENDED COPY(LID1)", [0x83, 0x00, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [], OUT, copy::extended_copy, copy::lid1_list),
     row!(0x83/0x01, "EXTENDED COPY(LID4)", [0x83, 0x01, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [], OUT, copy::extended_copy, copy::lid4_list),
+    row!(0x83/0x10, "POPULATE TOKEN", [0x83, 0x10, 0, 0, 0, 0, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], OUT, token::populate, token::populate_list),
+    row!(0x83/0x11, "WRITE USING TOKEN", [0x83, 0x11, 0, 0, 0, 0, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], CHANGE, token::write_using, token::write_using_list),
     row!(0x83/0x1C, "COPY OPERATION ABORT", [0x83, 0x1C, F, F, F, F, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [], BARE, copy::abort),
     row!(0x84/0x00, "RECEIVE COPY STATUS(LID1)", [0x84, 0x00, F, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, copy::status_lid1),
     row!(0x84/0x03, "RECEIVE COPY OPERATING PARAMETERS", [0x84, 0x03, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [(2, F)], ASK, copy::operating_parameters),
     row!(0x84/0x04, "RECEIVE COPY FAILURE DETAILS(LID1)", [0x84, 0x04, F, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, copy::failure_details),
     row!(0x84/0x05, "RECEIVE COPY STATUS(LID4)", [0x84, 0x05, F, F, F, F, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, copy::status_lid4),
+    row!(0x84/0x07, "RECEIVE ROD TOKEN INFORMATION", [0x84, 0x07, F, F, F, F, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, token::information),
+    row!(0x84/0x08, "REPORT ALL ROD TOKENS", [0x84, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [], ASK, token::report_all),
     row!(0x88, "READ(16)", [0x88, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RARC_FUA_NV, (14, 0x3F)], IN, media::read),
     row!(0x89, "COMPARE AND WRITE", [0x89, 0x18, F, F, F, F, F, F, F, F, 0, 0, 0, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, atomic::compare_and_write),
     row!(0x8A, "WRITE(16)", [0x8A, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [FUA_NV, (14, 0x3F)], CHANGE, media::write),

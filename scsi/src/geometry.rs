@@ -30,7 +30,7 @@ bitflags! {
         const DISCARDS = 1 << 5;
         /// There is a volatile cache and WCE is 1.
         const WRITE_BACK = 1 << 6;
-        /// Commands have ranges to themselves ([`LogicalUnit::claim`](crate::LogicalUnit::claim)).
+        /// Commands have ranges to themselves ([`LogicalUnit::claim`](crate::LogicalUnit::claim)), or tokens stand for some.
         const CLAIMED = 1 << 7;
         /// `READY`, and a READ or WRITE need not ask for anything that is kept under the unit's lock. The short way looks
         /// at this one bit, so each reason to go the long way costs it nothing: whatever is one takes the bit away.
@@ -78,7 +78,7 @@ impl Geometry {
         Geometry(blocks << BLOCKS_AT | u64::from(shift - 9) << SHIFT_AT | flags.bits())
     }
 
-    /// As it is while commands have ranges to themselves.
+    /// As it is while commands have ranges to themselves, or tokens stand for some.
     pub(crate) const fn claimed(self) -> Geometry {
         Geometry(self.0 & !Flags::PLAIN.bits() | Flags::CLAIMED.bits())
     }

@@ -109,6 +109,12 @@ impl Job {
         }
     }
 
+    /// Whether it may change what it touches.
+    #[must_use]
+    pub const fn changes(&self) -> bool {
+        matches!(self.kind, Kind::WriteAndRead { .. } | Kind::Or | Kind::CompareAndWrite)
+    }
+
     /// Whether nobody else may touch its range from its beginning to its end.
     #[must_use]
     pub const fn is_exclusive(&self) -> bool {

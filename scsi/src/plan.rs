@@ -201,7 +201,7 @@ impl Range {
     }
 
     /// The least range that holds both.
-    fn hull(self, other: Range) -> Range {
+    pub(crate) fn hull(self, other: Range) -> Range {
         if self.len == 0 || other.len == 0 {
             return if self.len == 0 { other } else { self };
         }

@@ -51,6 +51,12 @@ pub mod code {
     pub const PARAMETER_LIST_LENGTH_ERROR: u16 = 0x1A00;
     pub const INVALID_OPCODE: u16 = 0x2000;
     pub const LBA_OUT_OF_RANGE: u16 = 0x2100;
+    pub const UNSUPPORTED_TOKEN_TYPE: u16 = 0x2301;
+    pub const TOKEN_UNKNOWN: u16 = 0x2304;
+    pub const TOKEN_REVOKED: u16 = 0x2306;
+    pub const TOKEN_EXPIRED: u16 = 0x2307;
+    pub const TOKEN_DELETED: u16 = 0x2309;
+    pub const INVALID_TOKEN_LENGTH: u16 = 0x230A;
     pub const INVALID_FIELD_IN_CDB: u16 = 0x2400;
     pub const LUN_NOT_SUPPORTED: u16 = 0x2500;
     pub const INVALID_FIELD_IN_PARAMETERS: u16 = 0x2600;
@@ -73,6 +79,7 @@ pub mod code {
     pub const INVALID_MESSAGE_ERROR: u16 = 0x4900;
     pub const INSUFFICIENT_RESOURCES: u16 = 0x5503;
     pub const INSUFFICIENT_REGISTRATIONS: u16 = 0x5504;
+    pub const INSUFFICIENT_RESOURCES_FOR_TOKEN: u16 = 0x550D;
 }
 
 /// Where the illegal field is (SPC-5, clause 4.5.2.4.2).

@@ -6,6 +6,7 @@
 //! initiator that has been told of a change sees it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use uuid::Uuid;
 use crate::claims::Claims;
 use crate::clock::Clock;
 use crate::copy::Copies;
+use crate::copy::tokens::Tokens;
 use crate::geometry::{AtomicGeometry, Flags, Geometry};
 use crate::identifying::Label;
 use crate::keeper::{Keeper, Saved, Section, Sections};
@@ -38,6 +40,8 @@ pub struct LogicalUnit {
     identity: Mutex<Arc<Identity>>,
     geometry: AtomicGeometry,
     cold: Mutex<Cold>,
+    /// When the next token expires.
+    pub(crate) tokens_due_ns: AtomicU64,
     /// Set if its commands go to a device as they are. It has no shape then, so nothing goes the short way.
     pub(crate) through: OnceLock<Through>,
 }
@@ -62,6 +66,7 @@ pub(crate) struct Cold {
     pub(crate) lost: bool,
     /// Copies that were asked of the unit.
     pub(crate) copies: Copies,
+    pub(crate) tokens: Tokens,
     pub(crate) wiping: Wiping,
     /// Whether initiators may SANITIZE.
     sanitizes: bool,
@@ -104,6 +109,7 @@ impl LogicalUnit {
             identity,
             geometry,
             cold,
+            tokens_due_ns: AtomicU64::new(u64::MAX),
             through: OnceLock::new(),
         })
     }
@@ -188,6 +194,8 @@ impl LogicalUnit {
         let mut cold = self.lock();
         let (was, last) = (cold.shape, cold.last_shape);
         cold.shape = shape;
+        let same_blocks = last.is_some_and(|last| shape.is_some_and(|shape| shape.block_size == last.block_size));
+        cold.tokens.revoke_from(shape.filter(|_| same_blocks).map_or(0, |shape| shape.bytes()));
         if let Some(shape) = shape {
             cold.last_shape = Some(shape);
             cold.modes.set_volatile_cache(shape.volatile_cache);
@@ -229,6 +237,9 @@ impl LogicalUnit {
         let mut cold = self.lock();
         let multi_port = cold.is_multi_port();
         cold.paths.retain(|other| !std::ptr::eq(other.as_ptr(), path));
+        if !cold.alive().any(|other| Arc::ptr_eq(other.nexus(), path.nexus())) {
+            cold.tokens.forget_those_of(path.nexus());
+        }
         cold.tell_ports(multi_port);
         cold.path_gone();
         self.publish(&cold);
@@ -420,6 +431,7 @@ impl Cold {
             sanitizes: false,
             lost: false,
             copies: Copies::default(),
+            tokens: Tokens::default(),
         }
     }
 
@@ -436,7 +448,8 @@ impl Cold {
     fn geometry(&self) -> Geometry {
         let rests = self.is_stopped() || self.wiping.blocked().is_some();
         let geometry = if rests { Geometry::missing(self.flags()) } else { self.device_geometry() };
-        let geometry = if self.claims.is_empty() { geometry } else { geometry.claimed() };
+        let watched = !self.claims.is_empty() || self.tokens.are_watching();
+        let geometry = if watched { geometry.claimed() } else { geometry };
         if self.tasks.holds_up_all() { geometry.ordering() } else { geometry }
     }
 
@@ -445,6 +458,10 @@ impl Cold {
         flags.set(Flags::SANITIZES, self.sanitizes);
         flags.set(Flags::WIPE_DUE, self.wiping.is_due());
         flags
+    }
+
+    pub(crate) fn last_shape(&self) -> Option<Shape> {
+        self.last_shape
     }
 
     pub(crate) fn device_geometry(&self) -> Geometry {

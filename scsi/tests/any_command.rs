@@ -213,7 +213,7 @@ fn check_job(unit: &LogicalUnit, shape: &Shape, mut job: Job) {
 /// A copy reads and writes only what is inside the units that it was given, and only what may be written, and it ends.
 fn check_copy(ends: &[End], order: CopyOrder) -> Outcome {
     let find = &mut |name: &pollux_scsi::Designator| ends.iter().find(|end| end.unit.is_called(name)).cloned();
-    let mut copy = match order.start(ends[0].clone(), find) {
+    let mut copy = match order.start(ends[0].clone(), find, 1) {
         Ok(copy) => copy,
         Err(outcome) => {
             check_outcome(&outcome, 0);
@@ -241,6 +241,10 @@ fn check_copy(ends: &[End], order: CopyOrder) -> Outcome {
                 }
             }
             CopyTask::Together { .. } => panic!("this medium copies nothing by itself"),
+            CopyTask::Settle { place, offset, len, .. } => {
+                let shape = ends[place as usize].unit.shape().expect("a device");
+                assert!(offset + len <= shape.bytes());
+            }
             CopyTask::Pause => assert_eq!(read, None, "it gives up what it has read"),
             CopyTask::End(outcome) => {
                 check_outcome(&outcome, 0);
@@ -443,6 +447,74 @@ proptest! {
             Action::Done(outcome) => check_outcome(&outcome, 0),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Tokens of one disk and lists that are nearly right, to another or the same one.
+    #[test]
+    fn no_token_breaks_the_rules(
+        shapes in [any_shape(), any_shape()],
+        from in prop::collection::vec((any::<u64>(), 0u32..64, 0u32..3000), 0..5),
+        to in prop::collection::vec((any::<u64>(), 0u32..64, 0u32..3000), 0..5),
+        offset in prop_oneof![2 => Just(0), 2 => 0u64..2000, 1 => any::<u64>()],
+        zero in prop::bool::weighted(0.2), here in any::<bool>(), flags in 0u8..4,
+        edits in prop::collection::vec((0usize..700, any::<u8>()), 0..3),
+        short in prop::option::weighted(0.1, 0usize..700),
+    ) {
+        let nexus = Nexus::new(1, "c".into(), 1, 0);
+        let mut ends: Vec<End> = shapes.iter().zip(10u128..).zip(0u32..).map(|((shape, id), place)| {
+            let unit = LogicalUnit::new(Identity::from_uuid(Uuid::from_u128(id), "any"), Some(*shape));
+            End { path: unit.attach(nexus.clone(), place as u16), unit, place }
+        }).collect();
+        let list = |mut header: Vec<u8>, ranges: &[(u64, u32, u32)]| {
+            let at = header.len() - 2;
+            for (lba, bits, count) in ranges {
+                header.extend_from_slice(&(lba >> bits).to_be_bytes());
+                header.extend_from_slice(&count.to_be_bytes());
+                header.extend_from_slice(&[0; 4]);
+            }
+            let said = header.len() as u16 - 2;
+            header[..2].copy_from_slice(&said.to_be_bytes());
+            header[at..at + 2].copy_from_slice(&(ranges.len() as u16 * 16).to_be_bytes());
+            header
+        };
+        let send = |ends: &[End], action: u8, list: &[u8]| {
+            let mut cdb = [0x83, action, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0];
+            cdb[12..14].copy_from_slice(&(list.len() as u16).to_be_bytes());
+            match ends[0].unit.execute_out(&ends[0].path, &Cdb::from_slice(&cdb), list, &mut vec![0; SCRATCH_LEN]) {
+                Action::Copy(order) => check_copy(ends, *order),
+                Action::Done(outcome) => {
+                    check_outcome(&outcome, 0);
+                    outcome
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut token = vec![0; 512];
+        token[..8].copy_from_slice(&[0xFF, 0xFF, 0, 1, 0, 0, 1, 0xF8]);
+        let made = send(&ends, 0x10, &list(vec![0; 16], &from));
+        if made == Outcome::GOOD && !zero {
+            let cdb = Cdb::from_slice(&[0x84, 7, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0]);
+            let mut scratch = vec![0; SCRATCH_LEN];
+            while matches!(ends[0].unit.execute(&ends[0].path, &cdb, &Luns(1), &mut scratch),
+                Action::Done(outcome) if outcome.data_len == 0) {}
+            token.copy_from_slice(&scratch[38..550]);
+        }
+        if !here {
+            ends.reverse();
+            ends[0].place = 0;
+            ends[1].place = 1;
+        }
+        let mut header = vec![0; 536];
+        header[2] = flags;
+        header[8..16].copy_from_slice(&offset.to_be_bytes());
+        header[16..528].copy_from_slice(&token);
+        let mut list = list(header, &to);
+        for (at, byte) in edits {
+            let len = list.len();
+            list[at % len] = byte;
+        }
+        list.truncate(short.unwrap_or(list.len()).min(list.len()));
+        send(&ends, 0x11, &list);
     }
 
     #[test]

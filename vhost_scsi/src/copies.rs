@@ -19,7 +19,7 @@ use pollux_scsi::{Class, Copy, CopyOrder, CopyTask, Designator, End, Order, Outc
 
 use crate::abort::is_in_scope;
 use crate::background::BACKGROUND;
-use crate::fence::Span;
+use crate::fence::{Mark, Span};
 use crate::line::{Charge, Source};
 use crate::message::{ControllerId, Scope, UnitId};
 use crate::own::Own;
@@ -58,6 +58,8 @@ pub(crate) enum Stage {
     Memory,
     /// Claims before this place in the order, on the range of its request.
     Claims(Order),
+    /// What came before this place in the order, on this range of its unit; so many workers have not answered.
+    Settling(Order, Span, usize),
     /// Its turn in the unit's line.
     Line,
     Device,
@@ -87,7 +89,7 @@ pub(crate) struct Whence {
 }
 
 impl Request {
-    /// What it touches.
+    /// What it touches, first what it writes.
     fn ranges(&self) -> impl Iterator<Item = (UnitId, u64, u64)> {
         let source = self.source.map(|source| (source.unit, source.offset, self.len));
         std::iter::once((self.unit, self.offset, self.len)).chain(source)
@@ -98,7 +100,7 @@ impl Copying {
     /// Whether a claim of this place in the order has to wait for it.
     pub(crate) fn is_in_the_way(&self, unit: UnitId, order: Order, span: Span) -> bool {
         let started = match self.stage {
-            Stage::Memory => false,
+            Stage::Memory | Stage::Settling(..) => false,
             // One with two ranges comes to both anew, behind the claims that there are then.
             Stage::Claims(of) => self.request.source.is_none() && of <= order,
             Stage::Line | Stage::Device | Stage::Helper => true,
@@ -117,7 +119,7 @@ impl ScsiWorker {
     /// Starts a copy; the command's chain lies in `self.segments`.
     pub(crate) fn start_copy(&mut self, port: &mut Port, given: &Given, order: CopyOrder, cx: &mut Cx<'_>) {
         let controller = port.controller;
-        let started = order.start(self.end_of(given.lun), &mut |name| self.find_end(controller, name));
+        let started = order.start(self.end_of(given.lun), &mut |name| self.find_end(controller, name), cx.now);
         let copy = match started {
             Ok(copy) => copy,
             Err(outcome) => {
@@ -214,9 +216,35 @@ impl ScsiWorker {
                         self.copy_go(index, cx);
                     }
                 }
-                Stage::Memory | Stage::Line | Stage::Device | Stage::Helper => {}
+                Stage::Settling(order, span, 0) => {
+                    let logical = &self.units.look(copying.request.unit).logical;
+                    if logical.may_start(order, span.offset, span.len, self.worker) {
+                        self.copy_on(index, cx);
+                    } else if logical.is_wiping() {
+                        self.copy_failed(index, IoError::NotReady);
+                    }
+                }
+                Stage::Memory | Stage::Settling(..) | Stage::Line | Stage::Device | Stage::Helper => {}
             }
         }
+    }
+
+    /// A worker says that nothing of before this place is under way there any more; whether a copy has asked.
+    pub(crate) fn copy_fenced(&mut self, unit: UnitId, mark: Mark) -> bool {
+        let asked = self.copies.iter_mut().flatten().find_map(|copying| match (&mut copying.stage, mark) {
+            (Stage::Settling(of, _, missing), Mark::Claim(order, _))
+                if copying.request.unit == unit && *of == order =>
+            {
+                Some(missing)
+            }
+            _ => None,
+        });
+        let Some(missing) = asked else { return false };
+        *missing -= 1;
+        if *missing == 0 {
+            self.note_look(Some(unit));
+        }
+        true
     }
 
     pub(crate) fn copying(&mut self, index: usize) -> &mut Copying {
@@ -231,7 +259,9 @@ impl ScsiWorker {
                 // Who takes a LUN away waits for this.
                 self.copying(index).copy.cancel();
             }
-            match self.copying(index).copy.next_task() {
+            let copy = &mut self.copying(index).copy;
+            copy.pass_time(cx.now);
+            match copy.next_task() {
                 CopyTask::Do { place: lun, op, flags, offset, len } => {
                     let unit = self.luns.get(lun).unit;
                     let copying = self.copying(index);
@@ -248,6 +278,14 @@ impl ScsiWorker {
                         Request { lun, unit, op: Op::Write, flags: IoFlags::empty(), offset, len, source };
                     copying.started = cx.now;
                     self.copy_enter(index, cx);
+                    return;
+                }
+                CopyTask::Settle { place: lun, order, offset, len } => {
+                    let (unit, span, workers) = (self.luns.get(lun).unit, Span { offset, len }, self.workers);
+                    let copying = self.copying(index);
+                    (copying.request.lun, copying.request.unit) = (lun, unit);
+                    copying.stage = Stage::Settling(order, span, workers);
+                    self.ask_around(unit, Mark::Claim(order, span));
                     return;
                 }
                 CopyTask::Pause if self.memory_is_waited_for() => {
@@ -270,10 +308,11 @@ impl ScsiWorker {
     /// A request comes to its range.
     fn copy_enter(&mut self, index: usize, cx: &mut Cx<'_>) {
         let request = self.copying(index).request;
-        for (unit, offset, len) in request.ranges() {
+        for (at, (unit, offset, len)) in request.ranges().enumerate() {
             let logical = &self.units.look(unit).logical;
+            let changes = at == 0 && request.op != Op::Read;
             if logical.is_claimed()
-                && let Err(order) = logical.admit(offset, len, self.worker)
+                && let Err(order) = logical.admit(offset, len, changes, self.worker)
             {
                 if logical.is_wiping() {
                     // Formatted or sanitized: that takes long, and what it says to others is that it is not ready.
@@ -365,8 +404,10 @@ impl ScsiWorker {
             self.end_together(index, cx);
             return;
         }
-        if stage == Stage::Line {
-            self.units.get(unit).line.leave(tag);
+        match stage {
+            Stage::Line => drop(self.units.get(unit).line.leave(tag)),
+            Stage::Settling(order, span, 1..) => self.ask_no_more(unit, Mark::Claim(order, span)),
+            _ => {}
         }
         self.copy_failed(index, IoError::Aborted);
     }

@@ -78,7 +78,7 @@ impl ScsiWorker {
             return false;
         }
         let (offset, len) = slot.span();
-        match logical.admit(offset, len, self.worker) {
+        match logical.admit(offset, len, slot.changes(), self.worker) {
             Ok(()) => false,
             Err(_) if logical.is_wiping() => {
                 self.finish(port, head, Err(IoError::NotReady), cx);
@@ -163,7 +163,10 @@ impl ScsiWorker {
         });
         let Some(missing) = asking.next() else {
             drop(asking);
-            return self.wipe_fenced(unit, mark, cx);
+            if !self.copy_fenced(unit, mark) {
+                self.wipe_fenced(unit, mark, cx);
+            }
+            return;
         };
         *missing -= 1;
         if *missing == 0 {

@@ -159,6 +159,17 @@ impl Slot {
         }
     }
 
+    /// Whether it changes what it touches.
+    pub(crate) fn changes(&self) -> bool {
+        match self.long.as_deref() {
+            None | Some(Long::Dormant(..)) => !matches!(self.op, Op::Read | Op::Flush),
+            Some(Long::Plan { .. }) => self.op != Op::Flush,
+            Some(Long::Job(working)) => working.job.changes(),
+            // Its copy knows.
+            Some(Long::Copy { .. } | Long::Pass(_)) => false,
+        }
+    }
+
     /// What its command is to others; `None`: there is none. (What it is by its task attribute, the task set knows.)
     pub(crate) fn class(&self) -> Option<Class> {
         match (self.phase, self.long.as_deref()) {

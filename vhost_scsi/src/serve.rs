@@ -112,8 +112,12 @@ impl ScsiWorker {
             self.answer_outcome(port, &given, &Outcome::check(Sense::INVALID_MESSAGE));
             return;
         };
+        let logical = &self.units.look(self.luns.get(lun).unit).logical;
+        if logical.is_claimed() {
+            logical.pass_time(cx.now);
+        }
         let rank = Rank::new(attribute, &cdb);
-        if rank.is_known() || self.units.look(self.luns.get(lun).unit).logical.is_ordering() {
+        if rank.is_known() || logical.is_ordering() {
             self.enter_task_set(port, given, command, rank, cx);
         } else {
             self.perform(port, given, &cdb, cx);

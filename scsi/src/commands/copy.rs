@@ -45,14 +45,14 @@ pub(crate) fn abort(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Se
 }
 
 /// LIST IDENTIFIER of four bytes, and where that of one is.
-const LID4: usize = 2;
+pub(crate) const LID4: usize = 2;
 
-fn find(call: &Call<'_>, number: u32) -> Result<Arc<Progress>, Sense> {
+pub(crate) fn find(call: &Call<'_>, number: u32) -> Result<Arc<Progress>, Sense> {
     call.unit.find_copy(call.path, number).ok_or_else(unknown)
 }
 
 /// No copy of the nexus has this list identifier.
-fn unknown() -> Sense {
+pub(crate) fn unknown() -> Sense {
     Sense::invalid_field(LID4 as u16, None)
 }
 
@@ -104,6 +104,8 @@ pub(crate) fn put_status(call: &mut Call<'_>, copy: &Progress) {
     const AGAIN_MS: u32 = 100;
     const NEVER: u32 = 0xFFFF_FFFE;
     const BYTES: u8 = 0x00;
+    const BLOCKS: u8 = 0xF1;
+    let (units, unit) = if copy.is_about_tokens() { (BLOCKS, call.geometry.block_size()) } else { (BYTES, 1) };
     let state = copy.state();
     let (status, delay) = match &state {
         State::Running => (if copy.background { 0x12 } else { 0x11 }, AGAIN_MS),
@@ -119,8 +121,8 @@ pub(crate) fn put_status(call: &mut Call<'_>, copy: &Progress) {
     let mut header = [0; 32];
     (header[4], header[5]) = (copy.action, status);
     header[8..12].copy_from_slice(&delay.to_be_bytes());
-    (header[12], header[13], header[14], header[15]) = (completion, sense_len as u8, sense_len as u8, BYTES);
-    header[16..24].copy_from_slice(&copy.moved().to_be_bytes());
+    (header[12], header[13], header[14], header[15]) = (completion, sense_len as u8, sense_len as u8, units);
+    header[16..24].copy_from_slice(&(copy.moved() / u64::from(unit)).to_be_bytes());
     header[24..26].copy_from_slice(&copy.segments().to_be_bytes());
     call.data.put(&header);
     call.data.put(&sense[..sense_len]);

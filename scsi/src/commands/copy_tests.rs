@@ -11,6 +11,10 @@ use crate::{
     Path, SCRATCH_LEN, SENSE_LEN, Sense,
 };
 
+/// Copies by tokens.
+#[path = "token_tests.rs"]
+mod token;
+
 const BLOCK: usize = 512;
 
 /// Some disks, the paths to them of initiator 1, and those of another one.
@@ -86,7 +90,7 @@ impl Disks {
         let find = &mut |name: &Designator| {
             (0..self.units.len()).find(|&at| self.units[at].is_called(name)).map(|at| self.end(at))
         };
-        order.start(self.end(0), find)
+        order.start(self.end(0), find, 0)
     }
 
     fn ordered(&mut self, action: u8, list: &[u8]) -> Result<Copy, Outcome> {
@@ -123,6 +127,8 @@ impl Disks {
                 }
                 CopyTask::Together { .. } => panic!("these media copy nothing by themselves"),
                 CopyTask::Pause => memory.fill(0xEE),
+                // Nothing else is under way here.
+                CopyTask::Settle { .. } => {}
                 CopyTask::End(outcome) => {
                     copy.end(&outcome);
                     return outcome;

@@ -29,8 +29,8 @@ pub(crate) const fn of(opcode: u8, service_action: Option<u16>) -> Takes {
         None => 0,
     };
     match (opcode, action) {
-        // START STOP UNIT, SYNCHRONIZE CACHE, PREEMPT AND ABORT
-        (0x1B | 0x35 | 0x91, _) | (0x5F, 0x05) => Takes::Flush,
+        // START STOP UNIT, SYNCHRONIZE CACHE, PREEMPT AND ABORT, POPULATE TOKEN
+        (0x1B | 0x35 | 0x91, _) | (0x5F, 0x05) | (0x83, 0x10) => Takes::Flush,
         // VERIFY without data, WRITE SAME, UNMAP, FORMAT UNIT, SANITIZE, EXTENDED COPY and its kin
         (0x2F | 0xAF | 0x8F | 0x41 | 0x93 | 0x42 | 0x04 | 0x48 | 0x83, _) | (0x7F, 0x0A | 0x0D) => Takes::Range,
         _ => Takes::Transfer,

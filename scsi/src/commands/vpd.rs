@@ -142,7 +142,7 @@ mod tests {
     use crate::testing::{Bench, shape};
 
     fn vpd(bench: &mut Bench, code: u8) -> Vec<u8> {
-        bench.data(&[0x12, 1, code, 1, 0, 0])
+        bench.data(&[0x12, 1, code, 4, 0, 0])
     }
 
     #[test]

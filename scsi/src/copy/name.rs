@@ -29,7 +29,6 @@ impl Designator {
     }
 
     /// The NAA of a unit.
-    #[cfg(test)]
     pub(crate) fn naa(naa: &crate::Naa) -> Designator {
         let mut bytes = [0; LEN];
         let len = naa.as_bytes().len();
@@ -42,7 +41,6 @@ impl Designator {
     }
 
     /// Bytes 4 to 27 of an identification descriptor CSCD descriptor.
-    #[cfg(test)]
     pub(crate) fn encode(&self) -> [u8; 24] {
         let mut descriptor = [0; 24];
         (descriptor[0], descriptor[1], descriptor[3]) = (self.code_set, self.kind, self.len as u8);

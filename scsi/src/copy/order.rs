@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use crate::copy::list::Name;
+use crate::copy::ranges::{Populate, UseToken};
+use crate::copy::using::{self, Making};
 use crate::copy::work::{Failure, Segment, Side, Source};
-use crate::copy::{Copy, Designator, ListId, SELF};
+use crate::copy::{Copy, Designator, ListId, SELF, State};
 use crate::sense::CopySense;
 use crate::{Key, LogicalUnit, Outcome, Path, Sense, code};
 
@@ -20,20 +22,13 @@ pub struct End {
     pub place: u32,
 }
 
-/// Which command asked.
+/// Which command asked, by its service action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Lid1,
-    Lid4,
-}
-
-impl Kind {
-    const fn service_action(self) -> u8 {
-        match self {
-            Kind::Lid1 => 0x00,
-            Kind::Lid4 => 0x01,
-        }
-    }
+    Lid1 = 0x00,
+    Lid4 = 0x01,
+    Populate = 0x10,
+    UseToken = 0x11,
 }
 
 /// The units that a list names.
@@ -63,8 +58,15 @@ pub struct CopyOrder {
     kind: Kind,
     id: ListId,
     immediate: bool,
-    ends: Ends,
-    segments: Vec<SegmentDraft>,
+    what: What,
+}
+
+/// What it is to do.
+#[derive(Debug)]
+enum What {
+    Segments(Ends, Vec<SegmentDraft>),
+    Populate(Populate),
+    UseToken(Box<UseToken>),
 }
 
 /// How ends are found by their names.
@@ -72,7 +74,15 @@ type Find<'a> = &'a mut dyn FnMut(&Designator) -> Option<End>;
 
 impl CopyOrder {
     pub(crate) fn new(kind: Kind, id: ListId, immediate: bool, ends: Ends, segments: Vec<SegmentDraft>) -> CopyOrder {
-        CopyOrder { kind, id, immediate, ends, segments }
+        CopyOrder { kind, id, immediate, what: What::Segments(ends, segments) }
+    }
+
+    pub(crate) fn populate(id: ListId, populate: Populate) -> CopyOrder {
+        CopyOrder { kind: Kind::Populate, id, immediate: populate.immediate, what: What::Populate(populate) }
+    }
+
+    pub(crate) fn use_token(id: ListId, using: UseToken) -> CopyOrder {
+        CopyOrder { kind: Kind::UseToken, id, immediate: using.immediate, what: What::UseToken(Box::new(using)) }
     }
 
     /// Whether the command is to be answered before the copy has ended.
@@ -82,23 +92,47 @@ impl CopyOrder {
     }
 
     /// Makes the copy. `manager` is the unit that was asked. `find` gives the unit of a name, if the asking initiator can
-    /// address it; any other name has to end like one that nobody has.
+    /// address it; any other name has to end like one that nobody has. `now_ns`: as in [`LogicalUnit::pass_time`].
     ///
     /// # Errors
     /// How the command ends if there is nothing to begin with.
-    pub fn start(self, manager: End, find: Find<'_>) -> Result<Copy, Outcome> {
+    pub fn start(self, manager: End, find: Find<'_>, now_ns: u64) -> Result<Copy, Outcome> {
         manager.unit.forget_copy(&manager.path, self.id);
+        let CopyOrder { kind, id, immediate, what } = self;
+        let begin = |manager: &End| manager.unit.begin_copy(&manager.path, id, kind as u8, immediate);
         let mut ends = vec![manager];
-        let segments = self.resolve(&mut ends, find).map_err(Outcome::check)?;
-        let manager = &ends[0];
-        let progress = manager.unit.begin_copy(&manager.path, self.id, self.kind.service_action(), self.immediate)?;
-        Ok(Copy::new(progress, ends, segments))
+        match what {
+            What::Segments(list, drafts) => {
+                let segments = list.resolve(&drafts, &mut ends, find).map_err(Outcome::check)?;
+                Ok(Copy::new(begin(&ends[0])?, ends, segments))
+            }
+            What::UseToken(using) => {
+                let (segments, holding) = using::segments(&using, &mut ends, find, now_ns)?;
+                Ok(Copy::by_token(begin(&ends[0])?, ends, segments, holding))
+            }
+            What::Populate(populate) => {
+                let progress = begin(&ends[0])?;
+                let End { unit, path, .. } = &ends[0];
+                match unit.make_token(path, populate.ranges, populate.timeout_s) {
+                    Ok(token) => {
+                        let making = Making::new(unit.clone(), token);
+                        Ok(Copy::populating(progress, ends, making))
+                    }
+                    Err(sense) => {
+                        unit.end_copy(&progress, State::Ended(Outcome::check(sense)));
+                        Err(Outcome::check(sense))
+                    }
+                }
+            }
+        }
     }
+}
 
-    fn resolve(&self, ends: &mut Vec<End>, find: Find<'_>) -> Result<Vec<Segment>, Sense> {
-        let mut found = vec![None; self.ends.names.len()];
-        let mut segments = Vec::with_capacity(self.segments.len());
-        for (number, draft) in self.segments.iter().enumerate() {
+impl Ends {
+    fn resolve(&self, drafts: &[SegmentDraft], ends: &mut Vec<End>, find: Find<'_>) -> Result<Vec<Segment>, Sense> {
+        let mut found = vec![None; self.names.len()];
+        let mut segments = Vec::with_capacity(drafts.len());
+        for (number, draft) in drafts.iter().enumerate() {
             let mut end = |id, field| self.end(id, ends, &mut found, find).map_err(|error| error.sense(number, field));
             let (source, destination) = (end(draft.source, 4)?, end(draft.destination, 6)?);
             segments.push(bytes_of(draft, ends, (source, destination), number)?);
@@ -112,11 +146,11 @@ impl CopyOrder {
             return Ok(0);
         }
         let number = usize::from(id);
-        let Name { designator, device_type, block_length } = *self.ends.names.get(number).ok_or(NoEnd::BadId)?;
+        let Name { designator, device_type, block_length } = *self.names.get(number).ok_or(NoEnd::BadId)?;
         if let Some(end) = found[number] {
             return Ok(end);
         }
-        let at = self.ends.at + number * 32;
+        let at = self.at + number * 32;
         // Looked at before the name is: whether there is such a unit must not show.
         if device_type != 0 {
             return Err(NoEnd::WrongType(at + 1));

@@ -5,8 +5,9 @@
 //! by RECEIVE COPY STATUS(LID1), a reset, the loss of the nexus, or [`MOST_KEPT`] later ones.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::copy::tokens::Token;
 use crate::copy::{ListId, MOST_COPIES};
 use crate::{Key, LogicalUnit, Nexus, Outcome, Path, Sense, code};
 
@@ -31,6 +32,8 @@ pub(crate) struct Progress {
     cancelled: AtomicBool,
     moved: AtomicU64,
     segments: AtomicU32,
+    /// What POPULATE TOKEN has made.
+    token: OnceLock<Arc<Token>>,
     end: Mutex<State>,
 }
 
@@ -85,6 +88,21 @@ impl Progress {
     /// Segments done so far.
     pub(crate) fn segments(&self) -> u16 {
         u16::try_from(self.segments.load(Ordering::Relaxed)).unwrap_or(u16::MAX)
+    }
+
+    /// This token was made.
+    pub(crate) fn has_made(&self, token: Arc<Token>) {
+        self.add_moved(token.len());
+        let _ = self.token.set(token);
+    }
+
+    pub(crate) fn token(&self) -> Option<&Arc<Token>> {
+        self.token.get()
+    }
+
+    /// Whether it was asked for by POPULATE TOKEN or WRITE USING TOKEN.
+    pub(crate) fn is_about_tokens(&self) -> bool {
+        matches!(self.action, 0x10 | 0x11)
     }
 
     pub(crate) fn state(&self) -> State {
@@ -151,6 +169,7 @@ impl LogicalUnit {
             cancelled: AtomicBool::new(false),
             moved: AtomicU64::new(0),
             segments: AtomicU32::new(0),
+            token: OnceLock::new(),
             end: Mutex::new(State::Running),
         });
         copies.0.push(progress.clone());

@@ -5,15 +5,20 @@
 //! and a pause, in which others may have the memory. Where source and destination lie over each other in one unit, the
 //! pieces go in the order in which none is overwritten before it was read, so what arrives is what was there when the
 //! segment began.
+//!
+//! A copy by a token asks after each read whether the token is still good, and ends if it is not: what it has written by then
+//! is what the token stood for, and the rest is not written. One that makes a token moves nothing; it waits.
 
 use std::sync::Arc;
 
 use pollux_core::{CopyError, CopyWay, IoError, IoFlags, Op, PairCopy};
 
 use crate::copy::rights::Refusal;
+use crate::copy::using::{Holding, Making, written};
 use crate::copy::{End, Progress, State};
+use crate::plan::Range;
 use crate::sense::{CopySense, Forwarded};
-use crate::{Key, Outcome, PIECE_LEN, Sense, Status, code, io_outcome};
+use crate::{Key, Order, Outcome, PIECE_LEN, STEP_LEN, Sense, Status, code, io_outcome};
 
 /// Most bytes that devices are asked to copy together at once.
 const TOGETHER_LEN: u64 = 16 << 20;
@@ -47,6 +52,18 @@ pub enum CopyTask {
         /// Bytes.
         len: u64,
     },
+    /// Find out when nothing is under way any more of what came before `order` on a range of an end: ask everybody for it,
+    /// and [`LogicalUnit::may_start`](crate::LogicalUnit::may_start) for claims.
+    Settle {
+        /// The end, by the number that the front end gave it.
+        place: u32,
+        /// A place in the order of claims.
+        order: Order,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
     /// Nothing is in its memory: others may have it before the copy goes on.
     Pause,
     /// The copy has ended, and its command with it.
@@ -69,6 +86,8 @@ pub(crate) struct Segment {
 pub(crate) enum Source {
     /// An end, by its number, and a place there; `one_unit`: the destination's unit.
     Blocks { end: usize, offset: u64, one_unit: bool },
+    /// As many as are wanted.
+    Zeroes,
 }
 
 /// A piece of a segment: whence, where to, how much.
@@ -84,7 +103,10 @@ impl Segment {
     fn piece(&self, done: u64) -> Piece {
         const MOST: u64 = PIECE_LEN as u64;
         let left = self.len - done;
-        let Source::Blocks { end, offset, one_unit } = self.source;
+        let Source::Blocks { end, offset, one_unit } = self.source else {
+            let to = self.offset + done;
+            return Piece { from: None, to: (self.end, to), len: left.min(STEP_LEN - to % STEP_LEN) };
+        };
         let backwards = one_unit && offset < self.offset && self.offset - offset < self.len;
         let (at, len) = if backwards {
             let len = left.min(MOST);
@@ -114,6 +136,8 @@ enum Stage {
     Written,
     /// The devices have copied something.
     Together,
+    /// What was under way on a token's ranges.
+    Settling,
 }
 
 /// A copy on its way.
@@ -132,12 +156,50 @@ pub struct Copy {
     /// The devices have said of the present segment that they do not.
     apart: bool,
     ended: bool,
+    by: By,
+}
+
+/// What it has to do with a token.
+#[derive(Debug)]
+enum By {
+    List,
+    /// It reads by one, or writes zeroes.
+    Token(Option<Holding>),
+    Making(Making),
 }
 
 impl Copy {
     pub(crate) fn new(progress: Arc<Progress>, ends: Vec<End>, segments: Vec<Segment>) -> Copy {
+        Copy::make(progress, ends, segments, By::List)
+    }
+
+    /// One that reads by a token, or writes zeroes.
+    pub(crate) fn by_token(
+        progress: Arc<Progress>,
+        ends: Vec<End>,
+        segments: Vec<Segment>,
+        token: Option<Holding>,
+    ) -> Copy {
+        Copy::make(progress, ends, segments, By::Token(token))
+    }
+
+    /// One that makes a token and copies nothing.
+    pub(crate) fn populating(progress: Arc<Progress>, ends: Vec<End>, making: Making) -> Copy {
+        Copy::make(progress, ends, Vec::new(), By::Making(making))
+    }
+
+    fn make(progress: Arc<Progress>, ends: Vec<End>, segments: Vec<Segment>, by: By) -> Copy {
         let stage = Stage::Begin;
-        Copy { progress, ends, segments, at: 0, done: 0, stage, pair: None, apart: false, ended: false }
+        Copy { progress, ends, segments, at: 0, done: 0, stage, pair: None, apart: false, ended: false, by }
+    }
+
+    /// Time passes, by the clock of [`LogicalUnit::pass_time`](crate::LogicalUnit::pass_time).
+    pub fn pass_time(&mut self, now_ns: u64) {
+        match &mut self.by {
+            By::List | By::Token(None) => {}
+            By::Token(Some(holding)) => holding.pass_time(now_ns),
+            By::Making(making) => making.pass_time(now_ns),
+        }
     }
 
     /// The front end's numbers of all its ends, the copy manager first; each once.
@@ -163,8 +225,12 @@ impl Copy {
         }
         match self.stage {
             Stage::Begin => self.begin(),
-            Stage::Read => self.write(),
+            Stage::Read => match self.check_token() {
+                Ok(()) => self.write(),
+                Err(outcome) => CopyTask::End(outcome),
+            },
             Stage::Written => self.piece_done(),
+            Stage::Settling => self.settled(),
             Stage::Together => {
                 self.stage = Stage::Begin;
                 CopyTask::Pause
@@ -172,7 +238,27 @@ impl Copy {
         }
     }
 
+    /// Whether what was read is what the token stands for, if there is one.
+    fn check_token(&self) -> Result<(), Outcome> {
+        match &self.by {
+            By::Token(Some(holding)) => holding.check().map_err(Outcome::check),
+            By::Token(None) | By::List | By::Making(_) => Ok(()),
+        }
+    }
+
+    fn settled(&mut self) -> CopyTask {
+        if let By::Making(making) = &mut self.by {
+            self.progress.has_made(making.settled());
+        }
+        CopyTask::End(Outcome::GOOD)
+    }
+
     fn begin(&mut self) -> CopyTask {
+        if let By::Making(making) = &self.by {
+            let Range { offset, len } = making.token.hull;
+            self.stage = Stage::Settling;
+            return CopyTask::Settle { place: self.ends[0].place, order: making.token.order, offset, len };
+        }
         while let Some(segment) = self.segments.get(self.at) {
             if self.done < segment.len {
                 let piece = segment.piece(self.done);
@@ -188,7 +274,7 @@ impl Copy {
     /// once, is left to reading and writing.
     fn begin_together(&mut self) -> Option<CopyTask> {
         let Segment { source, end, offset, len, .. } = self.segments[self.at];
-        let Source::Blocks { end: source, offset: first, one_unit } = source;
+        let Source::Blocks { end: source, offset: first, one_unit } = source else { return None };
         let overlap = one_unit && first < offset + len && offset < first + len;
         if self.apart || overlap {
             return None;
@@ -222,8 +308,11 @@ impl Copy {
         self.done += bytes;
         self.progress.add_moved(bytes);
         (self.pair, self.stage) = (None, Stage::Together);
+        if self.progress.is_cancelled() {
+            return Ok(());
+        }
+        self.check_token()?;
         match result {
-            _ if self.progress.is_cancelled() => Ok(()),
             Ok(()) => Ok(()),
             Err(CopyError::Apart) => {
                 self.apart = true;
@@ -273,7 +362,15 @@ impl Copy {
     }
 
     fn refused(&self, side: Side, refusal: Refusal) -> CopyTask {
-        CopyTask::End(Outcome::check(Failure { side, segment: self.at, refusal }.sense()))
+        CopyTask::End(self.said(side, refusal))
+    }
+
+    /// An end has refused, or failed.
+    fn said(&self, side: Side, refusal: Refusal) -> Outcome {
+        match self.by {
+            By::List => Outcome::check(Failure { side, segment: self.at, refusal }.sense()),
+            By::Token(_) | By::Making(_) => written(side, refusal),
+        }
     }
 
     /// How it ends if the device could not do the task given last.
@@ -288,13 +385,17 @@ impl Copy {
     fn failed(&self, side: Side, error: IoError) -> Outcome {
         let op = if side == Side::Source { Op::Read } else { Op::Write };
         let Outcome { status, sense, .. } = io_outcome(op, error);
-        let refusal = Refusal { status, sense: sense.unwrap_or(Sense::NONE) };
-        Outcome::check(Failure { side, segment: self.at, refusal }.sense())
+        self.said(side, Refusal { status, sense: sense.unwrap_or(Sense::NONE) })
     }
 
     /// It has ended like this.
     pub fn end(mut self, outcome: &Outcome) {
         self.ended = true;
+        if let By::Token(Some(holding)) = &mut self.by
+            && *outcome == Outcome::GOOD
+        {
+            holding.end_well();
+        }
         let how = if *outcome == TERMINATED { State::Terminated } else { State::Ended(*outcome) };
         self.ends[0].unit.end_copy(&self.progress, how);
     }

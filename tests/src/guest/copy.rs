@@ -94,3 +94,62 @@ pub fn abort(list_id: u32) -> [u8; 16] {
 pub fn status(list_id: u32, len: u32) -> [u8; 16] {
     third_party_in(0x05, list_id, len)
 }
+
+/// A range of blocks: the first one, and how many.
+pub type Blocks = (u64, u32);
+
+/// A header with block device range descriptors behind it.
+fn with_ranges(mut list: Vec<u8>, ranges: &[Blocks]) -> Vec<u8> {
+    let at = list.len() - 2;
+    for (lba, count) in ranges {
+        list.extend_from_slice(&lba.to_be_bytes());
+        list.extend_from_slice(&count.to_be_bytes());
+        list.extend_from_slice(&[0; 4]);
+    }
+    let (said, len) = (list.len() as u16 - 2, ranges.len() as u16 * 16);
+    list[..2].copy_from_slice(&said.to_be_bytes());
+    list[at..at + 2].copy_from_slice(&len.to_be_bytes());
+    list
+}
+
+fn token_out(action: u8, list_id: u32, list: &[u8]) -> [u8; 16] {
+    let mut cdb = third_party_out(action, list);
+    cdb[6..10].copy_from_slice(&list_id.to_be_bytes());
+    cdb
+}
+
+/// POPULATE TOKEN and its list; `timeout_s`: INACTIVITY TIMEOUT.
+#[must_use]
+pub fn populate(list_id: u32, immediate: bool, timeout_s: u32, ranges: &[Blocks]) -> ([u8; 16], Vec<u8>) {
+    let mut header = vec![0; 16];
+    header[2] = u8::from(immediate);
+    header[4..8].copy_from_slice(&timeout_s.to_be_bytes());
+    let list = with_ranges(header, ranges);
+    (token_out(0x10, list_id, &list), list)
+}
+
+/// WRITE USING TOKEN and its list; `offset`: OFFSET INTO ROD.
+///
+/// # Panics
+/// If the token is not 512 bytes long.
+#[must_use]
+pub fn use_token(
+    list_id: u32,
+    (immediate, delete): (bool, bool),
+    token: &[u8],
+    offset: u64,
+    ranges: &[Blocks],
+) -> ([u8; 16], Vec<u8>) {
+    let mut header = vec![0; 536];
+    header[2] = u8::from(immediate) | u8::from(delete) << 1;
+    header[8..16].copy_from_slice(&offset.to_be_bytes());
+    header[16..528].copy_from_slice(token);
+    let list = with_ranges(header, ranges);
+    (token_out(0x11, list_id, &list), list)
+}
+
+/// RECEIVE ROD TOKEN INFORMATION: byte 5 says how it goes; without sense data the token comes from byte 38 on.
+#[must_use]
+pub fn token_information(list_id: u32, len: u32) -> [u8; 16] {
+    third_party_in(0x07, list_id, len)
+}

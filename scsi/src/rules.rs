@@ -6,6 +6,10 @@
 //! when it *touches* it ([`claims`](crate::claims)). The first comes before the second, always: who waits to begin has
 //! nothing that another could wait for, and who has begun waits for no turn, so nobody waits in a circle. Who preempts
 //! waits for no turn at all ([`Rank::is_urgent`]).
+//!
+//! A copy command is to turns what any command is, at the unit that it was sent to and until it is answered. What it reads and
+//! writes, there and at other units, are the copy manager's own accesses, in no task set: task attributes order the commands
+//! of one unit (SAM-5, clause 8), so [`Class::Copy`] and turns pass each other.
 
 use crate::{Cdb, Outcome};
 

@@ -1,5 +1,5 @@
-//! Copies from unit to unit ([`pollux_scsi::Copy`]): a worker of a controller that has both ends does them, beside its
-//! queues, with memory of its own.
+//! Copies from unit to unit ([`pollux_scsi::Copy`]): the worker that took the command does them, beside its queues, with memory
+//! of its own. It has both ends: LUNs of the controller that was asked, or of others of the same initiator that it serves.
 //!
 //! A copy is bulk for the units of both its ends, whether its command was answered already or waits for it. Each piece is
 //! read and written as any initiator's READ and WRITE: it waits for ranges that others have to themselves, in the order of
@@ -21,7 +21,7 @@ use crate::abort::is_in_scope;
 use crate::background::BACKGROUND;
 use crate::fence::{Mark, Span};
 use crate::line::{Charge, Source};
-use crate::message::{ControllerId, Scope, UnitId};
+use crate::message::{Scope, UnitId};
 use crate::own::Own;
 use crate::port::{Answer, Long, Phase, Port};
 use crate::request::Response;
@@ -118,8 +118,7 @@ impl Copying {
 impl ScsiWorker {
     /// Starts a copy; the command's chain lies in `self.segments`.
     pub(crate) fn start_copy(&mut self, port: &mut Port, given: &Given, order: CopyOrder, cx: &mut Cx<'_>) {
-        let controller = port.controller;
-        let started = order.start(self.end_of(given.lun), &mut |name| self.find_end(controller, name), cx.now);
+        let started = order.start(self.end_of(given.lun), &mut |name| self.find_end(given.lun, name), cx.now);
         let copy = match started {
             Ok(copy) => copy,
             Err(outcome) => {
@@ -171,10 +170,13 @@ impl ScsiWorker {
         End { unit: self.units.look(entry.unit).logical.clone(), path: entry.path.clone(), place: lun }
     }
 
-    /// The unit of this name among the LUNs of a controller: what its initiator can address, and nothing else.
-    fn find_end(&self, controller: ControllerId, name: &Designator) -> Option<End> {
+    /// The unit of this name among the LUNs of the controller that was asked, or of other controllers that are paths of the same
+    /// initiator: what that can address, and nothing else.
+    fn find_end(&self, asked: u32, name: &Designator) -> Option<End> {
+        let asked = self.luns.get(asked);
         let named = |lun: &u32| self.units.look(self.luns.get(*lun).unit).logical.is_called(name);
-        self.luns.of(controller).find(named).map(|lun| self.end_of(lun))
+        let others = || self.luns.of_initiator(asked.path.nexus().initiator()).find(named);
+        self.luns.of(asked.controller).find(named).or_else(others).map(|lun| self.end_of(lun))
     }
 
     fn wait_for_memory(&mut self, copy: CopyId) {

@@ -91,6 +91,12 @@ impl Luns {
         targets.into_iter().flatten().flat_map(|target| target.0.iter().map(|&(_, index)| index))
     }
 
+    /// The numbers of the LUNs that an initiator has, through whatever controller, those that are hidden excepted.
+    pub(crate) fn of_initiator(&self, initiator: u64) -> impl Iterator<Item = u32> {
+        let own = move |lun: &Lun| lun.removing.is_empty() && lun.path.nexus().initiator() == initiator;
+        (0..).zip(&self.luns).filter(move |(_, lun)| lun.as_ref().is_some_and(own)).map(|(index, _)| index)
+    }
+
     /// The number of a LUN.
     pub(crate) fn find(&self, controller: ControllerId, target: u8, lun: u16) -> Option<u32> {
         self.target(controller, target)?.get(lun)

@@ -35,10 +35,11 @@ fn places(appliance: &mut SimAppliance) -> Vec<QueuePlace> {
 }
 
 /// How moves went.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Moves {
     moved: u64,
-    /// Of those, with requests in flight while the queue was offered.
+    /// Of those, with requests in flight while the queue was offered. Not all of them: whoever moved the queue is told that
+    /// it runs on a thread of its own, and it may have taken something by then.
     loaded: u64,
     /// Not at once: task management was at work, or the queue had stopped.
     stayed: u64,
@@ -54,10 +55,15 @@ impl Moves {
         self.clock += other.clock;
     }
 
+    /// What depends on the seed alone.
+    const fn by_seed(&self) -> (u64, u64, u64) {
+        (self.moved, self.stayed, self.clock)
+    }
+
     /// A test of moves is worth something if there were many, and most of them of queues at work.
     fn are_worth(&self, least: u64) -> Result<()> {
         ensure!(self.moved >= least, "only {} moves: {self:?}", self.moved);
-        ensure!(self.loaded * 2 >= self.moved, "few moves with requests in flight: {self:?}");
+        ensure!(self.loaded * 4 >= self.moved, "few moves with requests in flight: {self:?}");
         Ok(())
     }
 }
@@ -419,7 +425,7 @@ fn a_run_is_its_seed() -> Result<()> {
     type Event = fn(Scene<'_>) -> Result<Moves>;
     for event in [|scene: Scene<'_>| move_one(scene, true), stop_beside as Event, remove_beside as Event] {
         let [one, other] = [scenario(7, event)?, scenario(7, event)?];
-        ensure!(one == other, "one seed, two runs: {one:?} and {other:?}");
+        ensure!(one.by_seed() == other.by_seed(), "one seed, two runs: {one:?} and {other:?}");
     }
     Ok(())
 }

@@ -196,7 +196,11 @@ pub(crate) enum Body {
         controller: ControllerId,
         session: u64,
     },
-    StartQueue(Box<NewQueue>),
+    /// Answered when the queue is there, so that whoever asks this worker for anything from then on finds it.
+    StartQueue {
+        queue: Box<NewQueue>,
+        reply: Reply<()>,
+    },
     /// Asks for room for a queue that is about to come from elsewhere. It is kept until the queue comes or does not.
     KeepRoom {
         key: QueueKey,
@@ -325,7 +329,7 @@ impl fmt::Debug for Body {
             Body::CancelLun { controller, target, lun } => write!(f, "CancelLun({}:{target}:{lun})", controller.place),
             Body::CancelUnit { unit } => write!(f, "CancelUnit({unit})"),
             Body::ForgetSession { session, .. } => write!(f, "ForgetSession({session})"),
-            Body::StartQueue(new) => write!(f, "StartQueue({:?})", new.key),
+            Body::StartQueue { queue, .. } => write!(f, "StartQueue({:?})", queue.key),
             Body::KeepRoom { key, .. } => write!(f, "KeepRoom({key:?})"),
             Body::FreeRoom { key } => write!(f, "FreeRoom({key:?})"),
             Body::SetCall { key, call, .. } => write!(f, "SetCall({key:?}, {})", call.is_some()),

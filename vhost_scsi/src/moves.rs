@@ -162,10 +162,12 @@ impl Target {
     fn hand_over(&self, key: QueueKey, from: usize, to: usize) -> Result<bool, TargetError> {
         let Some(queue) = self.ask_for(key, from)? else { return Ok(false) };
         let session = queue.session.clone();
-        self.send(to, Body::StartQueue(queue)).map(|()| true).map_err(|error| {
-            // The queue is gone with the message, and its guest would wait for ever.
+        let (reply, started) = reply();
+        // The control queue goes on when the queue is there: task management has to find it.
+        let sent = self.send(to, Body::StartQueue { queue, reply });
+        sent.map_err(TargetError::from).and_then(|()| wait(&started, ANSWER)).map(|()| true).inspect_err(|_| {
+            // The queue may be gone with the message, and its guest would wait for ever.
             session.shutdown();
-            error.into()
         })
     }
 

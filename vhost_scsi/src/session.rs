@@ -123,10 +123,13 @@ impl Backend for Session {
             failure: self.failure.clone(),
             stats: self.controller.queue_stats(index),
         };
-        self.send(reactor, Body::StartQueue(Box::new(new)))?;
+        let (sender, started) = bounded(1);
+        self.send(reactor, Body::StartQueue { queue: Box::new(new), reply: Reply::new(sender) })?;
         running.insert(index, reactor);
         self.controller.note_queues(self.handle.id(), &running);
-        Ok(())
+        drop(running);
+        // The guest may ask for task management as soon as its VMM knows that the queue runs, through another reactor.
+        started.recv_timeout(PATIENCE).map_err(|_| BackendError(format!("its reactor does not start queue {index}")))
     }
 
     fn set_call(&mut self, index: u16, call: Option<Arc<OwnedFd>>) {

@@ -580,7 +580,10 @@ impl Worker for ScsiWorker {
                 self.events.remove(&session);
                 self.nexus_lost(controller);
             }
-            Body::StartQueue(new) => self.start_queue(*new, cx),
+            Body::StartQueue { queue, reply } => {
+                self.start_queue(*queue, cx);
+                reply.send(());
+            }
             Body::KeepRoom { key, reply } => reply.send(self.keep_room(key, cx)),
             Body::FreeRoom { key } => self.expected.retain(|expected| *expected != key),
             Body::SetCall { key, call, reply } => {

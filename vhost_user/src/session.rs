@@ -136,6 +136,12 @@ impl Session {
         self.start(index)
     }
 
+    /// Starts all rings for which everything is there, the first one last: it may be for asking about the others, which
+    /// have to be there then. In the same way it is the first one to stop.
+    fn start_all(&mut self) -> Result<()> {
+        (0..self.vrings.len()).rev().try_for_each(|index| self.start(index))
+    }
+
     fn stop_all(&mut self) -> Result<()> {
         (0..self.vrings.len()).try_for_each(|index| self.stop(index))
     }
@@ -145,7 +151,7 @@ impl Session {
     fn set_memory(&mut self, memory: Memory) -> Result<()> {
         self.stop_all()?;
         self.memory = Arc::new(memory);
-        for index in 0..self.vrings.len() {
+        for index in (0..self.vrings.len()).rev() {
             if self.is_in_memory(index) {
                 self.start(index)?;
             }
@@ -243,7 +249,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             self.vrings.iter_mut().for_each(|vring| vring.enabled = true);
         }
         self.backend.features_acked(taken & !features::PROTOCOL_FEATURES);
-        (0..self.vrings.len()).try_for_each(|index| self.start(index))
+        self.start_all()
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {

@@ -5,6 +5,7 @@ pub(crate) mod attack;
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use pollux_tests::daemon::Daemon;
@@ -94,4 +95,16 @@ pub(crate) fn run_load(
 pub(crate) fn allocated(path: &std::path::Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
     Ok(std::fs::metadata(path)?.blocks() * 512)
+}
+
+/// Waits until something is so.
+pub(crate) fn within(time: Duration, mut is_so: impl FnMut() -> Result<bool>, otherwise: &str) -> Result<()> {
+    let end = Instant::now() + time;
+    while !is_so()? {
+        if Instant::now() > end {
+            bail!("{otherwise}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }

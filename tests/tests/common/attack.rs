@@ -87,8 +87,17 @@ impl Scene {
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
         };
-        front.good(LUN, &cdb::read10(0, 1), &[], 512).context("the attacker's disk afterwards")?;
-        Ok(())
+        loop {
+            let response = front.cdb(LUN, &cdb::read10(0, 1), &[], 512).context("the attacker's disk afterwards")?;
+            match response.sense_key() {
+                _ if response.good() => return Ok(()),
+                // Among commands at random was one that formats the disk, and it did not come to its end.
+                Some((3, 0x31, 0)) => drop(front.cdb(LUN, &[0x04, 0, 0, 0, 0, 0], &[], 0)?),
+                Some((6, ..) | (2, 0x04, 0x04)) => std::thread::sleep(Duration::from_millis(1)),
+                _ => anyhow::bail!("the attacker's disk afterwards: {response:?}"),
+            }
+            ensure!(Instant::now() < end, "the attacker's disk does not come back: {response:?}");
+        }
     }
 
     /// Checks that no descriptor was left behind.

@@ -61,9 +61,15 @@ impl Tally {
 enum Doing {
     Read(OpId, Range<u64>),
     Change(OpId, Range<u64>),
-    Increment { from: u64 },
-    Look { at_least: u64 },
+    Increment {
+        from: u64,
+    },
+    Look {
+        at_least: u64,
+    },
     Reserve,
+    /// It waits for nobody's turn, unless it is ORDERED.
+    Preempt,
     Other,
 }
 
@@ -288,7 +294,8 @@ impl<'a> Session<'a> {
         };
         let cdb = [0x5F, action, if action == 6 { 0 } else { WRITE_EXCLUSIVE_REGISTRANTS_ONLY }, 0, 0, 0, 0, 0, 24, 0];
         let list = [from.to_be_bytes(), to.to_be_bytes(), [0; 8]].concat();
-        self.submit(disk, part, Doing::Reserve, &cdb, &list, 0);
+        let doing = if action == 5 { Doing::Preempt } else { Doing::Reserve };
+        self.submit(disk, part, doing, &cdb, &list, 0);
     }
 
     fn function(&mut self) {
@@ -352,7 +359,8 @@ impl<'a> Session<'a> {
 
     /// What comes after an ORDERED command of its queue and disk is answered after it, and that after all before it.
     fn in_order(&self, queue: usize, sent: &Sent, response: &Response) -> Result<()> {
-        if response.response != 0 || sent.part == Part::Head {
+        let urgent = matches!(sent.doing, Doing::Preempt) && sent.part != Part::Ordered;
+        if response.response != 0 || sent.part == Part::Head || urgent {
             return Ok(());
         }
         let earlier = self.in_flight.iter().filter(|((of, _), other)| *of == queue && other.number < sent.number);
@@ -374,7 +382,7 @@ impl<'a> Session<'a> {
         let conflict = response.response == 0 && response.status == 0x18;
         let miscompare = matches!(doing, Doing::Increment { .. }) && sense == Some((0xE, 0x1D, 0));
         // PREEMPT AND ABORT of a key that nobody has.
-        let refused = matches!(doing, Doing::Reserve) && matches!(sense, Some((5, ..)));
+        let refused = matches!(doing, Doing::Preempt) && matches!(sense, Some((5, ..)));
         ensure!(good || early || told || conflict || miscompare || refused, "{response:?}");
         let tally = &mut self.guest.tally;
         tally.good += u64::from(good);
@@ -480,6 +488,6 @@ fn ended(ledger: &mut Ledger, doing: &Doing) {
             ledger.model.end_write(*op, false, false);
             ledger.free(range);
         }
-        Doing::Increment { .. } | Doing::Look { .. } | Doing::Reserve | Doing::Other => {}
+        Doing::Increment { .. } | Doing::Look { .. } | Doing::Reserve | Doing::Preempt | Doing::Other => {}
     }
 }

@@ -10,6 +10,8 @@
 //! here it is allowed because a cache with one content on all reactors needs one order of its changes, and because
 //! nobody puts this device under load that counts.
 
+#[cfg(test)]
+mod atomic_tests;
 pub mod cache;
 mod channel;
 pub mod rules;
@@ -125,7 +127,10 @@ impl Fault {
 impl Bdev for Fault {
     fn shape(&self) -> Shape {
         let base = self.base.shape();
-        Shape { volatile_cache: base.volatile_cache || self.shared.cache.is_some(), ..base }
+        let cached = self.shared.cache.is_some();
+        // The cache is written back, and torn, block by block.
+        let atomic_write = base.atomic_write.filter(|_| !cached);
+        Shape { volatile_cache: base.volatile_cache || cached, atomic_write, ..base }
     }
 
     /// What the base knows, unless the cache may hold something that the base does not.

@@ -23,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use pollux_core::{Bdev, Channel, CopyRange, Discard, Extent, Lane, OpenArgs, OpenError, Segment, Shape};
+use pollux_core::{AtomicWrite, Bdev, Channel, CopyRange, Discard, Extent, Lane, OpenArgs, OpenError, Segment, Shape};
 use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 
@@ -56,8 +56,18 @@ struct Geometry {
     discard: Option<Discard>,
     optimal_io: u32,
     rotation_rate: u16,
+    /// What the kernel writes as a whole or not at all.
+    atomic: Option<Atomic>,
     /// Whether the device below can be asked for completions of direct I/O: it has poll queues.
     polled: bool,
+}
+
+/// Writes with `RWF_ATOMIC`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Atomic {
+    write: AtomicWrite,
+    /// In as many segments at most.
+    segments: usize,
 }
 
 /// One opening of a file, shared by all channels that belong to it.
@@ -169,6 +179,7 @@ impl Bdev for File {
             discard: geometry.discard,
             optimal_io: geometry.optimal_io,
             rotation_rate: geometry.rotation_rate,
+            atomic_write: geometry.atomic.map(|atomic| atomic.write),
         }
     }
 

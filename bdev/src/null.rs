@@ -42,6 +42,7 @@ impl Bdev for Null {
             discard: Some(Discard { granularity: self.block_size, alignment: 0, reads_zero: false }),
             optimal_io: 0,
             rotation_rate: 1,
+            atomic_write: None,
         }
     }
 

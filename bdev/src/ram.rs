@@ -18,7 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pollux_core::segment::{copy_from, for_range};
 use pollux_core::{
-    Bdev, Channel, Completion, CopyRange, Cx, Discard, Extent, Io, IoError, Next, Op, OpenArgs, OpenError, Shape, Tag,
+    AtomicWrite, Bdev, Channel, Completion, CopyRange, Cx, Discard, Extent, Io, IoError, IoFlags, Next, Op, OpenArgs,
+    OpenError, Shape, Tag,
 };
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -33,6 +34,9 @@ const COPY_BUDGET: u64 = 1 << 20;
 const LOOK_BUDGET: u64 = 256 << 10;
 /// Bytes zeroed in one poll: dropping pages is cheaper than copying them.
 const ZERO_BUDGET: u64 = 32 << 20;
+
+/// The longest atomic write.
+const ATOMIC_MAX: u32 = 1 << 20;
 
 /// A medium from this size on is written past the processor's caches: it is larger than they are.
 const PAST_CACHES_FROM: usize = 32 << 20;
@@ -104,6 +108,8 @@ impl Ram {
             discard: Some(Discard { granularity: spec.block_size.max(PAGE as u32), alignment: 0, reads_zero: true }),
             optimal_io: 0,
             rotation_rate: 1,
+            // A power cut leaves nothing, and a cancel nothing half done. Whole pages are what is written so.
+            atomic_write: Some(AtomicWrite { max: ATOMIC_MAX, granularity: PAGE as u32, alignment: PAGE as u32 }),
         };
         let memory = Mapping::new(shape.bytes() as usize).map_err(|errno| {
             BdevError::os("map memory for", &format!("{} ({} bytes)", spec.name, shape.bytes()), errno)
@@ -352,7 +358,9 @@ impl Channel for RamChannel {
     }
 
     fn cancel(&mut self, tag: Tag, _: &mut Cx<'_>) {
-        if let Some(at) = self.queue.iter().position(|pending| pending.io.tag == tag) {
+        // An atomic write that has begun comes to its end, in one of the next turns.
+        let ends = |pending: &Pending| pending.done == 0 || !pending.io.flags.contains(IoFlags::ATOMIC);
+        if let Some(at) = self.queue.iter().position(|pending| pending.io.tag == tag && ends(pending)) {
             self.queue.remove(at);
             self.aborted.push(Completion { tag, result: Err(IoError::Aborted) });
         }
@@ -363,7 +371,7 @@ impl Channel for RamChannel {
 mod tests {
     use super::*;
     use crate::testing::{Rig, model, ram};
-    use pollux_core::IoFlags;
+    use pollux_core::segment::copy_to;
 
     #[test]
     fn behaves_as_a_plain_array_of_bytes() {
@@ -472,6 +480,37 @@ mod tests {
             [Completion { tag: 1, result: Err(IoError::Aborted) }, Completion { tag: 2, result: Ok(()) }]
         );
         assert_eq!(rig.next(), Next::Idle);
+    }
+
+    #[test]
+    fn an_atomic_write_is_cancelled_before_it_begins_or_not_at_all() {
+        let device = ram(512, 8192);
+        let mut rig = Rig::new(&*device);
+        let len = ATOMIC_MAX as usize;
+        let write = |rig: &mut Rig, tag, value, flags| {
+            let data = rig.segments(tag as usize * len, &[], len);
+            copy_to(data.as_slice(), 0, &vec![value; len]);
+            rig.submit(Io { tag, op: Op::Write, flags, offset: 0, len: len as u64, data });
+        };
+        for (flags, torn) in [(IoFlags::ATOMIC, false), (IoFlags::empty(), true)] {
+            rig.write(0, &vec![1; len], IoFlags::empty()).unwrap();
+            // A read takes a part of the first turn, so the write is cut.
+            let data = rig.segments(3 * len, &[], 4096);
+            rig.submit(Io { tag: 9, op: Op::Read, flags: IoFlags::empty(), offset: 0, len: 4096, data });
+            write(&mut rig, 1, 2, flags);
+            write(&mut rig, 2, 3, flags);
+            assert_eq!(rig.poll(), [Completion { tag: 9, result: Ok(()) }]);
+            rig.cancel(1);
+            rig.cancel(2);
+            let mut ended = rig.finish();
+            ended.sort_by_key(|completion| completion.tag);
+            let begun = if torn { Err(IoError::Aborted) } else { Ok(()) };
+            let aborted = Completion { tag: 2, result: Err(IoError::Aborted) };
+            assert_eq!(ended, [Completion { tag: 1, result: begun }, aborted]);
+            let left = rig.read(0, len).unwrap();
+            assert_eq!(left[0], 2);
+            assert_eq!(left[len - 1], if torn { 1 } else { 2 });
+        }
     }
 
     #[test]

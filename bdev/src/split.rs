@@ -39,7 +39,10 @@ impl Bdev for Part {
             discard.alignment = ((u64::from(discard.alignment) + granularity - start) % granularity) as u32;
             discard
         });
-        Shape { num_blocks: self.num_blocks, discard, ..base }
+        // What begins aligned in the part has to do so in the base.
+        let start = self.offset_blocks * u64::from(base.block_size);
+        let atomic_write = base.atomic_write.filter(|atomic| start.is_multiple_of(u64::from(atomic.alignment)));
+        Shape { num_blocks: self.num_blocks, discard, atomic_write, ..base }
     }
 
     fn extent(&self, offset: u64, len: u64) -> Extent {
@@ -161,6 +164,14 @@ mod tests {
         assert_eq!(on_a.read(u64::MAX - 511, 512), Err(IoError::OutOfRange));
         assert_eq!(on_b.read(0, 512).unwrap(), [2; 512]);
         on_b.flush().unwrap();
+    }
+
+    #[test]
+    fn a_part_that_begins_askew_writes_nothing_atomically() {
+        let base = ram(512, 64);
+        let atomic = |offset| Part::new("ram", base.clone(), offset, 16).shape().atomic_write;
+        assert_eq!([atomic(0), atomic(8), atomic(16)], [base.shape().atomic_write; 3]);
+        assert_eq!([atomic(1), atomic(9)], [None; 2]);
     }
 
     #[test]

@@ -116,6 +116,12 @@ impl FileRing {
                     let flags = if dsync { libc::RWF_DSYNC } else { 0 };
                     libc::pwritev2(self.fd(file), v.as_ptr(), v.len() as i32, offset as i64, flags)
                 }
+                // Not every file system has it, so only its rules are kept.
+                RingOp::WriteAtomic { file, data, offset, dsync } => {
+                    let len = data.bytes();
+                    assert!(len.is_power_of_two() && offset.is_multiple_of(len) && at_most.is_none(), "{op:?}");
+                    return self.execute(&RingOp::Write { file, data, offset, dsync }, None);
+                }
                 RingOp::Sync { file } => libc::fdatasync(self.fd(file)) as isize,
                 RingOp::Fallocate { file, mode, offset, len } => {
                     libc::fallocate(self.fd(file), mode, offset as i64, len as i64) as isize

@@ -28,6 +28,8 @@ pub struct Shape {
     pub optimal_io: u32,
     /// Rotation rate as in VPD page B1h: 0 unknown, 1 solid state, else rounds a minute.
     pub rotation_rate: u16,
+    /// Which writes may have [`IoFlags::ATOMIC`](crate::IoFlags::ATOMIC); `None`: none.
+    pub atomic_write: Option<AtomicWrite>,
 }
 
 impl Shape {
@@ -47,6 +49,28 @@ pub struct Discard {
     pub alignment: u32,
     /// Whether a discarded range reads as zeroes afterwards, every byte of it, whatever its alignment.
     pub reads_zero: bool,
+}
+
+/// Which writes a device does as a whole or not at all: all that are so, whatever else is under way. All in bytes and in
+/// whole blocks, and not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtomicWrite {
+    /// The longest; a multiple of `granularity`.
+    pub max: u32,
+    /// Lengths are multiples of it.
+    pub granularity: u32,
+    /// They begin at multiples of it.
+    pub alignment: u32,
+}
+
+impl AtomicWrite {
+    /// Whether a write of this range can be atomic.
+    #[must_use]
+    pub const fn allows(self, offset: u64, len: u64) -> bool {
+        len <= self.max as u64
+            && len.is_multiple_of(self.granularity as u64)
+            && offset.is_multiple_of(self.alignment as u64)
+    }
 }
 
 /// The front of a range: how far it is all of one kind.

@@ -53,6 +53,10 @@ bitflags::bitflags! {
         const FUA = 1;
         /// On `WriteZeroes`: the range may be unmapped as long as it then reads zero.
         const MAY_DEALLOCATE = 2;
+        /// On `Write`, of a range that [`Shape::atomic_write`](crate::Shape::atomic_write) allows: all of it is on the
+        /// medium or nothing, whatever happens: an error, a cancel, a power cut. Whether somebody who reads at the same
+        /// time may see a part is the submitter's matter.
+        const ATOMIC = 4;
     }
 }
 

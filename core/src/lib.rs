@@ -22,7 +22,7 @@ pub mod spin;
 pub mod stats;
 pub mod worker;
 
-pub use bdev::{Alignment, Bdev, Channel, Discard, Extent, Next, OpenArgs, OpenError, Shape};
+pub use bdev::{Alignment, AtomicWrite, Bdev, Channel, Discard, Extent, Next, OpenArgs, OpenError, Shape};
 pub use copy::{CopyEnd, CopyError, CopyRange, CopySide, CopyWatch, CopyWay, PairCopy};
 pub use helpers::{Chore, ChoreId, Helpers, Lane};
 pub use io::{Completion, Io, IoError, IoFlags, Op, Tag};

@@ -48,6 +48,19 @@ pub enum RingOp {
         /// Durable before it completes (`RWF_DSYNC`).
         dsync: bool,
     },
+    /// Write the segments as a whole or not at all (`RWF_ATOMIC`). Never ends short. The file, the range and the number of
+    /// segments have to be as the kernel wants them for that (`STATX_WRITE_ATOMIC`), else it fails with `-EINVAL` or
+    /// `-EOPNOTSUPP`.
+    WriteAtomic {
+        /// To which file.
+        file: FileSlot,
+        /// From which memory.
+        data: SegmentList,
+        /// From which byte on.
+        offset: u64,
+        /// Durable before it completes (`RWF_DSYNC`).
+        dsync: bool,
+    },
     /// `fdatasync`.
     Sync {
         /// Of which file.

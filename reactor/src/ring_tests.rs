@@ -94,6 +94,25 @@ fn writes_and_reads_one_segment_and_many() {
 }
 
 #[test]
+fn the_kernel_hears_that_a_write_is_atomic() {
+    // It has none on a file in memory, and says so; older ones do not know the flag, and say the same.
+    let file = rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 8192).unwrap();
+    let mut ring = ring();
+    let client = ring.add_client(1).unwrap();
+    let slot = ring.add_file(file.as_raw_fd()).unwrap();
+    let mut bytes = [7; 4096];
+    for dsync in [false, true] {
+        let data = [over(&mut bytes)];
+        let write = RingOp::WriteAtomic { file: slot, data: list(&data), offset: 4096, dsync };
+        assert_eq!(run(&mut ring, client, write), -libc::EOPNOTSUPP);
+    }
+    let mut content = [1; 8192];
+    File::from(file).read_exact_at(&mut content, 0).unwrap();
+    assert_eq!(content, [0; 8192]);
+}
+
+#[test]
 fn errors_are_results() {
     let read_only = File::open("/dev/null").unwrap();
     let mut ring = ring();

@@ -60,7 +60,12 @@ impl Sqe {
     ) -> Sqe {
         let entry = match *op {
             RingOp::Read { file: slot, data, offset } => read(file(slot), data, offset),
-            RingOp::Write { file: slot, data, offset, dsync } => write(file(slot), data, offset, dsync),
+            RingOp::Write { file: slot, data, offset, dsync } => {
+                write(file(slot), data, offset, if dsync { libc::RWF_DSYNC } else { 0 })
+            }
+            RingOp::WriteAtomic { file: slot, data, offset, dsync } => {
+                write(file(slot), data, offset, libc::RWF_ATOMIC | if dsync { libc::RWF_DSYNC } else { 0 })
+            }
             RingOp::Sync { file: slot } => {
                 let target = file(slot);
                 opcode::Fsync::new(target.fd()).flags(types::FsyncFlags::DATASYNC).build().flags(target.flags())
@@ -99,8 +104,7 @@ fn read(target: Target, data: SegmentList, offset: u64) -> squeue::Entry {
     entry.flags(target.flags())
 }
 
-fn write(target: Target, data: SegmentList, offset: u64, dsync: bool) -> squeue::Entry {
-    let how = if dsync { libc::RWF_DSYNC } else { 0 };
+fn write(target: Target, data: SegmentList, offset: u64, how: i32) -> squeue::Entry {
     let entry = match data.as_slice() {
         [one] => {
             let write = opcode::Write::new(target.fd(), one.addr() as *const u8, short(one));

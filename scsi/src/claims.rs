@@ -1,5 +1,5 @@
 //! Ranges that commands have to themselves: COMPARE AND WRITE and ORWRITE read, decide and write, and nobody may come in
-//! between, from whatever initiator, queue or reactor.
+//! between, from whatever initiator, queue or reactor; of a WRITE ATOMIC nobody may see a part.
 //!
 //! The unit keeps a table of claims in the order in which they were made. While there is one, the geometry word sends
 //! every command the long way, where it asks the table. Who waits for whom follows one order, so nobody waits in a

@@ -27,6 +27,7 @@ pub(crate) mod timestamp;
 pub(crate) mod token;
 pub(crate) mod verify;
 pub(crate) mod vpd;
+pub(crate) mod write_atomic;
 
 use bitflags::bitflags;
 
@@ -83,6 +84,8 @@ bitflags! {
         const WHEN_CORRUPT = 1 << 10;
         /// Exists only where the operator allows it.
         const NEEDS_SANITIZE = 1 << 11;
+        /// Exists only where the device has atomic writes.
+        const NEEDS_ATOMIC = 1 << 12;
     }
 }
 
@@ -149,6 +152,7 @@ const ASK_KEPT: RowFlags = ASK.union(RowFlags::NEEDS_KEEPER);
 const TELL_KEPT: RowFlags = TELL.union(RowFlags::NEEDS_KEEPER);
 const CHANGE: RowFlags = OUT.union(RowFlags::CHANGES_MEDIUM);
 const DISCARD: RowFlags = CHANGE.union(RowFlags::NEEDS_DISCARD);
+const ATOMIC: RowFlags = CHANGE.union(RowFlags::NEEDS_ATOMIC);
 const FORMAT: RowFlags = CHANGE.union(RowFlags::WHEN_CORRUPT);
 const SANITIZE: RowFlags = FORMAT.union(RowFlags::NEEDS_SANITIZE);
 const ERASE: RowFlags = SANITIZE.union(RowFlags::NEEDS_DISCARD);
@@ -272,6 +276,7 @@ pub(crate) static ROWS: &[Row] = &[
     row!(0x90, "PRE-FETCH(16)", [0x90, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [RELADR, (14, 0x3F)], NONE, media::pre_fetch),
     row!(0x91, "SYNCHRONIZE CACHE(16)", [0x91, 0x02, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(1, 0x05), (14, 0x3F)], NONE, media::synchronize_cache),
     row!(0x93, "WRITE SAME(16)", [0x93, 0x09, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], CHANGE, provisioning::write_same, provisioning::write_same_block),
+    row!(0x9C, "WRITE ATOMIC(16)", [0x9C, 0x18, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [(14, 0x3F)], ATOMIC, write_atomic::write_atomic),
     row!(0x9E/0x10, "READ CAPACITY(16)", [0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, F, F, F, F, 0, 0], [(2, F), (3, F), (4, F), (5, F), (6, F), (7, F), (8, F), (9, F), (14, 0x01)], ASK, capacity::read_capacity_16),
     row!(0x9E/0x12, "GET LBA STATUS(16)", [0x9E, 0x12, F, F, F, F, F, F, F, F, F, F, F, F, 0, 0], [], IN, lba_status::get),
     row!(0xA0, "REPORT LUNS", [0xA0, 0, F, 0, 0, 0, F, F, F, F, 0, 0], [SCSI2_LUN], ALWAYS, discovery::report_luns_of_unit),
@@ -326,9 +331,10 @@ impl Row {
     /// Whether a unit like this has the command. While the device is missing every command exists that a device could
     /// have, and is not ready.
     pub(crate) fn exists(&self, geometry: Geometry) -> bool {
-        let discards = geometry.has(Flags::DISCARDS) || !geometry.has(Flags::READY);
+        let may = |flag| geometry.has(flag) || !geometry.has(Flags::READY);
         let sanitizes = geometry.has(Flags::SANITIZES);
-        (!self.flags.contains(RowFlags::NEEDS_DISCARD) || discards)
+        (!self.flags.contains(RowFlags::NEEDS_DISCARD) || may(Flags::DISCARDS))
+            && (!self.flags.contains(RowFlags::NEEDS_ATOMIC) || may(Flags::ATOMIC))
             && (!self.flags.contains(RowFlags::NEEDS_KEEPER) || geometry.has(Flags::KEEPS))
             && (!self.flags.contains(RowFlags::NEEDS_SANITIZE) || sanitizes)
     }

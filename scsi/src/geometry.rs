@@ -2,8 +2,8 @@
 //! and never sees the capacity of one moment with the flags of another.
 //!
 //! ```text
-//! 63                         16 15      13 12       0
-//! | capacity in blocks          | shift - 9 | flags  |
+//! 63                      17   16    15      13 12       0
+//! | capacity in blocks       | flag | shift - 9 | flags  |
 //! ```
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bitflags::bitflags;
 use pollux_core::{IoFlags, Shape};
 
+use crate::commands::write_atomic::AtomicLimits;
 use crate::{Key, Sense, code};
 
 bitflags! {
@@ -43,11 +44,13 @@ bitflags! {
         const SANITIZES = 1 << 11;
         /// There is a FORMAT UNIT or SANITIZE that nobody does ([`LogicalUnit::take_wipe`](crate::LogicalUnit::take_wipe)).
         const WIPE_DUE = 1 << 12;
+        /// The device has atomic writes, of a length that we can give it.
+        const ATOMIC = 1 << 16;
     }
 }
 
 const SHIFT_AT: u32 = 13;
-const BLOCKS_AT: u32 = 16;
+const BLOCKS_AT: u32 = 17;
 const BLOCKS_MAX: u64 = (1 << (64 - BLOCKS_AT)) - 1;
 
 /// The word, as it was at one moment.
@@ -75,6 +78,7 @@ impl Geometry {
         let mut flags = flags | Flags::READY | Flags::PLAIN;
         flags.set(Flags::READ_ONLY, shape.read_only);
         flags.set(Flags::DISCARDS, shape.discard.is_some());
+        flags.set(Flags::ATOMIC, AtomicLimits::of(shape).is_some());
         Geometry(blocks << BLOCKS_AT | u64::from(shift - 9) << SHIFT_AT | flags.bits())
     }
 

@@ -1,4 +1,5 @@
-//! A command that looks at data on its way: it compares, or combines, what the guest sends with what the device holds.
+//! A command that looks at data on its way: it compares, or combines, what the guest sends with what the device holds, or
+//! has to hand it on in one piece.
 //!
 //! The front end lends it two pieces of its own memory of [`PIECE_LEN`] bytes, *sent* and *held*, and does one [`Task`]
 //! after the other: fetch a part of the data-out into *sent*, load a part of the device into *held*, store *sent* to
@@ -31,6 +32,15 @@ pub(crate) enum Kind {
     Or,
     /// Compares it with the first half of the data-out; if that is equal, writes the second half. One piece.
     CompareAndWrite,
+    /// Writes the data-out at once, as the device's atomic write. One piece.
+    WriteAtomic,
+}
+
+impl Kind {
+    /// Whether it is one piece, wherever it begins.
+    const fn is_whole(self) -> bool {
+        matches!(self, Kind::CompareAndWrite | Kind::WriteAtomic)
+    }
 }
 
 /// What the front end is to do next.
@@ -56,7 +66,7 @@ pub enum Task {
         offset: u64,
         /// Bytes.
         len: usize,
-        /// `FUA` where the data has to be durable before the answer.
+        /// `FUA` where the data has to be durable before the answer; `ATOMIC`.
         flags: IoFlags,
     },
     /// Another command may have the memory before this one goes on, with any.
@@ -92,9 +102,9 @@ pub struct Job {
 }
 
 impl Job {
-    /// `range` is not empty; for `CompareAndWrite` not longer than a piece.
+    /// `range` is not empty; for `CompareAndWrite` and `WriteAtomic` not longer than a piece.
     pub(crate) fn new(kind: Kind, range: Range, flags: IoFlags) -> Job {
-        debug_assert!(kind != Kind::CompareAndWrite || range.len <= PIECE_LEN as u64);
+        debug_assert!(!kind.is_whole() || range.len <= PIECE_LEN as u64);
         Job { kind, range, flags, done: 0, stage: Stage::Begin, last: Op::Read }
     }
 
@@ -104,7 +114,7 @@ impl Job {
         match self.kind {
             Kind::Read => 0,
             Kind::CompareEach { block } => block as u64,
-            Kind::Compare | Kind::WriteAndRead { .. } | Kind::Or => self.range.len,
+            Kind::Compare | Kind::WriteAndRead { .. } | Kind::Or | Kind::WriteAtomic => self.range.len,
             Kind::CompareAndWrite => 2 * self.range.len,
         }
     }
@@ -112,13 +122,13 @@ impl Job {
     /// Whether it may change what it touches.
     #[must_use]
     pub const fn changes(&self) -> bool {
-        matches!(self.kind, Kind::WriteAndRead { .. } | Kind::Or | Kind::CompareAndWrite)
+        matches!(self.kind, Kind::WriteAndRead { .. } | Kind::Or | Kind::CompareAndWrite | Kind::WriteAtomic)
     }
 
     /// Whether nobody else may touch its range from its beginning to its end.
     #[must_use]
     pub const fn is_exclusive(&self) -> bool {
-        matches!(self.kind, Kind::Or | Kind::CompareAndWrite)
+        matches!(self.kind, Kind::Or | Kind::CompareAndWrite | Kind::WriteAtomic)
     }
 
     /// Offset and length of what it touches before the next [`Task::Pause`] or its end.
@@ -135,7 +145,7 @@ impl Job {
     const fn piece(&self) -> Range {
         const PIECE: u64 = PIECE_LEN as u64;
         let (offset, left) = (self.range.offset + self.done, self.range.len - self.done);
-        let most = if matches!(self.kind, Kind::CompareAndWrite) { PIECE } else { PIECE - offset % PIECE };
+        let most = if self.kind.is_whole() { PIECE } else { PIECE - offset % PIECE };
         Range { offset, len: if left < most { left } else { most } }
     }
 
@@ -150,6 +160,7 @@ impl Job {
             Stage::Begin => self.begin(len),
             Stage::Fetched => match self.kind {
                 Kind::WriteAndRead { .. } => self.store(Stage::Reread, len),
+                Kind::WriteAtomic => self.store(Stage::Written, len),
                 _ => self.load(len),
             },
             Stage::Reread => self.load(len),
@@ -182,7 +193,7 @@ impl Job {
     /// Looks at what was loaded.
     fn judge(&mut self, sent: &mut [u8], held: &[u8]) -> Task {
         let differs = match self.kind {
-            Kind::Read | Kind::WriteAndRead { compare: false } | Kind::Or => None,
+            Kind::Read | Kind::WriteAndRead { compare: false } | Kind::Or | Kind::WriteAtomic => None,
             Kind::Compare | Kind::WriteAndRead { compare: true } | Kind::CompareAndWrite => difference(sent, held),
             Kind::CompareEach { block } => first_other(&sent[..block], held),
         };

@@ -18,7 +18,7 @@ use crate::{Cdb, Outcome};
 pub enum Class {
     /// A command with nothing special: data, or questions to the unit.
     Simple,
-    /// Has its range to itself: COMPARE AND WRITE, ORWRITE.
+    /// Has its range to itself: COMPARE AND WRITE, ORWRITE, WRITE ATOMIC.
     Atomic,
     /// Goes on after its answer (IMMED).
     Background,

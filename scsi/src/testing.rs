@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use pollux_core::{Discard, IoFlags, Shape};
+use pollux_core::{AtomicWrite, Discard, IoFlags, Shape};
 use uuid::Uuid;
 
 use crate::{
@@ -21,6 +21,7 @@ pub(crate) fn shape() -> Shape {
         discard: Some(Discard { granularity: 4096, alignment: 0, reads_zero: true }),
         optimal_io: 65536,
         rotation_rate: 1,
+        atomic_write: Some(AtomicWrite { max: 65536, granularity: 4096, alignment: 4096 }),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use pollux_core::{Discard, Extent, IoFlags, Op, Shape};
+use pollux_core::{AtomicWrite, Discard, Extent, IoFlags, Op, Shape};
 use pollux_scsi::{
     Action, Attention, Cdb, Chosen, CopyOrder, CopyTask, End, Identity, Inventory, Job, Keeper, LogicalUnit, Medium,
     Nexus, Outcome, PIECE_LEN, Path, SCRATCH_LEN, SENSE_LEN, Save, Sections, Status, Step, Task, Transfers, WipeEnd,
@@ -16,7 +16,7 @@ use uuid::Uuid;
 const KNOWN: &[u8] = &[
     0x00, 0x03, 0x04, 0x08, 0x0A, 0x12, 0x15, 0x16, 0x17, 0x1A, 0x1B, 0x1C, 0x1D, 0x1E, 0x25, 0x28, 0x2A, 0x2E, 0x2F,
     0x34, 0x35, 0x37, 0x3B, 0x3C, 0x41, 0x42, 0x48, 0x4C, 0x4D, 0x55, 0x56, 0x57, 0x5A, 0x5E, 0x5F, 0x7F, 0x83, 0x84,
-    0x88, 0x89, 0x8A, 0x8B, 0x8E, 0x8F, 0x90, 0x91, 0x93, 0x9E, 0xA0, 0xA3, 0xA4, 0xA8, 0xAA, 0xAE, 0xAF, 0xB7,
+    0x88, 0x89, 0x8A, 0x8B, 0x8E, 0x8F, 0x90, 0x91, 0x93, 0x9C, 0x9E, 0xA0, 0xA3, 0xA4, 0xA8, 0xAA, 0xAE, 0xAF, 0xB7,
 ];
 
 /// Service actions of commands of variable length.
@@ -74,6 +74,7 @@ prop_compose! {
         large in any::<bool>(), physical in 0u32..4, bits in 0u32..44, blocks in any::<u64>(), read_only in any::<bool>(),
         volatile_cache in any::<bool>(), discards in any::<bool>(), granularity in 0u32..8, alignment in 0u32..16,
         reads_zero in any::<bool>(), optimal_io in any::<u32>(), rotation_rate in any::<u16>(),
+        atomic in prop::option::of((1u32..=64, 1u32..=16, 1u32..=16)),
     ) -> Shape {
         let block_size = if large { 4096 } else { 512 };
         let discard = Discard { granularity: block_size * granularity, alignment: block_size * alignment, reads_zero };
@@ -86,6 +87,11 @@ prop_compose! {
             discard: discards.then_some(discard),
             optimal_io,
             rotation_rate,
+            atomic_write: atomic.map(|(max, granularity, alignment)| AtomicWrite {
+                max: max * granularity * block_size,
+                granularity: granularity * block_size,
+                alignment: alignment * block_size,
+            }),
         }
     }
 }
@@ -200,6 +206,8 @@ fn check_job(unit: &LogicalUnit, shape: &Shape, mut job: Job) {
                 check_range(shape, offset, len as u64);
                 check_within(span, (offset, len as u64));
                 check_write(unit, shape, flags);
+                let allows = |atomic: AtomicWrite| atomic.allows(offset, len as u64);
+                assert!(!flags.contains(IoFlags::ATOMIC) || exclusive && shape.atomic_write.is_some_and(allows));
             }
             Task::Pause => assert!(!exclusive, "it gives up what it has claimed"),
             Task::End(outcome) => {
@@ -538,7 +546,7 @@ proptest! {
     ) {
         let shape = Shape {
             block_size: 512, physical_block_size: 512, num_blocks: 1000, read_only: false, volatile_cache,
-            discard: None, optimal_io: 0, rotation_rate: 0,
+            discard: None, optimal_io: 0, rotation_rate: 0, atomic_write: None,
         };
         let (unit, path, other) = unit_on(Some(shape), false);
         let mut scratch = vec![0; SCRATCH_LEN];

@@ -58,6 +58,7 @@ impl Bdev for Metered {
             discard: Some(Discard { granularity: 512, alignment: 0, reads_zero: true }),
             optimal_io: 0,
             rotation_rate: 1,
+            atomic_write: None,
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pollux_core::segment::{copy_to, for_range};
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, Next, Op, OpenArgs, OpenError, Slab, Tag, Token,
+    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, IoFlags, Next, Op, OpenArgs, OpenError, Slab, Tag, Token,
 };
 
 use super::Shared;
@@ -169,7 +169,7 @@ impl FaultChannel {
         let size = self.block_size as u64;
         let blocks = self.request(token).io.len / size;
         let io = self.request(token).io;
-        if !io.op.changes_data() || blocks < 2 {
+        if !io.op.changes_data() || blocks < 2 || io.flags.contains(IoFlags::ATOMIC) {
             return self.end(token, Err(IoError::Medium));
         }
         let len = self.rng.below(blocks) * size;

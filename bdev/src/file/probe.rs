@@ -3,11 +3,12 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
-use pollux_core::Discard;
+use pollux_core::{AtomicWrite, Discard};
 use rustix::fs::{AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, Statx, StatxFlags};
 use rustix::io::Errno;
 
-use super::Geometry;
+use super::bounce::LARGE_LEN;
+use super::{Atomic, Geometry};
 use crate::spec::check_block_size;
 use crate::{BdevError, FileSpec};
 
@@ -78,6 +79,7 @@ pub(super) fn open(spec: &FileSpec) -> Result<Found, BdevError> {
         optimal_io: if device { sysfs.number("queue/optimal_io_size").unwrap_or(0) as u32 } else { 0 },
         // The kernel knows whether something turns, not how fast.
         rotation_rate: u16::from(sysfs.number("queue/rotational") == Some(0)),
+        atomic: if direct { atomic(&file, block_size) } else { None },
         polled: direct && sysfs.polls(),
     };
     Ok(Found { file, geometry, num_blocks: blocks.whole, warnings })
@@ -180,6 +182,30 @@ fn can_read(file: &OwnedFd, size: usize) -> bool {
     let from = memory.as_ptr().align_offset(4096) + if size < 4096 { size } else { 0 };
     let offset = if size < 4096 { size as u64 } else { 0 };
     memory.get_mut(from..from + size).is_some_and(|part| rustix::io::pread(file, part, offset).is_ok())
+}
+
+/// What the kernel writes with `RWF_ATOMIC` (Linux 6.11).
+fn atomic(file: &OwnedFd, block_size: u32) -> Option<Atomic> {
+    // `STATX_WRITE_ATOMIC`
+    let what = StatxFlags::from_bits_retain(0x0001_0000);
+    let stat = statx(file, what).filter(|stat| stat.stx_mask & what.bits() != 0)?;
+    let best = match stat.stx_atomic_write_unit_max_opt {
+        0 => stat.stx_atomic_write_unit_max,
+        best => best.min(stat.stx_atomic_write_unit_max),
+    };
+    let unit = atomic_unit(stat.stx_atomic_write_unit_min, best, block_size)?;
+    let segments = stat.stx_atomic_write_segments_max.max(1) as usize;
+    Some(Atomic { write: AtomicWrite { max: unit, granularity: unit, alignment: unit }, segments })
+}
+
+/// The one length of atomic writes. The kernel takes powers of two from `least` to `most` that begin at a multiple of
+/// their own length, and a device says of all its atomic writes how long they may be and where they may begin: of all that
+/// is so only for writes of one length. It is the page of most databases, or the nearest to it. See decisions/0017.
+fn atomic_unit(least: u32, most: u32, block_size: u32) -> Option<u32> {
+    const DATABASE_PAGE: u32 = 16 << 10;
+    let (least, most) = (least.max(block_size), most.min(LARGE_LEN as u32));
+    let usable = least.is_power_of_two() && most.is_power_of_two() && least <= most;
+    usable.then(|| DATABASE_PAGE.clamp(least, most))
 }
 
 fn statx(file: &OwnedFd, what: StatxFlags) -> Option<Statx> {
@@ -388,6 +414,17 @@ mod tests {
             }
         }
         assert!(!Sysfs(None).polls() && !Sysfs(Some("/nowhere/at/all".to_owned())).polls());
+    }
+
+    #[test]
+    fn atomic_writes_have_the_length_of_a_database_page_or_the_nearest() {
+        assert_eq!(atomic_unit(512, 65536, 512), Some(16384));
+        assert_eq!(atomic_unit(4096, 4096, 512), Some(4096));
+        assert_eq!(atomic_unit(512, 512, 4096), None, "less than a block");
+        assert_eq!(atomic_unit(32768, 65536, 512), Some(32768));
+        assert_eq!(atomic_unit(512, 65536, 4096), Some(16384));
+        assert_eq!(atomic_unit(1 << 20, 1 << 21, 512), None, "more than goes through a bounce buffer");
+        assert_eq!([atomic_unit(0, 0, 0), atomic_unit(512, 12288, 512)], [None; 2], "no answer, and a strange one");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use pollux_core::{FileSlot, Io, IoError, IoFlags, IoStats, Op, RingOp, Segment, 
 
 use super::bounce::{BounceBuffer, Pool};
 use super::errno::{again, meaning, not_supported, says_nothing_about_older_writes};
-use super::{Open, ZERO_LEN, ZERO_REPEAT};
+use super::{Atomic, Open, ZERO_LEN, ZERO_REPEAT};
 use crate::memory::{gather, list, scatter};
 
 /// Most segments of one entry.
@@ -124,7 +124,7 @@ impl Request {
         let geometry = &env.open.geometry;
         self.stage = match self.io.op {
             Op::Flush => Stage::Sync,
-            Op::Read | Op::Write if self.is_aligned(env.open) => Stage::Transfer,
+            Op::Read | Op::Write if self.is_aligned(env.open) && !self.is_scattered(env.open) => Stage::Transfer,
             Op::Read | Op::Write => {
                 env.stats.bounces.add(1);
                 Stage::Bounce
@@ -156,6 +156,10 @@ impl Request {
         if (op == Op::Flush || flags.contains(IoFlags::FUA)) && open.flush_failed.load(Relaxed) {
             return Err(IoError::FlushFailed);
         }
+        if self.is_atomic() {
+            let allows = |atomic: Atomic| atomic.write.allows(self.io.offset, self.io.len);
+            return if open.geometry.atomic.is_some_and(allows) { Ok(()) } else { Err(IoError::Unsupported) };
+        }
         Ok(())
     }
 
@@ -165,6 +169,15 @@ impl Request {
         let (memory, length) = (geometry.mem_align as usize, geometry.offset_align as usize);
         let fits = |s: &Segment| s.addr().is_multiple_of(memory) && s.len().is_multiple_of(length);
         !geometry.direct || self.io.data.as_slice().iter().all(fits)
+    }
+
+    const fn is_atomic(&self) -> bool {
+        self.io.flags.contains(IoFlags::ATOMIC)
+    }
+
+    /// Whether it has to be in one piece and is in more segments than the kernel makes one of.
+    fn is_scattered(&self, open: &Open) -> bool {
+        self.is_atomic() && open.geometry.atomic.is_none_or(|atomic| self.io.data.as_slice().len() > atomic.segments)
     }
 
     /// Whether each write is durable by itself. Through the page cache it is not: there the error of an older
@@ -209,8 +222,9 @@ impl Request {
             Stage::Range => self.done += self.chunk,
             Stage::Transfer | Stage::Bounce | Stage::Zeroes => {
                 let moved = self.moved(result as u64, env.open);
-                if moved == 0 {
-                    // A read that brings nothing has met the end of a file that has become shorter.
+                if moved == 0 || moved < self.chunk && self.is_atomic() {
+                    // A read that brings nothing has met the end of a file that has become shorter. Atomic writes never end
+                    // short.
                     let error = if self.io.op == Op::Read { IoError::OutOfRange } else { IoError::Medium };
                     return Want::End(Err(error));
                 }
@@ -277,6 +291,7 @@ impl Request {
         let (file, offset) = (env.file, self.position());
         match self.io.op {
             Op::Read => RingOp::Read { file, data, offset },
+            Op::Write if self.is_atomic() => RingOp::WriteAtomic { file, data, offset, dsync: self.dsync(env.open) },
             _ => RingOp::Write { file, data, offset, dsync: self.dsync(env.open) },
         }
     }

@@ -1,5 +1,6 @@
 //! The device on real files, with a ring that can be made to misbehave.
 
+mod atomic;
 mod bounce;
 
 use std::cell::Cell;

@@ -206,6 +206,7 @@ impl Bdev for Sg {
             discard: None,
             optimal_io: 0,
             rotation_rate: 0,
+            atomic_write: None,
         }
     }
 

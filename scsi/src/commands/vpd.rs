@@ -5,6 +5,7 @@ use pollux_core::{Discard, Shape};
 use crate::Sense;
 use crate::commands::atomic::compare_and_write_max;
 use crate::commands::provisioning::MAX_UNMAP_DESCRIPTORS;
+use crate::commands::write_atomic::AtomicLimits;
 use crate::commands::{Call, copy_page, ports};
 use crate::data_in::DataIn;
 use crate::identity::Identity;
@@ -100,6 +101,15 @@ fn block_limits(shape: Option<&Shape>, unmap: Option<u32>) -> [u8; 60] {
         page[24..28].copy_from_slice(&granularity.to_be_bytes());
         const UGAVALID: u32 = 1 << 31;
         page[28..32].copy_from_slice(&(UGAVALID | alignment).to_be_bytes());
+    }
+    if let Some(AtomicLimits { max, granularity, alignment }) = AtomicLimits::of(shape) {
+        // What is longer than an atomic write is limited only by what a CDB can say; 0 would be less than that, as the two
+        // are compared.
+        page[4..8].fill(0xFF);
+        // Transfer length, alignment, granularity; with a boundary the same, as the whole is written at once anyway.
+        for (at, value) in [(40, max), (44, alignment), (48, granularity), (52, max), (56, max)] {
+            page[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        }
     }
     page
 }
@@ -207,17 +217,24 @@ mod tests {
     }
 
     #[test]
-    fn block_limits_of_a_device_that_discards() {
+    fn block_limits_of_a_device_with_everything() {
         let page = vpd(&mut Bench::new(), 0xB0);
-        let mut want = vec![0x00, 0xB0, 0, 0x3C, 0, 255, 0, 8, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0, 0];
+        let mut want = vec![0x00, 0xB0, 0, 0x3C, 0, 255, 0, 8, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 128, 0, 0, 0, 0];
         want.extend_from_slice(&[0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 1, 0, 0, 0, 0, 64, 0x80, 0, 0, 0]);
-        want.resize(64, 0);
+        want.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0]);
+        want.extend_from_slice(&[0, 0, 0, 128, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0, 0, 128, 0, 0, 0, 128]);
         assert_eq!(page, want);
     }
 
     #[test]
     fn what_the_device_does_not_do_is_not_claimed() {
-        let mut bench = Bench::with(Some(Shape { discard: None, optimal_io: 0, rotation_rate: 7200, ..shape() }));
+        let mut bench = Bench::with(Some(Shape {
+            discard: None,
+            atomic_write: None,
+            optimal_io: 0,
+            rotation_rate: 7200,
+            ..shape()
+        }));
         let mut want = vec![0x00, 0xB0, 0, 0x3C, 0, 255, 0, 8];
         want.resize(64, 0);
         assert_eq!(vpd(&mut bench, 0xB0), want);

@@ -9,7 +9,7 @@ mod passing;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use pollux_core::{Discard, Op, Shape};
+use pollux_core::{AtomicWrite, Discard, Op, Shape};
 use pollux_scsi::{
     Action, Allow, Cdb, CopyTask, Designator, End, Identity, Inventory, LogicalUnit, Nexus, Outcome, PIECE_LEN, Path,
     SCRATCH_LEN, Step, Task, execute_absent,
@@ -45,6 +45,7 @@ fn bench(data: u8) -> Bench {
         discard: (data & 16 == 0).then_some(Discard { granularity: 4096, alignment: 0, reads_zero: data & 32 == 0 }),
         optimal_io: 65536,
         rotation_rate: 1,
+        atomic_write: (data & 32 == 0).then_some(AtomicWrite { max: 65536, granularity: 4096, alignment: 4096 }),
     };
     let present = (data & 64 == 0).then_some(shape);
     let unit = LogicalUnit::new(Identity::from_uuid(Uuid::from_u128(7), "fuzz"), present);

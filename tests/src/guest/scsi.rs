@@ -243,6 +243,12 @@ pub mod cdb {
         sixteen(0x8b, 0, lba, blocks)
     }
 
+    /// WRITE ATOMIC (16), without a boundary.
+    #[must_use]
+    pub fn write_atomic16(lba: u64, blocks: u16, fua: bool) -> [u8; 16] {
+        sixteen(0x9c, u8::from(fua) << 3, lba, u32::from(blocks))
+    }
+
     /// VERIFY (16).
     #[must_use]
     pub fn verify16(lba: u64, blocks: u32, bytchk: u8) -> [u8; 16] {

@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use pollux_core::{
-    Bdev, Channel, ClientId, Completion, CopyEnd, CopyError, CopyRange, Cx, Discard, Entry, Extent, FileSlot, Io,
-    IoError, IoFlags, Lane, Next, Op, OpenArgs, OpenError, RingOp, Shape, Slab, Tag, Token,
+    AtomicWrite, Bdev, Channel, ClientId, Completion, CopyEnd, CopyError, CopyRange, Cx, Discard, Entry, Extent,
+    FileSlot, Io, IoError, IoFlags, Lane, Next, Op, OpenArgs, OpenError, RingOp, Shape, Slab, Tag, Token,
 };
 use rustix::fs::MemfdFlags;
 
@@ -62,6 +62,7 @@ impl SimBdev {
             discard: Some(Discard { granularity: 512, alignment: 0, reads_zero: true }),
             optimal_io: 0,
             rotation_rate: 1,
+            atomic_write: None,
         };
         let bdev = SimBdev { world: world.clone(), file: Arc::new(file), shape, copies: false, lane: None };
         world.add_disk(bdev.disk(), SimDisk::new(bytes));
@@ -72,6 +73,13 @@ impl SimBdev {
     #[must_use]
     pub fn that_copies(self) -> Self {
         SimBdev { copies: true, ..self }
+    }
+
+    /// It writes so many bytes, a power of two, as a whole or not at all where they begin at a multiple of that.
+    #[must_use]
+    pub fn that_writes_atomically(mut self, unit: u32) -> Self {
+        self.shape.atomic_write = Some(AtomicWrite { max: unit, granularity: unit, alignment: unit });
+        self
     }
 
     /// It is a file of this file system.
@@ -157,6 +165,9 @@ impl SimChannel {
         let fallocate = |mode| RingOp::Fallocate { file, mode: mode | libc::FALLOC_FL_KEEP_SIZE, offset, len };
         match io.op {
             Op::Read => RingOp::Read { file, data, offset },
+            Op::Write if io.flags.contains(IoFlags::ATOMIC) => {
+                RingOp::WriteAtomic { file, data, offset, dsync: io.flags.contains(IoFlags::FUA) }
+            }
             Op::Write => RingOp::Write { file, data, offset, dsync: io.flags.contains(IoFlags::FUA) },
             Op::Flush => RingOp::Sync { file },
             Op::WriteZeroes if !io.flags.contains(IoFlags::MAY_DEALLOCATE) => fallocate(libc::FALLOC_FL_ZERO_RANGE),

@@ -3,7 +3,8 @@
 //! Two images: what reads see (`visible`) and what survives (`durable`). Between them stands the list of changes that
 //! are not synced yet. Every change has a sequence number; each durable sector remembers the number of the change it
 //! holds, so that a change which was made durable on its own (dsync) is never overwritten by an older one later.
-//! [`SimDisk::crash`] keeps, drops or tears (sector by sector) each change that was not synced.
+//! [`SimDisk::crash`] keeps, drops or tears (sector by sector) each change that was not synced; an atomic one it never
+//! tears.
 
 use pollux_core::Extent;
 
@@ -26,6 +27,8 @@ struct Change {
     seq: u64,
     offset: u64,
     what: What,
+    /// Survives as a whole or not at all.
+    atomic: bool,
     /// A failed sync has reported it lost: no later sync makes it durable (as Linux marks such pages clean).
     lost: bool,
 }
@@ -142,14 +145,19 @@ impl SimDisk {
     /// Writes; durable at once if `dsync`. Returns how many bytes fitted.
     pub fn write(&mut self, offset: u64, bytes: &[u8], dsync: bool) -> usize {
         let len = bytes.len().min((self.bytes().saturating_sub(offset)) as usize);
-        self.change(offset, What::Data(bytes[..len].to_vec()), dsync);
+        self.change(offset, What::Data(bytes[..len].to_vec()), false, dsync);
         len
+    }
+
+    /// Writes as a whole or not at all, whatever happens.
+    pub fn write_atomic(&mut self, offset: u64, bytes: &[u8], dsync: bool) {
+        self.change(offset, What::Data(bytes.to_vec()), true, dsync);
     }
 
     /// Zeroes a range (cut at the end of the disk); `unmap`: gives its space back.
     pub fn zero(&mut self, offset: u64, len: u64, unmap: bool) {
         let len = len.min(self.bytes().saturating_sub(offset));
-        self.change(offset, What::Zero(len), false);
+        self.change(offset, What::Zero(len), false, false);
         if unmap {
             let (from, to) = ((offset as usize).div_ceil(SECTOR), (offset + len) as usize / SECTOR);
             if from < to {
@@ -158,8 +166,8 @@ impl SimDisk {
         }
     }
 
-    fn change(&mut self, offset: u64, what: What, dsync: bool) {
-        let change = Change { seq: self.next_seq, offset, what, lost: false };
+    fn change(&mut self, offset: u64, what: What, atomic: bool, dsync: bool) {
+        let change = Change { seq: self.next_seq, offset, what, atomic, lost: false };
         if change.len() == 0 {
             return;
         }
@@ -206,14 +214,18 @@ impl SimDisk {
     }
 
     /// Power off and on: each change that was not synced is kept, lost or torn. `in_flight` are writes that were under
-    /// way. Afterwards nothing is volatile.
-    pub fn crash(&mut self, in_flight: &[(u64, Vec<u8>)], rng: &mut Rng) {
-        for (offset, bytes) in in_flight {
-            self.write(*offset, bytes, false);
+    /// way, and whether they are atomic. Afterwards nothing is volatile.
+    pub fn crash(&mut self, in_flight: &[(u64, Vec<u8>, bool)], rng: &mut Rng) {
+        for (offset, bytes, atomic) in in_flight {
+            if *atomic {
+                self.write_atomic(*offset, bytes, false);
+            } else {
+                self.write(*offset, bytes, false);
+            }
         }
         for change in std::mem::take(&mut self.cache) {
             let first = change.offset as usize / SECTOR;
-            let fate = rng.below(3);
+            let fate = rng.below(if change.atomic { 2 } else { 3 });
             for index in 0..change.sectors() {
                 let survives = match fate {
                     0 => false,

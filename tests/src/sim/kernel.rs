@@ -196,6 +196,18 @@ impl World {
                 }
                 disk.write(offset, &bytes, dsync && !self.switches.dsync_does_nothing) as i32
             }
+            RingOp::WriteAtomic { data, offset, dsync, .. } => {
+                let (bytes, dsync) = (gather(data, usize::MAX), dsync && !self.switches.dsync_does_nothing);
+                if self.switches.atomic_tears {
+                    return disk.write(offset, &bytes, dsync) as i32;
+                }
+                let len = bytes.len() as u64;
+                if !len.is_power_of_two() || !offset.is_multiple_of(len) || offset + len > disk.bytes() {
+                    return -libc::EINVAL;
+                }
+                disk.write_atomic(offset, &bytes, dsync);
+                len as i32
+            }
             RingOp::Sync { .. } => {
                 if !self.switches.sync_does_nothing {
                     disk.sync(mark, &mut self.rng);
@@ -232,7 +244,7 @@ fn file_of(op: &RingOp) -> Option<FileSlot> {
 pub(super) const fn io_of(op: &RingOp) -> Option<(FileSlot, Kind, u64)> {
     Some(match *op {
         RingOp::Read { file, offset, .. } => (file, Kind::Read, offset),
-        RingOp::Write { file, offset, .. } => (file, Kind::Write, offset),
+        RingOp::Write { file, offset, .. } | RingOp::WriteAtomic { file, offset, .. } => (file, Kind::Write, offset),
         RingOp::Sync { file } => (file, Kind::Sync, 0),
         RingOp::Fallocate { file, offset, .. } => (file, Kind::Fallocate, offset),
         RingOp::BlockDiscard { file, offset, .. } => (file, Kind::Discard, offset),

@@ -143,6 +143,7 @@ impl Bdev for SimSg {
             discard: None,
             optimal_io: 0,
             rotation_rate: 0,
+            atomic_write: None,
         }
     }
 

@@ -37,6 +37,8 @@ pub struct Switches {
     pub sync_does_nothing: bool,
     /// `dsync` on writes is ignored.
     pub dsync_does_nothing: bool,
+    /// Atomic writes are torn like others.
+    pub atomic_tears: bool,
 }
 
 /// A read or write in flight. Two of them differ, also if one comes after the other.
@@ -315,14 +317,17 @@ impl SimWorld {
         let mut rng = Rng::new(seed);
         let mut guard = self.lock();
         let world = &mut *guard;
-        let mut writes: BTreeMap<DiskId, Vec<(u64, Vec<u8>)>> = BTreeMap::new();
+        let mut writes: BTreeMap<DiskId, Vec<(u64, Vec<u8>, bool)>> = BTreeMap::new();
         for entry in &mut world.pending {
             if io_of(&entry.op).is_none() {
                 continue;
             }
-            if let (RingOp::Write { file, data, offset, .. }, None) = (entry.op, entry.result) {
+            if let (RingOp::Write { file, data, offset, .. } | RingOp::WriteAtomic { file, data, offset, .. }, None) =
+                (entry.op, entry.result)
+            {
+                let atomic = matches!(entry.op, RingOp::WriteAtomic { .. }) && !world.switches.atomic_tears;
                 let id = disk_of(world.rings[entry.ring].file(file));
-                writes.entry(id).or_default().push((offset, gather(data, usize::MAX)));
+                writes.entry(id).or_default().push((offset, gather(data, usize::MAX), atomic));
             }
             (entry.result, entry.done_at) = (Some(-libc::EIO), world.now);
         }

@@ -114,6 +114,62 @@ fn a_storm_of_preempt_and_abort() -> Result<()> {
     Ok(())
 }
 
+/// Of one session so many end commands at once from each reactor; the next waits, however long those before it take.
+#[test]
+fn no_more_than_four_of_a_guest_end_commands_at_once() -> Result<()> {
+    const MOST: u16 = 4;
+    let world = SimWorld::new(7);
+    let mut appliance = SimAppliance::new(&world, 1, 7)?;
+    appliance.target.set_patience(PATIENT);
+    let mut disks = Vec::new();
+    for lun in 0..LUNS {
+        let disk: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, 256 * 512));
+        let unit = unit_of(&format!("disk{lun}"), &*disk);
+        disks.push((0, lun, backing("disk", &unit, &disk)));
+    }
+    let mut fronts = Vec::new();
+    for name in ["one", "other"] {
+        appliance.controller(name, &disks)?;
+        fronts.push(appliance.connect(name, &options())?);
+    }
+    for (front, key) in fronts.iter_mut().zip(1..) {
+        for lun in (0..LUNS).map(|lun| Lun::new(0, lun)) {
+            clear(&mut appliance, front, lun)?;
+            let (cdb, list) = (out_cdb(REGISTER_AND_IGNORE), list(0, key));
+            front.submit(FIRST_REQUEST_QUEUE, &Command::new(lun, &cdb, &list, 0)).context("room")?;
+            appliance.machine.run();
+            ensure!(front.poll(FIRST_REQUEST_QUEUE)?.context("answer")?.1.good());
+        }
+    }
+    let [victim, asker] = &mut fronts[..] else { anyhow::bail!("two guests") };
+    for lun in 0..LUNS {
+        // Those of the first disks do not end before the device is done, the others as soon as they are to.
+        world.fault(Fault::always(Kind::Write, if lun < MOST { Effect::Deaf } else { Effect::Stuck }));
+        let write = cdb::write10(0, 1, false);
+        victim.submit(FIRST_REQUEST_QUEUE, &Command::new(Lun::new(0, lun), &write, &[1; 512], 0)).context("room")?;
+        appliance.machine.run();
+        world.heal();
+    }
+    for lun in 0..LUNS {
+        let (cdb, list) = (out_cdb(PREEMPT_AND_ABORT), list(2, 1));
+        let preempt = Command::new(Lun::new(0, lun), &cdb, &list, 0);
+        asker.submit(FIRST_REQUEST_QUEUE + usize::from(lun), &preempt).context("room")?;
+        appliance.machine.run();
+    }
+    ensure!(victim.poll(FIRST_REQUEST_QUEUE)?.is_none(), "a guest ends commands of more than {MOST} at once");
+    world.release();
+    appliance.machine.run();
+    for lun in 0..LUNS {
+        let write = victim.poll(FIRST_REQUEST_QUEUE)?.context("a write is not answered")?.1;
+        let preempt = asker.poll(FIRST_REQUEST_QUEUE + usize::from(lun))?.context("no answer")?.1;
+        ensure!((write.response == 2 || write.good()) && preempt.good(), "{write:?} {preempt:?}");
+    }
+    for front in fronts {
+        appliance.disconnect(front);
+    }
+    appliance.shutdown()
+}
+
 /// Guests that preempt each other without end, beside reads, writes and COMPARE AND WRITE of theirs on the same blocks, and
 /// resets: everything is answered, and the reservation belongs to somebody in the end.
 #[test]

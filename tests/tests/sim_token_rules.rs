@@ -277,6 +277,70 @@ fn a_token_is_told_of_when_what_was_under_way_has_ended() -> Result<()> {
     Ok(())
 }
 
+/// Copies that go on read, piece after piece, what a token is made of, and others wait for memory behind them.
+#[test]
+fn copies_that_come_later_hold_up_no_token() -> Result<()> {
+    for seed in 1..=10 {
+        let mut stage = Stage::new(seed)?;
+        let names: Vec<[u8; 16]> =
+            stage.units.iter().filter_map(|unit| unit.identity().naa.as_bytes().try_into().ok()).collect();
+        let whole = Segment { source: 0, destination: 1, blocks: 4000, from: 0, to: 0 };
+        let (cdb, list) = copy::lid1(0, 3, &names, &[whole; 16]);
+        // Reading is slow, so at each moment one of them is at it.
+        stage.world.fault(Fault::always(Kind::Read, Effect::Delay(2_000_000)));
+        for copy in 0..12 {
+            let queue = FIRST_REQUEST_QUEUE + copy % 3;
+            stage.fronts[1].submit(queue, &Command::new(lun(0), &cdb, &list, 0)).context("no room")?;
+            stage.appliance.machine.rounds(20);
+        }
+        let (populate, list) = copy::populate(1, false, 0, &[(0, 1), (3999, 1)]);
+        let queue = FIRST_REQUEST_QUEUE + seed as usize % 3;
+        stage.fronts[0].submit(queue, &Command::new(lun(0), &populate, &list, 0)).context("no room")?;
+        let mut answer = None;
+        for _ in 0..2000 {
+            stage.appliance.machine.rounds(1);
+            answer = stage.fronts[0].poll(queue)?;
+            if answer.is_some() {
+                break;
+            }
+        }
+        ensure!(answer.is_some_and(|(_, response)| response.good()), "seed {seed}: no token");
+        for queue in FIRST_REQUEST_QUEUE..FIRST_REQUEST_QUEUE + 3 {
+            ensure!(stage.fronts[1].poll(queue)?.is_none(), "seed {seed}: a copy has ended before");
+        }
+        stage.world.heal();
+        stage.appliance.machine.run();
+        stage.end()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn tokens_that_are_being_made_hold_no_memory() -> Result<()> {
+    let mut stage = Stage::new(6)?;
+    stage.world.fault(Fault::once(Kind::Write, Effect::Stuck));
+    let write = cdb::write16(0, 1, false);
+    stage.fronts[1].submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &write, &[9; BLOCK], 0)).context("no room")?;
+    stage.appliance.machine.run();
+    let queue = FIRST_REQUEST_QUEUE + 1;
+    for list_id in 1..=8 {
+        let (populate, list) = copy::populate(list_id, false, 0, &[(0, 8)]);
+        stage.fronts[0].submit(queue, &Command::new(lun(0), &populate, &list, 0)).context("no room")?;
+    }
+    let compare = cdb::compare_and_write(0, 1, false);
+    let ticket = stage.fronts[0].submit(queue, &Command::new(lun(1), &compare, &[0; 2 * BLOCK], 0));
+    stage.appliance.machine.run();
+    let (answered, response) = stage.fronts[0].poll(queue)?.context("no answer")?;
+    ensure!(Some(answered) == ticket && response.good(), "{response:?}");
+    ensure!(stage.fronts[0].poll(queue)?.is_none(), "a write is under way where the tokens are made");
+    stage.world.release();
+    stage.appliance.machine.run();
+    for _ in 1..=8 {
+        ensure!(stage.fronts[0].poll(queue)?.context("no answer")?.1.good());
+    }
+    stage.end()
+}
+
 #[test]
 fn a_write_in_the_middle_of_a_copy_ends_it_and_an_abort_does() -> Result<()> {
     for aborted in [false, true] {

@@ -45,6 +45,8 @@ pub(crate) struct Copying {
     own: Option<Own>,
     pub(crate) stage: Stage,
     pub(crate) request: Request,
+    /// The places in their units' orders of claims that its request's ranges have come at, if they were asked.
+    places: [Option<Order>; 2],
     pub(crate) started: u64,
     /// Tells the helper thread to end at its next step.
     pub(crate) stop: Arc<AtomicBool>,
@@ -102,10 +104,13 @@ impl Copying {
         let started = match self.stage {
             Stage::Memory | Stage::Settling(..) => false,
             // One with two ranges comes to both anew, behind the claims that there are then.
-            Stage::Claims(of) => self.request.source.is_none() && of <= order,
+            Stage::Claims(_) => self.request.source.is_none(),
             Stage::Line | Stage::Device | Stage::Helper => true,
         };
-        started && self.request.ranges().any(|(of, offset, len)| of == unit && span.overlaps((offset, len)))
+        // A token makes nobody wait, so pieces that have come after it go on: it does not wait for those.
+        let before = |place: Option<Order>| place.is_none_or(|place| place <= order);
+        let mut ranges = self.request.ranges().zip(self.places);
+        started && ranges.any(|((of, offset, len), place)| of == unit && before(place) && span.overlaps((offset, len)))
     }
 
     pub(crate) const fn charge(&self) -> Charge {
@@ -156,6 +161,7 @@ impl ScsiWorker {
             own: None,
             stage,
             request,
+            places: [None; 2],
             started,
             stop: Arc::default(),
             given: None,
@@ -192,6 +198,11 @@ impl ScsiWorker {
         {
             let index = copy.0;
             if !self.is_copying(copy) || self.copying(index).stage != Stage::Memory {
+                continue;
+            }
+            if !self.copying(index).copy.moves() {
+                self.memory_waiters -= 1;
+                self.copy_on(index, cx);
                 continue;
             }
             let session = self.copying(index).session;
@@ -310,17 +321,22 @@ impl ScsiWorker {
     /// A request comes to its range.
     fn copy_enter(&mut self, index: usize, cx: &mut Cx<'_>) {
         let request = self.copying(index).request;
+        self.copying(index).places = [None; 2];
         for (at, (unit, offset, len)) in request.ranges().enumerate() {
             let logical = &self.units.look(unit).logical;
+            if !logical.is_claimed() {
+                continue;
+            }
             let changes = at == 0 && request.op != Op::Read;
-            if logical.is_claimed()
-                && let Err(order) = logical.admit(offset, len, changes, self.worker)
-            {
-                if logical.is_wiping() {
-                    // Formatted or sanitized: that takes long, and what it says to others is that it is not ready.
-                    self.copy_failed(index, IoError::NotReady);
-                    return;
-                }
+            let admitted = logical.admit(offset, len, changes, self.worker);
+            if admitted.is_err() && logical.is_wiping() {
+                // Formatted or sanitized: that takes long, and what it says to others is that it is not ready.
+                self.copy_failed(index, IoError::NotReady);
+                return;
+            }
+            let (Ok(order) | Err(order)) = admitted;
+            self.copying(index).places[at] = Some(order);
+            if admitted.is_err() {
                 self.copying(index).stage = Stage::Claims(order);
                 return;
             }

@@ -79,7 +79,7 @@ impl ScsiWorker {
         }
         let (offset, len) = slot.span();
         match logical.admit(offset, len, slot.changes(), self.worker) {
-            Ok(()) => false,
+            Ok(_) => false,
             Err(_) if logical.is_wiping() => {
                 self.finish(port, head, Err(IoError::NotReady), cx);
                 true

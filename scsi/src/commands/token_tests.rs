@@ -303,6 +303,33 @@ fn blocks_of_two_sizes_have_to_fit() {
     let token = disks.token(&[(16, 4), (80, 4)]);
     let wrong = code(&disks.done(SECOND, 0x11, 1, &using(&token, 0, &[(5, 1)])));
     assert_eq!(wrong, (Key::CopyAborted, 0x260A));
+    // The other way round: the offset is in blocks of the disk that is written, and begins within one of what is read.
+    let mut disks = Disks::with(&[Shape { block_size: 4096, num_blocks: 512, ..small }, small]);
+    disks.bytes[0] = pattern(2 << 20);
+    let token = disks.token(&[(2, 2)]);
+    let wrong = code(&disks.done(SECOND, 0x11, 1, &using(&token, 1, &[(0, 8)])));
+    assert_eq!(wrong, (Key::CopyAborted, 0x260A));
+    assert_eq!(disks.done(SECOND, 0x11, 1, &using(&token, 8, &[(0, 8)])), Outcome::GOOD);
+    assert_eq!(disks.bytes[1][..4096], pattern(2 << 20)[3 * 4096..4 * 4096]);
+}
+
+#[test]
+fn what_devices_have_copied_after_the_token_had_ended_does_not_count() {
+    for cancelled in [false, true] {
+        let mut disks = Disks::filled();
+        let token = disks.token(&[(0, 1000)]);
+        let mut copy = disks.command(SECOND, 0x11, 1, &using(&token, 0, &[(0, 1000)])).unwrap();
+        assert_eq!(copy.done_together(4 * 512, Ok(())), Ok(()));
+        disks.units[0].about_to_change(crate::plan::Range { offset: 0, len: 512 });
+        if cancelled {
+            copy.cancel();
+        }
+        let ended = copy.done_together(8 * 512, Ok(()));
+        assert_eq!(ended.is_ok(), cancelled);
+        let outcome = disks.run(copy, |_| None);
+        assert_eq!(code(&outcome), if cancelled { (Key::CopyAborted, 0x0006) } else { (Key::IllegalRequest, 0x2306) });
+        assert_eq!(disks.information(SECOND, 1)[16..24], 4u64.to_be_bytes(), "{cancelled}");
+    }
 }
 
 #[test]

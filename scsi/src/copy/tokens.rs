@@ -317,11 +317,11 @@ mod tests {
         let token = make(&bench, &bench.path, &[range(8, 8), range(100, 10)], 0);
         assert!(unit.is_claimed(), "everybody comes the long way");
         for (lba, blocks) in [(0, 8), (16, 84), (110, 1000)] {
-            assert_eq!(unit.admit(lba * 512, blocks * 512, true, 0), Ok(()));
+            assert!(unit.admit(lba * 512, blocks * 512, true, 0).is_ok());
         }
-        assert_eq!(unit.admit(0, 1 << 20, false, 0), Ok(()), "a read");
+        assert!(unit.admit(0, 1 << 20, false, 0).is_ok(), "a read");
         assert_eq!(code(unit.check_token(&token)), Ok(()));
-        assert_eq!(unit.admit(109 * 512, 512, true, 0), Ok(()));
+        assert!(unit.admit(109 * 512, 512, true, 0).is_ok());
         assert_eq!(code(unit.check_token(&token)), Err(0x2306));
         assert_eq!(code(unit.use_token(&token.bytes, 0).map(drop)), Err(0x2306));
         assert!(!unit.is_claimed(), "nobody watches any more");
@@ -359,7 +359,7 @@ mod tests {
         assert_eq!(unit.tokens_of(&bench.path), [*token.bytes.first_chunk::<96>().unwrap()]);
         assert_eq!(unit.tokens_of(&bench.other), [[0; 96]; 0], "another initiator's");
         let early = unit.make_token(&bench.path, vec![range(20, 1)], 10).unwrap();
-        assert_eq!(unit.admit(20 * 512, 512, true, 0), Ok(()));
+        assert!(unit.admit(20 * 512, 512, true, 0).is_ok());
         unit.settled(&early, 0);
         assert_eq!(code(unit.check_token(&early)), Err(0x2306), "changed before it had settled");
         let unwanted = unit.make_token(&bench.path, vec![range(30, 1)], 10).unwrap();
@@ -431,7 +431,7 @@ mod tests {
         make(&bench, &bench.path, &[range(2, 1)], 0);
         assert_eq!(code(unit.check_token(&tokens[0])), Ok(()), "in use");
         assert_eq!(code(unit.check_token(&tokens[1])), Err(0x2304));
-        assert_eq!(unit.admit(512, 512, true, 0), Ok(()));
+        assert!(unit.admit(512, 512, true, 0).is_ok());
         make(&bench, &bench.path, &[range(2, 1)], 0);
         assert_eq!(code(unit.check_token(&tokens[2])), Err(0x2304), "the dead go first");
         assert_eq!(unit.tokens_of(&bench.path).len(), 2);

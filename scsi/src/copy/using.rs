@@ -134,7 +134,8 @@ fn zeroes(ranges: &[Range]) -> Vec<Segment> {
 fn pair_up(using: &UseToken, token: &Token, ends: &[End], source: usize) -> Result<Vec<Segment>, Sense> {
     const OFFSET_INTO_ROD: u16 = 8;
     const FIRST_DESCRIPTOR: u16 = 536;
-    let block = ends.iter().map(|end| u64::from(end.geometry().block_size())).max().unwrap_or(1);
+    let block_of = |end: &End| u64::from(end.geometry().block_size());
+    let (block, read_block) = (ends.iter().map(block_of).max().unwrap_or(1), block_of(&ends[source]));
     let wanted: u64 = using.ranges.iter().map(|range| range.len).sum();
     let left = token.len().checked_sub(using.offset).ok_or(Sense::invalid_parameter(OFFSET_INTO_ROD, None))?;
     if wanted > left {
@@ -153,7 +154,7 @@ fn pair_up(using: &UseToken, token: &Token, ends: &[End], source: usize) -> Resu
                 continue;
             }
             let len = to.len.min(part.len);
-            if !len.is_multiple_of(block) {
+            if !len.is_multiple_of(block) || !part.offset.is_multiple_of(read_block) {
                 // Blocks of one end that no whole blocks of the other make up.
                 return Err(Sense::new(Key::CopyAborted, code::UNEXPECTED_INEXACT_SEGMENT));
             }

@@ -213,6 +213,12 @@ impl Copy {
         self.progress.background
     }
 
+    /// Whether it moves anything, for which it needs memory.
+    #[must_use]
+    pub const fn moves(&self) -> bool {
+        !matches!(self.by, By::Making(_))
+    }
+
     /// Has it end at its next task.
     pub fn cancel(&self) {
         self.progress.cancel();
@@ -305,13 +311,17 @@ impl Copy {
     /// # Errors
     /// How it ends, because one of them could not.
     pub fn done_together(&mut self, bytes: u64, result: Result<(), CopyError>) -> Result<(), Outcome> {
-        self.done += bytes;
-        self.progress.add_moved(bytes);
         (self.pair, self.stage) = (None, Stage::Together);
+        // What was copied after the token had ended is not what it stands for: it does not count.
+        let good = self.check_token();
+        if good.is_ok() {
+            self.done += bytes;
+            self.progress.add_moved(bytes);
+        }
         if self.progress.is_cancelled() {
             return Ok(());
         }
-        self.check_token()?;
+        good?;
         match result {
             Ok(()) => Ok(()),
             Err(CopyError::Apart) => {

@@ -58,6 +58,8 @@ pub(crate) struct Copying {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     Memory,
+    /// Nothing: it needs no memory and goes on.
+    Free,
     /// Claims before this place in the order, on the range of its request.
     Claims(Order),
     /// What came before this place in the order, on this range of its unit; so many workers have not answered.
@@ -102,7 +104,7 @@ impl Copying {
     /// Whether a claim of this place in the order has to wait for it.
     pub(crate) fn is_in_the_way(&self, unit: UnitId, order: Order, span: Span) -> bool {
         let started = match self.stage {
-            Stage::Memory | Stage::Settling(..) => false,
+            Stage::Memory | Stage::Free | Stage::Settling(..) => false,
             // One with two ranges comes to both anew, behind the claims that there are then.
             Stage::Claims(_) => self.request.source.is_none(),
             Stage::Line | Stage::Device | Stage::Helper => true,
@@ -202,6 +204,7 @@ impl ScsiWorker {
             }
             if !self.copying(index).copy.moves() {
                 self.memory_waiters -= 1;
+                self.copying(index).stage = Stage::Free;
                 self.copy_on(index, cx);
                 continue;
             }
@@ -237,7 +240,7 @@ impl ScsiWorker {
                         self.copy_failed(index, IoError::NotReady);
                     }
                 }
-                Stage::Memory | Stage::Settling(..) | Stage::Line | Stage::Device | Stage::Helper => {}
+                Stage::Memory | Stage::Free | Stage::Settling(..) | Stage::Line | Stage::Device | Stage::Helper => {}
             }
         }
     }

@@ -156,7 +156,7 @@ fn stuck_requests_end_by_abort_by_reset_and_with_the_session() -> Result<()> {
         let mut bystander = SimGuest::connect(&mut appliance, "vm1", BLOCKS, seed + 1000)?;
         let mut guest = SimGuest::connect(&mut appliance, "vm0", BLOCKS, seed)?;
         for round in 0..3 {
-            world.fault(Fault { percent: 10, ..Fault::always(Kind::Write, Effect::Stuck) });
+            world.fault(Fault { percent: 30, ..Fault::always(Kind::Write, Effect::Stuck) });
             for _ in 0..60 {
                 guest.act();
                 appliance.machine.rounds(guest.rng.below(6));

@@ -178,7 +178,7 @@ fn check(bench: &Bench, action: Action) {
             let end = End { unit: bench.unit.clone(), path: bench.path.clone(), place: 0 };
             let found = end.clone();
             let find = &mut |name: &Designator| found.unit.is_called(name).then(|| found.clone());
-            let Ok(mut copy) = order.start(end, find) else { return };
+            let Ok(mut copy) = order.start(end, find, 1) else { return };
             for _ in 0..1000 {
                 match copy.next_task() {
                     CopyTask::Do { op, offset, len, .. } => {
@@ -186,6 +186,7 @@ fn check(bench: &Bench, action: Action) {
                         inside(bench, offset, len);
                     }
                     CopyTask::Together { .. } => unreachable!("this unit knows of no medium"),
+                    CopyTask::Settle { offset, len, .. } => inside(bench, offset, len),
                     CopyTask::Pause => {}
                     CopyTask::End(outcome) => {
                         copy.end(&outcome);

@@ -98,6 +98,8 @@ pub struct ScsiWorker {
     pub(crate) due: Due,
     /// How often one that waits was looked at.
     pub(crate) looks: u64,
+    /// Queues that had requests in flight when they were offered to another reactor.
+    offered_at_work: u64,
     /// Commands that have begun and that others wait for.
     pub(crate) begun: AllBegun,
     /// Who wants to know when what is under way has ended.
@@ -157,6 +159,7 @@ impl ScsiWorker {
             dormants: Dormants::default(),
             due: Due::default(),
             looks: 0,
+            offered_at_work: 0,
             begun: AllBegun::default(),
             fences: Vec::new(),
             outbox: VecDeque::new(),
@@ -180,6 +183,13 @@ impl ScsiWorker {
     #[must_use]
     pub const fn looks(&self) -> u64 {
         self.looks
+    }
+
+    /// How many queues, so far, were offered to another reactor while requests of theirs were in flight: those were
+    /// waited for.
+    #[must_use]
+    pub const fn offered_at_work(&self) -> u64 {
+        self.offered_at_work
     }
 
     /// The ports with their numbers.
@@ -290,7 +300,10 @@ impl ScsiWorker {
     fn offer_queue(&mut self, key: QueueKey, reply: Reply<Option<Box<NewQueue>>>) {
         let found = self.find(key).and_then(|number| self.ports[number].as_mut());
         match found.filter(|port| port.stopping.is_none() && port.offered.is_none() && !port.broken) {
-            Some(port) => (port.offered, port.paused) = (Some(reply), true),
+            Some(port) => {
+                self.offered_at_work += u64::from(port.inflight > 0);
+                (port.offered, port.paused) = (Some(reply), true);
+            }
             None => reply.send(None),
         }
     }

@@ -236,6 +236,25 @@ impl<W: Worker> SimMachine<W> {
         self.calls_beside(vec![(0, Box::new(f))], act).swap_remove(0)
     }
 
+    /// Lets all other threads of this process come to wait, and the machine to rest. Returns whether there was something to
+    /// do.
+    ///
+    /// # Panics
+    /// As [`SimMachine::run`].
+    pub fn settle(&mut self) -> bool {
+        let before = self.world.now();
+        let open = |machine: &Self| {
+            wait_until_asleep(|| false);
+            machine.post.lock().open_door()
+        };
+        self.post.lock().closed = true;
+        let mut came = open(self);
+        self.run();
+        came |= open(self);
+        self.post.lock().closed = false;
+        came || self.world.now() > before
+    }
+
     /// Several calls, each on a thread of its own, in the order in which they begin: each when the machine has taken so
     /// many steps, or sooner if nothing runs before it any more. Returns what they returned, in the same order.
     ///

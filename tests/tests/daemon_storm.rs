@@ -10,6 +10,7 @@
 //! - What is read has to be possible given what was written; no increment by COMPARE AND WRITE is lost.
 //! - Within a queue an ORDERED command is answered behind what came before it and before what comes after.
 //!
+//! A storm lasts some seconds, and until enough of everything has happened, however busy the machine is.
 //! `POLLUX_LONG=1` has each storm last ten times as long.
 
 mod common;
@@ -17,7 +18,7 @@ mod storm;
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use storm::{Beside, Tally, storm};
 
 fn lasts(seconds: u64) -> Duration {
@@ -27,20 +28,26 @@ fn lasts(seconds: u64) -> Duration {
 
 #[test]
 fn a_storm_of_functions_loses_doubles_and_delays_nothing() -> Result<()> {
-    let tally = storm(1, lasts(8), Beside { functions: true, ..Beside::default() })?;
+    // Of what is not named, nothing has to happen.
+    let enough = Tally {
+        good: 1000,
+        early: 500,
+        functions: 300,
+        found: 20,
+        told: 300,
+        conflicts: 10,
+        increments: 10,
+        ..Tally::default()
+    };
+    let tally = storm(1, lasts(8), Beside { functions: true, ..Beside::default() }, &enough)?;
     println!("{tally:?}");
-    let Tally { good, early, told, conflicts, increments, functions, found, .. } = tally;
-    // Far less than on an idle machine.
-    ensure!(good > 300 && early > 100 && functions > 50 && found > 2, "{tally:?}");
-    ensure!(told > 30 && conflicts > 2 && increments > 2, "{tally:?}");
     Ok(())
 }
 
 #[test]
 fn a_storm_while_sessions_die_and_queues_stop() -> Result<()> {
-    let tally = storm(2, lasts(8), Beside { functions: true, deaths: true, stops: true })?;
+    let enough = Tally { good: 500, early: 200, deaths: 15, stops: 100, left: 50, ..Tally::default() };
+    let tally = storm(2, lasts(8), Beside { functions: true, deaths: true, stops: true }, &enough)?;
     println!("{tally:?}");
-    let Tally { good, early, deaths, stops, left, .. } = tally;
-    ensure!(good > 200 && early > 100 && deaths > 3 && stops > 15 && left > 3, "{tally:?}");
     Ok(())
 }

@@ -26,37 +26,6 @@ const MEMORY: u64 = 8 << 20;
 /// Memory of sessions that died is watched for the last ones.
 const GRAVES: usize = 4;
 
-/// What has happened.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Tally {
-    pub(crate) good: u64,
-    pub(crate) early: u64,
-    pub(crate) told: u64,
-    pub(crate) conflicts: u64,
-    pub(crate) increments: u64,
-    pub(crate) functions: u64,
-    pub(crate) found: u64,
-    pub(crate) deaths: u64,
-    pub(crate) stops: u64,
-    /// Commands that a stopped queue had not taken.
-    pub(crate) left: u64,
-}
-
-impl Tally {
-    pub(crate) fn add(&mut self, other: &Tally) {
-        self.good += other.good;
-        self.early += other.early;
-        self.told += other.told;
-        self.conflicts += other.conflicts;
-        self.increments += other.increments;
-        self.functions += other.functions;
-        self.found += other.found;
-        self.deaths += other.deaths;
-        self.stops += other.stops;
-        self.left += other.left;
-    }
-}
-
 #[derive(Clone, Debug)]
 enum Doing {
     Read(OpId, Range<u64>),
@@ -102,7 +71,6 @@ pub(crate) struct Guest {
     rng: Rng,
     known: HashMap<(usize, Part), u64>,
     graves: Vec<Arc<GuestMemory>>,
-    tally: Tally,
 }
 
 /// What a session leaves behind when its socket is closed.
@@ -113,11 +81,10 @@ struct Remains {
 
 impl Guest {
     pub(crate) fn new(name: &'static str, key: u64, seed: u64) -> Guest {
-        let (known, graves, tally) = (HashMap::new(), Vec::new(), Tally::default());
-        Guest { name, key, rng: Rng::new(seed), known, graves, tally }
+        Guest { name, key, rng: Rng::new(seed), known: HashMap::new(), graves: Vec::new() }
     }
 
-    pub(crate) fn live(mut self, world: &World) -> Result<Tally> {
+    pub(crate) fn live(mut self, world: &World) -> Result<()> {
         let mut remains = None;
         loop {
             let mut session = Session::connect(&mut self, world)?;
@@ -137,7 +104,7 @@ impl Guest {
             let late = bytes.iter().position(|byte| *byte != SCRIBBLE);
             ensure!(late.is_none(), "memory of a session that had ended was written to, {late:?} bytes in");
         }
-        Ok(self.tally)
+        Ok(())
     }
 }
 
@@ -351,8 +318,10 @@ impl<'a> Session<'a> {
                 Some(sent) if answer != 10 => bail!("{:?} does not find {sent:?}", function.asked),
                 _ => {}
             }
-            self.guest.tally.functions += 1;
-            self.guest.tally.found += u64::from(answer == 10);
+            self.world.count(|tally| {
+                tally.functions += 1;
+                tally.found += u64::from(answer == 10);
+            });
         }
         Ok(())
     }
@@ -384,11 +353,12 @@ impl<'a> Session<'a> {
         // PREEMPT AND ABORT of a key that nobody has.
         let refused = matches!(doing, Doing::Preempt) && matches!(sense, Some((5, ..)));
         ensure!(good || early || told || conflict || miscompare || refused, "{response:?}");
-        let tally = &mut self.guest.tally;
-        tally.good += u64::from(good);
-        tally.early += u64::from(early);
-        tally.told += u64::from(told);
-        tally.conflicts += u64::from(conflict);
+        self.world.count(|tally| {
+            tally.good += u64::from(good);
+            tally.early += u64::from(early);
+            tally.told += u64::from(told);
+            tally.conflicts += u64::from(conflict);
+        });
         let mut ledger = self.world.ledgers.of(disk);
         match doing {
             Doing::Read(op, range) if good => {
@@ -400,7 +370,7 @@ impl<'a> Session<'a> {
                 ledger.free(range);
             }
             Doing::Increment { from } if good => {
-                tally.increments += 1;
+                self.world.count(|tally| tally.increments += 1);
                 ledger.incremented(part, *from)?;
                 self.guest.known.insert((disk, part), from + 1);
             }
@@ -440,8 +410,10 @@ impl<'a> Session<'a> {
         ensure!(!self.front.driver.queues[queue].ring.has_used(), "a stopped queue has answered something");
         self.front.start_queue(queue, base)?;
         self.front.driver.queues[queue].kick();
-        (self.guest.tally.stops, self.guest.tally.left) =
-            (self.guest.tally.stops + 1, self.guest.tally.left + left as u64);
+        self.world.count(|tally| {
+            tally.stops += 1;
+            tally.left += left as u64;
+        });
         Ok(())
     }
 
@@ -456,7 +428,7 @@ impl<'a> Session<'a> {
 
     /// Closes the socket with everything in flight.
     fn die(self) -> Remains {
-        self.guest.tally.deaths += 1;
+        self.world.count(|tally| tally.deaths += 1);
         Remains { sent: self.in_flight.into_values().collect(), memory: Arc::clone(&self.front.driver.memory) }
     }
 

@@ -3,11 +3,13 @@
 mod guest;
 mod ledger;
 mod parts;
+mod tally;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use pollux_tests::daemon::{Daemon, DaemonOptions};
 use pollux_tests::guest::{DriverOptions, Lun, SCRIBBLE, cdb};
 use pollux_tests::rng::Rng;
@@ -15,9 +17,9 @@ use serde_json::json;
 
 use crate::common;
 use guest::Guest;
-pub(crate) use guest::Tally;
 use ledger::Ledgers;
 use parts::{BLOCK, BLOCKS, DISKS, Part};
+pub(crate) use tally::Tally;
 
 /// Controllers of the guests, and of who looks at the disks in the end.
 const NAMES: [&str; 4] = ["one", "two", "three", "four"];
@@ -25,6 +27,9 @@ const JUDGE: &str = "judge";
 /// Devices below the LUNs: two that get slow and stuck as the weather is (a cache over a file, and memory), and a file as it
 /// is.
 const DEVICES: [&str; DISKS] = ["slow", "stuck", "file"];
+
+/// How long a storm goes on, at most, when not enough has happened yet: a busy machine takes its time.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// What happens beside the commands.
 #[derive(Clone, Copy, Default)]
@@ -42,6 +47,7 @@ struct World {
     daemon: Daemon,
     ledgers: Ledgers,
     beside: Beside,
+    tally: Mutex<Tally>,
     over: AtomicBool,
 }
 
@@ -67,14 +73,34 @@ impl World {
                 daemon.rpc("vhost_scsi_controller_add_target", place)?;
             }
         }
-        Ok(World { daemon, ledgers: Ledgers::default(), beside, over: AtomicBool::new(false) })
+        let (ledgers, tally, over) = (Ledgers::default(), Mutex::default(), AtomicBool::new(false));
+        Ok(World { daemon, ledgers, beside, tally, over })
     }
 
-    /// Requests get late or stuck, in ever new ways, until the storm is over.
-    fn weather(&self, seed: u64, lasts: Duration) -> Result<()> {
+    /// Something has happened.
+    fn count(&self, add: impl FnOnce(&mut Tally)) {
+        add(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What has happened so far.
+    fn tally(&self) -> Tally {
+        *self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Requests get late or stuck, in ever new ways, until the storm is over: it has lasted so long, and more than `enough`
+    /// of everything has happened.
+    fn weather(&self, seed: u64, lasts: Duration, enough: &Tally) -> Result<()> {
         let mut rng = Rng::new(seed);
-        let end = Instant::now() + lasts;
-        while Instant::now() < end && !self.over.load(Relaxed) {
+        let began = Instant::now();
+        while !self.over.load(Relaxed) {
+            let lacks = self.tally().lacks(enough);
+            if began.elapsed() >= lasts && lacks.is_empty() {
+                break;
+            }
+            if began.elapsed() >= LONGEST {
+                self.clear()?;
+                bail!("in {LONGEST:?} there was too little of {lacks:?}; more than this is enough: {enough:?}");
+            }
             let name = ["slow", "stuck"][rng.index(2)];
             let io_type = ["read", "write", "write_zeroes", "flush", "all"][rng.index(5)];
             let mut rule = json!({"name": name, "io_type": io_type, "num": rng.between(1, 60)});
@@ -128,8 +154,8 @@ impl World {
     }
 }
 
-/// Runs a storm and judges it.
-pub(crate) fn storm(seed: u64, lasts: Duration, beside: Beside) -> Result<Tally> {
+/// Runs a storm and judges it. It lasts at least so long, and until more has happened than `enough` says.
+pub(crate) fn storm(seed: u64, lasts: Duration, beside: Beside, enough: &Tally) -> Result<Tally> {
     let mut world = World::new(beside)?;
     let files = world.daemon.open_files()?;
     let result = std::thread::scope(|scope| {
@@ -143,13 +169,12 @@ pub(crate) fn storm(seed: u64, lasts: Duration, beside: Beside) -> Result<Tally>
             })
         });
         let guests: Vec<_> = guests.collect();
-        let weather = world.weather(seed, lasts);
+        let weather = world.weather(seed, lasts, enough);
         world.over.store(true, Relaxed);
-        let mut sum = Tally::default();
         for guest in guests {
-            sum.add(&guest.join().map_err(|_| anyhow!("a guest panicked"))??);
+            guest.join().map_err(|_| anyhow!("a guest panicked"))??;
         }
-        weather.map(|()| sum)
+        weather.map(|()| world.tally())
     });
     ensure!(world.daemon.is_alive(), "the daemon is gone:\n{}", world.daemon.log_tail());
     let tally = result.with_context(|| format!("seed {seed}; the daemon says:\n{}", world.daemon.log_tail()))?;

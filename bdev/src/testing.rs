@@ -11,7 +11,7 @@ use std::sync::Arc;
 use pollux_core::segment::{copy_from, copy_to};
 use pollux_core::{
     Bdev, Channel, ClientId, Completion, Cx, Done, Entry, FileSlot, Io, IoError, IoFlags, Next, Op, OpenArgs, Ring,
-    RingError, RingOp, Segment, SegmentList, Tag,
+    RingError, RingOp, Segment, SegmentList, Tag, Wake,
 };
 
 use crate::memory::{Buffer, PAGE, list};
@@ -33,6 +33,13 @@ pub(crate) enum Fate {
 }
 
 type Judge = Box<dyn FnMut(&RingOp) -> Fate>;
+
+/// What runs on a [`FileRing`] is polled at every step, whether or not something has come: nobody sleeps.
+struct Awake;
+
+impl Wake for Awake {
+    fn wake(&self) {}
+}
 
 /// A ring that runs each entry when it is pushed.
 pub(crate) struct FileRing {
@@ -139,6 +146,10 @@ impl FileRing {
 impl Ring for FileRing {
     fn now_ns(&self) -> u64 {
         self.now
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::new(Awake)
     }
 
     fn add_client(&mut self, depth: u32) -> Result<ClientId, RingError> {

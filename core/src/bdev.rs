@@ -187,7 +187,8 @@ pub enum Next {
     Now,
     /// Not before this time (nanoseconds of [`Ring::now_ns`](crate::Ring::now_ns)), or when the ring wakes up.
     At(u64),
-    /// When the ring has completed something: sleeping in the ring is right.
+    /// When the ring has completed something, or somebody has woken the reactor ([`Ring::waker`](crate::Ring::waker)):
+    /// sleeping in the ring is right.
     Ring,
 }
 

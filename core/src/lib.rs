@@ -14,6 +14,7 @@ pub mod bdev;
 pub mod copy;
 pub mod helpers;
 pub mod io;
+pub mod resident;
 pub mod ring;
 pub mod scsi;
 pub mod segment;
@@ -26,6 +27,7 @@ pub use bdev::{Alignment, AtomicWrite, Bdev, Channel, Discard, Extent, Next, Ope
 pub use copy::{CopyEnd, CopyError, CopyRange, CopySide, CopyWatch, CopyWay, PairCopy};
 pub use helpers::{Chore, ChoreId, Helpers, Lane};
 pub use io::{Completion, Io, IoError, IoFlags, Op, Tag};
+pub use resident::{Resident, Wake};
 pub use ring::{ClientId, Done, Entry, FileSlot, Ring, RingError, RingOp, Token};
 pub use scsi::{Delivery, Direction, SENSE_MAX, ScsiAnswer, ScsiChannel, ScsiCommand};
 pub use segment::{Segment, SegmentList};

@@ -5,8 +5,9 @@
 //! reaps them. The ring enters the kernel once a turn, not at each push.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
-use crate::SegmentList;
+use crate::{SegmentList, Wake};
 
 /// A client of a ring: whose completions these are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -139,6 +140,10 @@ pub enum RingError {
 pub trait Ring {
     /// Monotonic time in nanoseconds. Costs a clock read; within a turn use [`Cx::now`](crate::Cx).
     fn now_ns(&self) -> u64;
+
+    /// What ends the sleep of the reactor whose ring this is, for whoever changes memory that something on the reactor
+    /// looks at. It outlives the ring, and does nothing then.
+    fn waker(&self) -> Arc<dyn Wake>;
 
     /// Registers a client that will have at most `depth` entries in flight.
     ///

@@ -131,7 +131,7 @@ pub enum SetupError {
 }
 
 impl SetupError {
-    fn from_os(error: &io::Error) -> Self {
+    pub(crate) fn from_os(error: &io::Error) -> Self {
         match error.raw_os_error().unwrap_or(0) {
             libc::EPERM | libc::EACCES => SetupError::NotPermitted,
             libc::ENOSYS => SetupError::Missing,

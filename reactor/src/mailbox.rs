@@ -21,10 +21,28 @@
 //! it raises `asleep` again, and with a new S1–S3; or by another sender's P4, which then writes the eventfd itself. That
 //! other sender may have seen the `true` of an earlier sleep: one write then serves the later sleep, which is right too,
 //! and a write for a sleep that is already over costs one needless turn.
+//!
+//! # Changes that the reactor cannot look at by itself
+//! A resident or a channel may wait for a change of memory that it shares with others. S3 knows nothing of that memory, so
+//! whoever has changed it leaves a mark that S3 does look at; the pass after that, in which they are polled, finds it:
+//!
+//! ```text
+//! waker    (Wake::poke)                            sleeper
+//! W1  change the memory                            S1  asleep = true
+//! W2  poked.swap(true, SeqCst)                     S2  fence(SeqCst)
+//! W3  read `asleep` (SeqCst)                       S3  look ..., and at `poked`
+//! W4  if true: clear it, write eventfd             S5  awake again: asleep = false, poked.swap(false), then a pass
+//! ```
+//!
+//! W2 is P1 and P2 in one. If it comes before S2, S3 sees its `true`, or it was cleared by an S5 meanwhile; else W3 sees
+//! the `true` of S1, or a later `false`, as above. So each W2 has an S5 after it, whether the reactor was about to sleep, or
+//! slept, or goes to sleep later; and after each S5 comes a pass before the next S1. That pass sees W1: all that write
+//! `poked` exchange it, so the `false` of S5 continues the release sequence of each W2 before it, whosever `true` it reads,
+//! and acquires what came before them. A reactor that is awake pays for W2 with one more turn in vain before it sleeps.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,9 +56,17 @@ use crate::clock::monotonic_ns;
 /// How long a sender waits for room.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What wakers write and read: by itself in its cache line, since a reactor that is awake reads the rest in every turn.
+#[derive(Default)]
+struct Sleep {
+    asleep: AtomicBool,
+    /// Memory was changed that something on the reactor looks at.
+    poked: AtomicBool,
+}
+
 /// One reactor's state of sleep, and the way to end it.
 pub(crate) struct Wake {
-    asleep: CachePadded<AtomicBool>,
+    sleep: CachePadded<Sleep>,
     /// Asked to stop.
     stop: AtomicBool,
     /// Takes no messages any more.
@@ -53,7 +79,7 @@ pub(crate) struct Wake {
 impl Wake {
     pub(crate) fn new() -> rustix::io::Result<Self> {
         Ok(Wake {
-            asleep: CachePadded::new(AtomicBool::new(false)),
+            sleep: CachePadded::default(),
             stop: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             sent: AtomicU64::new(0),
@@ -65,7 +91,24 @@ impl Wake {
     #[inline]
     pub(crate) fn notify(&self) {
         fence(SeqCst);
-        if self.asleep.load(Relaxed) && self.asleep.swap(false, Relaxed) {
+        if self.sleep.asleep.load(Relaxed) {
+            self.end_sleep();
+        }
+    }
+
+    /// The waker's side, after the memory was changed that something on the reactor looks at: W2 to W4.
+    #[inline]
+    pub(crate) fn poke(&self) {
+        self.sleep.poked.swap(true, SeqCst);
+        if self.sleep.asleep.load(SeqCst) {
+            self.end_sleep();
+        }
+    }
+
+    /// P4 and W4.
+    #[cold]
+    fn end_sleep(&self) {
+        if self.sleep.asleep.swap(false, Relaxed) {
             self.sent.store(monotonic_ns(), Relaxed);
             // A full eventfd (EAGAIN) is readable: the reactor wakes up all the same.
             let _full = rustix::io::write(&self.event, &1u64.to_ne_bytes());
@@ -74,12 +117,19 @@ impl Wake {
 
     /// The sleeper's side: S1 and S2. The caller looks once more and then waits, or not; afterwards `woken`.
     pub(crate) fn falls_asleep(&self) {
-        self.asleep.store(true, Relaxed);
+        self.sleep.asleep.store(true, Relaxed);
         fence(SeqCst);
     }
 
+    /// Part of S3.
+    pub(crate) fn is_poked(&self) -> bool {
+        self.sleep.poked.load(Relaxed)
+    }
+
+    /// S5. The caller makes a pass before it falls asleep again.
     pub(crate) fn woken(&self) {
-        self.asleep.store(false, Relaxed);
+        self.sleep.asleep.store(false, Relaxed);
+        self.sleep.poked.swap(false, AcqRel);
     }
 
     /// Takes the eventfd's count, when the ring has said that there is one. Returns when it was written; 0 if a write
@@ -101,6 +151,12 @@ impl Wake {
     #[inline]
     pub(crate) fn asked_to_stop(&self) -> bool {
         self.stop.load(Relaxed)
+    }
+}
+
+impl pollux_core::Wake for Wake {
+    fn wake(&self) {
+        self.poke();
     }
 }
 
@@ -181,6 +237,10 @@ impl<M: Send> Post<M> for Poster<M> {
 }
 
 #[cfg(test)]
+#[path = "wake_tests.rs"]
+mod wake_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -213,6 +273,23 @@ mod tests {
         mailbox.put(4).unwrap();
         assert_eq!(event_count(&mailbox.wake), 0);
         assert_eq!(std::iter::from_fn(|| mailbox.take()).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_poke_is_kept_until_the_reactor_has_woken_up_and_ends_a_sleep_once() {
+        let wake = Wake::new().unwrap();
+        wake.poke();
+        assert_eq!(event_count(&wake), 0, "awake: nothing to do");
+        wake.falls_asleep();
+        assert!(wake.is_poked(), "it must not sleep");
+        wake.woken();
+        assert!(!wake.is_poked());
+        wake.falls_asleep();
+        wake.poke();
+        wake.poke();
+        assert_eq!(event_count(&wake), 1);
+        wake.woken();
+        assert!(!wake.is_poked(), "the pass that follows has seen the change");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! counted with its client whichever ring has it, and sleeping is done in the first, which polls the second.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use crate::clients::{Clients, OWN};
 use crate::clock::Clock;
 use crate::data::{DataMode, DataRing, Landed};
 use crate::kernel::{Kernel, RingFeatures, SetupError};
+use crate::mailbox::Wake;
 use crate::sqe::{Sqe, Target};
 
 /// How long a ring that is dropped waits for what is still in flight.
@@ -71,15 +73,24 @@ pub struct UringRing {
     clock: Clock,
     /// The second ring, where one is wanted.
     data: Option<Box<DataRing>>,
+    /// Of the reactor that it belongs to.
+    wake: Arc<Wake>,
 }
 
 impl UringRing {
-    /// Sets a ring up on the calling thread, which is the only one to use it.
+    /// Sets a ring up on the calling thread, which is the only one to use it. No reactor sleeps in it: whoever turns it has
+    /// to look, without being woken, at what its [`waker`](Ring::waker) is called for.
     ///
     /// # Errors
     /// [`SetupError`] says what is in the way.
     pub fn new(config: &RingConfig) -> Result<Self, SetupError> {
-        let mut ring = Self::on(Kernel::new(config)?, config.files);
+        let wake = Wake::new().map_err(|errno| SetupError::from_os(&errno.into()))?;
+        Self::of_reactor(config, Arc::new(wake))
+    }
+
+    /// Sets up the ring of a reactor that is woken like that.
+    pub(crate) fn of_reactor(config: &RingConfig, wake: Arc<Wake>) -> Result<Self, SetupError> {
+        let mut ring = Self::on(Kernel::new(config)?, config.files, wake);
         if config.data_ring != DataMode::None {
             ring.add_data_ring(config)?;
         }
@@ -94,7 +105,7 @@ impl UringRing {
         Ok(())
     }
 
-    fn on(kernel: Kernel, max_files: u32) -> Self {
+    fn on(kernel: Kernel, max_files: u32, wake: Arc<Wake>) -> Self {
         UringRing {
             kernel,
             clients: Clients::default(),
@@ -104,6 +115,7 @@ impl UringRing {
             enters: 0,
             clock: Clock::new(),
             data: None,
+            wake,
         }
     }
 
@@ -294,6 +306,10 @@ impl UringRing {
 impl Ring for UringRing {
     fn now_ns(&self) -> u64 {
         self.clock.now_ns()
+    }
+
+    fn waker(&self) -> Arc<dyn pollux_core::Wake> {
+        Arc::<Wake>::clone(&self.wake)
     }
 
     fn add_client(&mut self, depth: u32) -> Result<ClientId, RingError> {

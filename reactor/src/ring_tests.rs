@@ -203,7 +203,7 @@ fn full_queues_lose_nothing_in_any_mode() {
     for choice in crate::kernel::choices() {
         let config = RingConfig { submissions: 8, completions: 16, ..RingConfig::default() };
         let kernel = Kernel::with(&config, std::slice::from_ref(&choice)).unwrap();
-        let mut ring = UringRing::on(kernel, config.files);
+        let mut ring = UringRing::on(kernel, config.files, Arc::new(Wake::new().unwrap()));
         assert_eq!(
             (ring.features().defer_taskrun, ring.features().coop_taskrun),
             (choice.defer_taskrun, choice.coop_taskrun)

@@ -286,7 +286,8 @@ impl<M: Send> Seed<M> {
         if let Err(errno) = rustix::thread::set_current_timer_slack(Some(TIMER_SLACK)) {
             tracing::warn!("reactor {} sleeps with the default timer slack: {errno}", self.number);
         }
-        let ring = UringRing::new(&self.ring).map_err(|source| StartError::Ring { core, source })?;
+        let wake = Arc::clone(&self.mailbox.wake);
+        let ring = UringRing::of_reactor(&self.ring, wake).map_err(|source| StartError::Ring { core, source })?;
         let tid = rustix::thread::gettid().as_raw_nonzero().get();
         let stats = ReactorStats::new(self.number, core, tid, ring.features().clone());
         Ok((ring, Arc::new(stats)))

@@ -196,12 +196,12 @@ impl<W: Worker> Reactor<W> {
         if self.refused || ns <= self.idling.spin_max { None } else { Some(ns.min(self.idling.max_sleep)) }
     }
 
-    /// Sleeps in the ring for at most `ns`, unless something has come: S1 to S4 of `mailbox.rs`. Returns the time then.
+    /// Sleeps in the ring for at most `ns`, unless something has come: S1 to S5 of `mailbox.rs`. Returns the time then.
     fn sleep(&mut self, now: u64, ns: u64) -> u64 {
         self.arm_wake();
         let wake = &self.mailbox.wake;
         wake.falls_asleep();
-        if self.has_mail() || wake.asked_to_stop() {
+        if self.has_mail() || wake.asked_to_stop() || wake.is_poked() {
             wake.woken();
             return now;
         }

@@ -1,7 +1,7 @@
 //! Several reactors in one thread, scheduled by the seed.
 //!
-//! A worker that did nothing and says that it waits for its ring is not polled again before a message or a completion
-//! comes, exactly as on a sleeping reactor: a lost wake-up shows as a machine that is idle with requests unanswered.
+//! A worker that did nothing and says that it waits for its ring is not polled again before a message, a completion or
+//! a wake comes, exactly as on a sleeping reactor: a lost wake-up shows as a machine that is idle with requests unanswered.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -336,6 +336,8 @@ impl<W: Worker> SimMachine<W> {
         if did == 0 {
             did = skipped.into_iter().map(|at| self.turn(at)).sum();
         }
+        // Who has done nothing may have woken another that had its turn before.
+        did += self.reactors.iter().filter(|reactor| reactor.ring.is_woken()).count() as u64;
         if did == 0 {
             // How often somebody looks whether there is work must not change the run.
             self.rng = before;
@@ -363,9 +365,11 @@ impl<W: Worker> SimMachine<W> {
             Next::At(time) => time <= now,
             Next::Ring | Next::Idle => false,
         };
-        if reactor.sleeping && !due && messages == 0 && !reactor.ring.has_completions() {
+        let woken = reactor.ring.is_woken();
+        if reactor.sleeping && !due && messages == 0 && !woken && !reactor.ring.has_completions() {
             return 0;
         }
+        reactor.ring.begins_turn();
         let mut cx = Cx { now, reactor: at, ring: &mut reactor.ring };
         let mut did = 0;
         // A turn need not empty the mailbox.

@@ -2,8 +2,10 @@
 //! entries in flight than announced, no token twice, nothing removed that is still in use.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use pollux_core::{ClientId, Done, Entry, FileSlot, Ring, RingError};
+use pollux_core::{ClientId, Done, Entry, FileSlot, Ring, RingError, Wake};
 
 use super::SimWorld;
 
@@ -11,11 +13,33 @@ use super::SimWorld;
 pub struct SimRing {
     world: SimWorld,
     id: usize,
+    wake: Arc<SimWake>,
+}
+
+/// Has the ring's reactor take one more turn before it sleeps, and no more than that: a real one may take more.
+#[derive(Default)]
+struct SimWake(AtomicBool);
+
+impl Wake for SimWake {
+    fn wake(&self) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 impl SimRing {
-    pub(super) const fn new(world: SimWorld, id: usize) -> Self {
-        SimRing { world, id }
+    pub(super) fn new(world: SimWorld, id: usize) -> Self {
+        SimRing { world, id, wake: Arc::default() }
+    }
+
+    /// Whether its reactor was woken since its last turn began.
+    #[must_use]
+    pub fn is_woken(&self) -> bool {
+        self.wake.0.load(SeqCst)
+    }
+
+    /// Its reactor takes a turn: what was changed before is seen in it.
+    pub(super) fn begins_turn(&self) {
+        self.wake.0.store(false, SeqCst);
     }
 
     /// Which of the world's rings this is.
@@ -67,6 +91,12 @@ fn place<T>(all: &mut Vec<Option<T>>, value: T) -> usize {
 impl Ring for SimRing {
     fn now_ns(&self) -> u64 {
         self.world.now()
+    }
+
+    /// It may be called from any thread, but a run depends on nothing but its seed only if the machine's own thread calls
+    /// it: what others change in memory is seen by whoever looks at it first.
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::<SimWake>::clone(&self.wake)
     }
 
     fn add_client(&mut self, depth: u32) -> Result<ClientId, RingError> {

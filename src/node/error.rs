@@ -119,7 +119,10 @@ impl From<BdevError> for NodeError {
 impl From<TargetError> for NodeError {
     fn from(error: TargetError) -> Self {
         let reason = match &error {
-            TargetError::NoController(_) | TargetError::NoLun { .. } | TargetError::NoQueue { .. } => Reason::NotFound,
+            TargetError::NoController(_)
+            | TargetError::NoLun { .. }
+            | TargetError::NoQueue { .. }
+            | TargetError::NoResident(_) => Reason::NotFound,
             TargetError::ControllerExists(_) | TargetError::LunExists { .. } => Reason::ExistsDifferent,
             TargetError::BadName(_)
             | TargetError::PathTooLong(_)

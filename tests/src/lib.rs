@@ -10,6 +10,7 @@
 //! - [`scsi_suite`]: public suites for SCSI targets, counted honestly, and what is expected of them.
 //! - [`sg_device`]: a SCSI generic device, asked directly.
 //! - [`records`]: numbered records that a guest writes without a flush, and what of them has to be there.
+//! - [`scribe`]: a toy for what a reactor does for nobody's request.
 //! - [`logwrites`], [`durability`]: what a medium held at each acknowledgement, and whether that was enough.
 
 pub mod daemon;
@@ -20,6 +21,7 @@ pub mod logwrites;
 pub mod model;
 pub mod records;
 pub mod rng;
+pub mod scribe;
 pub mod scsi_suite;
 pub mod sg_device;
 pub mod sim;

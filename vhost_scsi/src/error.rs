@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use pollux_core::{IoError, OpenError, PostError};
 
+use crate::HostedId;
+
 /// Why a change was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -85,6 +87,12 @@ pub enum TargetError {
     /// A reactor has no room for it.
     #[error("a reactor cannot take the device: {0}")]
     Attach(IoError),
+    /// A reactor has no room for a resident.
+    #[error("a reactor cannot take the engine: {0}")]
+    Resident(IoError),
+    /// It was evicted, or somebody else has it evicted now.
+    #[error("reactor {} has no such engine, or it is leaving already", .0.reactor())]
+    NoResident(HostedId),
     /// The socket cannot be had.
     #[error("{path}: {error}")]
     Socket {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
 use crossbeam::channel::Sender;
-use pollux_core::{Channel, CopyError, IoError, IoStats, Tag};
+use pollux_core::{Channel, CopyError, IoError, IoStats, Resident, Tag};
 use pollux_scsi::{Class, LogicalUnit, Outcome, Path, Preempted, Saved};
 use pollux_vhost_user::{Queue, SessionHandle};
 
@@ -16,6 +16,7 @@ use crate::fence::Mark;
 use crate::parked::Home;
 use crate::port::Slot;
 use crate::request::{Event, Response};
+use crate::residents::{EvictReply, HostReply, HostedId};
 use crate::{LunStats, QueueStats};
 
 /// Names a controller on all workers: a place that is used again, and a count that makes the name unique, so that a
@@ -305,6 +306,17 @@ pub(crate) enum Body {
         bytes: u64,
         result: Result<(), CopyError>,
     },
+    /// Answers when the resident is attached, or gives it back.
+    Host {
+        id: HostedId,
+        resident: Box<dyn Resident>,
+        reply: HostReply,
+    },
+    /// Answers with the resident when it has left and is detached.
+    Evict {
+        id: HostedId,
+        reply: EvictReply,
+    },
     /// From a helper thread: what a command of this session was away for has been found out, or could not be.
     ErrandDone {
         id: ErrandId,
@@ -351,6 +363,8 @@ impl fmt::Debug for Body {
             Body::AbortDone { id, count } => write!(f, "AbortDone({id:?}, {count})"),
             Body::CopiedTogether { copy, bytes, result } => write!(f, "CopiedTogether({copy:?}, {bytes}, {result:?})"),
             Body::ErrandDone { id, data, .. } => write!(f, "ErrandDone({id}, {})", data.is_some()),
+            Body::Host { id, .. } => write!(f, "Host({id:?})"),
+            Body::Evict { id, .. } => write!(f, "Evict({id:?})"),
             Body::Saved { tag, saved } => write!(f, "Saved({tag:x}, {saved:?})"),
         }
     }

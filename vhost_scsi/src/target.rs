@@ -101,6 +101,7 @@ pub struct Target {
     count: AtomicU32,
     patience: RwLock<Patience>,
     pub(crate) moves: crate::moves::MoveStats,
+    pub(crate) hosting: crate::residents::Hosting,
     /// Held over each change.
     changes: Mutex<Units>,
 }
@@ -117,6 +118,7 @@ impl Target {
             count: AtomicU32::new(0),
             patience: RwLock::default(),
             moves: crate::moves::MoveStats::default(),
+            hosting: crate::residents::Hosting::default(),
             changes: Mutex::default(),
         })
     }
@@ -395,6 +397,10 @@ impl Target {
     pub(crate) fn controller(&self, name: &str) -> Result<Arc<Controller>, TargetError> {
         let controllers = self.controllers.read().unwrap_or_else(PoisonError::into_inner);
         controllers.get(name).cloned().ok_or_else(|| TargetError::NoController(name.into()))
+    }
+
+    pub(crate) fn reactors(&self) -> usize {
+        self.post.reactors()
     }
 
     pub(crate) fn send(&self, reactor: usize, body: Body) -> Result<(), PostError> {

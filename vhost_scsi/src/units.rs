@@ -353,6 +353,10 @@ impl Units {
 
     /// Polls the busy unit at place `at` of the list and appends what has completed to `done`, which is empty; `None`
     /// behind the last one. [`Units::polled`] says which place is next.
+    ///
+    /// Every busy unit is polled in every pass, whatever its channel's `next` says: that only tells how long the reactor may
+    /// sleep before the pass. So a channel that waits for something on another reactor, and says [`Next::Ring`], is polled
+    /// in the pass that follows a wake ([`Ring::waker`](pollux_core::Ring::waker)).
     #[inline]
     pub(crate) fn poll(&mut self, at: usize, done: &mut Vec<Completion>, cx: &mut Cx<'_>) -> Option<UnitId> {
         let id = *self.busy.get(at)?;

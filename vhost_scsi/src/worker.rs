@@ -1,8 +1,8 @@
 //! What a reactor runs for virtio-scsi: its ports, units and LUNs, and the pass over them.
 //!
-//! One pass: kicks that came; each active port, at most [`BATCH`] requests of it; the devices that have something in
-//! flight; the used rings, with one signal for each. What drains (stopping queues, leaving LUNs, ending channels) is looked
-//! at only while there is such a thing.
+//! One pass: kicks that came; each active port, at most [`BATCH`] requests of it; the residents; the devices that have
+//! something in flight (a resident may just have done it); the used rings, with one signal for each. What drains (stopping
+//! queues, leaving LUNs, ending channels) is looked at only while there is such a thing.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -24,6 +24,7 @@ use crate::own::Pool;
 use crate::parked::{Home, Preempting};
 use crate::port::{Kind, Port};
 use crate::request::Response;
+use crate::residents::Residents;
 use crate::units::{Ending as ChannelEnding, Units};
 use crate::wipes::{Waiter, Wiping};
 
@@ -68,6 +69,7 @@ pub struct ScsiWorker {
     expected: Vec<QueueKey>,
     pub(crate) luns: Luns,
     pub(crate) units: Units,
+    residents: Residents,
     pub(crate) background: Vec<Option<Background>>,
     pub(crate) background_free: Vec<usize>,
     /// Copies from unit to unit.
@@ -140,6 +142,7 @@ impl ScsiWorker {
             expected: Vec::new(),
             luns: Luns::default(),
             units: Units::default(),
+            residents: Residents::default(),
             background: Vec::new(),
             background_free: Vec::new(),
             copies: Vec::new(),
@@ -634,6 +637,8 @@ impl Worker for ScsiWorker {
             Body::WipeEnded { unit, number, outcome } => self.answer_wipe_waiters(unit, number, &outcome),
             Body::Saved { tag, saved } => self.saved(tag, saved),
             Body::CopiedTogether { copy, bytes, result } => self.copied_together(copy, (bytes, result), cx),
+            Body::Host { id, resident, reply } => self.residents.host(id, resident, reply, cx),
+            Body::Evict { id, reply } => self.residents.evict(id, reply),
             Body::ErrandDone { id, tag, session, data } => self.errand_done(id, tag, session, data),
         }
         self.draining = true;
@@ -643,6 +648,7 @@ impl Worker for ScsiWorker {
     fn poll(&mut self, cx: &mut Cx<'_>) -> u32 {
         let mut count = self.poll_kicks(cx);
         count += self.poll_ports(cx);
+        count += self.residents.poll(cx);
         count += self.poll_units(cx);
         self.publish(cx);
         let changed = count > 0 || std::mem::take(&mut self.told) || std::mem::take(&mut self.again);
@@ -661,7 +667,7 @@ impl Worker for ScsiWorker {
             return Next::Now;
         }
         // What drains waits for the ring or for a device; both say so themselves.
-        self.units.next()
+        self.units.next().or(self.residents.next())
     }
 
     fn outgoing(&mut self, send: &mut dyn FnMut(usize, Message) -> Result<(), Message>) {

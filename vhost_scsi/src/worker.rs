@@ -484,6 +484,8 @@ impl ScsiWorker {
         }
     }
 
+    // Twice in a pass, and nothing to do in most: not worth a call.
+    #[inline(always)]
     fn publish(&mut self, cx: &mut Cx<'_>) {
         let Some(client) = self.client else { return };
         for number in self.touched.drain(..) {

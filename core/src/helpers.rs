@@ -22,7 +22,8 @@ pub struct ChoreId(pub u64);
 /// The helper threads. Implemented by the reactors' room and by the simulated world.
 pub trait Helpers: Send + Sync {
     /// Has a chore done by a helper thread, in the order in which chores come as far as lanes allow: both of its, which may
-    /// be one. Never waits, and never runs it inside the call.
+    /// be one. As long as those go on it gets its turn, whatever comes behind it. Never waits, and never runs it inside the
+    /// call.
     fn submit(&self, lanes: [Lane; 2], chore: Chore) -> ChoreId;
 
     /// Takes back a chore that has not begun. `None`: it has, and goes on.

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use pollux_core::{IoError, IoFlags, Op, Shape};
+use pollux_core::{CopyEnd, CopyError, CopyRange, Extent, IoError, IoFlags, Op, Shape};
 use uuid::Uuid;
 
 use crate::testing::{Luns, drained, sense_of, shape};
 use crate::{
-    Action, Cdb, Copy, CopyOrder, CopyTask, Designator, End, Identity, Key, LogicalUnit, Nexus, Outcome, PIECE_LEN,
-    Path, SCRATCH_LEN, SENSE_LEN, Sense,
+    Action, Cdb, Copy, CopyOrder, CopyTask, Designator, End, Identity, Key, LogicalUnit, Medium, Nexus, Outcome,
+    PIECE_LEN, Path, SCRATCH_LEN, SENSE_LEN, Sense, Transfers,
 };
 
 /// Copies by tokens.
@@ -27,6 +27,9 @@ struct Disks {
     bytes: Vec<Vec<u8>>,
     /// Place, length and FUA of each write.
     writes: Vec<(u32, u64, bool)>,
+    /// Sources and destinations that were asked to copy together, and those that cannot.
+    asked: Vec<(u32, u32)>,
+    apart: Vec<(u32, u32)>,
     scratch: Vec<u8>,
 }
 
@@ -50,8 +53,16 @@ impl Disks {
         let (paths, others) = (attach(&nexus), attach(&other));
         units.iter().for_each(|_| paths.iter().for_each(|path| drop(drained(path))));
         let bytes = shapes.iter().map(|shape| vec![0; shape.bytes() as usize]).collect();
-        let foreign = vec![unit(99, shape())];
-        Disks { units, paths, others, foreign, bytes, writes: Vec::new(), scratch: vec![0xEE; SCRATCH_LEN] }
+        let (foreign, scratch) = (vec![unit(99, shape())], vec![0xEE; SCRATCH_LEN]);
+        let (writes, asked, apart) = (Vec::new(), Vec::new(), Vec::new());
+        Disks { units, paths, others, foreign, bytes, writes, asked, apart, scratch }
+    }
+
+    /// All of them copy by themselves, but for these pairs.
+    fn that_copy(count: usize, apart: &[(u32, u32)]) -> Disks {
+        let disks = Disks { apart: apart.to_vec(), ..Disks::with(&vec![shape(); count]) };
+        disks.units.iter().for_each(|unit| unit.set_medium(Arc::new(Copies)));
+        disks
     }
 
     fn name(&self, at: usize) -> Designator {
@@ -125,7 +136,20 @@ impl Disks {
                         self.writes.push((place, len, flags.contains(IoFlags::FUA)));
                     }
                 }
-                CopyTask::Together { .. } => panic!("these media copy nothing by themselves"),
+                CopyTask::Together { source, from, destination, to, len } => {
+                    self.asked.push((source, destination));
+                    let result = if self.apart.contains(&(source, destination)) {
+                        copy.done_together(0, Err(CopyError::Apart))
+                    } else {
+                        let data = self.bytes[source as usize][from as usize..][..len as usize].to_vec();
+                        self.bytes[destination as usize][to as usize..][..len as usize].copy_from_slice(&data);
+                        copy.done_together(len, Ok(()))
+                    };
+                    if let Err(outcome) = result {
+                        copy.end(&outcome);
+                        return outcome;
+                    }
+                }
                 CopyTask::Pause => memory.fill(0xEE),
                 // Nothing else is under way here.
                 CopyTask::Settle { .. } => {}
@@ -146,6 +170,38 @@ impl Disks {
 
     fn status(&mut self, list_id: u8) -> Vec<u8> {
         self.data(&[0x84, 0x00, list_id, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0, 0])
+    }
+}
+
+/// A medium that may copy by itself; whether it does is the test's matter.
+#[derive(Debug)]
+struct Copies;
+
+impl Medium for Copies {
+    fn transfers(&self) -> Transfers {
+        Transfers::default()
+    }
+
+    fn extent(&self, _: u64, len: u64) -> Extent {
+        Extent::mapped(len)
+    }
+
+    fn copy_range(&self, offset: u64, _: u64) -> Option<CopyRange> {
+        Some(CopyRange::new(Arc::new(Copies), offset))
+    }
+}
+
+impl CopyEnd for Copies {
+    fn step(&self) -> u64 {
+        1 << 20
+    }
+
+    fn grain(&self) -> u64 {
+        512
+    }
+
+    fn copy_from(&self, _: u64, _: &dyn CopyEnd, _: u64, _: u64) -> Result<(), CopyError> {
+        unreachable!("the test does what helper threads would")
     }
 }
 
@@ -223,6 +279,26 @@ fn blocks_go_from_disk_to_disk_and_within_one() {
         assert_eq!(disks.writes[0], (1, 131_072 - 9 * 512, false));
         assert!(disks.writes[..3].iter().all(|write| (write.0, write.2) == (1, false)));
     }
+}
+
+/// To ask takes a helper thread: once is enough.
+#[test]
+fn two_devices_that_cannot_copy_together_are_asked_once_in_a_command() {
+    let mut disks = Disks::that_copy(3, &[(0, 1)]);
+    disks.bytes[0] = pattern(4096 * BLOCK);
+    let names = [0, 1, 2].map(|at| disks.name(at));
+    let ends = [(0, 1), (0, 1), (0, 2), (0, 1), (1, 0), (0, 2)];
+    let segments: Vec<_> = (0..).zip(ends).map(|(n, ends)| segment(ends, 300, n * 300, n * 300)).collect();
+    assert_eq!(disks.copied(0, &lid1(7, 0, &names, &segments)), Outcome::GOOD);
+    assert_eq!(disks.asked, [(0, 1), (0, 2), (1, 0), (0, 2)]);
+    let source = pattern(4096 * BLOCK);
+    for (to, segment) in [(1, 0), (1, 1), (2, 2), (1, 3), (2, 5)] {
+        let range = segment * 300 * BLOCK..(segment + 1) * 300 * BLOCK;
+        assert!(disks.bytes[to][range.clone()] == source[range], "segment {segment} did not arrive");
+    }
+    // Another command asks again.
+    assert_eq!(disks.copied(0, &lid1(8, 0, &names, &segments[..1])), Outcome::GOOD);
+    assert_eq!(disks.asked.len(), 5);
 }
 
 #[test]

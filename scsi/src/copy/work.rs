@@ -1,10 +1,10 @@
 //! A copy on its way: what to read and to write next.
 //!
 //! What the devices of both ends can copy together ([`pollux_core::PairCopy`]), they do, up to [`TOGETHER_LEN`] at a
-//! time. The rest it moves a piece at a time, of at most [`PIECE_LEN`]: read at the source, written at the destination,
-//! and a pause, in which others may have the memory. Where source and destination lie over each other in one unit, the
-//! pieces go in the order in which none is overwritten before it was read, so what arrives is what was there when the
-//! segment began.
+//! time; two ends that once say that they cannot are not asked again. The rest it moves a piece at a time, of at most
+//! [`PIECE_LEN`]: read at the source, written at the destination, and a pause, in which others may have the memory. Where
+//! source and destination lie over each other in one unit, the pieces go in the order in which none is overwritten before
+//! it was read, so what arrives is what was there when the segment began.
 //!
 //! A copy by a token asks after each read whether the token is still good, and ends if it is not: what it has written by then
 //! is what the token stood for, and the rest is not written. One that makes a token moves nothing; it waits.
@@ -153,8 +153,9 @@ pub struct Copy {
     stage: Stage,
     /// What the devices copy together at present.
     pair: Option<PairCopy>,
-    /// The devices have said of the present segment that they do not.
-    apart: bool,
+    /// Sources and destinations, by their numbers, of which the devices have said that they do not copy together. To ask takes a
+    /// helper thread, so they are not asked again.
+    apart: Vec<(usize, usize)>,
     ended: bool,
     by: By,
 }
@@ -190,7 +191,7 @@ impl Copy {
 
     fn make(progress: Arc<Progress>, ends: Vec<End>, segments: Vec<Segment>, by: By) -> Copy {
         let stage = Stage::Begin;
-        Copy { progress, ends, segments, at: 0, done: 0, stage, pair: None, apart: false, ended: false, by }
+        Copy { progress, ends, segments, at: 0, done: 0, stage, pair: None, apart: Vec::new(), ended: false, by }
     }
 
     /// Time passes, by the clock of [`LogicalUnit::pass_time`](crate::LogicalUnit::pass_time).
@@ -244,6 +245,13 @@ impl Copy {
         }
     }
 
+    /// The read that was asked for last has not begun: it is asked for again, if it still may be done then.
+    pub fn not_begun(&mut self) {
+        if self.stage == Stage::Read {
+            self.stage = Stage::Begin;
+        }
+    }
+
     /// Whether what was read is what the token stands for, if there is one.
     fn check_token(&self) -> Result<(), Outcome> {
         match &self.by {
@@ -270,7 +278,7 @@ impl Copy {
                 let piece = segment.piece(self.done);
                 return self.begin_together().unwrap_or_else(|| self.begin_piece(piece));
             }
-            (self.at, self.done, self.apart) = (self.at + 1, 0, false);
+            (self.at, self.done) = (self.at + 1, 0);
             self.progress.add_segment();
         }
         CopyTask::End(Outcome::GOOD)
@@ -282,7 +290,7 @@ impl Copy {
         let Segment { source, end, offset, len, .. } = self.segments[self.at];
         let Source::Blocks { end: source, offset: first, one_unit } = source else { return None };
         let overlap = one_unit && first < offset + len && offset < first + len;
-        if self.apart || overlap {
+        if overlap || self.apart.contains(&(source, end)) {
             return None;
         }
         let (from, to, left) = (first + self.done, offset + self.done, len - self.done);
@@ -325,7 +333,10 @@ impl Copy {
         match result {
             Ok(()) => Ok(()),
             Err(CopyError::Apart) => {
-                self.apart = true;
+                let Segment { source, end, .. } = self.segments[self.at];
+                if let Source::Blocks { end: source, .. } = source {
+                    self.apart.push((source, end));
+                }
                 Ok(())
             }
             Err(CopyError::Source(error)) => Err(self.failed(Side::Source, error)),

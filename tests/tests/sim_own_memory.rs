@@ -30,18 +30,26 @@ impl Vm {
     }
 }
 
-/// So many VMs on one reactor, each with disks of its own.
+/// So many VMs on one reactor, each with a disk and a null disk of its own.
 fn stage(seed: u64, vms: usize) -> Result<(SimAppliance, Vec<Vm>)> {
+    let null =
+        NullSpec { name: "n".into(), block_size: 512, num_blocks: BLOCKS, physical_block_size: None, uuid: None };
+    stage_with(seed, vms, |disk| [Arc::new(disk()), Arc::new(Null::new(&null))])
+}
+
+/// So many VMs on one reactor, each with two of its own.
+fn stage_with(
+    seed: u64,
+    vms: usize,
+    disks: impl Fn(&dyn Fn() -> SimBdev) -> [Arc<dyn Bdev>; 2],
+) -> Result<(SimAppliance, Vec<Vm>)> {
     let world = SimWorld::new(seed);
     world.set_latency(5_000, 50_000);
     let mut appliance = SimAppliance::new(&world, 1, seed)?;
     appliance.target.set_patience(PATIENT);
     let mut made = Vec::new();
     for number in 0..vms {
-        let null =
-            NullSpec { name: "n".into(), block_size: 512, num_blocks: BLOCKS, physical_block_size: None, uuid: None };
-        let disks: [Arc<dyn Bdev>; 2] =
-            [Arc::new(SimBdev::new(&world, BLOCKS * BLOCK as u64)), Arc::new(Null::new(&null))];
+        let disks = disks(&|| SimBdev::new(&world, BLOCKS * BLOCK as u64));
         let name = |kind: usize| format!("vm{number}-{kind}");
         let units = [0, 1].map(|kind| unit_with_medium(&name(kind), &disks[kind]));
         let luns = [0, 1].map(|kind| (0, kind as u16, backing(&name(kind), &units[kind], &disks[kind])));
@@ -147,4 +155,42 @@ fn a_copy_gets_memory_beside_commands_that_look_at_data() -> Result<()> {
         let verify = cdb::verify16(0, 4096, 0);
         vm.front.submit(queue, &Command::new(DISK, &verify, &[], 0)).context("room").map(drop)
     })
+}
+
+/// What devices copy together goes past the worker's memory, however long it takes: file systems of four VMs that hang, or
+/// keep all helpers busy, are not with the others, nor with what these VMs do beside that.
+#[test]
+fn copies_that_wait_for_helpers_keep_no_memory() -> Result<()> {
+    for hang in [true, false] {
+        let copying =
+            |disk: &dyn Fn() -> SimBdev| [disk, disk].map(|disk| -> Arc<dyn Bdev> { Arc::new(disk().that_copies()) });
+        let (mut appliance, mut vms) = stage_with(3, 5, copying)?;
+        let helpers = appliance.machine.helpers();
+        helpers.hang(hang);
+        helpers.keep_busy(!hang);
+        for vm in &mut vms[..4] {
+            for queue in FIRST_REQUEST_QUEUE + 1..FIRST_REQUEST_QUEUE + 5 {
+                let (cdb, list) = copy_of(vm, 0, 1, 2000);
+                vm.front.submit(queue, &Command::new(DISK, &cdb, &list, 0)).context("room")?;
+            }
+        }
+        appliance.machine.run();
+        ensure!(helpers.pending() == 16, "{} copies are with the helpers", helpers.pending());
+        for (number, vm) in vms.iter_mut().enumerate() {
+            let looks = send(&mut appliance, vm, &Command::new(DISK, &cdb::verify16(0, 8, 0), &[], 0));
+            let looks = looks.with_context(|| format!("VM {number} finds no memory (hang: {hang})"))?;
+            ensure!(looks.good(), "{looks:?}");
+        }
+        helpers.hang(false);
+        helpers.keep_busy(false);
+        appliance.machine.run();
+        for vm in &mut vms[..4] {
+            for queue in FIRST_REQUEST_QUEUE + 1..FIRST_REQUEST_QUEUE + 5 {
+                let (_, copied) = vm.front.poll(queue)?.context("a copy is not answered")?;
+                ensure!(copied.good(), "{copied:?}");
+            }
+        }
+        end(appliance, vms)?;
+    }
+    Ok(())
 }

@@ -45,6 +45,14 @@ pub(crate) struct Barred {
     arrival: u64,
 }
 
+/// Who is next to be looked at of those who wait for memory.
+enum Next {
+    /// A command of this session.
+    Command(u64),
+    /// A copy.
+    Copy(usize),
+}
+
 /// Some who wait for the same. Who was looked at in vain comes last.
 #[derive(Default)]
 struct Row {
@@ -134,6 +142,7 @@ impl ScsiWorker {
             self.due.memory = true;
             return;
         };
+        self.copy_waits.note(unit);
         self.due.units.insert(unit);
         if let Some(row) = self.barred.units.get_mut(&unit) {
             row.left = row.waiting.len();
@@ -152,7 +161,7 @@ impl ScsiWorker {
     /// Looks at those who wait for what may be there, and has those go on who can. Returns whether some are left to look at.
     /// No port is in use.
     pub(crate) fn look_at_due(&mut self, cx: &mut Cx<'_>) -> bool {
-        if self.due.is_empty() {
+        if self.due.is_empty() && !self.copy_waits.are_due() {
             return false;
         }
         let mut looks = LOOKS;
@@ -173,48 +182,52 @@ impl ScsiWorker {
             }
             looks -= of_unit - left;
         }
-        self.look_at_copies(cx);
+        let copies = self.look_at_copies(cx);
         self.look_at_wipes(cx);
-        !self.due.is_empty()
+        copies || !self.due.is_empty()
     }
 
     /// Looks at those who wait for memory and whose session could get some, and at those that were aborted.
     fn look_for_memory(&mut self, looks: &mut usize, cx: &mut Cx<'_>) {
-        let mut copies = std::mem::take(&mut self.memory_queue);
-        while let Some((arrival, session)) = self.next_for_memory() {
+        while let Some(next) = self.next_for_memory() {
             if *looks == 0 {
                 self.due.memory = true;
                 break;
             }
-            self.lend_to_copies(&mut copies, arrival, cx);
-            let Some(row) = self.barred.memory.get_mut(&session) else { break };
-            if row.left == 0 && !self.pool.has_some_for(session) {
-                // A copy that came before has got it.
-                continue;
-            }
-            let Some(entry) = row.waiting.pop_front() else { break };
-            let last = row.left == 1;
-            row.left = row.left.saturating_sub(1);
-            if let Some(entry) = self.look_at_one(entry, looks, cx) {
-                self.barred.memory.entry(session).or_default().waiting.push_back(entry);
-            }
-            if let Some(row) = self.barred.memory.get_mut(&session) {
-                if last {
-                    // Some may have come meanwhile.
-                    row.waiting.make_contiguous().sort_by_key(|entry| entry.arrival);
-                }
-                if row.waiting.is_empty() {
-                    self.barred.memory.remove(&session);
-                }
+            match next {
+                Next::Copy(index) => self.lend_to_copy(index, looks, cx),
+                Next::Command(session) => self.look_for_memory_of(session, looks, cx),
             }
         }
-        self.lend_to_copies(&mut copies, u64::MAX, cx);
     }
 
-    /// The next of those, its arrival and its session.
-    fn next_for_memory(&self) -> Option<(u64, u64)> {
+    /// Looks at the command of a session that has waited for memory for longest.
+    fn look_for_memory_of(&mut self, session: u64, looks: &mut usize, cx: &mut Cx<'_>) {
+        let Some(row) = self.barred.memory.get_mut(&session) else { return };
+        let Some(entry) = row.waiting.pop_front() else { return };
+        let last = row.left == 1;
+        row.left = row.left.saturating_sub(1);
+        if let Some(entry) = self.look_at_one(entry, looks, cx) {
+            self.barred.memory.entry(session).or_default().waiting.push_back(entry);
+        }
+        if let Some(row) = self.barred.memory.get_mut(&session) {
+            if last {
+                // Some may have come meanwhile.
+                row.waiting.make_contiguous().sort_by_key(|entry| entry.arrival);
+            }
+            if row.waiting.is_empty() {
+                self.barred.memory.remove(&session);
+            }
+        }
+    }
+
+    /// Who of those is next: the first that came.
+    fn next_for_memory(&self) -> Option<Next> {
         let rows = self.barred.memory.iter().filter(|&(&of, row)| row.left > 0 || self.pool.has_some_for(of));
-        rows.filter_map(|(&of, row)| Some((row.waiting.front()?.arrival, of))).min()
+        let commands = rows.filter_map(|(&of, row)| Some((row.waiting.front()?.arrival, Next::Command(of))));
+        let copies = self.copy_waits.first_for_memory().filter(|&(of, ..)| self.pool.has_some_for(of));
+        let copies = copies.map(|(_, arrival, index)| (arrival, Next::Copy(index)));
+        commands.chain(copies).min_by_key(|(arrival, _)| *arrival).map(|(_, next)| next)
     }
 
     /// Looks at those who wait for claims of a unit. Returns whether these were all.

@@ -3,14 +3,14 @@
 //!
 //! A copy is bulk for the units of both its ends, whether its command was answered already or waits for it. Each piece is
 //! read and written as any initiator's READ and WRITE: it waits for ranges that others have to themselves, in the order of
-//! claims, and others' fences wait for it. Between two pieces it gives its memory to those who wait for some.
+//! claims, and others' fences wait for it. It has memory from before a read until its write has ended; between two pieces it
+//! gives that to those who wait for some, and whatever else it does it does without. What it waits for: `copy_waits.rs`.
 //!
 //! What the devices of both ends copy by themselves goes to a helper thread instead (`together.rs`).
 //!
 //! A command that waits for its copy is *parked*: it has a slot, so task management finds it, and it takes no room of a
 //! device. Copies hold the LUNs of all their ends, so none goes while one is read or written.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -19,6 +19,7 @@ use pollux_scsi::{Class, Copy, CopyOrder, CopyTask, Designator, End, Order, Outc
 
 use crate::abort::is_in_scope;
 use crate::background::BACKGROUND;
+use crate::copy_waits::{For, Wait};
 use crate::fence::{Mark, Span};
 use crate::line::{Charge, Source};
 use crate::message::{Scope, UnitId};
@@ -41,9 +42,12 @@ pub(crate) struct Copying {
     pub(crate) number: u64,
     /// The parked command that waits for it.
     asker: Option<Tag>,
-    session: u64,
-    own: Option<Own>,
+    pub(crate) session: u64,
+    /// From before a read until its write has ended.
+    pub(crate) own: Option<Own>,
     pub(crate) stage: Stage,
+    /// Where it waits, if not for a device, a helper thread, or in a line.
+    pub(crate) wait: Option<Wait>,
     pub(crate) request: Request,
     /// The places in their units' orders of claims that its request's ranges have come at, if they were asked.
     places: [Option<Order>; 2],
@@ -57,9 +61,9 @@ pub(crate) struct Copying {
 /// What it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
+    /// To begin.
+    Begin,
     Memory,
-    /// Nothing: it needs no memory and goes on.
-    Free,
     /// Claims before this place in the order, on the range of its request.
     Claims(Order),
     /// What came before this place in the order, on this range of its unit; so many workers have not answered.
@@ -78,7 +82,7 @@ pub(crate) struct Request {
     pub(crate) unit: UnitId,
     pub(crate) op: Op,
     flags: IoFlags,
-    offset: u64,
+    pub(crate) offset: u64,
     pub(crate) len: u64,
     /// Whence, if the devices copy it together.
     pub(crate) source: Option<Whence>,
@@ -104,7 +108,7 @@ impl Copying {
     /// Whether a claim of this place in the order has to wait for it.
     pub(crate) fn is_in_the_way(&self, unit: UnitId, order: Order, span: Span) -> bool {
         let started = match self.stage {
-            Stage::Memory | Stage::Free | Stage::Settling(..) => false,
+            Stage::Begin | Stage::Memory | Stage::Settling(..) => false,
             // One with two ranges comes to both anew, behind the claims that there are then.
             Stage::Claims(_) => self.request.source.is_none(),
             Stage::Line | Stage::Device | Stage::Helper => true,
@@ -151,7 +155,7 @@ impl ScsiWorker {
         copy.places().for_each(|lun| self.luns.get_mut(lun).inflight += 1);
         let (lun, unit) = (given.lun, self.luns.get(given.lun).unit);
         let request = Request { lun, unit, op: Op::Flush, flags: IoFlags::empty(), offset: 0, len: 0, source: None };
-        let (session, stage) = (port.key.session, Stage::Memory);
+        let session = port.key.session;
         self.copies_begun += 1;
         let number = self.copies_begun;
         let started = cx.now;
@@ -161,15 +165,16 @@ impl ScsiWorker {
             asker,
             session,
             own: None,
-            stage,
+            stage: Stage::Begin,
+            wait: None,
             request,
             places: [None; 2],
             started,
             stop: Arc::default(),
             given: None,
         });
-        // The port is in use here: it begins when this worker looks who waits for memory.
-        self.wait_for_memory((index, number));
+        // The port is in use here: it begins when this worker looks who waits.
+        self.copy_waits_for(index, For::Begin);
         self.look_again();
     }
 
@@ -187,77 +192,19 @@ impl ScsiWorker {
         self.luns.of(asked.controller).find(named).or_else(others).map(|lun| self.end_of(lun))
     }
 
-    fn wait_for_memory(&mut self, copy: CopyId) {
-        self.memory_waiters += 1;
-        let arrival = self.arrive();
-        self.memory_queue.push_back((arrival, copy));
-    }
-
-    /// Gives memory, if there is any, to the copies at the front of `queue`, up to this arrival; the others wait on.
-    pub(crate) fn lend_to_copies(&mut self, queue: &mut VecDeque<(u64, CopyId)>, before: u64, cx: &mut Cx<'_>) {
-        while queue.front().is_some_and(|(arrival, _)| *arrival < before)
-            && let Some((arrival, copy)) = queue.pop_front()
-        {
-            let index = copy.0;
-            if !self.is_copying(copy) || self.copying(index).stage != Stage::Memory {
-                continue;
-            }
-            if !self.copying(index).copy.moves() {
-                self.memory_waiters -= 1;
-                self.copying(index).stage = Stage::Free;
-                self.copy_on(index, cx);
-                continue;
-            }
-            let session = self.copying(index).session;
-            let Some(own) = self.pool.take(session) else {
-                let place = self.memory_queue.partition_point(|(of, _)| *of < arrival);
-                self.memory_queue.insert(place, (arrival, copy));
-                continue;
-            };
-            self.memory_waiters -= 1;
-            self.copying(index).own = Some(own);
-            self.copy_on(index, cx);
-        }
-    }
-
-    /// Has those copies go on that find what they wait for.
-    pub(crate) fn look_at_copies(&mut self, cx: &mut Cx<'_>) {
-        for index in 0..self.copies.len() {
-            let Some(copying) = &self.copies[index] else { continue };
-            match copying.stage {
-                Stage::Claims(_) if copying.request.source.is_some() => self.copy_enter(index, cx),
-                Stage::Claims(order) => {
-                    let Request { unit, offset, len, .. } = copying.request;
-                    if self.units.look(unit).logical.may_start(order, offset, len, self.worker) {
-                        self.copy_go(index, cx);
-                    }
-                }
-                Stage::Settling(order, span, 0) => {
-                    let logical = &self.units.look(copying.request.unit).logical;
-                    if logical.may_start(order, span.offset, span.len, self.worker) {
-                        self.copy_on(index, cx);
-                    } else if logical.is_wiping() {
-                        self.copy_failed(index, IoError::NotReady);
-                    }
-                }
-                Stage::Memory | Stage::Free | Stage::Settling(..) | Stage::Line | Stage::Device | Stage::Helper => {}
-            }
-        }
-    }
-
     /// A worker says that nothing of before this place is under way there any more; whether a copy has asked.
     pub(crate) fn copy_fenced(&mut self, unit: UnitId, mark: Mark) -> bool {
-        let asked = self.copies.iter_mut().flatten().find_map(|copying| match (&mut copying.stage, mark) {
-            (Stage::Settling(of, _, missing), Mark::Claim(order, _))
-                if copying.request.unit == unit && *of == order =>
-            {
-                Some(missing)
+        let asked = self.copies.iter_mut().enumerate().find_map(|(index, copying)| {
+            let copying = copying.as_mut().filter(|copying| copying.request.unit == unit)?;
+            match (&mut copying.stage, mark) {
+                (Stage::Settling(of, _, missing), Mark::Claim(order, _)) if *of == order => Some((index, missing)),
+                _ => None,
             }
-            _ => None,
         });
-        let Some(missing) = asked else { return false };
+        let Some((index, missing)) = asked else { return false };
         *missing -= 1;
         if *missing == 0 {
+            self.copy_waits_for(index, For::Claims(unit));
             self.note_look(Some(unit));
         }
         true
@@ -267,7 +214,7 @@ impl ScsiWorker {
         self.copies[index].as_mut().expect("a copy stays until it has ended")
     }
 
-    /// The next task of a copy that has memory.
+    /// The next task of a copy.
     pub(crate) fn copy_on(&mut self, index: usize, cx: &mut Cx<'_>) {
         loop {
             let leaves = self.copying(index).copy.places().collect::<Vec<_>>();
@@ -278,7 +225,17 @@ impl ScsiWorker {
             let copy = &mut self.copying(index).copy;
             copy.pass_time(cx.now);
             match copy.next_task() {
+                CopyTask::Do { op: Op::Read, .. } if self.copying(index).own.is_none() => {
+                    // It is asked again when there is memory: what it may do is looked at then.
+                    self.copying(index).copy.not_begun();
+                    if !self.copy_takes_memory(index) {
+                        return;
+                    }
+                }
                 CopyTask::Do { place: lun, op, flags, offset, len } => {
+                    if op == Op::WriteZeroes {
+                        self.copy_gives_memory_back(index);
+                    }
                     let unit = self.luns.get(lun).unit;
                     let copying = self.copying(index);
                     copying.request = Request { lun, unit, op, flags, offset, len, source: None };
@@ -287,6 +244,7 @@ impl ScsiWorker {
                     return;
                 }
                 CopyTask::Together { source, from, destination: lun, to: offset, len } => {
+                    self.copy_gives_memory_back(index);
                     let unit = self.luns.get(lun).unit;
                     let source = Some(Whence { lun: source, unit: self.luns.get(source).unit, offset: from });
                     let copying = self.copying(index);
@@ -304,14 +262,7 @@ impl ScsiWorker {
                     self.ask_around(unit, Mark::Claim(order, span));
                     return;
                 }
-                CopyTask::Pause if self.memory_is_waited_for() => {
-                    let copying = self.copying(index);
-                    copying.stage = Stage::Memory;
-                    let (own, session, number) = (copying.own.take(), copying.session, copying.number);
-                    self.wait_for_memory((index, number));
-                    self.give_back(own, session);
-                    return;
-                }
+                CopyTask::Pause if self.memory_is_waited_for() => self.copy_gives_memory_back(index),
                 CopyTask::Pause => {}
                 CopyTask::End(outcome) => {
                     self.copy_ended(index, &outcome);
@@ -321,8 +272,31 @@ impl ScsiWorker {
         }
     }
 
+    /// Gets memory for a read; if that has to wait, so does the copy, and this says so.
+    fn copy_takes_memory(&mut self, index: usize) -> bool {
+        let session = self.copying(index).session;
+        if !self.memory_is_waited_for() {
+            self.copying(index).own = self.pool.take(session);
+        }
+        let has_some = self.copying(index).own.is_some();
+        if !has_some {
+            self.copying(index).stage = Stage::Memory;
+            self.copy_waits_for(index, For::Memory(session));
+            if self.pool.has_some_for(session) {
+                self.look_again();
+            }
+        }
+        has_some
+    }
+
+    fn copy_gives_memory_back(&mut self, index: usize) {
+        let copying = self.copying(index);
+        let (own, session) = (copying.own.take(), copying.session);
+        self.give_back(own, session);
+    }
+
     /// A request comes to its range.
-    fn copy_enter(&mut self, index: usize, cx: &mut Cx<'_>) {
+    pub(crate) fn copy_enter(&mut self, index: usize, cx: &mut Cx<'_>) {
         let request = self.copying(index).request;
         self.copying(index).places = [None; 2];
         for (at, (unit, offset, len)) in request.ranges().enumerate() {
@@ -341,13 +315,14 @@ impl ScsiWorker {
             self.copying(index).places[at] = Some(order);
             if admitted.is_err() {
                 self.copying(index).stage = Stage::Claims(order);
+                self.copy_waits_for(index, For::Claims(unit));
                 return;
             }
         }
         self.copy_go(index, cx);
     }
 
-    fn copy_go(&mut self, index: usize, cx: &mut Cx<'_>) {
+    pub(crate) fn copy_go(&mut self, index: usize, cx: &mut Cx<'_>) {
         let copying = self.copying(index);
         let (unit, charge) = (copying.request.unit, copying.charge());
         copying.stage = Stage::Line;
@@ -402,8 +377,8 @@ impl ScsiWorker {
 
     /// A copy ends: it gives back what it has, and its command is answered.
     pub(crate) fn copy_ended(&mut self, index: usize, outcome: &Outcome) {
-        let Some(Copying { copy, asker, session, own, stage, .. }) = self.copies[index].take() else { return };
-        self.memory_waiters -= usize::from(stage == Stage::Memory && own.is_none());
+        self.copy_waits_no_more(index);
+        let Some(Copying { copy, asker, session, own, .. }) = self.copies[index].take() else { return };
         self.give_back(own, session);
         copy.places().for_each(|lun| self.luns.get_mut(lun).inflight -= 1);
         copy.end(outcome);

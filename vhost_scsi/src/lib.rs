@@ -20,6 +20,7 @@ mod barred;
 mod control;
 mod controller;
 mod copies;
+mod copy_waits;
 mod errands;
 mod error;
 mod events;

@@ -13,7 +13,8 @@ use crate::abort::{Ending, is_in_scope};
 use crate::background::Background;
 use crate::barred::{AllBarred, Due};
 use crate::control::{MOST_FUNCTIONS, Pending};
-use crate::copies::{CopyId, Copying};
+use crate::copies::Copying;
+use crate::copy_waits::CopyWaits;
 use crate::errands::{Errands, HelpersHandle};
 use crate::events::Waiting;
 use crate::fence::Fence;
@@ -75,6 +76,7 @@ pub struct ScsiWorker {
     /// Copies from unit to unit.
     pub(crate) copies: Vec<Option<Copying>>,
     pub(crate) copies_begun: u64,
+    pub(crate) copy_waits: CopyWaits,
     /// Formats and sanitizes that this worker does, and who waits for one.
     pub(crate) wipes: Vec<Wiping>,
     pub(crate) wipe_waiters: Vec<Waiter>,
@@ -90,15 +92,13 @@ pub struct ScsiWorker {
     pub(crate) memory_waiters: usize,
     /// Counts whatever comes to wait, so that commands and copies get memory in one order.
     pub(crate) arrivals: u64,
-    /// Copies that wait for memory, in the order in which they came; some may have ended.
-    pub(crate) memory_queue: VecDeque<(u64, CopyId)>,
     /// Commands that wait before they touch the device.
     pub(crate) barred: AllBarred,
     /// Commands that wait for their turn.
     pub(crate) dormants: Dormants,
     /// Which of those who wait are to be looked at.
     pub(crate) due: Due,
-    /// How often one that waits was looked at.
+    /// How often a command or copy that waits was looked at.
     pub(crate) looks: u64,
     /// Queues that had requests in flight when they were offered to another reactor.
     offered_at_work: u64,
@@ -147,6 +147,7 @@ impl ScsiWorker {
             background_free: Vec::new(),
             copies: Vec::new(),
             copies_begun: 0,
+            copy_waits: CopyWaits::default(),
             wipes: Vec::new(),
             wipe_waiters: Vec::new(),
             events: HashMap::new(),
@@ -157,7 +158,6 @@ impl ScsiWorker {
             pool: Pool::default(),
             memory_waiters: 0,
             arrivals: 0,
-            memory_queue: VecDeque::new(),
             barred: AllBarred::default(),
             dormants: Dormants::default(),
             due: Due::default(),
@@ -182,7 +182,7 @@ impl ScsiWorker {
         }
     }
 
-    /// How often, so far, a command that waits was looked at, whether it can go on.
+    /// How often, so far, a command or copy that waits was looked at, whether it can go on.
     #[must_use]
     pub const fn looks(&self) -> u64 {
         self.looks

@@ -214,12 +214,6 @@ impl Copy {
         self.progress.background
     }
 
-    /// Whether it moves anything, for which it needs memory.
-    #[must_use]
-    pub const fn moves(&self) -> bool {
-        !matches!(self.by, By::Making(_))
-    }
-
     /// Has it end at its next task.
     pub fn cancel(&self) {
         self.progress.cancel();

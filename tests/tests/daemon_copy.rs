@@ -24,20 +24,6 @@ fn lun(target: u8) -> Lun {
     Lun::new(target, 0)
 }
 
-/// The NAA of a unit, from page 83h.
-fn naa(front: &mut FrontEnd, target: u8) -> Result<[u8; 16]> {
-    let page = front.good(lun(target), &cdb::inquiry(Some(0x83), 252), &[], 252)?.data;
-    let mut at = 4;
-    while at + 4 < page.len() {
-        let (kind, len) = (page[at + 1] & 0xF, usize::from(page[at + 3]));
-        if (kind, len) == (3, 16) {
-            return Ok(page[at + 4..at + 20].try_into()?);
-        }
-        at += 4 + len;
-    }
-    anyhow::bail!("no NAA in {page:02x?}")
-}
-
 fn write(front: &mut FrontEnd, target: u8, data: &[u8]) -> Result<()> {
     for (part, lba) in data.chunks(256 * BLOCK).zip((0..).step_by(256)) {
         front.good(lun(target), &cdb::write16(lba, (part.len() / BLOCK) as u32, false), part, 0)?;
@@ -68,7 +54,7 @@ fn what_arrives_on_real_disks_is_what_was_there() -> Result<()> {
     controller(&daemon, "vm", &["a", "b", "c", "d"])?;
     let mut front = FrontEnd::connect(&daemon.socket("vm"), &DriverOptions::default())?;
     let mut rng = Rng::new(7);
-    let names = (0..4).map(|target| naa(&mut front, target)).collect::<Result<Vec<_>>>()?;
+    let names = (0..4).map(|target| common::naa(&mut front, lun(target))).collect::<Result<Vec<_>>>()?;
     for (source, target) in [(0u8, 1u8), (2, 3), (1, 2)] {
         // Stretches of data and of nothing.
         let mut data = vec![0; BLOCKS as usize / 2 * BLOCK];

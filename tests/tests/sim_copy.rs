@@ -15,7 +15,7 @@ use pollux_tests::guest::copy::{self, Segment};
 use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Response, Tmf, cdb};
 use pollux_tests::rng::Rng;
 use pollux_tests::sim::{
-    Asked, Effect, Fault, Kind, Name, PATIENT, SimAppliance, SimBdev, SimWorld, Switches, backing, unit_of,
+    Asked, Effect, Fault, Kind, Name, PATIENT, SimAppliance, SimBdev, SimWorld, Switches, backing, naa_of, unit_of,
     unit_with_medium,
 };
 use pollux_vhost_scsi::Patience;
@@ -30,10 +30,6 @@ const DISKS: usize = 2;
 
 const fn lun(disk: usize) -> Lun {
     Lun::new(0, disk as u16)
-}
-
-fn naa(unit: &LogicalUnit) -> [u8; 16] {
-    unit.identity().naa.as_bytes().try_into().expect("an NAA by default")
 }
 
 /// A place on a disk.
@@ -411,7 +407,7 @@ fn stage_with(seed: u64, blocks: u64, together: bool) -> Result<Stage> {
 impl Scene {
     fn new(seed: u64) -> Result<Scene> {
         let (appliance, units, fronts) = stage_with(seed, SLOTS as u64 * SLOT_BLOCKS, seed % 2 == 1)?;
-        let names = [naa(&units[0]), naa(&units[1])];
+        let names = [naa_of(&units[0]), naa_of(&units[1])];
         let guests = fronts.into_iter().zip(0..).map(|(front, number)| Guest {
             front,
             rng: Rng::new(seed * 2 + number),
@@ -623,8 +619,8 @@ fn the_disk_of_another_vm_is_like_one_that_does_not_exist() -> Result<()> {
     let nobody = [0x66; 16];
     for (source, destination) in [(0, 1), (1, 0), (1, 1)] {
         let mut answers = Vec::new();
-        for name in [naa(&foreign), nobody] {
-            let (cdb, list) = copy::lid1(0, 3, &[naa(&units[0]), name], &one_segment(source, destination, 8));
+        for name in [naa_of(&foreign), nobody] {
+            let (cdb, list) = copy::lid1(0, 3, &[naa_of(&units[0]), name], &one_segment(source, destination, 8));
             answers.push(send(&mut appliance, front, &Command::new(lun(0), &cdb, &list, 0))?);
         }
         ensure!(answers[0] == answers[1], "{answers:?}");
@@ -633,7 +629,7 @@ fn the_disk_of_another_vm_is_like_one_that_does_not_exist() -> Result<()> {
     // The VM that has it may.
     let front = &mut fronts[1];
     ready(&mut appliance, front)?;
-    let (cdb, list) = copy::lid1(0, 3, &[naa(&units[0]), naa(&foreign)], &one_segment(0, 1, 8));
+    let (cdb, list) = copy::lid1(0, 3, &[naa_of(&units[0]), naa_of(&foreign)], &one_segment(0, 1, 8));
     let response = (0..3).map(|_| send(&mut appliance, front, &Command::new(lun(0), &cdb, &list, 0))).last();
     ensure!(response.context("no answer")??.good(), "its own disk");
     fronts.into_iter().for_each(|front| appliance.disconnect(front));
@@ -646,7 +642,7 @@ fn a_disk_can_go_while_it_is_copied_from() -> Result<()> {
         let (mut appliance, units, mut fronts) = stage(2, 8192)?;
         let front = &mut fronts[0];
         ready(&mut appliance, front)?;
-        let names = [naa(&units[0]), naa(&units[1])];
+        let names = [naa_of(&units[0]), naa_of(&units[1])];
         let (cdb, list) = copy::lid4(1, in_background, &names, &one_segment(1, 0, 8000));
         front.submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &cdb, &list, 0)).context("no room")?;
         appliance.machine.rounds(20);
@@ -677,7 +673,7 @@ fn a_device_can_go_when_it_has_copied_together() -> Result<()> {
         let helpers = appliance.machine.helpers();
         ready(&mut appliance, &mut fronts[0])?;
         helpers.hang(true);
-        let names = [naa(&units[0]), naa(&units[1])];
+        let names = [naa_of(&units[0]), naa_of(&units[1])];
         let (cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, 1, 1000));
         fronts[0].submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &cdb, &list, 0)).context("no room")?;
         appliance.machine.run();
@@ -704,7 +700,7 @@ fn a_copy_ends_with_its_session() -> Result<()> {
     let (mut appliance, units, mut fronts) = stage(3, 8192)?;
     let (mut one, other) = (fronts.remove(0), fronts.remove(0));
     ready(&mut appliance, &mut one)?;
-    let names = [naa(&units[0]), naa(&units[1])];
+    let names = [naa_of(&units[0]), naa_of(&units[1])];
     let (cdb, list) = copy::lid4(1, true, &names, &one_segment(0, 1, 8000));
     one.submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &cdb, &list, 0)).context("no room")?;
     let world = appliance.machine.world().clone();
@@ -740,7 +736,7 @@ fn an_abort_waits_for_the_piece_that_is_with_the_device() -> Result<()> {
     let world = appliance.machine.world().clone();
     let front = &mut fronts[0];
     ready(&mut appliance, front)?;
-    let names = [naa(&units[0]), naa(&units[1])];
+    let names = [naa_of(&units[0]), naa_of(&units[1])];
     world.fault(Fault::once(Kind::Write, Effect::Delay(1_000_000)));
     let (cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, 1, 2000));
     let ticket = front.submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &cdb, &list, 0)).context("no room")?;
@@ -770,7 +766,7 @@ fn who_has_to_wait_for_what_devices_copy_together_does() -> Result<()> {
     let write = cdb::write16(0, 1024, false);
     ensure!(send(&mut appliance, front, &Command::new(lun(0), &write, &[7; 1024 * BLOCK], 0))?.good());
     helpers.hang(true);
-    let names = [naa(&units[0]), naa(&units[1])];
+    let names = [naa_of(&units[0]), naa_of(&units[1])];
     let (copy_cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, 1, 1000));
     let ticket = front.submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &copy_cdb, &list, 0)).context("no room")?;
     appliance.machine.run();
@@ -818,7 +814,7 @@ fn a_copy_that_no_helper_has_begun_ends_at_once() -> Result<()> {
         let front = &mut fronts[0];
         ready(&mut appliance, front)?;
         helpers.keep_busy(true);
-        let names = [naa(&units[0]), naa(&units[1])];
+        let names = [naa_of(&units[0]), naa_of(&units[1])];
         let (cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, 1, 1000));
         let ticket = front.submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &cdb, &list, 0)).context("no room")?;
         appliance.machine.run();
@@ -864,7 +860,7 @@ fn chores_go_by_file_system() -> Result<()> {
     }
     let helpers = appliance.machine.helpers();
     helpers.keep_busy(true);
-    let names: Vec<_> = units.iter().map(|unit| naa(unit)).collect();
+    let names: Vec<_> = units.iter().map(|unit| naa_of(unit)).collect();
     for destination in [1, 2] {
         let (cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, destination, 64));
         front.submit(FIRST_REQUEST_QUEUE, &Command::new(lun(0), &cdb, &list, 0)).context("no room")?;
@@ -886,7 +882,7 @@ fn devices_that_fail_together_say_at_which_end() -> Result<()> {
         let world = appliance.machine.world().clone();
         ready(&mut appliance, &mut fronts[0])?;
         world.fault(Fault { range: 500 << 10..u64::MAX, ..Fault::once(kind, Effect::Error(libc::EIO)) });
-        let names = [naa(&units[0]), naa(&units[1])];
+        let names = [naa_of(&units[0]), naa_of(&units[1])];
         let (cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, 1, 2000));
         let response = send(&mut appliance, &mut fronts[0], &Command::new(lun(0), &cdb, &list, 0))?;
         ensure!(response.sense_key() == Some((0xA, 0x0D, 0x01)), "{response:?}");
@@ -910,7 +906,7 @@ fn cut_while_copying(switches: Switches) -> Result<(u64, u64, u64)> {
         ready(&mut appliance, front)?;
         let write = cdb::write16(0, 256, true);
         ensure!(send(&mut appliance, front, &Command::new(lun(0), &write, &[5; 256 * BLOCK], 0))?.good());
-        let names = [naa(&units[0]), naa(&units[1])];
+        let names = [naa_of(&units[0]), naa_of(&units[1])];
         let (cdb, list) = copy::lid1(0, 3, &names, &one_segment(0, 1, 256));
         world.set_switches(switches);
         world.stop_after(world.changes() + stop);

@@ -9,7 +9,7 @@ use pollux_scsi::LogicalUnit;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::copy::{self, Segment};
 use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Response, Tmf, cdb};
-use pollux_tests::sim::{DiskId, PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_with_medium};
+use pollux_tests::sim::{DiskId, PATIENT, SimAppliance, SimBdev, SimWorld, backing, naa_of, unit_with_medium};
 
 const BLOCK: u64 = 512;
 const BLOCKS: u64 = 8192;
@@ -89,7 +89,7 @@ impl Scene {
 
     /// Starts a copy of the whole disk.
     fn copy(&mut self, manager: u16, source: u16, immediate: bool) -> Result<()> {
-        let names = [0, 1].map(|n: usize| self.units[n].identity().naa.as_bytes().try_into().expect("an NAA"));
+        let names = [0, 1].map(|n: usize| naa_of(&self.units[n]));
         let whole = Segment { source, destination: 1 - source, blocks: 8000, from: 0, to: 0 };
         let (cdb, list) = copy::lid4(1, immediate, &names, &[whole]);
         self.submit(0, &Command::new(lun(manager), &cdb, &list, 0))

@@ -1,7 +1,6 @@
 //! Copies between disks that a VM has on different controllers: the initiator's name makes them one machine's.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pollux_core::Bdev;
@@ -9,14 +8,12 @@ use pollux_scsi::LogicalUnit;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::copy::{self, Segment};
 use pollux_tests::guest::{Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Response, cdb};
-use pollux_tests::sim::{SimAppliance, SimBdev, SimWorld, backing, unit_with_medium};
-use pollux_vhost_scsi::Patience;
+use pollux_tests::sim::{PATIENT, SimAppliance, SimBdev, SimWorld, backing, naa_of, unit_with_medium};
 
 const BLOCK: usize = 512;
 const BLOCKS: u64 = 8192;
 const LUN: Lun = Lun::new(0, 0);
 const UNREACHABLE: Option<(u8, u8, u8)> = Some((0xA, 0x0D, 0x02));
-const LONG: Duration = Duration::from_secs(60);
 
 /// A controller with a disk of its own for each of these: its reactors and its initiator.
 struct Stage {
@@ -32,7 +29,7 @@ impl Stage {
         let world = SimWorld::new(seed);
         world.set_latency(5_000, 200_000);
         let mut appliance = SimAppliance::new(&world, 2, seed)?;
-        appliance.target.set_patience(Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG });
+        appliance.target.set_patience(PATIENT);
         let (mut units, mut fronts) = (Vec::new(), Vec::new());
         for ((reactors, initiator), name) in controllers.iter().zip(NAMES) {
             let bdev: Arc<dyn Bdev> = Arc::new(SimBdev::new(&world, BLOCKS * BLOCK as u64));
@@ -68,8 +65,7 @@ impl Stage {
     }
 
     fn names(&self) -> Vec<[u8; 16]> {
-        let naa = |unit: &Arc<LogicalUnit>| unit.identity().naa.as_bytes().try_into().expect("an NAA by default");
-        self.units.iter().map(naa).collect()
+        self.units.iter().map(|unit| naa_of(unit)).collect()
     }
 
     /// A copy of the disks by number, asked of one of them.

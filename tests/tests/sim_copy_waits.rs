@@ -9,7 +9,9 @@ use pollux_scsi::LogicalUnit;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::copy::{self, Segment};
 use pollux_tests::guest::{Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, cdb};
-use pollux_tests::sim::{Effect, Fault, Kind, PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_with_medium};
+use pollux_tests::sim::{
+    Effect, Fault, Kind, PATIENT, SimAppliance, SimBdev, SimWorld, backing, naa_of, unit_with_medium,
+};
 
 const BLOCK: usize = 512;
 /// Disks, and copies at each but the first, of a few blocks from there: as many as one initiator may have.
@@ -83,8 +85,7 @@ impl Scene {
 
     /// Asks each disk for its copies, all at once. They are answered when they have been understood.
     fn copy_all(&mut self) -> Result<()> {
-        let names: Vec<[u8; 16]> =
-            self.units.iter().map(|unit| unit.identity().naa.as_bytes().try_into().expect("an NAA")).collect();
+        let names: Vec<_> = self.units.iter().map(|unit| naa_of(unit)).collect();
         let before = std::mem::take(&mut self.most);
         for disk in 1..DISKS {
             let names = [names[0], names[usize::from(disk)]];

@@ -10,7 +10,7 @@ use pollux_scsi::LogicalUnit;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::copy::{self, Segment};
 use pollux_tests::guest::{Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Response, cdb};
-use pollux_tests::sim::{PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_with_medium};
+use pollux_tests::sim::{PATIENT, SimAppliance, SimBdev, SimWorld, backing, naa_of, unit_with_medium};
 
 const BLOCK: usize = 512;
 const BLOCKS: u64 = 8192;
@@ -26,7 +26,7 @@ struct Vm {
 
 impl Vm {
     fn names(&self) -> [[u8; 16]; 2] {
-        self.units.each_ref().map(|unit| unit.identity().naa.as_bytes().try_into().expect("an NAA"))
+        self.units.each_ref().map(|unit| naa_of(unit))
     }
 }
 

@@ -2,18 +2,14 @@
 //! preempt each other at once, with commands of all kinds in flight, all get an answer to everything.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pollux_core::Bdev;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Tmf, cdb};
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{Effect, Fault, Kind, SimAppliance, SimBdev, SimWorld, backing, unit_of};
-use pollux_vhost_scsi::Patience;
+use pollux_tests::sim::{Effect, Fault, Kind, PATIENT, SimAppliance, SimBdev, SimWorld, backing, unit_of};
 
-const LONG: Duration = Duration::from_secs(60);
-const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
 const LUN: Lun = Lun::new(0, 0);
 const QUEUES: usize = 8;
 /// More than ask the workers at once (`MOST_FUNCTIONS` of the worker).

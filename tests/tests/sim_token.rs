@@ -6,7 +6,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use pollux_core::Bdev;
@@ -16,8 +15,7 @@ use pollux_tests::guest::{
     CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Response, Ticket, Tmf, cdb,
 };
 use pollux_tests::rng::Rng;
-use pollux_tests::sim::{SimAppliance, SimBdev, SimWorld, backing, unit_with_medium};
-use pollux_vhost_scsi::Patience;
+use pollux_tests::sim::{PATIENT, SimAppliance, SimBdev, SimWorld, backing, naa_of, unit_with_medium};
 
 const BLOCK: usize = 512;
 const REACTORS: usize = 3;
@@ -27,8 +25,6 @@ const DISKS: usize = 2;
 const SLOT_BLOCKS: u64 = 600;
 const SOURCES: u64 = 4;
 const DESTINATIONS: u64 = 4;
-const LONG: Duration = Duration::from_secs(60);
-const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
 const MOST_TOKENS: usize = 6;
 
 const fn lun(disk: usize) -> Lun {
@@ -371,7 +367,7 @@ impl Scene {
             let bdev: Arc<dyn Bdev> = Arc::new(if together { bdev.that_copies() } else { bdev });
             let name = format!("disk{disk}");
             let unit = unit_with_medium(&name, &bdev);
-            names.push(unit.identity().naa.as_bytes().try_into()?);
+            names.push(naa_of(&unit));
             backings.push(backing(&name, &unit, &bdev));
         }
         let names: [[u8; 16]; DISKS] = names.try_into().map_err(|_| anyhow!("a name for each"))?;

@@ -10,15 +10,15 @@ use pollux_scsi::LogicalUnit;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::copy::{self, Blocks, Segment};
 use pollux_tests::guest::{CONTROL_QUEUE, Command, DriverOptions, FIRST_REQUEST_QUEUE, Lun, Response, Tmf, cdb};
-use pollux_tests::sim::{Effect, Fault, Kind, SimAppliance, SimBdev, SimWorld, backing, unit_of, unit_with_medium};
+use pollux_tests::sim::{
+    Effect, Fault, Kind, PATIENT, SimAppliance, SimBdev, SimWorld, backing, naa_of, unit_of, unit_with_medium,
+};
 use pollux_vhost_scsi::Patience;
 
 const BLOCK: usize = 512;
 const BLOCKS: u64 = 4096;
 const NAMES: [&str; 2] = ["one", "other"];
 const DISKS: usize = 2;
-const LONG: Duration = Duration::from_secs(60);
-const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
 const SECOND: u64 = 1_000_000_000;
 
 const REVOKED: (u8, u8, u8) = (5, 0x23, 0x06);
@@ -146,9 +146,7 @@ impl Stage {
 #[test]
 fn whatever_changes_a_byte_of_it_ends_a_token_and_nothing_else_does() -> Result<()> {
     let mut stage = Stage::new(1)?;
-    let names = [0, 1].map(|disk: usize| -> [u8; 16] {
-        stage.units[disk].identity().naa.as_bytes().try_into().expect("an NAA by default")
-    });
+    let names = [0, 1].map(|disk: usize| naa_of(&stage.units[disk]));
     stage.fill(0, 0, (100, 8), 7)?;
     let segment = |from, to| Segment { source: 1, destination: 0, blocks: 4, from, to };
     let (unmap, unmap_list) = cdb::unmap(&[(90, 5), (103, 1)]);
@@ -282,8 +280,7 @@ fn a_token_is_told_of_when_what_was_under_way_has_ended() -> Result<()> {
 fn copies_that_come_later_hold_up_no_token() -> Result<()> {
     for seed in 1..=10 {
         let mut stage = Stage::new(seed)?;
-        let names: Vec<[u8; 16]> =
-            stage.units.iter().filter_map(|unit| unit.identity().naa.as_bytes().try_into().ok()).collect();
+        let names: Vec<_> = stage.units.iter().map(|unit| naa_of(unit)).collect();
         let whole = Segment { source: 0, destination: 1, blocks: 4000, from: 0, to: 0 };
         let (cdb, list) = copy::lid1(0, 3, &names, &[whole; 16]);
         // Reading is slow, so at each moment one of them is at it.

@@ -132,20 +132,6 @@ impl<'a> Flood<'a> {
     }
 }
 
-/// The NAA of a unit, from page 83h.
-fn naa(front: &mut FrontEnd, lun: Lun) -> Result<[u8; 16]> {
-    let page = front.good(lun, &cdb::inquiry(Some(0x83), 252), &[], 252)?.data;
-    let mut at = 4;
-    while at + 4 < page.len() {
-        let (kind, len) = (page[at + 1] & 0xF, usize::from(page[at + 3]));
-        if (kind, len) == (3, 16) {
-            return Ok(page[at + 4..at + 20].try_into()?);
-        }
-        at += 4 + len;
-    }
-    Err(anyhow!("no NAA in {page:02x?}"))
-}
-
 /// PERSISTENT RESERVE OUT and its list.
 fn reserve_out(action: u8, kind: u8, keys: (u64, u64), flags: u8) -> ([u8; 10], Vec<u8>) {
     let mut list = [keys.0.to_be_bytes(), keys.1.to_be_bytes(), [0; 8]].concat();
@@ -166,12 +152,12 @@ fn saved_bytes(daemon: &Daemon) -> Result<u64> {
 #[test]
 fn threat_47_copy_lists_that_lie() -> Result<()> {
     let mut scene = scene()?;
-    let theirs = naa(&mut scene.bystander, LUN)?;
+    let theirs = common::naa(&mut scene.bystander, LUN)?;
     scene.attack("names and lists", |front| {
         for lun in [LUN, BIG] {
             clear_attentions(front, lun)?;
         }
-        let own = [naa(front, LUN)?, naa(front, BIG)?];
+        let own = [common::naa(front, LUN)?, common::naa(front, BIG)?];
         // Another VM's disk is like one that nobody has, on either side.
         let segment = |source, destination, blocks, from, to| Segment { source, destination, blocks, from, to };
         let mut nobodys = theirs;
@@ -233,7 +219,7 @@ fn threat_47_copies_as_a_flood() -> Result<()> {
     let mut scene = scene()?;
     let begun = |scene: &Scene| -> Result<f64> { scene.daemon.metric("pollux_bdev_ops_total", &[("bdev", "big")]) };
     let mut flood = Flood::begin(&mut scene)?;
-    let own = [naa(&mut flood.front, BIG)?];
+    let own = [common::naa(&mut flood.front, BIG)?];
     // Round and round over themselves, as much as a list can hold: 128 times 32 MiB.
     let segments: Vec<Segment> = (0..128)
         .map(|at| {
@@ -279,7 +265,7 @@ fn threat_49_formats_without_permission() -> Result<()> {
         clear_attentions(&mut front, lun)?;
     }
     front.good(LUN, &cdb::write10(0, 8, false), &[0x44; 4096], 0)?;
-    let own = [naa(&mut front, LUN)?, naa(&mut front, SHARED)?];
+    let own = [common::naa(&mut front, LUN)?, common::naa(&mut front, SHARED)?];
     let sanitizes: Vec<(Vec<u8>, Vec<u8>)> = vec![
         (vec![0x48, 0x01, 0, 0, 0, 0, 0, 0, 5, 0], vec![1, 0, 0, 1, 0x99]),
         (vec![0x48, 0x82, 0, 0, 0, 0, 0, 0, 0, 0], vec![]),

@@ -351,16 +351,7 @@ fn stacks_pass_on_what_is_mapped_unless_they_hold_something_back() {
 fn no_copy_goes_past_what_delays_or_fails() {
     let fault = plain();
     assert!(fault.copy_range(0, 512).is_none());
-    let slow = DelaySpec {
-        name: "d".into(),
-        base_bdev_name: "e".into(),
-        avg_read_latency: 5,
-        p99_read_latency: 50,
-        avg_write_latency: 7,
-        p99_write_latency: 70,
-        uuid: None,
-    };
-    assert!(Delay::new(&slow, ram(512, 64)).copy_range(0, 512).is_none());
+    assert!(Delay::new(&slow(), ram(512, 64)).copy_range(0, 512).is_none());
     assert!(Passthru::new("p", "e", fault).copy_range(0, 512).is_none());
     assert!(Passthru::new("p", "ram", ram(512, 64)).copy_range(0, 512).is_some());
 }

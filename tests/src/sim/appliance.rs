@@ -41,6 +41,15 @@ pub fn unit_of(name: &str, bdev: &dyn Bdev) -> Arc<LogicalUnit> {
     LogicalUnit::new(Identity::from_uuid(uuid, "simulated"), Some(bdev.shape()))
 }
 
+/// What copies call a unit, by default.
+///
+/// # Panics
+/// If the unit has an NAA of eight bytes, which a test has to have chosen.
+#[must_use]
+pub fn naa_of(unit: &LogicalUnit) -> [u8; 16] {
+    unit.identity().naa.as_bytes().try_into().expect("an NAA of 16 bytes")
+}
+
 /// A unit for a device that is asked what it has mapped.
 #[must_use]
 pub fn unit_with_medium(name: &str, bdev: &Arc<dyn Bdev>) -> Arc<LogicalUnit> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail};
 use pollux_tests::daemon::Daemon;
 use pollux_tests::frontend::{FrontEnd, PATIENCE};
-use pollux_tests::guest::{DriverOptions, FIRST_REQUEST_QUEUE, Lun, ScsiLoad, ScsiMix};
+use pollux_tests::guest::{DriverOptions, FIRST_REQUEST_QUEUE, Lun, ScsiLoad, ScsiMix, cdb};
 use pollux_tests::rng::Rng;
 use serde_json::json;
 
@@ -53,6 +53,20 @@ pub(crate) fn connect(daemon: &Daemon, ctrlr: &str, options: &DriverOptions) -> 
 pub(crate) fn clear_attentions(front: &mut FrontEnd, lun: Lun) -> Result<()> {
     front.good(lun, &[0; 6], &[], 0)?;
     Ok(())
+}
+
+/// The NAA of a unit, from page 83h.
+pub(crate) fn naa(front: &mut FrontEnd, lun: Lun) -> Result<[u8; 16]> {
+    let page = front.good(lun, &cdb::inquiry(Some(0x83), 252), &[], 252)?.data;
+    let mut at = 4;
+    while at + 4 < page.len() {
+        let (kind, len) = (page[at + 1] & 0xF, usize::from(page[at + 3]));
+        if (kind, len) == (3, 16) {
+            return Ok(page[at + 4..at + 20].try_into()?);
+        }
+        at += 4 + len;
+    }
+    Err(anyhow!("no NAA in {page:02x?}"))
 }
 
 /// Runs `count` random commands on the load's unit over all request queues, at most `depth` at once, and checks every

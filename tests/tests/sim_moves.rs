@@ -8,7 +8,7 @@ use pollux_core::Bdev;
 use pollux_tests::guest::{Command, DriverOptions, Lun, Tmf, cdb};
 use pollux_tests::rng::Rng;
 use pollux_tests::sim::{
-    Call, Effect, Fault, Kind, PATIENT, SimAppliance, SimBdev, SimGuest, SimWorld, backing, unit_of,
+    Call, Effect, Fault, Kind, PATIENT, SimAppliance, SimBdev, SimGuest, SimWorld, VERY_PATIENT, backing, unit_of,
 };
 use pollux_vhost_scsi::{Backing, QueuePlace, Target, TargetError, WorkerConfig};
 use vhost::VhostBackend as _;
@@ -422,7 +422,7 @@ fn a_run_is_its_seed() -> Result<()> {
 fn lives(seed: u64) -> Result<Moves> {
     let world = loaded_world(seed);
     let mut appliance = appliance(&world, seed)?;
-    appliance.target.set_patience(PATIENT);
+    appliance.target.set_patience(VERY_PATIENT);
     let mut rng = Rng::new(seed);
     let mut guest = SimGuest::connect(&mut appliance, "vm", BLOCKS, seed)?;
     let mut all = Moves::default();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{RecvTimeoutError, bounded};
@@ -14,6 +14,7 @@ use crate::controller::{Controller, Places, SessionEntry};
 use crate::message::{Body, Message, NewQueue, QueueKey, Reply};
 use crate::port::Kind;
 use crate::request::{F_CHANGE, F_HOTPLUG, F_INOUT};
+use crate::target::Patience;
 
 /// Control, events, and 128 for requests.
 const MAX_QUEUES: u16 = 130;
@@ -29,6 +30,7 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(crate) struct Factory {
     pub(crate) controller: Arc<Controller>,
     pub(crate) post: Arc<dyn Post<Message>>,
+    pub(crate) patience: Arc<RwLock<Patience>>,
 }
 
 impl BackendFactory for Factory {
@@ -40,6 +42,7 @@ impl BackendFactory for Factory {
         Some(Box::new(Session {
             controller: self.controller.clone(),
             post: self.post.clone(),
+            patience: self.patience.clone(),
             handle: session,
             features: 0,
             places,
@@ -52,6 +55,7 @@ impl BackendFactory for Factory {
 struct Session {
     controller: Arc<Controller>,
     post: Arc<dyn Post<Message>>,
+    patience: Arc<RwLock<Patience>>,
     handle: SessionHandle,
     features: u64,
     places: Arc<Places>,
@@ -85,6 +89,11 @@ impl Session {
             let _ = self.send(reactor, Body::FreeRoom { key });
             false
         })
+    }
+
+    /// How long requests may take to end when their front end is gone.
+    fn when_closed(&self) -> Duration {
+        self.patience.read().unwrap_or_else(PoisonError::into_inner).closed
     }
 
     fn send(&self, reactor: usize, body: Body) -> Result<(), BackendError> {
@@ -158,8 +167,7 @@ impl Backend for Session {
         let key = self.key(index);
         let (sender, stopped) = bounded(1);
         self.send(reactor, Body::StopQueue { key, reply: Reply::new(sender) })?;
-        let patience = Instant::now() + PATIENCE;
-        let mut cancelled = false;
+        let (began, mut cancelled) = (Instant::now(), false);
         loop {
             match stopped.recv_timeout(LOOK) {
                 Ok(Some(stopped)) => return Ok(stopped.next_avail),
@@ -167,7 +175,7 @@ impl Backend for Session {
                 Err(RecvTimeoutError::Disconnected) => return Err(BackendError("the reactor has stopped".into())),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if !cancelled && (!self.handle.is_connected() || Instant::now() > patience) {
+            if !cancelled && began.elapsed() >= if self.handle.is_connected() { PATIENCE } else { self.when_closed() } {
                 cancelled = true;
                 tracing::warn!(ctrlr = self.controller.name, queue = index, "requests in flight are cancelled");
                 self.send(reactor, Body::CancelQueue { key })?;

@@ -41,6 +41,8 @@ pub struct Patience {
     pub sessions: Duration,
     /// For requests in flight on a queue that is to move; if they do not end, it stays.
     pub moves: Duration,
+    /// For requests in flight on a queue whose front end is gone, before they are cancelled.
+    pub closed: Duration,
 }
 
 impl Default for Patience {
@@ -50,6 +52,7 @@ impl Default for Patience {
             cancelled: Duration::from_secs(30),
             sessions: Duration::from_secs(30),
             moves: Duration::from_millis(20),
+            closed: Duration::from_millis(50),
         }
     }
 }
@@ -99,7 +102,7 @@ pub struct Target {
     controllers: RwLock<BTreeMap<String, Arc<Controller>>>,
     /// Controllers that were ever created.
     count: AtomicU32,
-    patience: RwLock<Patience>,
+    patience: Arc<RwLock<Patience>>,
     pub(crate) moves: crate::moves::MoveStats,
     pub(crate) hosting: crate::residents::Hosting,
     /// Held over each change.
@@ -116,7 +119,7 @@ impl Target {
             options,
             controllers: RwLock::default(),
             count: AtomicU32::new(0),
-            patience: RwLock::default(),
+            patience: Arc::default(),
             moves: crate::moves::MoveStats::default(),
             hosting: crate::residents::Hosting::default(),
             changes: Mutex::default(),
@@ -190,7 +193,8 @@ impl Target {
         if controller.state().listener.is_some() {
             return Ok(());
         }
-        let factory = Arc::new(Factory { controller: controller.clone(), post: self.post.clone() });
+        let (post, patience) = (self.post.clone(), self.patience.clone());
+        let factory = Arc::new(Factory { controller: controller.clone(), post, patience });
         let listener = self
             .server
             .listen(&controller.socket, self.options.socket, factory)

@@ -20,8 +20,11 @@ use crate::rng::Rng;
 
 const LONG: Duration = Duration::from_secs(60);
 /// For the control plane of a test in which nothing is meant to take too long: its waits are of the real clock, which
-/// must not decide a run.
-pub const PATIENT: Patience = Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG };
+/// must not decide a run. When a VMM is gone, what it has left that does not end is cancelled soon nevertheless.
+pub const PATIENT: Patience =
+    Patience { requests: LONG, cancelled: LONG, sessions: LONG, moves: LONG, closed: Duration::from_millis(50) };
+/// As that, where all that a VMM leaves ends by itself.
+pub const VERY_PATIENT: Patience = Patience { closed: LONG, ..PATIENT };
 
 /// A simulated appliance.
 pub struct SimAppliance {

@@ -20,7 +20,7 @@ mod scsi;
 mod shelf;
 mod world;
 
-pub use appliance::{PATIENT, SimAppliance, backing, naa_of, unit_of, unit_with_medium};
+pub use appliance::{PATIENT, SimAppliance, VERY_PATIENT, backing, naa_of, unit_of, unit_with_medium};
 pub use asked::{Asked, Name};
 pub use bdev::SimBdev;
 pub use disk::{Mark, SECTOR, SimDisk};

@@ -29,6 +29,7 @@ mod split;
 mod stats;
 #[cfg(test)]
 mod testing;
+pub mod thin;
 
 pub use delay::{Delay, LatencyKind};
 pub use device::{Device, Supported};

@@ -1,0 +1,3 @@
+//! Thin pools: volumes, snapshots and clones.
+
+pub mod format;

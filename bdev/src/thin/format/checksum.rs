@@ -5,11 +5,9 @@ use super::BLOCK;
 const AT: std::ops::Range<usize> = 4..8;
 
 fn checksum(block: &[u8; BLOCK]) -> u32 {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-    digest.update(&block[..AT.start]);
-    digest.update(&[0; 4]);
-    digest.update(&block[AT.end..]);
-    digest.finalize() as u32
+    let sum = crc32c::crc32c(&block[..AT.start]);
+    let sum = crc32c::crc32c_append(sum, &[0; 4]);
+    crc32c::crc32c_append(sum, &block[AT.end..])
 }
 
 /// Puts the checksum in its place.

@@ -43,6 +43,9 @@ pub enum GeometryError {
         /// What is needed.
         least: u64,
     },
+    /// Of one that was read: something lies over something else.
+    #[error("the log, the metadata and the data of the pool lie over each other")]
+    Overlap,
     /// More clusters than can be numbered.
     #[error("the base has {has} bytes: with this cluster size at most {most} can be used, so choose a larger one")]
     TooLarge {
@@ -142,7 +145,7 @@ impl Geometry {
             && log_end.is_some_and(|end| end <= u64::from(first) * size)
             && first.checked_add(count).is_some_and(|end| end <= self.first_free)
             && self.first_free < self.clusters;
-        if sane { Ok(()) } else { Err(GeometryError::TooSmall { has, least: u64::MAX }) }
+        if sane { Ok(()) } else { Err(GeometryError::Overlap) }
     }
 
     /// The byte at which a cluster begins.

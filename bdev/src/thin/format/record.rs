@@ -9,9 +9,9 @@
 //! 1  LAYER           the entries that follow are this layer's
 //! 2  CLUSTER ENTRY   the entry of this logical cluster; the cluster that it names is in use
 //! 3  FIRST COUNT     clusters that are free from now on
-//! 4  288 bytes       a layer
-//! 5  LAYER           there is no such layer any more
-//! 6  FIRST COUNT     clusters that are metadata from now on
+//! 4  288 bytes       a layer; its map, and what it owns, are as the catalog says, and 0 here
+//! 5  LAYER           there is no such layer any more, and none of its entries
+//! 6  LEAF ENTRY      all entries of this leaf of the layer's map; the entry names no cluster
 //! ```
 
 use super::{Entry, LAYER_LEN, Layer};
@@ -39,12 +39,14 @@ pub enum Record {
     Layer(Box<Layer>),
     /// There is no such layer.
     Gone(u64),
-    /// The metadata has these clusters, too.
-    Metadata {
-        /// The first one.
-        first: u32,
-        /// How many.
-        count: u32,
+    /// How all clusters of a leaf of a layer's map are: none of them has a cluster of the base.
+    Leaf {
+        /// Whose.
+        layer: u64,
+        /// Which of its leaves.
+        leaf: u64,
+        /// How they all are.
+        entry: Entry,
     },
 }
 
@@ -70,10 +72,7 @@ impl Records {
     pub fn push(&mut self, record: &Record) {
         match record {
             Record::Entry { layer, cluster, entry } => {
-                if self.layer != Some(*layer) {
-                    self.layer = Some(*layer);
-                    self.kind(1, &[*layer]);
-                }
+                self.of(*layer);
                 self.kind(2, &[*cluster]);
                 self.bytes.extend_from_slice(&entry.bits().to_le_bytes());
             }
@@ -83,7 +82,19 @@ impl Records {
                 self.bytes.extend_from_slice(&layer.to_bytes());
             }
             Record::Gone(layer) => self.kind(5, &[*layer]),
-            Record::Metadata { first, count } => self.kind(6, &[u64::from(*first), u64::from(*count)]),
+            Record::Leaf { layer, leaf, entry } => {
+                self.of(*layer);
+                self.kind(6, &[*leaf]);
+                self.bytes.extend_from_slice(&entry.bits().to_le_bytes());
+            }
+        }
+    }
+
+    /// What follows is this layer's.
+    fn of(&mut self, layer: u64) {
+        if self.layer != Some(layer) {
+            self.layer = Some(layer);
+            self.kind(1, &[layer]);
         }
     }
 
@@ -158,8 +169,7 @@ impl Reader<'_> {
             2 => {
                 let layer = layer.ok_or("has an entry of no layer")?;
                 let cluster = self.number()?;
-                let bits = u64::from_le_bytes(*self.take::<8>()?);
-                let entry = Entry::from_bits(bits).ok_or("has an entry that makes no sense")?;
+                let entry = self.entry()?;
                 Record::Entry { layer, cluster, entry }
             }
             3 => self.clusters().map(|(first, count)| Record::Free { first, count })?,
@@ -168,7 +178,15 @@ impl Reader<'_> {
                 Record::Layer(Box::new(layer.ok_or("is a layer without a number")?))
             }
             5 => Record::Gone(self.layer()?),
-            6 => self.clusters().map(|(first, count)| Record::Metadata { first, count })?,
+            6 => {
+                let layer = layer.ok_or("has a leaf of no layer")?;
+                let leaf = self.number()?;
+                let entry = self.entry()?;
+                if entry.cluster().is_some() {
+                    return Err("has the same cluster many times");
+                }
+                Record::Leaf { layer, leaf, entry }
+            }
             _ => return Err("is of no kind"),
         };
         Ok(Some(Some(record)))
@@ -194,6 +212,11 @@ impl Reader<'_> {
             }
         }
         Err("has a number that is too large")
+    }
+
+    fn entry(&mut self) -> Result<Entry, &'static str> {
+        let bits = u64::from_le_bytes(*self.take::<8>()?);
+        Entry::from_bits(bits).ok_or("has an entry that makes no sense")
     }
 
     fn layer(&mut self) -> Result<u64, &'static str> {
@@ -227,7 +250,8 @@ mod tests {
         prop_oneof![
             4 => (1..5u64, any::<u64>(), entries()).prop_map(|(layer, cluster, entry)| Record::Entry { layer, cluster, entry }),
             1 => clusters().prop_map(|(first, count)| Record::Free { first, count }),
-            1 => clusters().prop_map(|(first, count)| Record::Metadata { first, count }),
+            1 => (1..5u64, any::<u64>(), any::<u16>())
+                .prop_map(|(layer, leaf, zero)| Record::Leaf { layer, leaf, entry: Entry::EMPTY.with_zero(zero) }),
             1 => (1..=u64::MAX).prop_map(Record::Gone),
             1 => (1..=u64::MAX).prop_map(|id| Record::Layer(Box::new(Layer { id, ..layer() }))),
         ]
@@ -258,7 +282,9 @@ mod tests {
             let parsed = Records::parse(&cut.bytes()[..len]);
             assert!(parsed.is_err() || parsed == Ok(Vec::new()) && len == 2, "{len}");
         }
-        let bad: [&[u8]; 9] = [
+        let bad: [&[u8]; 11] = [
+            &[6, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[1, 1, 6, 2, 9, 0, 0, 0, 0, 0, 0, 0],
             &[7],
             &[1, 0],
             &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0],

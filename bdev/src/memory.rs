@@ -201,6 +201,32 @@ impl Drop for Buffer {
     }
 }
 
+/// A list of segments that is filled again and again, for the data of one request at a time.
+pub(crate) struct Pieces(Vec<Segment>);
+
+impl Pieces {
+    /// With room for so many.
+    pub(crate) fn new(room: usize) -> Pieces {
+        Pieces(Vec::with_capacity(room))
+    }
+
+    /// Empties it. The request that had it has completed.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Adds one. No request has the list yet.
+    pub(crate) fn push(&mut self, segment: Segment) {
+        self.0.push(segment);
+    }
+
+    /// As a request's data: unchanged, and its owner kept, until that has completed.
+    pub(crate) fn list(&self) -> SegmentList {
+        // SAFETY: the owner neither changes the list nor drops it before the request has completed (the file's invariant).
+        unsafe { SegmentList::new(&self.0) }
+    }
+}
+
 /// Copies out of the segments, starting `at` bytes into them, until `to` is full or they end; returns how many bytes.
 pub(crate) fn gather(segments: &[Segment], at: usize, to: Segment) -> usize {
     let mut done = 0;

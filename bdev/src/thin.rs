@@ -1,3 +1,5 @@
 //! Thin pools: volumes, snapshots and clones.
 
+mod channel;
 pub mod format;
+mod shared;

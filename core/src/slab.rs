@@ -68,6 +68,13 @@ impl<T> Slab<T> {
     }
 
     /// The value a token names; `None` if it was taken out since.
+    #[must_use]
+    pub fn get(&self, token: Token) -> Option<&T> {
+        let slot = self.slots.get(token.index as usize)?;
+        if slot.generation == token.generation { slot.value.as_ref() } else { None }
+    }
+
+    /// The same, to be changed.
     pub fn get_mut(&mut self, token: Token) -> Option<&mut T> {
         let slot = self.slots.get_mut(token.index as usize)?;
         if slot.generation == token.generation { slot.value.as_mut() } else { None }

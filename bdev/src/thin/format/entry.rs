@@ -95,6 +95,16 @@ impl Entry {
         Entry(self.0 & !((mask as u64) << 32 | (mask as u64) << 48))
     }
 
+    /// On this cluster, with nothing here; what is zero or the parent's stays so.
+    ///
+    /// # Panics
+    /// If it has a cluster, or there can be no such cluster.
+    #[must_use]
+    pub const fn with_cluster(self, cluster: u32) -> Entry {
+        assert!(self.cluster().is_none());
+        Entry(self.0 | Entry::on(cluster).0)
+    }
+
     /// Without its cluster, and so with nothing here.
     #[must_use]
     pub const fn without_cluster(self) -> Entry {
@@ -120,6 +130,7 @@ mod tests {
         assert_eq!(entry.with_here(0x0001).zero(), 0x0f0e);
         assert_eq!(entry.with_parent(0x00ff), Entry::on(7).with_zero(0x0f00));
         assert_eq!(entry.without_cluster(), Entry::EMPTY.with_zero(0x0f0f));
+        assert_eq!(entry.without_cluster().with_cluster(9), Entry::on(9).with_zero(0x0f0f));
         assert_eq!(Entry::EMPTY.parent(), 0xffff);
     }
 

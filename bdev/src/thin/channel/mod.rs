@@ -1,0 +1,444 @@
+//! One reactor's way into a volume.
+//!
+//! A request is looked up cluster by cluster, and what lies together on the base goes down as one part. What cannot go
+//! on, because a leaf is not in memory, a sub-block is locked, there is no space or the gate is closed, waits in order and is
+//! tried again in each pass; it holds nothing meanwhile but what is in flight and will end by itself.
+//!
+//! - **Read**: each sub-block comes from the first layer of the chain that has it; what none has is zero.
+//! - **Write** of what is here: in place. Of whole sub-blocks that are not: they are locked, the entry is put on a cluster,
+//!   the data is written, then the entry says that they are here, then they are unlocked. Of a part of a sub-block that is
+//!   not here: the same, with the rest of it from the layers below, by a buffer.
+//! - **Discard, write zeroes**: the entries say so; parts of sub-blocks are written with zeroes where they are not zero.
+//! - **Flush** waits for a commit of the pool (`Commits`), and so does a write with FUA whose mapping is not durable.
+
+mod edge;
+mod parts;
+mod punch;
+mod read;
+mod write;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use pollux_core::{
+    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, IoFlags, Next, Op, OpenArgs, OpenError, SegmentList, Slab,
+    Tag, Token,
+};
+
+use self::parts::{Kind, Part, Parts};
+use super::shared::{CLOSED, Chain, Miss, Reader, Shared, Stay, Volume};
+use crate::measured::{tag_of, token_of};
+
+/// Parts that a channel may have beyond one for each request.
+const SPARE_PARTS: u32 = 32;
+/// Memory for the edges of sub-blocks, and how many buffers at most.
+const EDGE_BYTES: usize = 1 << 20;
+const EDGE_BUFFERS: usize = 16;
+
+/// Why a request does not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// For the engine: a leaf, an empty leaf, the gate, layers that are not settled, a commit.
+    Engine,
+    /// For a cluster.
+    Space,
+    /// For a lock that somebody holds.
+    Lock,
+    /// For a part or a buffer of this channel.
+    Place,
+    /// For nothing: the volume may have no more clusters.
+    Quota,
+    /// For nothing: a leaf is damaged.
+    Lost,
+}
+
+impl From<Miss> for Wait {
+    fn from(miss: Miss) -> Wait {
+        match miss {
+            Miss::Wait => Wait::Engine,
+            Miss::Lost => Wait::Lost,
+        }
+    }
+}
+
+/// How far a request has come.
+enum Progress {
+    /// All of it has been started.
+    Started,
+    /// Some of it has not.
+    Waits(Wait),
+    /// It has failed: nothing more of it is started.
+    Failed(IoError),
+}
+
+struct Request {
+    io: Io,
+    /// The epoch in which it began, if it has and has not ended its stay.
+    epoch: Option<u64>,
+    /// How many of its bytes have been started.
+    at: u64,
+    /// Parts in flight.
+    parts: u32,
+    result: Result<(), IoError>,
+    /// Whether it has changed an entry, or used one that is not durable.
+    unmapped: bool,
+    /// The commit that it waits for.
+    ticket: Option<u64>,
+    /// What it waits for, and for space until when.
+    wait: Option<Wait>,
+    until: u64,
+}
+
+/// See the module's description.
+pub(crate) struct ThinChannel {
+    shared: Arc<Shared>,
+    volume: Arc<Volume>,
+    reader: Arc<Reader>,
+    stay: Stay,
+    chain: Arc<Chain>,
+    /// The volume's word that it goes by.
+    word: u64,
+    base: Box<dyn Channel>,
+    block_size: u32,
+    requests: Slab<Request>,
+    parts: Parts,
+    /// Requests that do not go on by themselves, in order.
+    waiting: VecDeque<Token>,
+    /// Those that wait for a commit.
+    committing: VecDeque<Token>,
+    ended: Vec<Completion>,
+    below: Vec<Completion>,
+    reactor: usize,
+    now: u64,
+}
+
+impl ThinChannel {
+    /// A way into `volume`, over `base`.
+    pub(crate) fn open(
+        shared: Arc<Shared>,
+        volume: Arc<Volume>,
+        base: &Arc<dyn Bdev>,
+        args: OpenArgs,
+    ) -> Result<Box<dyn Channel>, OpenError> {
+        let channel = base.open(OpenArgs { depth: args.depth.saturating_add(SPARE_PARTS), ..args })?;
+        let depth = channel.depth();
+        let sub_block = 1usize << shared.sub_shift();
+        let chain = volume.chain();
+        Ok(Box::new(ThinChannel {
+            stay: Stay::new(),
+            reader: Arc::new(Reader::new()),
+            word: chain.word,
+            chain,
+            block_size: base.shape().block_size,
+            requests: Slab::new(args.depth),
+            parts: Parts::new(depth, (EDGE_BYTES / sub_block).clamp(2, EDGE_BUFFERS), sub_block),
+            waiting: VecDeque::with_capacity(args.depth as usize),
+            committing: VecDeque::with_capacity(args.depth as usize),
+            ended: Vec::with_capacity(args.depth as usize),
+            below: Vec::with_capacity(depth as usize),
+            reactor: 0,
+            now: 0,
+            base: channel,
+            shared,
+            volume,
+        }))
+    }
+
+    fn request(&mut self, token: Token) -> &mut Request {
+        self.requests.get_mut(token).expect("the request is in flight")
+    }
+
+    /// Lets a request begin, if the gate is open and it has not begun.
+    fn begin(&mut self, token: Token) -> bool {
+        let epoch = self.request(token).epoch;
+        if epoch.is_some() {
+            return self.gate_is_open();
+        }
+        let (epoch, word) = self.stay.begin(&self.reader, &self.shared.epoch, self.volume.word());
+        if word != self.word {
+            self.adopt(word);
+        }
+        if self.word & CLOSED != 0 {
+            self.stay.end(&self.reader, epoch);
+            return false;
+        }
+        self.request(token).epoch = Some(epoch);
+        true
+    }
+
+    /// Whether something may be started, by the volume's word as it is now.
+    fn gate_is_open(&mut self) -> bool {
+        let word = self.volume.word().load(Acquire);
+        if word != self.word {
+            self.adopt(word);
+        }
+        self.word & CLOSED == 0
+    }
+
+    /// The volume is another one, or is about to be.
+    #[cold]
+    fn adopt(&mut self, word: u64) {
+        self.word = word;
+        if word & CLOSED == 0 {
+            self.chain = self.volume.chain();
+            // A later one holds from a later word on, which is still to be seen.
+            if self.chain.word != word {
+                self.word = self.chain.word | CLOSED;
+                return;
+            }
+        }
+        self.stay.go_by(&self.reader, word);
+    }
+
+    /// Starts what can be started of a request.
+    fn advance(&mut self, token: Token, cx: &mut Cx<'_>) {
+        let io = self.request(token).io;
+        let progress = if self.request(token).result.is_err() {
+            Progress::Started
+        } else if !self.begin(token) {
+            Progress::Waits(Wait::Engine)
+        } else {
+            self.start(token, &io, cx)
+        };
+        match progress {
+            Progress::Started => {
+                self.request(token).wait = None;
+                self.try_end(token);
+            }
+            Progress::Failed(error) => {
+                let request = self.request(token);
+                (request.result, request.wait) = (request.result.and(Err(error)), None);
+                self.try_end(token);
+            }
+            Progress::Waits(why) => self.wait(token, why),
+        }
+    }
+
+    fn start(&mut self, token: Token, io: &Io, cx: &mut Cx<'_>) -> Progress {
+        if io.end().is_none_or(|end| end > self.chain.bytes) {
+            return Progress::Failed(IoError::OutOfRange);
+        }
+        if io.op.changes_data() && (self.chain.read_only || self.shared.commits.have_failed()) {
+            return Progress::Failed(IoError::ReadOnly);
+        }
+        match io.op {
+            Op::Read => self.read(token, io, cx),
+            Op::Write => self.write(token, io, cx),
+            Op::Discard | Op::WriteZeroes => self.zero(token, io, cx),
+            Op::Flush => unreachable!("it needs no map"),
+        }
+    }
+
+    fn wait(&mut self, token: Token, why: Wait) {
+        let patience = self.shared.patience.load(Relaxed);
+        let now = self.now;
+        let request = self.request(token);
+        if why == Wait::Space && request.wait != Some(Wait::Space) {
+            request.until = now.saturating_add(patience);
+        }
+        let too_long = why == Wait::Space && now >= request.until;
+        request.wait = Some(why);
+        let error = match why {
+            Wait::Lost => IoError::Medium,
+            Wait::Quota => IoError::NoSpace,
+            Wait::Space if too_long && self.shared.full.load(Acquire) => IoError::NoSpace,
+            _ => return self.waiting.push_back(token),
+        };
+        let request = self.request(token);
+        (request.result, request.wait) = (request.result.and(Err(error)), None);
+        self.try_end(token);
+    }
+
+    /// Has a request wait for all that was changed until now to be durable.
+    fn wait_for_commit(&mut self, token: Token) {
+        let ticket = self.shared.commits.ticket();
+        self.shared.call_engine();
+        let request = self.request(token);
+        (request.ticket, request.wait) = (Some(ticket), Some(Wait::Engine));
+        self.committing.push_back(token);
+    }
+
+    /// Ends a request of which nothing is in flight and nothing is to be started, or has it wait for a commit.
+    fn try_end(&mut self, token: Token) {
+        let done = |request: &Request| request.result.is_err() || request.at == request.io.len;
+        let request = self.request(token);
+        if request.parts > 0 || (!done(request) && request.ticket.is_none()) {
+            return;
+        }
+        let (epoch, result, io) = (request.epoch.take(), request.result, request.io);
+        let durable = io.flags.contains(IoFlags::FUA) && request.unmapped && request.ticket.is_none();
+        if let Some(epoch) = epoch {
+            self.stay.end(&self.reader, epoch);
+        }
+        if result.is_ok() && durable {
+            return self.wait_for_commit(token);
+        }
+        self.requests.remove(token);
+        self.ended.push(Completion { tag: io.tag, result });
+    }
+
+    /// Sends a part to the base.
+    fn send(&mut self, part: Part, op: Op, flags: IoFlags, cx: &mut Cx<'_>) {
+        let Part { owner, at, len, base, .. } = part;
+        let io = self.request(owner).io;
+        self.request(owner).parts += 1;
+        let token = self.parts.insert(part);
+        let data = match op {
+            Op::Read | Op::Write if len == io.len => io.data,
+            Op::Read | Op::Write => self.parts.cut(token, io.data, at - io.offset, len),
+            _ => SegmentList::EMPTY,
+        };
+        self.base.submit(Io { tag: tag_of(token), op, flags, offset: base, len, data }, cx);
+    }
+
+    /// A part has ended.
+    fn part_ended(&mut self, completion: Completion, cx: &mut Cx<'_>) {
+        let token = token_of(completion.tag);
+        let part = self.parts.slab.get_mut(token).expect("a part in flight");
+        if let (Kind::EdgeRead(_), Ok(())) = (&part.kind, completion.result) {
+            return self.fill_edge(token, cx);
+        }
+        let part = self.parts.slab.remove(token).expect("a part in flight");
+        let result = match &part.kind {
+            Kind::Plain => completion.result,
+            Kind::Fresh(map) => self.arrived(map, &part, completion.result),
+            Kind::EdgeRead(edge) | Kind::EdgeWrite(edge) => {
+                self.parts.give_buffer(edge.buffer);
+                self.arrived(&edge.map, &part, completion.result)
+            }
+        };
+        let request = self.request(part.owner);
+        request.parts -= 1;
+        request.result = request.result.and(result);
+        if request.wait.is_none() {
+            self.try_end(part.owner);
+        }
+    }
+
+    /// Tries all that wait once more, in order.
+    fn look_at_waiting(&mut self, cx: &mut Cx<'_>) {
+        self.end_committed();
+        for _ in 0..self.waiting.len() {
+            let Some(token) = self.waiting.pop_front() else { break };
+            self.advance(token, cx);
+        }
+    }
+
+    /// Ends those whose commit is done, or never will be.
+    fn end_committed(&mut self) {
+        for _ in 0..self.committing.len() {
+            let Some(token) = self.committing.pop_front() else { break };
+            let request = self.requests.get_mut(token).expect("it waits");
+            let ticket = request.ticket.expect("it waits for a commit");
+            let (done, failed) = (self.shared.commits.is_done(ticket), self.shared.commits.have_failed());
+            match request.result {
+                Ok(()) if done => {}
+                Ok(()) if failed => request.result = Err(IoError::FlushFailed),
+                Ok(()) => {
+                    self.committing.push_back(token);
+                    continue;
+                }
+                Err(_) => {}
+            }
+            self.try_end(token);
+        }
+    }
+
+    fn any_waits_for(&self, why: &[Wait]) -> bool {
+        let requests = &self.requests;
+        self.waiting.iter().any(|token| {
+            requests.get(*token).and_then(|request| request.wait).is_some_and(|wait| why.contains(&wait))
+        })
+    }
+}
+
+impl Channel for ThinChannel {
+    fn depth(&self) -> u32 {
+        self.requests.capacity()
+    }
+
+    fn alignment(&self) -> Alignment {
+        self.base.alignment()
+    }
+
+    fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {
+        assert!(cx.reactor < self.shared.stations.len(), "the pool was opened for as many reactors as there are");
+        self.base.attach(cx)?;
+        self.reactor = cx.reactor;
+        self.shared.stations[self.reactor].reactor_is(|| cx.ring.waker());
+        self.volume.enter(self.reader.clone());
+        Ok(())
+    }
+
+    fn detach(&mut self, cx: &mut Cx<'_>) {
+        self.volume.leave(&self.reader);
+        self.base.detach(cx);
+    }
+
+    fn submit(&mut self, io: Io, cx: &mut Cx<'_>) {
+        self.now = cx.now;
+        let (epoch, ticket, wait) = (None, None, None);
+        let request =
+            Request { io, epoch, at: 0, parts: 0, result: Ok(()), unmapped: false, ticket, wait, until: 0 };
+        let token = self.requests.insert(request);
+        let token = token.unwrap_or_else(|_| panic!("more than {} requests in flight", self.requests.capacity()));
+        if io.op == Op::Flush {
+            self.wait_for_commit(token);
+        } else if self.waiting.is_empty() {
+            self.advance(token, cx);
+        } else {
+            // Not before those that wait: none of them is to starve.
+            self.request(token).wait = Some(Wait::Place);
+            self.waiting.push_back(token);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Vec<Completion>) {
+        self.now = cx.now;
+        let mut below = std::mem::take(&mut self.below);
+        self.base.poll(cx, &mut below);
+        below.drain(..).for_each(|completion| self.part_ended(completion, cx));
+        self.below = below;
+        // Says so if the gate has closed, also when nothing is about to start.
+        self.gate_is_open();
+        self.look_at_waiting(cx);
+        if !self.committing.is_empty() || self.any_waits_for(&[Wait::Engine, Wait::Space]) {
+            // From now on the engine tells; what it did before is seen now.
+            self.shared.stations[self.reactor].wait();
+            self.look_at_waiting(cx);
+        }
+        done.append(&mut self.ended);
+    }
+
+    fn next(&self) -> Next {
+        if !self.ended.is_empty() {
+            return Next::Now;
+        }
+        let mut next = self.base.next();
+        for token in &self.waiting {
+            let Some(request) = self.requests.get(*token) else { continue };
+            next = next.or(match request.wait {
+                Some(Wait::Lock) => Next::Now,
+                Some(Wait::Space) => Next::At(request.until),
+                _ => Next::Ring,
+            });
+        }
+        next
+    }
+
+    fn cancel(&mut self, tag: Tag, cx: &mut Cx<'_>) {
+        let found = self.requests.iter_mut().find(|(_, request)| request.io.tag == tag);
+        let Some((token, request)) = found else { return };
+        let parts = request.parts;
+        if request.wait.is_some() {
+            // It is ended by the next pass, or when nothing of it is in flight.
+            request.result = request.result.and(Err(IoError::Aborted));
+        }
+        if parts > 0 {
+            let tags: Vec<Tag> =
+                self.parts.slab.iter_mut().filter(|(_, part)| part.owner == token).map(|(t, _)| tag_of(t)).collect();
+            tags.into_iter().for_each(|tag| self.base.cancel(tag, cx));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Requests to the base on behalf of requests to a volume. Each part is one contiguous range of the base.
+//!
+//! Everything a part needs is taken when the channel is opened: its place, its list of segments (which grows where a
+//! guest's lists are long, and stays so), and for the edges of sub-blocks a few buffers.
+
+use std::sync::Arc;
+
+use pollux_core::segment::for_range;
+use pollux_core::{SegmentList, Slab, Token};
+
+use crate::memory::{Buffer, Pieces};
+use crate::thin::shared::LayerMap;
+
+/// Segments that a part's list has room for at first.
+const SEGMENTS: usize = 16;
+
+/// What a part is for.
+pub(super) enum Kind {
+    /// Data of sub-blocks that are here, or a read: nothing is to be done afterwards.
+    Plain,
+    /// Data of sub-blocks that are not here yet and locked.
+    Fresh(Arc<LayerMap>),
+    /// The rest of a sub-block is read into a buffer, before the request's data goes over it.
+    EdgeRead(Edge),
+    /// A whole sub-block is written from a buffer.
+    EdgeWrite(Edge),
+}
+
+/// A sub-block of which a request covers a part only.
+pub(super) struct Edge {
+    pub(super) map: Arc<LayerMap>,
+    /// Which buffer holds it.
+    pub(super) buffer: usize,
+    /// Where it goes on the base.
+    pub(super) base: u64,
+}
+
+/// See the module's description.
+pub(super) struct Part {
+    /// The request.
+    pub(super) owner: Token,
+    pub(super) kind: Kind,
+    /// The range of the volume.
+    pub(super) at: u64,
+    pub(super) len: u64,
+    /// Where it is on the base.
+    pub(super) base: u64,
+}
+
+/// All parts of a channel.
+pub(super) struct Parts {
+    pub(super) slab: Slab<Part>,
+    lists: Box<[Pieces]>,
+    buffers: Box<[Buffer]>,
+    free_buffers: Vec<usize>,
+}
+
+impl Parts {
+    pub(super) fn new(depth: u32, buffers: usize, sub_block: usize) -> Parts {
+        Parts {
+            slab: Slab::new(depth),
+            lists: (0..depth).map(|_| Pieces::new(SEGMENTS)).collect(),
+            buffers: (0..buffers).map(|_| Buffer::new(sub_block)).collect(),
+            free_buffers: (0..buffers).collect(),
+        }
+    }
+
+    /// Whether there is a place for another one.
+    pub(super) fn has_place(&self) -> bool {
+        self.slab.len() < self.slab.capacity()
+    }
+
+    /// Takes a place; the caller has asked whether there is one.
+    pub(super) fn insert(&mut self, part: Part) -> Token {
+        self.slab.insert(part).unwrap_or_else(|_| unreachable!("whoever starts a part has asked for a place"))
+    }
+
+    /// The bytes `skip..skip + len` of a request's data, as the data of this part.
+    pub(super) fn cut(&mut self, token: Token, data: SegmentList, skip: u64, len: u64) -> SegmentList {
+        let mine = &mut self.lists[token.index as usize];
+        mine.clear();
+        let held = for_range(data.as_slice(), skip as usize, len as usize, |part| mine.push(part));
+        assert_eq!(held as u64, len, "the segments hold what the request says");
+        self.lists[token.index as usize].list()
+    }
+
+    /// A buffer of the size of a sub-block.
+    pub(super) fn take_buffer(&mut self) -> Option<usize> {
+        self.free_buffers.pop()
+    }
+
+    pub(super) fn give_buffer(&mut self, buffer: usize) {
+        self.free_buffers.push(buffer);
+    }
+
+    pub(super) fn buffer(&self, buffer: usize) -> &Buffer {
+        &self.buffers[buffer]
+    }
+}

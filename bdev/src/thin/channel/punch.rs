@@ -1,0 +1,111 @@
+//! Discards and write-zeroes. Whole sub-blocks are taken out of the map, which takes a lock for each cluster and no I/O;
+//! what is left at the ends is written with zeroes, unless it is zero.
+
+use std::sync::Arc;
+
+use pollux_core::{Cx, Io, IoFlags, Op, Token};
+
+use super::parts::{Kind, Part};
+use super::read::front;
+use super::write::{touched, whole};
+use super::{Progress, ThinChannel, Wait};
+use crate::thin::format::ENTRIES_PER_PAGE;
+use crate::thin::shared::{LayerMap, Place, Shared};
+
+/// Clusters that are looked at in one go: a large discard leaves the reactor to others in between.
+const CLUSTERS_A_PASS: u32 = 4096;
+
+impl ThinChannel {
+    pub(super) fn zero(&mut self, token: Token, io: &Io, cx: &mut Cx<'_>) -> Progress {
+        let head = self.chain.head().clone();
+        let end = io.offset + io.len;
+        for _ in 0..CLUSTERS_A_PASS {
+            let at = io.offset + self.request(token).at;
+            if at == end {
+                return Progress::Started;
+            }
+            match self.zero_front(token, io, &head, at, end - at, cx) {
+                Ok(len) => self.request(token).at += len,
+                Err(wait) => return Progress::Waits(wait),
+            }
+        }
+        Progress::Waits(Wait::Lock)
+    }
+
+    /// The front of a range; returns how much of it that is.
+    fn zero_front(
+        &mut self,
+        token: Token,
+        io: &Io,
+        head: &Arc<LayerMap>,
+        at: u64,
+        len: u64,
+        cx: &mut Cx<'_>,
+    ) -> Result<u64, Wait> {
+        let (shift, sub) = (self.shared.cluster_shift, 1u64 << self.shared.sub_shift());
+        let (leaf, _) = Shared::slot(at >> shift);
+        let bottom = self.chain.layers.len() == 1;
+        if bottom && head.place(leaf) == Place::Empty {
+            let leaf_end = (leaf + 1) * ENTRIES_PER_PAGE as u64;
+            return Ok(len.min((leaf_end << shift) - at));
+        }
+        let to_end = (1u64 << shift) - (at & ((1 << shift) - 1));
+        let len = len.min(to_end);
+        let askew = at & (sub - 1);
+        if askew != 0 || len < sub {
+            let len = len.min(sub - askew);
+            self.zero_edge(token, io, head, at, len, cx)?;
+            return Ok(len);
+        }
+        let len = len & !(sub - 1);
+        let mask = whole(&self.shared, at, len);
+        let cluster = at >> shift;
+        let number = self.shared.leaf_to_change(head, leaf)?;
+        if !self.shared.locks.try_lock(head.id, cluster, mask) {
+            return Err(Wait::Lock);
+        }
+        self.shared.punch(head, number, Shared::slot(cluster).1, mask, bottom);
+        self.shared.locks.unlock(head.id, cluster, mask);
+        self.request(token).unmapped = true;
+        Ok(len)
+    }
+
+    /// A part of one sub-block.
+    fn zero_edge(
+        &mut self,
+        token: Token,
+        io: &Io,
+        head: &Arc<LayerMap>,
+        at: u64,
+        len: u64,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), Wait> {
+        let cluster = at >> self.shared.cluster_shift;
+        let entry = self.shared.entry(head, cluster)?;
+        let mask = touched(&self.shared, at, len);
+        if let Some(on) = entry.cluster().filter(|_| entry.here() & mask != 0) {
+            if !self.parts.has_place() {
+                return Err(Wait::Place);
+            }
+            let inside = at & ((1 << self.shared.cluster_shift) - 1);
+            let base = (u64::from(on) << self.shared.cluster_shift) + inside;
+            let part = Part { owner: token, kind: Kind::Plain, at, len, base };
+            self.send(part, Op::WriteZeroes, io.flags & IoFlags::FUA, cx);
+            self.request(token).unmapped = true;
+            return Ok(());
+        }
+        if entry.zero() & mask != 0 || self.chain.layers.len() == 1 {
+            return Ok(());
+        }
+        if !self.is_settled() {
+            return Err(Wait::Engine);
+        }
+        match front(&self.shared, &self.chain, 1, at, len)? {
+            (None, _) => Ok(()),
+            (Some(_), _) => {
+                let piece = self.piece(head, at, len)?;
+                if piece.edge { self.start_edge(token, head, &piece, cx) } else { Err(Wait::Lock) }
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Reads: where each sub-block comes from.
+
+use pollux_core::segment::zero;
+use pollux_core::{Cx, Io, IoFlags, Op, Token};
+
+use super::parts::{Kind, Part};
+use super::{Progress, ThinChannel, Wait};
+use crate::thin::format::SUB_BLOCKS;
+use crate::thin::shared::{Chain, Miss, Shared};
+
+/// Where a sub-block is: its first byte on the base; `None`: it is zero.
+type Source = Option<u64>;
+
+/// A run of a request that lies together.
+struct Run {
+    at: u64,
+    len: u64,
+    base: Source,
+}
+
+impl ThinChannel {
+    pub(super) fn read(&mut self, token: Token, io: &Io, cx: &mut Cx<'_>) -> Progress {
+        let mut run: Option<Run> = None;
+        let mut at = io.offset + self.request(token).at;
+        let end = io.offset + io.len;
+        while at < end {
+            let (base, len) = match front(&self.shared, &self.chain, 0, at, end - at) {
+                Ok(front) => front,
+                Err(miss) if self.finish_run(token, io, run, cx) => return Progress::Waits(miss.into()),
+                Err(_) => return Progress::Waits(Wait::Place),
+            };
+            match &mut run {
+                Some(run) if joins(run, base) => run.len += len,
+                _ => {
+                    let next = Run { at, len, base };
+                    if !self.finish_run(token, io, run.replace(next), cx) {
+                        return Progress::Waits(Wait::Place);
+                    }
+                }
+            }
+            at += len;
+        }
+        if self.finish_run(token, io, run, cx) { Progress::Started } else { Progress::Waits(Wait::Place) }
+    }
+
+    /// Starts a run, if there is one; whether there was a place for it.
+    fn finish_run(&mut self, token: Token, io: &Io, run: Option<Run>, cx: &mut Cx<'_>) -> bool {
+        let Some(Run { at, len, base }) = run else { return true };
+        match base {
+            None => {
+                zero(io.data.as_slice(), (at - io.offset) as usize, len as usize);
+            }
+            Some(_) if !self.parts.has_place() => return false,
+            Some(base) => {
+                let part = Part { owner: token, kind: Kind::Plain, at, len, base };
+                self.send(part, Op::Read, IoFlags::empty(), cx);
+            }
+        }
+        self.request(token).at += len;
+        true
+    }
+}
+
+fn joins(run: &Run, base: Source) -> bool {
+    match (run.base, base) {
+        (None, None) => true,
+        (Some(first), Some(next)) => first + run.len == next,
+        _ => false,
+    }
+}
+
+/// The front of a range, inside of one cluster: where it is and how far it lies together, as the layers from `first` on
+/// have it.
+pub(super) fn front(shared: &Shared, chain: &Chain, first: usize, at: u64, len: u64) -> Result<(Source, u64), Miss> {
+    let cluster = at >> shared.cluster_shift;
+    let inside = at & ((1 << shared.cluster_shift) - 1);
+    let len = len.min((1 << shared.cluster_shift) - inside);
+    let (from, to) = (inside >> shared.sub_shift(), (inside + len - 1) >> shared.sub_shift());
+    // Those of the sub-blocks that no layer so far has said anything of, from the first on.
+    let mut open = mask(from, to);
+    let lowest = 1u16 << from;
+    for layer in &chain.layers[first..] {
+        let entry = shared.entry(layer, cluster)?;
+        let (here, zero) = (entry.here(), entry.zero());
+        let (says, base) = if here & lowest != 0 {
+            (here, entry.cluster().map(|cluster| (u64::from(cluster) << shared.cluster_shift) + inside))
+        } else if zero & lowest != 0 {
+            (zero, None)
+        } else {
+            open &= !(here | zero);
+            // A layer further down has the first; how far, as long as no layer above has anything.
+            continue;
+        };
+        return Ok((base, part_of(shared, open & says, from, inside, len)));
+    }
+    Ok((None, part_of(shared, open, from, inside, len)))
+}
+
+/// How many bytes of a range that begins in sub-block `from` the sub-blocks of `mask` cover without a gap.
+fn part_of(shared: &Shared, mask: u16, from: u64, inside: u64, len: u64) -> u64 {
+    let run = u64::from((mask >> from).trailing_ones());
+    let end = ((from + run) << shared.sub_shift()).min(inside + len);
+    end - inside
+}
+
+/// The sub-blocks from `from` to `to`.
+pub(super) const fn mask(from: u64, to: u64) -> u16 {
+    let count = to - from + 1;
+    (((1u32 << count) - 1) << from) as u16
+}
+
+const _: () = assert!(SUB_BLOCKS == 16 && mask(0, 15) == 0xffff && mask(3, 4) == 0x18);

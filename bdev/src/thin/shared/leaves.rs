@@ -1,0 +1,269 @@
+//! Leaves of maps in memory. A leaf is the entries of 504 clusters of one layer, each changed by compare-and-swap from
+//! any reactor.
+//!
+//! Leaves are named by number. Memory for them is taken by the engine, in chunks and up to a limit, and never moved; a
+//! channel that needs an empty leaf takes one that the engine has made ready, or waits.
+//!
+//! What has changed since the last commit: each leaf has a bit for each of its entries, and a leaf with such bits is on
+//! the *dirty stack*. Who changes an entry sets its bit afterwards; the engine takes the whole stack, then each leaf's
+//! bits, then the entries. So an entry that was changed before the engine took the stack is among those that it reads.
+
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry};
+
+/// Words of a leaf's dirty bits.
+pub(crate) const DIRTY_WORDS: usize = ENTRIES_PER_PAGE.div_ceil(64);
+/// Leaves that are made at once.
+const CHUNK: usize = 64;
+/// Empty leaves that are kept ready for channels.
+const READY: usize = 256;
+
+/// See the module's description.
+pub(crate) struct Leaf {
+    entries: [AtomicU64; ENTRIES_PER_PAGE],
+    dirty: [AtomicU64; DIRTY_WORDS],
+    /// The next one of the dirty stack, plus one.
+    next: AtomicU32,
+    /// It is on the dirty stack.
+    queued: AtomicBool,
+    /// The last commit that took something of it.
+    taken_by: AtomicU64,
+    layer: AtomicU64,
+    index: AtomicU64,
+}
+
+impl Leaf {
+    fn new() -> Leaf {
+        Leaf {
+            entries: [const { AtomicU64::new(0) }; ENTRIES_PER_PAGE],
+            dirty: Default::default(),
+            next: AtomicU32::new(0),
+            queued: AtomicBool::new(false),
+            taken_by: AtomicU64::new(0),
+            layer: AtomicU64::new(0),
+            index: AtomicU64::new(0),
+        }
+    }
+
+    /// Whose it is, and which of its leaves.
+    pub(crate) fn key(&self) -> (u64, u64) {
+        (self.layer.load(Relaxed), self.index.load(Relaxed))
+    }
+
+    /// An entry as it is now.
+    #[inline]
+    pub(crate) fn entry(&self, slot: usize) -> Entry {
+        sane(self.entries[slot].load(Acquire))
+    }
+
+    /// Changes an entry, if it is still `from`; else how it is now.
+    #[inline]
+    pub(crate) fn change(&self, slot: usize, from: Entry, to: Entry) -> Result<(), Entry> {
+        self.entries[slot].compare_exchange(from.bits(), to.bits(), AcqRel, Acquire).map(|_| ()).map_err(sane)
+    }
+
+    /// Whether an entry has changed since a commit looked at it.
+    #[inline]
+    pub(crate) fn is_dirty(&self, slot: usize) -> bool {
+        self.dirty[slot / 64].load(Acquire) >> (slot % 64) & 1 == 1
+    }
+
+    /// The last commit that took something of it.
+    #[inline]
+    pub(crate) fn taken_by(&self) -> u64 {
+        self.taken_by.load(Acquire)
+    }
+
+    /// For commit `number`: the bits of what has changed.
+    pub(crate) fn take_dirty(&self, number: u64) -> [u64; DIRTY_WORDS] {
+        // Before the bits go: who sees none then sees the commit.
+        self.taken_by.store(number, Release);
+        std::array::from_fn(|word| self.dirty[word].swap(0, AcqRel))
+    }
+}
+
+fn sane(bits: u64) -> Entry {
+    Entry::from_bits(bits).expect("only entries are stored")
+}
+
+/// All leaves of a pool.
+pub(crate) struct Leaves {
+    chunks: Box<[OnceLock<Box<[Leaf]>>]>,
+    /// The first of the dirty stack, plus one.
+    dirty: AtomicU32,
+    /// Empty ones that belong to nobody.
+    ready: ArrayQueue<u32>,
+}
+
+impl Leaves {
+    /// At most so many.
+    pub(crate) fn new(most: usize) -> Leaves {
+        let chunks = (0..most.div_ceil(CHUNK).max(1)).map(|_| OnceLock::new()).collect();
+        Leaves { chunks, dirty: AtomicU32::new(0), ready: ArrayQueue::new(READY) }
+    }
+
+    /// How many there can be.
+    pub(crate) fn most(&self) -> usize {
+        self.chunks.len() * CHUNK
+    }
+
+    /// One of them.
+    #[inline]
+    pub(crate) fn get(&self, leaf: u32) -> &Leaf {
+        let chunk = self.chunks[leaf as usize / CHUNK].get();
+        &chunk.expect("a leaf that has a number has memory")[leaf as usize % CHUNK]
+    }
+
+    /// Takes memory for leaf `leaf` and those beside it, unless they have it. For the engine.
+    pub(crate) fn provide(&self, leaf: u32) {
+        self.chunks[leaf as usize / CHUNK].get_or_init(|| (0..CHUNK).map(|_| Leaf::new()).collect());
+    }
+
+    /// Gives a leaf that nobody has to a layer. For whoever has its number.
+    pub(crate) fn name(&self, leaf: u32, layer: u64, index: u64) {
+        let leaf = self.get(leaf);
+        leaf.layer.store(layer, Relaxed);
+        leaf.index.store(index, Relaxed);
+    }
+
+    /// Fills a leaf that nobody looks at yet.
+    pub(crate) fn fill(&self, leaf: u32, entries: &[u64; ENTRIES_PER_PAGE]) {
+        let leaf = self.get(leaf);
+        leaf.entries.iter().zip(entries).for_each(|(entry, bits)| entry.store(*bits, Relaxed));
+    }
+
+    /// An empty leaf, for a channel; `None`: the engine has to be asked for more.
+    pub(crate) fn take_ready(&self) -> Option<u32> {
+        self.ready.pop()
+    }
+
+    /// Gives back a leaf that was taken and not used.
+    pub(crate) fn return_ready(&self, leaf: u32) {
+        let returned = self.ready.push(leaf);
+        debug_assert!(returned.is_ok() || self.ready.is_full());
+    }
+
+    /// How many more leaves should be made ready. For the engine.
+    pub(crate) fn wanted(&self) -> usize {
+        if self.ready.len() < READY / 2 { READY - self.ready.len() } else { 0 }
+    }
+
+    /// An entry has changed.
+    #[inline]
+    pub(crate) fn mark(&self, number: u32, slot: usize) {
+        let leaf = self.get(number);
+        leaf.dirty[slot / 64].fetch_or(1 << (slot % 64), AcqRel);
+        if !leaf.queued.swap(true, AcqRel) {
+            self.push_dirty(number, leaf);
+        }
+    }
+
+    fn push_dirty(&self, number: u32, leaf: &Leaf) {
+        let mut head = self.dirty.load(Relaxed);
+        loop {
+            leaf.next.store(head, Relaxed);
+            match self.dirty.compare_exchange_weak(head, number + 1, AcqRel, Relaxed) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Whether anything is dirty.
+    #[inline]
+    pub(crate) fn any_dirty(&self) -> bool {
+        self.dirty.load(Acquire) != 0
+    }
+
+    /// Takes the dirty stack: the numbers of the leaves. Each is put onto it again by whoever changes it from now on.
+    pub(crate) fn take_dirty(&self, leaves: &mut Vec<u32>) {
+        let mut at = self.dirty.swap(0, AcqRel);
+        while let Some(number) = at.checked_sub(1) {
+            let leaf = self.get(number);
+            at = leaf.next.load(Relaxed);
+            // A swap: it sees what was set before by whoever found the leaf queued.
+            leaf.queued.swap(false, AcqRel);
+            leaves.push(number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::thread;
+
+    #[test]
+    fn what_is_changed_is_taken_once() {
+        let leaves = Leaves::new(100);
+        assert_eq!(leaves.most(), 128);
+        for leaf in 0..3 {
+            leaves.provide(leaf);
+            leaves.name(leaf, 7, u64::from(leaf));
+        }
+        let entry = Entry::on(5).with_here(1);
+        assert_eq!(leaves.get(1).change(503, Entry::EMPTY, entry), Ok(()));
+        assert_eq!(leaves.get(1).change(503, Entry::EMPTY, entry), Err(entry));
+        assert!(!leaves.any_dirty());
+        leaves.mark(1, 503);
+        leaves.mark(2, 0);
+        leaves.mark(1, 503);
+        assert!(leaves.get(1).is_dirty(503) && !leaves.get(1).is_dirty(502) && leaves.any_dirty());
+        let mut taken = Vec::new();
+        leaves.take_dirty(&mut taken);
+        assert_eq!(taken, [2, 1]);
+        assert_eq!(leaves.get(1).take_dirty(9)[7], 1 << (503 - 448));
+        assert!(!leaves.get(1).is_dirty(503) && leaves.get(1).taken_by() == 9);
+        assert_eq!((leaves.get(1).key(), leaves.get(1).entry(503)), ((7, 1), entry));
+        taken.clear();
+        leaves.take_dirty(&mut taken);
+        assert!(taken.is_empty());
+    }
+
+    /// Many threads raise entries; what the engine has read last of each is what it is.
+    #[test]
+    fn nothing_that_changed_is_missed() {
+        const THREADS: usize = 3;
+        const TIMES: u32 = 20_000;
+        let leaves = Arc::new(Leaves::new(4));
+        (0..4).for_each(|leaf| leaves.provide(leaf));
+        let workers: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let leaves = leaves.clone();
+                thread::spawn(move || {
+                    for time in 1..=TIMES {
+                        let (leaf, slot) = (time % 4, (time as usize * 7 + thread) % 504 / THREADS * THREADS + thread);
+                        let now = leaves.get(leaf).entry(slot);
+                        leaves.get(leaf).change(slot, now, Entry::on(time)).expect("one thread a slot");
+                        leaves.mark(leaf, slot);
+                    }
+                })
+            })
+            .collect();
+        let mut seen = vec![[Entry::EMPTY; 504]; 4];
+        let mut ended = false;
+        while !ended {
+            ended = workers.iter().all(thread::JoinHandle::is_finished);
+            let mut taken = Vec::new();
+            leaves.take_dirty(&mut taken);
+            for number in taken {
+                let leaf = leaves.get(number);
+                let bits = leaf.take_dirty(1);
+                for slot in (0..504).filter(|slot| bits[slot / 64] >> (slot % 64) & 1 == 1) {
+                    seen[number as usize][slot] = leaf.entry(slot);
+                }
+            }
+        }
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+        for (number, seen) in seen.iter().enumerate() {
+            let leaf = leaves.get(number as u32);
+            assert!((0..504).all(|slot| seen[slot] == leaf.entry(slot)), "leaf {number}");
+        }
+    }
+}

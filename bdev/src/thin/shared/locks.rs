@@ -1,0 +1,63 @@
+//! Locks of sub-blocks: whoever changes what an entry says of a sub-block holds its lock meanwhile, so that one that
+//! fills the edges of a sub-block and one that overwrites it do not miss each other.
+//!
+//! A lock is a bit in a table of words, found by hash. Two clusters that share a word are sometimes taken for one, which
+//! costs a wait and nothing else. Nobody waits for a lock while holding one that is not on its way to be released.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::AtomicU32;
+
+/// Words of the table; a power of two.
+const WORDS: usize = 1 << 14;
+
+/// See the module's description.
+pub(crate) struct SubLocks(Box<[AtomicU32]>);
+
+impl SubLocks {
+    pub(crate) fn new() -> SubLocks {
+        SubLocks((0..WORDS).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    fn word(&self, layer: u64, cluster: u64) -> &AtomicU32 {
+        let hash = (layer.rotate_left(40) ^ cluster).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        &self.0[(hash >> 50) as usize]
+    }
+
+    /// Locks these sub-blocks of a cluster of a layer, all or none; whether it could.
+    #[inline]
+    pub(crate) fn try_lock(&self, layer: u64, cluster: u64, mask: u16) -> bool {
+        let (word, mask) = (self.word(layer, cluster), u32::from(mask));
+        let mut now = word.load(Relaxed);
+        while now & mask == 0 {
+            match word.compare_exchange_weak(now, now | mask, Acquire, Relaxed) {
+                Ok(_) => return true,
+                Err(other) => now = other,
+            }
+        }
+        false
+    }
+
+    /// Releases what was locked.
+    #[inline]
+    pub(crate) fn unlock(&self, layer: u64, cluster: u64, mask: u16) {
+        let before = self.word(layer, cluster).fetch_and(!u32::from(mask), Release);
+        debug_assert_eq!(before & u32::from(mask), u32::from(mask), "it was locked");
+    }
+}
+
+const _: () = assert!(WORDS == 1 << (64 - 50));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sub_block_has_one_holder() {
+        let locks = SubLocks::new();
+        assert!(locks.try_lock(1, 2, 0x00ff));
+        assert!(!locks.try_lock(1, 2, 0x0180), "all or none");
+        assert!(locks.try_lock(1, 2, 0x0100) && locks.try_lock(1, 3, 0xffff) && locks.try_lock(2, 2, 0xffff));
+        locks.unlock(1, 2, 0x00ff);
+        assert!(locks.try_lock(1, 2, 0x0001) && !locks.try_lock(1, 2, 0x0100));
+    }
+}

@@ -1,0 +1,277 @@
+//! What the reactors' channels of a pool and its engine have in common.
+//!
+//! The engine is the only one that gives out clusters and takes them back, loads leaves, writes the log and changes what
+//! a volume is. Channels look up, put clusters into entries, set and clear bits of sub-blocks, and say what they wait
+//! for. They share atomics and bounded queues, and wake each other's reactors; nobody takes a lock on the way of a request.
+//!
+//! Whoever waits for the engine says so in its [`Station`] and looks once more; the engine changes what is waited for,
+//! fences, and wakes the reactors of stations where somebody waits. The other way round it is the flag `attention`.
+
+mod commits;
+mod layer;
+mod leaves;
+mod locks;
+mod readers;
+mod station;
+mod volume;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use crossbeam::queue::ArrayQueue;
+use pollux_core::Wake;
+use std::sync::Arc;
+
+pub(crate) use commits::Commits;
+pub(crate) use layer::{LayerMap, Place, Usage};
+pub(crate) use leaves::{DIRTY_WORDS, Leaves};
+pub(crate) use locks::SubLocks;
+pub(crate) use readers::{CLOSED, EPOCHS, Epoch, Reader, Stay};
+pub(crate) use station::Station;
+pub(crate) use volume::{Chain, Volume};
+
+use super::format::{ENTRIES_PER_PAGE, Entry, SUB_BLOCKS};
+
+/// A store that others act on at once.
+const PUT: Ordering = Ordering::SeqCst;
+/// Leaves that can be asked for at once; who finds no room asks again.
+const LOADS: usize = 1024;
+
+/// Why an entry cannot be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Miss {
+    /// Its leaf is not in memory, and has been asked for.
+    Wait,
+    /// Its leaf is damaged.
+    Lost,
+}
+
+/// A leaf that somebody wants.
+pub(crate) struct Wanted {
+    /// Of which layer.
+    pub(crate) map: Arc<LayerMap>,
+    /// Which of its leaves.
+    pub(crate) leaf: u64,
+}
+
+/// See the module's description.
+pub(crate) struct Shared {
+    /// log2 of the bytes of a cluster.
+    pub(crate) cluster_shift: u32,
+    pub(crate) leaves: Leaves,
+    pub(crate) locks: SubLocks,
+    pub(crate) epoch: Epoch,
+    pub(crate) commits: Commits,
+    /// By reactor.
+    pub(crate) stations: Box<[Station]>,
+    wanted: ArrayQueue<Wanted>,
+    /// The engine has something to look at.
+    attention: AtomicBool,
+    engine: OnceLock<Arc<dyn Wake>>,
+    /// How long a write waits for space, in nanoseconds.
+    pub(crate) patience: AtomicU64,
+    /// There is no space left that could be handed out.
+    pub(crate) full: AtomicBool,
+}
+
+impl Shared {
+    /// For a pool on so many reactors, with so many leaves in memory at most.
+    pub(crate) fn new(cluster_size: u32, reactors: usize, leaves: usize) -> Shared {
+        Shared {
+            cluster_shift: cluster_size.trailing_zeros(),
+            leaves: Leaves::new(leaves),
+            locks: SubLocks::new(),
+            epoch: Epoch::new(),
+            commits: Commits::new(),
+            stations: (0..reactors).map(|_| Station::new()).collect(),
+            wanted: ArrayQueue::new(LOADS),
+            attention: AtomicBool::new(true),
+            engine: OnceLock::new(),
+            patience: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+        }
+    }
+
+    /// log2 of the bytes of a sub-block.
+    #[inline]
+    pub(crate) const fn sub_shift(&self) -> u32 {
+        self.cluster_shift - SUB_BLOCKS.trailing_zeros()
+    }
+
+    /// The engine is there, and is woken so.
+    pub(crate) fn engine_is(&self, wake: Arc<dyn Wake>) {
+        let _the_same = self.engine.set(wake);
+    }
+
+    /// The engine is to look.
+    pub(crate) fn call_engine(&self) {
+        if !self.attention.swap(true, PUT)
+            && let Some(engine) = self.engine.get()
+        {
+            engine.wake();
+        }
+    }
+
+    /// For the engine: whether somebody has called since it was asked last.
+    pub(crate) fn was_called(&self) -> bool {
+        self.attention.load(Ordering::Relaxed) && self.attention.swap(false, PUT)
+    }
+
+    /// For the engine: something that channels wait for has happened.
+    pub(crate) fn tell_waiters(&self) {
+        fence(PUT);
+        self.stations.iter().for_each(Station::tell);
+    }
+
+    /// Asks the engine for a leaf that is not in memory. Whether anybody has asked; if not, there is no room to ask now.
+    pub(crate) fn want(&self, map: &Arc<LayerMap>, leaf: u64) -> bool {
+        if map.place(leaf) != Place::Unknown || !map.set(leaf, Place::Unknown, Place::Loading) {
+            return true;
+        }
+        if self.wanted.push(Wanted { map: map.clone(), leaf }).is_err() {
+            map.put(leaf, Place::Unknown);
+            return false;
+        }
+        self.call_engine();
+        true
+    }
+
+    /// For the engine: the next leaf that somebody wants.
+    pub(crate) fn next_wanted(&self) -> Option<Wanted> {
+        self.wanted.pop()
+    }
+
+    /// Where a cluster's entry is: which leaf of its map, and which entry of that.
+    #[inline]
+    pub(crate) const fn slot(cluster: u64) -> (u64, usize) {
+        (cluster / ENTRIES_PER_PAGE as u64, (cluster % ENTRIES_PER_PAGE as u64) as usize)
+    }
+
+    /// A leaf of the head that can be changed, made if there is none.
+    pub(crate) fn leaf_to_change(&self, map: &Arc<LayerMap>, leaf: u64) -> Result<u32, Miss> {
+        loop {
+            match map.place(leaf) {
+                Place::At(number) => return Ok(number),
+                Place::Lost => return Err(Miss::Lost),
+                Place::Unknown | Place::Loading => {
+                    self.want(map, leaf);
+                    return Err(Miss::Wait);
+                }
+                Place::Empty => {
+                    let Some(number) = self.leaves.take_ready() else {
+                        self.call_engine();
+                        return Err(Miss::Wait);
+                    };
+                    self.leaves.name(number, map.id, leaf);
+                    if map.set(leaf, Place::Empty, Place::At(number)) {
+                        return Ok(number);
+                    }
+                    self.leaves.return_ready(number);
+                }
+            }
+        }
+    }
+
+    /// What a layer says of a cluster.
+    #[inline]
+    pub(crate) fn entry(&self, map: &Arc<LayerMap>, cluster: u64) -> Result<Entry, Miss> {
+        let (leaf, slot) = Self::slot(cluster);
+        // A layer below may be smaller than the head.
+        if cluster >= map.clusters() {
+            return Ok(Entry::EMPTY);
+        }
+        match map.place(leaf) {
+            Place::At(number) => Ok(self.leaves.get(number).entry(slot)),
+            Place::Empty => Ok(Entry::EMPTY),
+            Place::Lost => Err(Miss::Lost),
+            Place::Unknown | Place::Loading => {
+                self.want(map, leaf);
+                Err(Miss::Wait)
+            }
+        }
+    }
+
+    /// The cluster that an entry is on; if it is on none, it is put on one of the reactor's lease. `None`: there is none
+    /// left.
+    pub(crate) fn claim(&self, map: &LayerMap, leaf: u32, slot: usize, reactor: usize) -> Option<u32> {
+        let page = self.leaves.get(leaf);
+        let mut now = page.entry(slot);
+        loop {
+            if let Some(cluster) = now.cluster() {
+                return Some(cluster);
+            }
+            let cluster = self.lease(reactor)?;
+            match page.change(slot, now, now.with_cluster(cluster)) {
+                Ok(()) => {
+                    map.usage.owned.fetch_add(1, Ordering::Relaxed);
+                    return Some(cluster);
+                }
+                // The other one's is as good.
+                Err(other) => {
+                    now = other;
+                    self.give_back(reactor, cluster);
+                }
+            }
+        }
+    }
+
+    fn lease(&self, reactor: usize) -> Option<u32> {
+        let station = &self.stations[reactor];
+        let cluster = station.take();
+        if station.left() < station::LOW {
+            self.call_engine();
+        }
+        cluster
+    }
+
+    fn give_back(&self, reactor: usize, cluster: u32) {
+        // Every station has room for what it has given out: the engine fills them up to their half only.
+        let put = self.stations[reactor].put(cluster);
+        debug_assert!(put.is_ok(), "a station has room");
+    }
+
+    /// Data has arrived in these sub-blocks of the cluster that `entry` was on; whether it is still.
+    pub(crate) fn publish(&self, map: &LayerMap, leaf: u32, slot: usize, on: u32, mask: u16) -> bool {
+        let page = self.leaves.get(leaf);
+        let mut now = page.entry(slot);
+        while now.cluster() == Some(on) {
+            let next = now.with_here(mask);
+            match page.change(slot, now, next) {
+                Ok(()) => {
+                    map.usage.add_here(count(next.here()) - count(now.here()));
+                    if next != now {
+                        self.leaves.mark(leaf, slot);
+                    }
+                    return true;
+                }
+                Err(other) => now = other,
+            }
+        }
+        false
+    }
+
+    /// These sub-blocks hold nothing any more: they are zero, or nothing at all if there is nothing below. Returns whether
+    /// that has changed anything.
+    pub(crate) fn punch(&self, map: &LayerMap, leaf: u32, slot: usize, mask: u16, bottom: bool) -> bool {
+        let page = self.leaves.get(leaf);
+        let mut now = page.entry(slot);
+        loop {
+            let next = if bottom { now.with_parent(mask) } else { now.with_zero(mask) };
+            if next == now {
+                return false;
+            }
+            match page.change(slot, now, next) {
+                Ok(()) => {
+                    map.usage.add_here(count(next.here()) - count(now.here()));
+                    self.leaves.mark(leaf, slot);
+                    return true;
+                }
+                Err(other) => now = other,
+            }
+        }
+    }
+}
+
+fn count(mask: u16) -> i64 {
+    i64::from(mask.count_ones())
+}

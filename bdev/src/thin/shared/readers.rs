@@ -1,0 +1,174 @@
+//! Who may still use what was taken out of a map: epochs, and the gate of a volume.
+//!
+//! Each channel of a volume has a [`Reader`], two words that only it writes. `oldest` is the epoch in which the oldest
+//! of what it has in flight began; [`IDLE`] if nothing is. `seen` is the last word of its volume that it goes by.
+//!
+//! **Quiet points.** The engine takes something out of the maps, raises the pool's epoch from E to E+1, and waits until
+//! `oldest` of every reader is above E. A request takes the epoch before it looks at a map: what began in E+1 does not
+//! find what was taken out, and what began earlier keeps `oldest` where it is until it has ended. So what counts is I/O in
+//! flight, however many turns it takes.
+//!
+//! **The gate.** The engine closes it (bit 0 of the volume's word) and waits until every reader is idle or has `seen` the
+//! closed word; from then on nobody starts anything, whatever is in flight goes on. Then it changes what the volume is,
+//! and opens the gate with a new number.
+//!
+//! Neither costs a request more than two loads of words that seldom change, unless nothing was in flight: then, and only
+//! then, the reader stores `oldest`, fences and looks again, and the engine fences between its store and its look. Of the
+//! two fences one is first: either the engine sees that the reader is not idle, or the reader sees the new word.
+
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicU64, fence};
+
+use crossbeam::utils::CachePadded;
+
+/// `oldest` of a reader with nothing in flight.
+pub(crate) const IDLE: u64 = u64::MAX;
+/// Epochs in which one reader may have something in flight at once.
+pub(crate) const EPOCHS: u64 = 8;
+/// Bit of a volume's word: its gate is closed.
+pub(crate) const CLOSED: u64 = 1;
+
+/// See the module's description.
+pub(crate) struct Reader {
+    words: CachePadded<[AtomicU64; 2]>,
+}
+
+impl Reader {
+    pub(crate) fn new() -> Reader {
+        Reader { words: CachePadded::new([AtomicU64::new(IDLE), AtomicU64::new(0)]) }
+    }
+
+    /// For the engine, after a fence: the epoch of the oldest request in flight.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.words[0].load(Acquire)
+    }
+
+    /// For the engine, after a fence: whether it starts nothing under an older word than this.
+    pub(crate) fn goes_by(&self, word: u64) -> bool {
+        self.oldest() == IDLE || self.words[1].load(Acquire) == word
+    }
+}
+
+/// The pool's epoch. Raised by the engine only.
+pub(crate) struct Epoch(CachePadded<AtomicU64>);
+
+impl Epoch {
+    pub(crate) fn new() -> Epoch {
+        Epoch(CachePadded::new(AtomicU64::new(1)))
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.0.load(Acquire)
+    }
+
+    /// Raises it. Returns the epoch that has ended: it is over when `oldest` of every reader is above it. Not more than
+    /// `EPOCHS - 1` may be not over.
+    pub(crate) fn raise(&self) -> u64 {
+        let ended = self.0.load(Relaxed);
+        self.0.store(ended + 1, SeqCst);
+        fence(SeqCst);
+        ended
+    }
+}
+
+/// A channel's own side of its reader.
+pub(crate) struct Stay {
+    /// The oldest epoch with something in flight, if there is any.
+    oldest: u64,
+    /// The epoch in which the last one began.
+    newest: u64,
+    /// How many are in flight, by epoch.
+    counts: [u32; EPOCHS as usize],
+    in_flight: u32,
+}
+
+impl Stay {
+    pub(crate) const fn new() -> Stay {
+        Stay { oldest: IDLE, newest: 0, counts: [0; EPOCHS as usize], in_flight: 0 }
+    }
+
+    /// Whether nothing is in flight.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.in_flight == 0
+    }
+
+    /// A request begins. Returns its epoch and the volume's word, which the caller goes by: with a closed gate it ends the
+    /// request's stay at once and holds it.
+    #[inline]
+    pub(crate) fn begin(&mut self, reader: &Reader, epoch: &Epoch, word: &AtomicU64) -> (u64, u64) {
+        if self.in_flight == 0 {
+            self.oldest = epoch.now();
+            reader.words[0].store(self.oldest, Relaxed);
+            fence(SeqCst);
+        }
+        let (now, word) = (epoch.now(), word.load(Acquire));
+        debug_assert!(now - self.oldest < EPOCHS);
+        self.newest = now;
+        self.counts[(now % EPOCHS) as usize] += 1;
+        self.in_flight += 1;
+        (now, word)
+    }
+
+    /// A request of this epoch has ended, and uses nothing of any map any more.
+    #[inline]
+    pub(crate) fn end(&mut self, reader: &Reader, epoch: u64) {
+        self.counts[(epoch % EPOCHS) as usize] -= 1;
+        self.in_flight -= 1;
+        if self.in_flight == 0 {
+            self.oldest = IDLE;
+            reader.words[0].store(IDLE, Release);
+        } else if epoch == self.oldest && self.counts[(epoch % EPOCHS) as usize] == 0 {
+            while self.oldest < self.newest && self.counts[(self.oldest % EPOCHS) as usize] == 0 {
+                self.oldest += 1;
+            }
+            reader.words[0].store(self.oldest, Release);
+        }
+    }
+
+    /// From now on it goes by this word.
+    #[inline]
+    pub(crate) fn go_by(&self, reader: &Reader, word: u64) {
+        if reader.words[1].load(Relaxed) != word {
+            reader.words[1].store(word, Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_is_over_when_what_began_in_it_has_ended() {
+        let (reader, epoch, word) = (Reader::new(), Epoch::new(), AtomicU64::new(6));
+        let mut stay = Stay::new();
+        assert_eq!(reader.oldest(), IDLE);
+        let a = stay.begin(&reader, &epoch, &word);
+        assert_eq!(a, (1, 6));
+        assert_eq!(epoch.raise(), 1);
+        let b = stay.begin(&reader, &epoch, &word);
+        assert_eq!((b.0, reader.oldest()), (2, 1));
+        assert_eq!(epoch.raise(), 2);
+        let c = stay.begin(&reader, &epoch, &word);
+        stay.end(&reader, b.0);
+        assert_eq!(reader.oldest(), 1);
+        stay.end(&reader, a.0);
+        assert_eq!(reader.oldest(), 3, "past the one that ended before");
+        stay.end(&reader, c.0);
+        assert!(reader.oldest() == IDLE && stay.is_idle());
+    }
+
+    #[test]
+    fn a_closed_gate_is_seen_or_nothing_begins() {
+        let (reader, epoch, word) = (Reader::new(), Epoch::new(), AtomicU64::new(4));
+        let mut stay = Stay::new();
+        word.store(4 | CLOSED, SeqCst);
+        assert!(reader.goes_by(5), "idle");
+        let (at, seen) = stay.begin(&reader, &epoch, &word);
+        assert!(seen == 5 && !reader.goes_by(5), "it has not said so yet");
+        stay.go_by(&reader, seen);
+        assert!(reader.goes_by(5) && !reader.goes_by(6));
+        stay.end(&reader, at);
+    }
+}

@@ -1,0 +1,128 @@
+//! What a volume is to its channels: the chain of layers behind it, replaced as a whole.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use super::readers::{CLOSED, Reader};
+use super::{LayerMap, PUT};
+
+/// The layers of a volume at one time, the head first. Never changed: a volume gets another one.
+pub(crate) struct Chain {
+    /// The head, and what it stands on.
+    pub(crate) layers: Vec<Arc<LayerMap>>,
+    /// Bytes that can be addressed.
+    pub(crate) bytes: u64,
+    /// Whether writes are refused.
+    pub(crate) read_only: bool,
+    /// The volume's word from which on it holds.
+    pub(crate) word: u64,
+    /// Whether data of the layers below the head may be copied into the head: not while what was in flight when the head
+    /// came to be still writes to the layer below it.
+    pub(crate) settled: AtomicBool,
+}
+
+impl Chain {
+    /// The layer that writes go to.
+    #[inline]
+    pub(crate) fn head(&self) -> &Arc<LayerMap> {
+        &self.layers[0]
+    }
+}
+
+/// A volume or a snapshot, as its channels and the engine share it.
+pub(crate) struct Volume {
+    /// By which it is known.
+    pub(crate) uuid: Uuid,
+    /// Rises by two with each chain; bit 0: the gate is closed.
+    word: AtomicU64,
+    chain: Mutex<Arc<Chain>>,
+    readers: Mutex<Vec<Arc<Reader>>>,
+    /// Most clusters that its head may own.
+    pub(crate) quota: AtomicU64,
+}
+
+impl Volume {
+    /// With its first chain, whose word is put right.
+    pub(crate) fn new(uuid: Uuid, chain: Chain, quota: u64) -> Volume {
+        let chain = Mutex::new(Arc::new(Chain { word: 0, ..chain }));
+        Volume { uuid, word: AtomicU64::new(0), chain, readers: Mutex::default(), quota: AtomicU64::new(quota) }
+    }
+
+    /// The word that requests go by.
+    #[inline]
+    pub(crate) const fn word(&self) -> &AtomicU64 {
+        &self.word
+    }
+
+    /// The chain as it is now.
+    pub(crate) fn chain(&self) -> Arc<Chain> {
+        lock(&self.chain).clone()
+    }
+
+    /// Lets a reader take part.
+    pub(crate) fn enter(&self, reader: Arc<Reader>) {
+        lock(&self.readers).push(reader);
+    }
+
+    /// A reader that has nothing in flight and will have nothing any more.
+    pub(crate) fn leave(&self, reader: &Arc<Reader>) {
+        lock(&self.readers).retain(|other| !Arc::ptr_eq(other, reader));
+    }
+
+    /// Its readers now.
+    pub(crate) fn readers(&self) -> MutexGuard<'_, Vec<Arc<Reader>>> {
+        lock(&self.readers)
+    }
+
+    /// For the engine: nobody is to start anything from now on. Whether all comply is to be asked until it is so.
+    pub(crate) fn close_gate(&self) {
+        self.word.fetch_or(CLOSED, SeqCst);
+        std::sync::atomic::fence(SeqCst);
+    }
+
+    /// Whether the gate is closed and nobody starts anything.
+    pub(crate) fn is_still(&self) -> bool {
+        let word = self.word.load(Relaxed);
+        word & CLOSED != 0 && self.readers().iter().all(|reader| reader.goes_by(word))
+    }
+
+    /// Opens the gate; with another chain, if there is one, which has to have been still for.
+    pub(crate) fn open_gate(&self, chain: Option<Chain>) {
+        let word = (self.word.load(Relaxed) & !CLOSED) + 2;
+        {
+            let mut now = lock(&self.chain);
+            let old = &**now;
+            let next = chain.unwrap_or_else(|| Chain {
+                layers: old.layers.clone(),
+                bytes: old.bytes,
+                read_only: old.read_only,
+                word,
+                settled: AtomicBool::new(old.settled.load(Acquire)),
+            });
+            *now = Arc::new(Chain { word, ..next });
+        }
+        self.word.store(word, PUT);
+    }
+
+    /// Bytes that can be addressed now.
+    pub(crate) fn bytes(&self) -> u64 {
+        lock(&self.chain).bytes
+    }
+
+    /// Whether anybody has something in flight that began in this epoch or before. After a fence.
+    pub(crate) fn is_past(&self, epoch: u64) -> bool {
+        self.readers().iter().all(|reader| reader.oldest() > epoch)
+    }
+
+    /// Most clusters that it may own; 0: no limit.
+    pub(crate) fn most_clusters(&self) -> u64 {
+        self.quota.load(Acquire)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

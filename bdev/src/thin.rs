@@ -1,5 +1,24 @@
 //! Thin pools: volumes, snapshots and clones.
+//!
+//! ```text
+//! format    the pool on its base, byte by byte        store    log, trees, checkpoint; create and open
+//! shared    what reactors and the engine share        channel  one reactor's way into a volume
+//! engine    the home of a pool, on one reactor        check    looks at a pool from outside
+//! ```
 
 mod channel;
+mod engine;
+mod error;
 pub mod format;
+mod info;
+mod orders;
+mod pool;
 mod shared;
+pub mod steps;
+pub mod store;
+
+pub use error::PoolError;
+pub use info::{PoolInfo, Role, VolumeInfo};
+pub use pool::{NewSnapshot, Pool, PoolOptions, ThinVolume};
+#[cfg(test)]
+mod tests;

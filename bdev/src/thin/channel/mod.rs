@@ -27,6 +27,7 @@ use pollux_core::{
 };
 
 use self::parts::{Kind, Part, Parts};
+pub(crate) use self::read::extent;
 use super::shared::{CLOSED, Chain, Miss, Reader, Shared, Stay, Volume};
 use crate::measured::{tag_of, token_of};
 
@@ -243,11 +244,25 @@ impl ThinChannel {
             Wait::Lost => IoError::Medium,
             Wait::Quota => IoError::NoSpace,
             Wait::Space if too_long && self.shared.full.load(Acquire) => IoError::NoSpace,
-            _ => return self.waiting.push_back(token),
+            _ => {
+                self.end_stay_of_waiting(token);
+                return self.waiting.push_back(token);
+            }
         };
         let request = self.request(token);
         (request.result, request.wait) = (request.result.and(Err(error)), None);
         self.try_end(token);
+    }
+
+    /// A request that waits, with nothing in flight, uses nothing of any map: what it waits for may be just that somebody
+    /// lets go. It looks everything up again when it goes on.
+    fn end_stay_of_waiting(&mut self, token: Token) {
+        let request = self.request(token);
+        if request.parts == 0
+            && let Some(epoch) = request.epoch.take()
+        {
+            self.stay.end(&self.reader, epoch);
+        }
     }
 
     /// Has a request wait for all that was changed until now to be durable.
@@ -311,8 +326,9 @@ impl ThinChannel {
         let request = self.request(part.owner);
         request.parts -= 1;
         request.result = request.result.and(result);
-        if request.wait.is_none() {
-            self.try_end(part.owner);
+        match request.wait {
+            None => self.try_end(part.owner),
+            Some(_) => self.end_stay_of_waiting(part.owner),
         }
     }
 
@@ -416,6 +432,9 @@ impl Channel for ThinChannel {
             return Next::Now;
         }
         let mut next = self.base.next();
+        if !self.committing.is_empty() {
+            next = next.or(Next::Ring);
+        }
         for token in &self.waiting {
             let Some(request) = self.requests.get(*token) else { continue };
             next = next.or(match request.wait {

@@ -1,12 +1,15 @@
 //! Reads: where each sub-block comes from.
 
 use pollux_core::segment::zero;
-use pollux_core::{Cx, Io, IoFlags, Op, Token};
+use pollux_core::{Cx, Extent, Io, IoFlags, Op, Token};
 
 use super::parts::{Kind, Part};
 use super::{Progress, ThinChannel, Wait};
 use crate::thin::format::SUB_BLOCKS;
 use crate::thin::shared::{Chain, Miss, Shared};
+
+/// Clusters that are looked at when somebody asks what is mapped.
+const LOOKED_AT: u64 = 4096;
 
 /// Where a sub-block is: its first byte on the base; `None`: it is zero.
 type Source = Option<u64>;
@@ -94,6 +97,26 @@ pub(super) fn front(shared: &Shared, chain: &Chain, first: usize, at: u64, len: 
         return Ok((base, part_of(shared, open & says, from, inside, len)));
     }
     Ok((None, part_of(shared, open, from, inside, len)))
+}
+
+/// What is mapped from `at` on. What is not known is called mapped.
+pub(crate) fn extent(shared: &Shared, chain: &Chain, at: u64, len: u64) -> Extent {
+    let mut run: Option<Extent> = None;
+    let end = at + len.min(LOOKED_AT << shared.cluster_shift);
+    let mut from = at;
+    while from < end {
+        let (mapped, len) = match front(shared, chain, 0, from, end - from) {
+            Ok((source, len)) => (source.is_some(), len),
+            Err(_) => (true, end - from),
+        };
+        run = match run {
+            None => Some(Extent { len, mapped }),
+            Some(run) if run.mapped == mapped => Some(Extent { len: run.len + len, mapped }),
+            Some(run) => return run,
+        };
+        from += len;
+    }
+    run.unwrap_or(Extent::mapped(len))
 }
 
 /// How many bytes of a range that begins in sub-block `from` the sub-blocks of `mask` cover without a gap.

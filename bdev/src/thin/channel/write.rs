@@ -218,7 +218,7 @@ impl ThinChannel {
                     // The entry stays on its cluster as long as something of it is locked.
                     Ok(()) => kept &= shared.publish(map, leaf, slot, on, locked),
                     // The cluster may be of no use now: the engine looks at it.
-                    Err(_) => shared.leaves.mark(leaf, slot),
+                    Err(_) => shared.mark(leaf, slot),
                 }
             }
             shared.locks.unlock(map.id, cluster, locked);

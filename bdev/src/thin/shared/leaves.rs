@@ -153,22 +153,20 @@ impl Leaves {
         if self.ready.len() < READY / 2 { READY - self.ready.len() } else { 0 }
     }
 
-    /// An entry has changed.
+    /// An entry has changed. Returns whether nothing was dirty before: then the engine does not know that something is.
     #[inline]
-    pub(crate) fn mark(&self, number: u32, slot: usize) {
+    pub(crate) fn mark(&self, number: u32, slot: usize) -> bool {
         let leaf = self.get(number);
         leaf.dirty[slot / 64].fetch_or(1 << (slot % 64), AcqRel);
-        if !leaf.queued.swap(true, AcqRel) {
-            self.push_dirty(number, leaf);
-        }
+        !leaf.queued.swap(true, AcqRel) && self.push_dirty(number, leaf)
     }
 
-    fn push_dirty(&self, number: u32, leaf: &Leaf) {
+    fn push_dirty(&self, number: u32, leaf: &Leaf) -> bool {
         let mut head = self.dirty.load(Relaxed);
         loop {
             leaf.next.store(head, Relaxed);
             match self.dirty.compare_exchange_weak(head, number + 1, AcqRel, Relaxed) {
-                Ok(_) => return,
+                Ok(_) => return head == 0,
                 Err(now) => head = now,
             }
         }
@@ -211,9 +209,8 @@ mod tests {
         assert_eq!(leaves.get(1).change(503, Entry::EMPTY, entry), Ok(()));
         assert_eq!(leaves.get(1).change(503, Entry::EMPTY, entry), Err(entry));
         assert!(!leaves.any_dirty());
-        leaves.mark(1, 503);
-        leaves.mark(2, 0);
-        leaves.mark(1, 503);
+        assert!(leaves.mark(1, 503));
+        assert!(!leaves.mark(2, 0) && !leaves.mark(1, 503));
         assert!(leaves.get(1).is_dirty(503) && !leaves.get(1).is_dirty(502) && leaves.any_dirty());
         let mut taken = Vec::new();
         leaves.take_dirty(&mut taken);

@@ -27,7 +27,7 @@ pub(crate) use layer::{LayerMap, Place, Usage};
 pub(crate) use leaves::{DIRTY_WORDS, Leaves};
 pub(crate) use locks::SubLocks;
 pub(crate) use readers::{CLOSED, EPOCHS, Epoch, Reader, Stay};
-pub(crate) use station::Station;
+pub(crate) use station::{LEASE, LOW, Station};
 pub(crate) use volume::{Chain, Volume};
 
 use super::format::{ENTRIES_PER_PAGE, Entry, SUB_BLOCKS};
@@ -121,6 +121,12 @@ impl Shared {
     pub(crate) fn tell_waiters(&self) {
         fence(PUT);
         self.stations.iter().for_each(Station::tell);
+    }
+
+    /// For the engine: all reactors look at their channels once, also those where nobody waits.
+    pub(crate) fn wake_reactors(&self) {
+        fence(PUT);
+        self.stations.iter().for_each(Station::wake);
     }
 
     /// Asks the engine for a leaf that is not in memory. Whether anybody has asked; if not, there is no room to ask now.
@@ -230,6 +236,13 @@ impl Shared {
         debug_assert!(put.is_ok(), "a station has room");
     }
 
+    /// An entry has changed, or the engine is to look at it.
+    pub(crate) fn mark(&self, leaf: u32, slot: usize) {
+        if self.leaves.mark(leaf, slot) {
+            self.call_engine();
+        }
+    }
+
     /// Data has arrived in these sub-blocks of the cluster that `entry` was on; whether it is still.
     pub(crate) fn publish(&self, map: &LayerMap, leaf: u32, slot: usize, on: u32, mask: u16) -> bool {
         let page = self.leaves.get(leaf);
@@ -240,7 +253,7 @@ impl Shared {
                 Ok(()) => {
                     map.usage.add_here(count(next.here()) - count(now.here()));
                     if next != now {
-                        self.leaves.mark(leaf, slot);
+                        self.mark(leaf, slot);
                     }
                     return true;
                 }
@@ -263,7 +276,7 @@ impl Shared {
             match page.change(slot, now, next) {
                 Ok(()) => {
                     map.usage.add_here(count(next.here()) - count(now.here()));
-                    self.leaves.mark(leaf, slot);
+                    self.mark(leaf, slot);
                     return true;
                 }
                 Err(other) => now = other,

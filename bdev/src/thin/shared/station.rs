@@ -54,6 +54,13 @@ impl Station {
         std::sync::atomic::fence(SeqCst);
     }
 
+    /// Its reactor makes a pass.
+    pub(crate) fn wake(&self) {
+        if let Some(wake) = self.wake.get() {
+            wake.wake();
+        }
+    }
+
     /// For the engine, after a fence: something has happened that is waited for.
     pub(crate) fn tell(&self) {
         if self.waiting.load(Relaxed)

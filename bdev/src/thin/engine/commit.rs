@@ -1,0 +1,206 @@
+//! Commits: everything that has changed goes into the log, after the data that it speaks of.
+//!
+//! A commit is one or more batches. The first begins with what the structural operations want to have said (so that no
+//! entry of a layer is in the log before the layer is), then come the entries of the leaves on the dirty stack. An entry
+//! that is on a cluster and has nothing there loses it here, and nowhere else: its batch says that the cluster is free. The
+//! store puts a barrier before each batch, so data is on the medium before a map leads to it.
+
+use std::collections::VecDeque;
+
+use pollux_core::IoError;
+
+use super::Engine;
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LAYER_LEN, LayerKind, Record};
+use crate::thin::shared::DIRTY_WORDS;
+use crate::thin::store::BatchId;
+
+/// A batch is closed when it has so many bytes.
+const BATCH: usize = 256 << 10;
+/// The pool commits by itself when something has been changed for so long.
+pub(super) const OWN_COMMIT_NS: u64 = 500_000_000;
+
+/// What goes into one batch, and what is free when it is durable.
+#[derive(Default)]
+pub(super) struct Load {
+    pub(super) records: Vec<Record>,
+    /// At most so many bytes are they in the log.
+    bytes: usize,
+    freed: Vec<u32>,
+}
+
+impl Load {
+    /// Says something more.
+    pub(super) fn push(&mut self, record: Record) {
+        self.bytes += match &record {
+            Record::Layer(_) => LAYER_LEN + 1,
+            Record::Entry { .. } | Record::Leaf { .. } => 32,
+            Record::Free { .. } | Record::Gone(_) => 12,
+        };
+        self.records.push(record);
+    }
+
+    /// These clusters are nobody's any more.
+    pub(super) fn free(&mut self, mut clusters: Vec<u32>) {
+        clusters.sort_unstable();
+        for run in clusters.chunk_by(|a, b| a + 1 == *b) {
+            self.push(Record::Free { first: run[0], count: run.len() as u32 });
+        }
+        self.freed.append(&mut clusters);
+    }
+}
+
+/// A commit that has begun.
+pub(super) struct Commit {
+    number: u64,
+    /// What is not in the log yet.
+    left: VecDeque<Load>,
+    /// What is on its way there, and what is free then.
+    flying: Option<(BatchId, Vec<u32>)>,
+}
+
+impl Engine {
+    /// Begins a commit if one is wanted and none is under way, and sends what there is room for.
+    pub(super) fn advance_commit(&mut self) -> u32 {
+        if self.failed.is_some() {
+            return 0;
+        }
+        if self.commit.is_none() && self.wants_commit() {
+            let number = self.shared.commits.begin();
+            let left = self.gather(number);
+            self.commit = Some(Commit { number, left, flying: None });
+            self.dirty_since = None;
+        }
+        let Some(commit) = &mut self.commit else { return 0 };
+        if commit.flying.is_some() {
+            return 0;
+        }
+        let Some(load) = commit.left.front() else { return 0 };
+        if load.bytes > self.store.room() && !load.records.is_empty() {
+            self.store.checkpoint();
+            return 0;
+        }
+        let Some(Load { records, freed, .. }) = commit.left.pop_front() else { return 0 };
+        commit.flying = Some((self.store.append(&records), freed));
+        1
+    }
+
+    fn wants_commit(&mut self) -> bool {
+        let changed = self.shared.leaves.any_dirty() || !self.to_log.records.is_empty();
+        if changed && self.dirty_since.is_none() {
+            self.dirty_since = Some(self.now);
+        }
+        let old = self.dirty_since.is_some_and(|since| self.now >= since + OWN_COMMIT_NS);
+        self.shared.commits.is_wanted() || changed && (old || self.hurry)
+    }
+
+    /// A batch is durable.
+    pub(super) fn batch_is_durable(&mut self, batch: BatchId) {
+        let Some(commit) = &mut self.commit else { return };
+        let Some((_, freed)) = commit.flying.take_if(|(flying, _)| *flying == batch) else { return };
+        let ended = commit.left.is_empty().then_some(commit.number);
+        self.quarantine.freed(freed);
+        if let Some(number) = ended {
+            self.shared.commits.end(number);
+            self.commit = None;
+            self.commits += 1;
+            self.hurry = false;
+            self.shared.tell_waiters();
+        }
+    }
+
+    /// Nothing is written any more: everybody is told.
+    pub(super) fn fail(&mut self, error: IoError) {
+        if self.failed.is_none() {
+            self.failed = Some(error);
+            self.shared.commits.fail();
+            self.shared.tell_waiters();
+        }
+    }
+
+    /// Everything that has changed, in batches: at least one, if it is empty.
+    fn gather(&mut self, number: u64) -> VecDeque<Load> {
+        let mut loads = VecDeque::new();
+        let mut load = std::mem::take(&mut self.to_log);
+        let mut taken = std::mem::take(&mut self.taken);
+        self.shared.leaves.take_dirty(&mut taken);
+        // In the order in which they lie, which makes the log smaller and checkpoints straighter.
+        taken.sort_by_cached_key(|leaf| self.shared.leaves.get(*leaf).key());
+        for leaf in taken.drain(..) {
+            self.gather_leaf(number, leaf, &mut load);
+            if load.bytes >= BATCH {
+                loads.push_back(std::mem::take(&mut load));
+            }
+        }
+        self.taken = taken;
+        if !load.records.is_empty() || loads.is_empty() {
+            loads.push_back(load);
+        }
+        loads
+    }
+
+    fn gather_leaf(&mut self, number: u64, leaf: u32, load: &mut Load) {
+        let page = self.shared.leaves.get(leaf);
+        let (layer, index) = page.key();
+        let dirty = page.take_dirty(number);
+        let first = index * ENTRIES_PER_PAGE as u64;
+        // A layer on its way out has nothing to say any more.
+        let known = self.nodes.by_id.get(&layer).filter(|node| node.layer.kind != LayerKind::Going);
+        let Some(node) = known else { return };
+        let mut freed = Vec::new();
+        let mut entries = [Entry::EMPTY; ENTRIES_PER_PAGE];
+        for slot in slots(&dirty) {
+            let cluster = first + slot as u64;
+            let mut entry = page.entry(slot);
+            if let Some(on) = entry.cluster().filter(|_| entry.here() == 0) {
+                entry = self.withdraw(layer, cluster, leaf, slot);
+                if entry.cluster().is_none() {
+                    node.map.usage.owned.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+                    freed.push(on);
+                }
+            }
+            entries[slot] = entry;
+        }
+        if dirty.iter().map(|word| word.count_ones()).sum::<u32>() as usize == ENTRIES_PER_PAGE
+            && entries.iter().all(|entry| *entry == entries[0] && entry.cluster().is_none())
+        {
+            load.push(Record::Leaf { layer, leaf: index, entry: entries[0] });
+        } else {
+            for slot in slots(&dirty) {
+                load.push(Record::Entry { layer, cluster: first + slot as u64, entry: entries[slot] });
+            }
+        }
+        load.free(freed);
+    }
+
+    /// Takes an entry's cluster away if nothing is there and nobody is about to put something there. Returns the entry as
+    /// it is then.
+    fn withdraw(&self, layer: u64, cluster: u64, leaf: u32, slot: usize) -> Entry {
+        let page = self.shared.leaves.get(leaf);
+        // Whoever puts data there holds a lock until the entry says so.
+        if !self.shared.locks.try_lock(layer, cluster, u16::MAX) {
+            self.shared.mark(leaf, slot);
+            return page.entry(slot);
+        }
+        let mut now = page.entry(slot);
+        while now.here() == 0 && now.cluster().is_some() {
+            match page.change(slot, now, now.without_cluster()) {
+                Ok(()) => now = now.without_cluster(),
+                Err(other) => now = other,
+            }
+        }
+        self.shared.locks.unlock(layer, cluster, u16::MAX);
+        now
+    }
+}
+
+/// The set bits.
+fn slots(dirty: &[u64; DIRTY_WORDS]) -> impl Iterator<Item = usize> {
+    dirty.iter().enumerate().flat_map(|(nth, word)| {
+        let mut left = *word;
+        std::iter::from_fn(move || {
+            let bit = left.trailing_zeros();
+            left &= left.checked_sub(1)?;
+            Some(nth * 64 + bit as usize)
+        })
+    })
+}

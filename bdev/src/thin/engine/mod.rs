@@ -1,0 +1,263 @@
+//! The home of a pool: one state machine on one reactor that does what is done for the pool and not for one request.
+//!
+//! It commits, loads leaves, gives out clusters and takes them back, carries out what the control plane orders, removes
+//! layers in the background, and has the store make checkpoints. Channels on all reactors share memory with it
+//! (`shared`) and wake it; it never waits.
+
+mod commit;
+mod loads;
+mod nodes;
+mod orders;
+mod removal;
+mod space;
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pollux_core::{Cx, IoError, Next, Resident};
+
+use self::commit::{Commit, Load, OWN_COMMIT_NS};
+use self::loads::Spare;
+pub(crate) use self::nodes::Directory;
+use self::nodes::Nodes;
+use self::orders::Doing;
+use self::removal::Removal;
+use self::space::Quarantine;
+use super::format::LayerKind;
+use super::info::{PoolInfo, Role, VolumeInfo};
+use super::orders::Orders;
+use super::shared::{LayerMap, Shared};
+use super::store::{Event, Store};
+
+/// See the module's description.
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    store: Store,
+    orders: Arc<Orders>,
+    directory: Arc<Directory>,
+    nodes: Nodes,
+    /// What structural operations and removals want to have in the next commit.
+    to_log: Load,
+    commit: Option<Commit>,
+    /// Since when something has been changed that is in no commit.
+    dirty_since: Option<u64>,
+    /// The next commit is not to wait for its time.
+    hurry: bool,
+    quarantine: Quarantine,
+    loading: HashMap<(u64, u64), Arc<LayerMap>>,
+    spare: Spare,
+    doing: Option<Doing>,
+    removal: Option<Removal>,
+    /// The epoch that has ended last.
+    youngest: u64,
+    failed: Option<IoError>,
+    commits: u64,
+    checkpoints: u64,
+    checkpoint_wanted: bool,
+    /// What the catalog said of owned clusters and sub-blocks when the pool was opened, until the first checkpoint has said
+    /// what a crash has made of it.
+    unsettled: Option<BTreeMap<u64, (u64, u64)>>,
+    leaving: bool,
+    left: bool,
+    now: u64,
+    events: Vec<Event>,
+    taken: Vec<u32>,
+    clusters: Vec<u32>,
+}
+
+impl Engine {
+    /// Of an opened pool.
+    pub(crate) fn new(store: Store, shared: Arc<Shared>, orders: Arc<Orders>, directory: Arc<Directory>) -> Engine {
+        let nodes = Nodes::new(store.layers(), store.geometry());
+        for node in nodes.by_id.values().filter(|node| node.is_known()) {
+            directory.put(nodes.volume(node.layer.id));
+        }
+        let counted = store.layers().values().map(|layer| (layer.id, (layer.owned, layer.here))).collect();
+        let unsettled = store.is_unsettled().then_some(counted);
+        Engine {
+            shared,
+            orders,
+            directory,
+            nodes,
+            to_log: Load::default(),
+            commit: None,
+            dirty_since: None,
+            hurry: false,
+            quarantine: Quarantine::default(),
+            loading: HashMap::new(),
+            spare: Spare::default(),
+            doing: None,
+            removal: None,
+            youngest: 0,
+            failed: None,
+            commits: 0,
+            checkpoints: 0,
+            checkpoint_wanted: unsettled.is_some(),
+            unsettled,
+            leaving: false,
+            left: false,
+            now: 0,
+            events: Vec::new(),
+            taken: Vec::new(),
+            clusters: Vec::new(),
+            store,
+        }
+    }
+
+    fn take_events(&mut self, cx: &mut Cx<'_>) -> u32 {
+        let mut events = std::mem::take(&mut self.events);
+        let count = self.store.poll(cx, &mut events);
+        for event in events.drain(..) {
+            match event {
+                Event::Durable(batch) => self.batch_is_durable(batch),
+                Event::Loaded { layer, leaf, entries } => self.loaded(layer, leaf, entries),
+                Event::Discarded { first, count } => self.discarded(first, count),
+                Event::Checkpointed(_) => self.checkpointed(),
+                Event::Failed(error) => self.fail(error),
+            }
+        }
+        self.events = events;
+        count
+    }
+
+    fn checkpointed(&mut self) {
+        self.checkpoints += 1;
+        let Some(counted) = self.unsettled.take() else { return };
+        for (id, (owned, here)) in counted {
+            if let (Some(node), Some(layer)) = (self.nodes.by_id.get(&id), self.store.layers().get(&id)) {
+                let usage = &node.map.usage;
+                usage.owned.fetch_add(layer.owned.wrapping_sub(owned), std::sync::atomic::Ordering::Relaxed);
+                usage.here.fetch_add(layer.here.wrapping_sub(here), std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn advance_checkpoint(&mut self) {
+        if (self.checkpoint_wanted || self.store.wants_checkpoint())
+            && !self.store.is_checkpointing()
+            && self.failed.is_none()
+        {
+            self.checkpoint_wanted = false;
+            self.store.checkpoint();
+        }
+    }
+
+    /// Whether nothing is left to be done before the pool can be closed: all is in the trees.
+    fn advance_leaving(&mut self) {
+        if !self.leaving || self.left {
+            return;
+        }
+        self.end_orders();
+        let busy = self.commit.is_some() || !self.to_log.records.is_empty() || self.shared.leaves.any_dirty();
+        if self.failed.is_some() {
+            self.left = self.store.is_idle();
+        } else if busy {
+            self.hurry = true;
+        } else if self.store.is_dirty() {
+            self.checkpoint_wanted = true;
+        } else {
+            self.left = self.store.is_idle();
+        }
+    }
+
+    fn info(&self) -> PoolInfo {
+        let geometry = self.store.geometry();
+        let size = u64::from(geometry.cluster_size);
+        let sub_block = u64::from(geometry.sub_block());
+        let volume = |id: u64| {
+            let node = self.nodes.get(id);
+            let (owned, here) = node.usage();
+            let mut shared = 0;
+            let mut next = node.layer.parent;
+            while let Some(below) = next.and_then(|id| self.nodes.by_id.get(&id)) {
+                shared += below.usage().0 * size;
+                next = below.layer.parent;
+            }
+            let uuid_of = |id: u64| self.nodes.get(id).layer.uuid;
+            let layer = &node.layer;
+            VolumeInfo {
+                uuid: layer.uuid,
+                name: layer.name.clone(),
+                role: match layer.kind {
+                    LayerKind::Head => Role::Volume,
+                    LayerKind::Snapshot => Role::Snapshot,
+                    LayerKind::Unnamed | LayerKind::Going => Role::Leaving,
+                },
+                bytes: layer.size,
+                parent: layer.parent.map(uuid_of),
+                children: node.children.iter().map(|id| uuid_of(*id)).collect(),
+                created: layer.created,
+                owned_bytes: owned * size,
+                written_bytes: here * sub_block,
+                shared_bytes: shared,
+                quota_bytes: layer.quota * size,
+                reserved_bytes: layer.reserved * size,
+            }
+        };
+        let leased: usize = self.shared.stations.iter().map(super::shared::Station::left).sum();
+        PoolInfo {
+            uuid: self.store.uuid(),
+            name: self.store.name().to_owned(),
+            cluster_size: geometry.cluster_size,
+            total_bytes: self.store.total_clusters() * size,
+            free_bytes: (self.store.free_clusters() + leased as u64) * size,
+            quarantined_bytes: self.quarantine.len() * size,
+            failed: self.failed.is_some(),
+            full: self.shared.full.load(std::sync::atomic::Ordering::Relaxed),
+            commits: self.commits,
+            checkpoints: self.checkpoints,
+            volumes: self.nodes.by_id.keys().map(|id| volume(*id)).collect(),
+        }
+    }
+}
+
+impl Resident for Engine {
+    fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {
+        self.store.attach(cx)?;
+        self.shared.engine_is(cx.ring.waker());
+        Ok(())
+    }
+
+    fn poll(&mut self, cx: &mut Cx<'_>) -> u32 {
+        self.now = cx.now;
+        let mut count = self.take_events(cx);
+        let called = self.shared.was_called();
+        count += self.advance_orders();
+        count += self.advance_commit();
+        if called || count > 0 {
+            count += self.begin_loads() + self.make_ready() + self.give_out();
+        }
+        count += self.advance_quarantine();
+        count += self.advance_removal();
+        self.advance_checkpoint();
+        self.advance_leaving();
+        count
+    }
+
+    fn next(&self) -> Next {
+        let mut next = self.store.next();
+        let waits_for_reactors = self.doing.as_ref().is_some_and(Doing::waits_for_reactors);
+        let may_commit = self.hurry && self.commit.is_none();
+        if waits_for_reactors || may_commit || !self.quarantine.is_waiting_for_nobody() || self.removal.is_some() {
+            // Other reactors end this, and do not say so.
+            next = next.or(Next::Now);
+        }
+        if let Some(since) = self.dirty_since {
+            next = next.or(Next::At(since + OWN_COMMIT_NS));
+        }
+        if self.leaving && !self.left { next.or(Next::Now) } else { next }
+    }
+
+    fn ask_to_leave(&mut self) {
+        self.leaving = true;
+    }
+
+    fn has_left(&self) -> bool {
+        self.left
+    }
+
+    fn detach(&mut self, cx: &mut Cx<'_>) {
+        self.store.detach(cx);
+    }
+}

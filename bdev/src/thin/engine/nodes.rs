@@ -1,0 +1,157 @@
+//! The layers of a pool as the engine knows them: a forest, with the volumes that show them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use crate::thin::PoolError;
+use crate::thin::format::{Geometry, Layer, LayerKind, Pointer};
+use crate::thin::shared::{Chain, LayerMap, Usage, Volume};
+
+/// The volumes and snapshots that can be opened, by UUID: what the engine makes known to the control plane.
+#[derive(Default)]
+pub(crate) struct Directory(Mutex<BTreeMap<Uuid, Arc<Volume>>>);
+
+impl Directory {
+    pub(crate) fn get(&self, uuid: Uuid) -> Option<Arc<Volume>> {
+        self.lock().get(&uuid).cloned()
+    }
+
+    pub(crate) fn put(&self, volume: Arc<Volume>) {
+        self.lock().insert(volume.uuid, volume);
+    }
+
+    pub(crate) fn remove(&self, uuid: Uuid) {
+        self.lock().remove(&uuid);
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Volume>> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Volume>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One layer.
+pub(super) struct Node {
+    /// As it is in the catalog, but for what only a checkpoint knows: where its map is, and what it owned then.
+    pub(super) layer: Layer,
+    pub(super) map: Arc<LayerMap>,
+    pub(super) children: BTreeSet<u64>,
+}
+
+/// All of them.
+pub(super) struct Nodes {
+    pub(super) by_id: BTreeMap<u64, Node>,
+    cluster_size: u64,
+}
+
+impl Nodes {
+    /// Those that the catalog has.
+    pub(super) fn new(layers: &BTreeMap<u64, Layer>, geometry: &Geometry) -> Nodes {
+        let mut nodes = Nodes { by_id: BTreeMap::new(), cluster_size: u64::from(geometry.cluster_size) };
+        for layer in layers.values() {
+            let usage = Usage { owned: layer.owned.into(), here: layer.here.into() };
+            let map = LayerMap::new(layer.id, nodes.clusters(layer.size), false, Arc::new(usage));
+            nodes.insert(layer.clone(), Arc::new(map));
+        }
+        nodes
+    }
+
+    /// How many clusters so many bytes are.
+    pub(super) const fn clusters(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.cluster_size)
+    }
+
+    fn insert(&mut self, layer: Layer, map: Arc<LayerMap>) {
+        // A parent has a lower number than its children, so it is there already.
+        if let Some(parent) = layer.parent.and_then(|parent| self.by_id.get_mut(&parent)) {
+            parent.children.insert(layer.id);
+        }
+        self.by_id.insert(layer.id, Node { layer, map, children: BTreeSet::new() });
+    }
+
+    /// A new head, with nothing in it.
+    pub(super) fn add(&mut self, layer: Layer) {
+        let map = LayerMap::new(layer.id, self.clusters(layer.size), true, Arc::default());
+        self.insert(layer, Arc::new(map));
+    }
+
+    /// Takes one out that has no children.
+    pub(super) fn remove(&mut self, id: u64) {
+        let Some(node) = self.by_id.remove(&id) else { return };
+        if let Some(parent) = node.layer.parent.and_then(|parent| self.by_id.get_mut(&parent)) {
+            parent.children.remove(&id);
+        }
+    }
+
+    /// The layer that a UUID leads to, if it is a volume or a snapshot.
+    pub(super) fn find(&self, uuid: Uuid) -> Result<u64, PoolError> {
+        let known = |node: &&Node| node.layer.uuid == uuid && node.is_known();
+        let found = self.by_id.values().find(known).map(|node| node.layer.id);
+        found.ok_or_else(|| PoolError::NotFound(uuid.to_string()))
+    }
+
+    /// Whether a name and a UUID are nobody's.
+    pub(super) fn check_free(&self, name: &str, uuid: Uuid) -> Result<(), PoolError> {
+        let mut known = self.by_id.values().filter(|node| node.is_known());
+        match known.find(|node| node.layer.name == name || node.layer.uuid == uuid) {
+            Some(node) if node.layer.name == name => Err(PoolError::Exists(name.to_owned())),
+            Some(_) => Err(PoolError::Exists(uuid.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    /// The maps from a layer down.
+    pub(super) fn chain(&self, id: u64, settled: bool) -> Chain {
+        let mut layers = Vec::new();
+        let mut next = Some(id);
+        while let Some(node) = next.and_then(|id| self.by_id.get(&id)) {
+            layers.push(node.map.clone());
+            next = node.layer.parent;
+        }
+        let layer = &self.by_id[&id].layer;
+        Chain {
+            layers,
+            bytes: layer.size,
+            read_only: layer.kind != LayerKind::Head,
+            word: 0,
+            settled: settled.into(),
+        }
+    }
+
+    /// The volume that shows a layer.
+    pub(super) fn volume(&self, id: u64) -> Arc<Volume> {
+        let layer = &self.by_id[&id].layer;
+        Arc::new(Volume::new(layer.uuid, self.chain(id, true), layer.quota))
+    }
+
+    pub(super) fn get(&self, id: u64) -> &Node {
+        &self.by_id[&id]
+    }
+
+    pub(super) fn get_mut(&mut self, id: u64) -> &mut Node {
+        self.by_id.get_mut(&id).expect("whoever names a layer has looked it up")
+    }
+}
+
+impl Node {
+    /// Whether it is there for its users.
+    pub(super) fn is_known(&self) -> bool {
+        matches!(self.layer.kind, LayerKind::Head | LayerKind::Snapshot)
+    }
+
+    /// As the log says it.
+    pub(super) fn logged(&self) -> Layer {
+        Layer { root: Pointer::NONE, levels: 0, owned: 0, here: 0, ..self.layer.clone() }
+    }
+
+    /// Clusters and sub-blocks that it has now.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        (self.map.usage.owned.load(Relaxed), self.map.usage.here.load(Relaxed))
+    }
+}

@@ -1,0 +1,360 @@
+//! Structural operations: what the control plane orders, one after the other.
+//!
+//! An order that changes what a volume is closes its gate, waits until nobody starts anything, makes the change, opens the
+//! gate, and waits for what was in flight; guests wait for the reactors' next turns and not for the medium. What it has to
+//! say goes to the front of the next commit, and it is answered when a commit that began after all of that is durable.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Release;
+
+use uuid::Uuid;
+
+use super::Engine;
+use crate::thin::PoolError;
+use crate::thin::format::{Layer, LayerKind, NAME_LEN, Pointer, Record};
+use crate::thin::orders::{Answer, Asked, Order, SnapshotOf};
+use crate::thin::shared::Volume;
+
+/// Most bytes of a volume.
+const MOST_BYTES: u64 = 1 << 50;
+
+/// The order that is being carried out.
+pub(super) struct Doing {
+    asked: Asked,
+    stage: Stage,
+    /// The volumes whose gates it has closed.
+    volumes: Vec<Arc<Volume>>,
+}
+
+enum Stage {
+    /// The gates are closed; somebody may still be starting something.
+    Closing,
+    /// What began before has to end.
+    Draining(u64),
+    /// It has to be durable.
+    Committing(u64),
+    /// A checkpoint has to end; so many had before.
+    Checkpoint(u64),
+}
+
+impl Doing {
+    /// Whether it goes on when other reactors have got on.
+    pub(super) const fn waits_for_reactors(&self) -> bool {
+        matches!(self.stage, Stage::Closing | Stage::Draining(_))
+    }
+}
+
+impl Engine {
+    /// Goes on with the order at hand, or takes the next one.
+    pub(super) fn advance_orders(&mut self) -> u32 {
+        let mut count = 0;
+        loop {
+            let Some(mut doing) = self.doing.take() else {
+                let Some(asked) = self.orders.next() else { return count };
+                count += 1;
+                self.begin_order(asked);
+                continue;
+            };
+            if !self.advance_order(&mut doing) {
+                self.doing = Some(doing);
+                return count;
+            }
+            count += 1;
+        }
+    }
+
+    fn begin_order(&mut self, asked: Asked) {
+        if let Order::Info = asked.order {
+            return asked.answer(Ok(Some(Box::new(self.info()))));
+        }
+        if let Some(error) = self.failed {
+            return asked.answer(Err(PoolError::Failed(error)));
+        }
+        match self.check(&asked.order) {
+            Err(error) => asked.answer(Err(error)),
+            Ok(volumes) if volumes.is_empty() => {
+                let stage = self.apply(&asked.order);
+                self.doing = Some(Doing { asked, stage, volumes });
+            }
+            Ok(volumes) => {
+                volumes.iter().for_each(|volume| volume.close_gate());
+                self.shared.wake_reactors();
+                self.doing = Some(Doing { asked, stage: Stage::Closing, volumes });
+            }
+        }
+    }
+
+    /// Returns whether it has ended.
+    fn advance_order(&mut self, doing: &mut Doing) -> bool {
+        match doing.stage {
+            Stage::Closing => {
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                if !doing.volumes.iter().all(|volume| volume.is_still()) {
+                    return false;
+                }
+                doing.stage = self.apply(&doing.asked.order);
+                self.shared.tell_waiters();
+                self.shared.wake_reactors();
+            }
+            Stage::Draining(epoch) => {
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                if !doing.volumes.iter().all(|volume| volume.is_past(epoch)) {
+                    return false;
+                }
+                doing.volumes.iter().for_each(|volume| volume.chain().settled.store(true, Release));
+                self.shared.tell_waiters();
+                doing.stage = Stage::Committing(self.shared.commits.ticket());
+            }
+            Stage::Committing(ticket) => {
+                let failed = self.failed.map(|error| Err(PoolError::Failed(error)));
+                let done = self.shared.commits.is_done(ticket).then_some(Ok(None));
+                let Some(answer) = done.or(failed) else { return false };
+                doing.asked.answer(answer);
+                return true;
+            }
+            Stage::Checkpoint(before) => {
+                if let Some(error) = self.failed {
+                    doing.asked.answer(Err(PoolError::Failed(error)));
+                    return true;
+                }
+                if self.checkpoints == before {
+                    return false;
+                }
+                doing.asked.answer(Ok(None));
+                return true;
+            }
+        }
+        self.advance_order(doing)
+    }
+
+    /// Whether an order can be carried out, and the volumes whose gates have to be closed for it.
+    fn check(&self, order: &Order) -> Result<Vec<Arc<Volume>>, PoolError> {
+        let volume = |uuid: Uuid| self.directory.get(uuid).ok_or_else(|| PoolError::NotFound(uuid.to_string()));
+        match order {
+            Order::Create { uuid, name, bytes, .. } => {
+                self.check_new(name, *uuid)?;
+                check_size(*bytes)?;
+                Ok(Vec::new())
+            }
+            Order::Snapshot { of, .. } => self.check_snapshot(of),
+            Order::Clone { of, uuid, name, .. } => {
+                self.check_new(name, *uuid)?;
+                self.is_kind(*of, LayerKind::Snapshot, "is no snapshot: make one first and clone that")?;
+                Ok(Vec::new())
+            }
+            Order::Delete { uuid } => {
+                let node = self.nodes.get(self.nodes.find(*uuid)?);
+                match node.children.len() {
+                    0 => Ok(Vec::new()),
+                    _ => Err(PoolError::Unfit { name: node.layer.name.clone(), what: "has clones: delete them first" }),
+                }
+            }
+            Order::Resize { uuid, bytes, allow_shrink } => {
+                let id = self.is_kind(*uuid, LayerKind::Head, "is a snapshot: its size is what it was")?;
+                check_size(*bytes)?;
+                let layer = &self.nodes.get(id).layer;
+                if *bytes < layer.size && !allow_shrink {
+                    return Err(PoolError::Shrinks { name: layer.name.clone(), has: layer.size });
+                }
+                if *bytes < layer.size {
+                    return Err(PoolError::Unfit { name: layer.name.clone(), what: "cannot become smaller yet" });
+                }
+                Ok(vec![volume(*uuid)?])
+            }
+            Order::Rename { uuid, name } => {
+                self.nodes.find(*uuid)?;
+                self.check_new(name, Uuid::nil())?;
+                Ok(Vec::new())
+            }
+            Order::Rollback { uuid, to } => {
+                let id = self.is_kind(*uuid, LayerKind::Head, "is a snapshot: it cannot be rolled back")?;
+                let to = self.is_kind(*to, LayerKind::Snapshot, "is no snapshot")?;
+                let layer = &self.nodes.get(id).layer;
+                if layer.parent != Some(to) {
+                    let what = "does not stand on that snapshot: only the last one can be rolled back to";
+                    return Err(PoolError::Unfit { name: layer.name.clone(), what });
+                }
+                Ok(vec![volume(*uuid)?])
+            }
+            Order::Limit { uuid, .. } => self.nodes.find(*uuid).map(|_| Vec::new()),
+            Order::Commit | Order::Checkpoint | Order::Info => Ok(Vec::new()),
+        }
+    }
+
+    fn check_new(&self, name: &str, uuid: Uuid) -> Result<(), PoolError> {
+        if name.is_empty() || name.len() > NAME_LEN || name.contains('/') || name.chars().any(char::is_control) {
+            let why = format!("must be 1 to {NAME_LEN} bytes without '/' and control characters");
+            return Err(PoolError::invalid("name", why));
+        }
+        self.nodes.check_free(name, uuid)
+    }
+
+    fn check_snapshot(&self, of: &[SnapshotOf]) -> Result<Vec<Arc<Volume>>, PoolError> {
+        let mut volumes: Vec<Arc<Volume>> = Vec::new();
+        for (at, one) in of.iter().enumerate() {
+            self.check_new(&one.name, one.uuid)?;
+            self.is_kind(one.volume, LayerKind::Head, "is a snapshot already")?;
+            let twice = of[..at].iter().find(|other| other.volume == one.volume || other.name == one.name);
+            if twice.is_some() {
+                return Err(PoolError::invalid("snapshot_names", "name a volume or a snapshot twice"));
+            }
+            let volume = self.directory.get(one.volume);
+            volumes.push(volume.ok_or_else(|| PoolError::NotFound(one.volume.to_string()))?);
+        }
+        if volumes.is_empty() {
+            return Err(PoolError::invalid("lvol_names", "name no volume"));
+        }
+        Ok(volumes)
+    }
+
+    fn is_kind(&self, uuid: Uuid, kind: LayerKind, what: &'static str) -> Result<u64, PoolError> {
+        let id = self.nodes.find(uuid)?;
+        let layer = &self.nodes.get(id).layer;
+        if layer.kind == kind { Ok(id) } else { Err(PoolError::Unfit { name: layer.name.clone(), what }) }
+    }
+
+    /// Makes the change. The gates that had to be closed are closed, nobody starts anything, and they are open afterwards.
+    fn apply(&mut self, order: &Order) -> Stage {
+        match order {
+            Order::Create { uuid, name, bytes, reserved, created } => {
+                let id = self.new_head(*uuid, name, *bytes, None, *created);
+                self.nodes.get_mut(id).layer.reserved = self.nodes.clusters(*reserved);
+                self.log_layer(id);
+                self.directory.put(self.nodes.volume(id));
+            }
+            Order::Clone { of, uuid, name, created } => {
+                let parent = self.nodes.find(*of).expect("checked");
+                let bytes = self.nodes.get(parent).layer.size;
+                let id = self.new_head(*uuid, name, bytes, Some(parent), *created);
+                self.log_layer(id);
+                self.directory.put(self.nodes.volume(id));
+            }
+            Order::Snapshot { of, created } => {
+                of.iter().for_each(|one| self.cut(one, *created));
+                return Stage::Draining(self.raise_epoch());
+            }
+            Order::Delete { uuid } => {
+                let id = self.nodes.find(*uuid).expect("checked");
+                self.directory.remove(*uuid);
+                self.send_away(id);
+            }
+            Order::Resize { uuid, bytes, .. } => {
+                self.resize(*uuid, *bytes);
+                return Stage::Draining(self.raise_epoch());
+            }
+            Order::Rename { uuid, name } => {
+                let id = self.nodes.find(*uuid).expect("checked");
+                name.clone_into(&mut self.nodes.get_mut(id).layer.name);
+                self.log_layer(id);
+            }
+            Order::Rollback { uuid, to } => {
+                self.roll_back(*uuid, *to);
+                return Stage::Draining(self.raise_epoch());
+            }
+            Order::Limit { uuid, quota } => {
+                let id = self.nodes.find(*uuid).expect("checked");
+                let clusters = self.nodes.clusters(*quota);
+                self.nodes.get_mut(id).layer.quota = clusters;
+                if let Some(volume) = self.directory.get(*uuid) {
+                    volume.quota.store(clusters, Release);
+                }
+                self.log_layer(id);
+            }
+            Order::Checkpoint => {
+                self.checkpoint_wanted = true;
+                return Stage::Checkpoint(self.checkpoints);
+            }
+            Order::Commit | Order::Info => {}
+        }
+        Stage::Committing(self.shared.commits.ticket())
+    }
+
+    /// A new head with nothing in it. It is still to be logged and made known.
+    fn new_head(&mut self, uuid: Uuid, name: &str, size: u64, parent: Option<u64>, created: u64) -> u64 {
+        let id = self.store.next_layer();
+        let (root, levels, owned, here, quota, reserved) = (Pointer::NONE, 0, 0, 0, 0, 0);
+        let (kind, name, origin) = (LayerKind::Head, name.to_owned(), None);
+        let layer =
+            Layer { id, parent, uuid, kind, name, size, levels, root, owned, here, quota, reserved, created, origin };
+        self.nodes.add(layer);
+        id
+    }
+
+    fn log_layer(&mut self, id: u64) {
+        let layer = Box::new(self.nodes.get(id).logged());
+        self.to_log.push(Record::Layer(layer));
+        self.hurry = true;
+    }
+
+    /// What was the head is a snapshot from now on, and the volume has a new head.
+    fn cut(&mut self, one: &SnapshotOf, created: u64) {
+        let old = self.nodes.find(one.volume).expect("checked");
+        let was = self.nodes.get(old).layer.clone();
+        let layer = &mut self.nodes.get_mut(old).layer;
+        (layer.uuid, layer.kind, layer.created) = (one.uuid, LayerKind::Snapshot, created);
+        one.name.clone_into(&mut layer.name);
+        (layer.quota, layer.reserved) = (0, 0);
+        let new = self.new_head(was.uuid, &was.name, was.size, Some(old), was.created);
+        let head = &mut self.nodes.get_mut(new).layer;
+        (head.quota, head.reserved) = (was.quota, was.reserved);
+        self.log_layer(old);
+        self.log_layer(new);
+        self.directory.put(self.nodes.volume(old));
+        self.switch(one.volume, new);
+    }
+
+    /// Opens a volume's gate on another head.
+    fn switch(&self, volume: Uuid, head: u64) {
+        if let Some(volume) = self.directory.get(volume) {
+            volume.open_gate(Some(self.nodes.chain(head, false)));
+        }
+    }
+
+    fn resize(&mut self, uuid: Uuid, bytes: u64) {
+        let id = self.nodes.find(uuid).expect("checked");
+        let clusters = self.nodes.clusters(bytes);
+        let node = self.nodes.get_mut(id);
+        node.layer.size = bytes;
+        node.map = Arc::new(node.map.resized(clusters));
+        self.log_layer(id);
+        self.switch(uuid, id);
+    }
+
+    /// A new, empty head on the snapshot; the old one goes.
+    fn roll_back(&mut self, uuid: Uuid, to: Uuid) {
+        let old = self.nodes.find(uuid).expect("checked");
+        let parent = self.nodes.find(to).expect("checked");
+        let was = self.nodes.get(old).layer.clone();
+        let size = self.nodes.get(parent).layer.size;
+        self.send_away(old);
+        let new = self.new_head(uuid, &was.name, size, Some(parent), was.created);
+        let head = &mut self.nodes.get_mut(new).layer;
+        (head.quota, head.reserved) = (was.quota, was.reserved);
+        self.log_layer(new);
+        self.switch(uuid, new);
+    }
+
+    fn send_away(&mut self, id: u64) {
+        let layer = &mut self.nodes.get_mut(id).layer;
+        layer.kind = LayerKind::Going;
+        layer.name.clear();
+        layer.uuid = Uuid::nil();
+        (layer.quota, layer.reserved) = (0, 0);
+        self.log_layer(id);
+    }
+
+    /// Nobody is answered any more.
+    pub(super) fn end_orders(&mut self) {
+        self.orders.close();
+        if let Some(doing) = self.doing.take() {
+            doing.asked.answer(Answer::Err(PoolError::Closed));
+        }
+    }
+}
+
+fn check_size(bytes: u64) -> Result<(), PoolError> {
+    if bytes == 0 || bytes > MOST_BYTES {
+        return Err(PoolError::invalid("size", format!("must be 1 to {MOST_BYTES} bytes")));
+    }
+    Ok(())
+}

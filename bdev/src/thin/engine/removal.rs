@@ -1,0 +1,125 @@
+//! Layers on their way out: nobody can open them and nothing stands on them, but they own clusters. Leaf by leaf their
+//! entries are emptied in the log, with the clusters that become free; then the layer is gone.
+
+use super::Engine;
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LayerKind, Record};
+use crate::thin::shared::Place;
+use crate::thin::store::LoadError;
+
+/// Leaves of one commit.
+const LEAVES: u32 = 256;
+
+/// The layer that is being removed.
+pub(super) struct Removal {
+    layer: u64,
+    next: u64,
+    leaves: u64,
+    /// What began before nobody could open it any more has to be over.
+    epoch: u64,
+    /// The leaf that is being loaded.
+    loading: Option<u64>,
+    /// Emptied since the last commit.
+    emptied: u32,
+}
+
+impl Engine {
+    /// Goes on with the removal of a layer, or begins with the next one.
+    pub(super) fn advance_removal(&mut self) -> u32 {
+        if self.failed.is_some() {
+            return 0;
+        }
+        if self.removal.is_none() {
+            let going = self.nodes.by_id.values().find(|node| {
+                node.layer.kind == LayerKind::Going && node.children.is_empty()
+            });
+            let Some(node) = going else { return 0 };
+            let (layer, leaves) = (node.layer.id, node.map.clusters().div_ceil(ENTRIES_PER_PAGE as u64));
+            let epoch = self.raise_epoch();
+            self.removal = Some(Removal { layer, next: 0, leaves, epoch, loading: None, emptied: 0 });
+        }
+        let mut count = 0;
+        while let Some(removal) = &mut self.removal {
+            if removal.loading.is_some() {
+                break;
+            }
+            if removal.emptied >= LEAVES {
+                // What has been said so far is to be in the log before more is.
+                if !self.to_log.records.is_empty() {
+                    self.hurry = true;
+                    break;
+                }
+                removal.emptied = 0;
+            }
+            let (layer, leaf, epoch) = (removal.layer, removal.next, removal.epoch);
+            if !self.is_over(epoch) {
+                break;
+            }
+            count += 1;
+            self.remove_leaf(layer, leaf);
+        }
+        count
+    }
+
+    fn remove_leaf(&mut self, layer: u64, leaf: u64) {
+        let Some(removal) = &mut self.removal else { return };
+        if leaf == removal.leaves {
+            self.removal = None;
+            self.to_log.push(Record::Gone(layer));
+            self.nodes.remove(layer);
+            self.hurry = true;
+            return;
+        }
+        let map = self.nodes.get(layer).map.clone();
+        match map.place(leaf) {
+            Place::At(number) => {
+                let page = self.shared.leaves.get(number);
+                let entries = (0..ENTRIES_PER_PAGE).map(|slot| page.entry(slot)).collect::<Vec<_>>();
+                map.put(leaf, Place::Empty);
+                self.return_leaf(number);
+                self.empty_leaf(layer, leaf, &entries);
+            }
+            Place::Empty => removal.next += 1,
+            // Nobody else loads it any more; one that is on its way comes here, too.
+            Place::Unknown | Place::Loading | Place::Lost => {
+                removal.loading = Some(leaf);
+                self.store.load(layer, leaf);
+            }
+        }
+    }
+
+    /// A leaf has come.
+    pub(super) fn removal_loaded(
+        &mut self,
+        layer: u64,
+        leaf: u64,
+        entries: Result<Option<Box<[u64; ENTRIES_PER_PAGE]>>, LoadError>,
+    ) {
+        let Some(removal) = self.removal.as_mut().filter(|r| r.layer == layer && r.loading == Some(leaf)) else {
+            return;
+        };
+        removal.loading = None;
+        match entries {
+            Ok(Some(bits)) => {
+                let entries: Vec<_> = bits.iter().map(|bits| Entry::from_bits(*bits).unwrap_or_default()).collect();
+                self.empty_leaf(layer, leaf, &entries);
+            }
+            Ok(None) => removal.next += 1,
+            // Its clusters stay in use until the pool is repaired.
+            Err(error) => {
+                tracing::error!(layer, leaf, "a part of a deleted volume cannot be given back: {error}");
+                removal.next += 1;
+            }
+        }
+    }
+
+    fn empty_leaf(&mut self, layer: u64, leaf: u64, entries: &[Entry]) {
+        let clusters = entries.iter().filter_map(|entry| entry.cluster()).collect();
+        let load = &mut self.to_log;
+        load.push(Record::Leaf { layer, leaf, entry: Entry::EMPTY });
+        load.free(clusters);
+        if let Some(removal) = &mut self.removal {
+            removal.next += 1;
+            removal.emptied += 1;
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Clusters: given out to the reactors' leases, and taken back through the quarantine.
+//!
+//! A cluster that an entry has lost may be given out again when that is durable, and every request that may have looked
+//! at the entry before has ended, and the discard below has. The pool tries all of that before it calls itself full.
+
+use std::sync::atomic::Ordering::{Release, Relaxed};
+
+use super::Engine;
+use crate::thin::shared::{EPOCHS, LEASE, LOW};
+
+/// Clusters in quarantine.
+#[derive(Default)]
+pub(super) struct Quarantine {
+    /// Free as far as the log says; requests may still use them.
+    durable: Vec<u32>,
+    /// The same, and the epoch that has to be over.
+    waiting: Vec<(u64, Vec<u32>)>,
+    /// Being discarded below.
+    discarding: u64,
+}
+
+impl Quarantine {
+    /// These are nobody's, and that is durable.
+    pub(super) fn freed(&mut self, mut clusters: Vec<u32>) {
+        self.durable.append(&mut clusters);
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> u64 {
+        let waiting: usize = self.waiting.iter().map(|(_, clusters)| clusters.len()).sum();
+        (self.durable.len() + waiting) as u64 + self.discarding
+    }
+
+    /// Whether nothing waits for requests to end.
+    pub(super) fn is_waiting_for_nobody(&self) -> bool {
+        self.waiting.is_empty() && self.durable.is_empty()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Engine {
+    /// Lets out of the quarantine what may leave it.
+    pub(super) fn advance_quarantine(&mut self) -> u32 {
+        let mut count = 0;
+        // Two epochs are left for the cuts of snapshots.
+        if !self.quarantine.durable.is_empty() && self.quarantine.waiting.len() < EPOCHS as usize - 4 {
+            let clusters = std::mem::take(&mut self.quarantine.durable);
+            let epoch = self.raise_epoch();
+            self.quarantine.waiting.push((epoch, clusters));
+            count += 1;
+        }
+        while let Some((epoch, _)) = self.quarantine.waiting.first()
+            && self.is_over(*epoch)
+        {
+            let (_, mut clusters) = self.quarantine.waiting.remove(0);
+            clusters.sort_unstable();
+            for run in clusters.chunk_by(|a, b| a + 1 == *b) {
+                self.quarantine.discarding += run.len() as u64;
+                self.store.discard(run[0], run.len() as u32);
+            }
+            count += 1;
+        }
+        count
+    }
+
+    /// A discard below has ended.
+    pub(super) fn discarded(&mut self, first: u32, clusters: u32) {
+        self.quarantine.discarding -= u64::from(clusters);
+        self.store.release(first, clusters);
+        self.give_out();
+    }
+
+    pub(super) fn raise_epoch(&mut self) -> u64 {
+        let ended = self.shared.epoch.raise();
+        self.youngest = ended;
+        ended
+    }
+
+    /// Whether everything that began in this epoch or before has ended.
+    pub(super) fn is_over(&self, epoch: u64) -> bool {
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        self.directory.all().iter().all(|volume| volume.is_past(epoch))
+    }
+
+    /// Fills the leases.
+    pub(super) fn give_out(&mut self) -> u32 {
+        let stations = self.shared.stations.len() as u64;
+        let mut given = 0;
+        if self.failed.is_none() && self.store.page_room() {
+            for station in &self.shared.stations {
+                let left = station.left();
+                if left >= LOW {
+                    continue;
+                }
+                // When there is little, nobody gets much of it.
+                let share = (self.store.free_clusters() / (2 * stations)).max(1);
+                let want = ((LEASE - left) as u64).min(share) as usize;
+                self.store.allocate(want, &mut self.clusters);
+                for cluster in self.clusters.drain(..) {
+                    if let Err(cluster) = station.put(cluster) {
+                        self.store.give_back(&[cluster]);
+                    } else {
+                        given += 1;
+                    }
+                }
+            }
+        }
+        self.notice_fullness();
+        if given > 0 {
+            self.shared.tell_waiters();
+        }
+        given
+    }
+
+    /// Says that the pool is full when it is, and not before everything that could be had has been had.
+    fn notice_fullness(&mut self) {
+        let wanting = self.shared.stations.iter().any(|station| station.left() == 0);
+        if !wanting || self.store.free_clusters() > 0 && self.store.page_room() {
+            self.shared.full.store(false, Release);
+            return;
+        }
+        if self.spread_leases() {
+            return;
+        }
+        let could_be_had = !self.quarantine.is_empty() || self.removal.is_some();
+        if could_be_had || self.shared.leaves.any_dirty() {
+            self.hurry = true;
+        } else if !self.shared.full.swap(true, Relaxed) {
+            self.shared.tell_waiters();
+        }
+    }
+
+    /// Takes from the reactor that has most for one that has none. Returns whether there was anything.
+    fn spread_leases(&self) -> bool {
+        let stations = &self.shared.stations;
+        let Some(rich) = stations.iter().max_by_key(|station| station.left()).filter(|s| s.left() > 1) else {
+            return false;
+        };
+        for poor in stations.iter().filter(|station| station.left() == 0) {
+            for _ in 0..rich.left() / 2 {
+                let Some(cluster) = rich.take() else { break };
+                if poor.put(cluster).is_err() {
+                    break;
+                }
+            }
+        }
+        self.shared.tell_waiters();
+        true
+    }
+}

@@ -1,0 +1,88 @@
+//! Why the control plane could not do something with a pool.
+
+use pollux_core::IoError;
+
+use super::store::StoreError;
+
+/// See [`PoolError::reason`] for the word that programs look at.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PoolError {
+    /// There is no such volume or snapshot.
+    #[error("the pool has no volume or snapshot {0}")]
+    NotFound(String),
+    /// The name, or the UUID, is another one's.
+    #[error("the pool has {0} already")]
+    Exists(String),
+    /// A parameter is no good.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// Which.
+        field: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A smaller size was asked for, and nobody said that it may cut data off.
+    #[error("{name} has {has} bytes: to make it smaller, which loses what lies behind, say allow_shrink")]
+    Shrinks {
+        /// Which volume.
+        name: String,
+        /// How large it is.
+        has: u64,
+    },
+    /// There is not as much space.
+    #[error("the pool has no space for that: {0}")]
+    NoSpace(String),
+    /// What is asked for cannot be done with such a one.
+    #[error("{name} {what}")]
+    Unfit {
+        /// Which volume or snapshot.
+        name: String,
+        /// Why not.
+        what: &'static str,
+    },
+    /// The pool has failed.
+    #[error("the pool is read-only because its base failed ({0}): look at the base, then close and open the pool")]
+    Failed(IoError),
+    /// The pool is being closed.
+    #[error("the pool is being closed")]
+    Closed,
+    /// The pool's base.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl PoolError {
+    /// A stable word for the error, for `data.reason` of an answer.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            PoolError::NotFound(_) => "not_found",
+            PoolError::Exists(_) => "exists",
+            PoolError::Invalid { .. } => "invalid",
+            PoolError::Shrinks { .. } => "would_shrink",
+            PoolError::NoSpace(_) => "no_space",
+            PoolError::Unfit { .. } => "unfit",
+            PoolError::Failed(_) => "pool_failed",
+            PoolError::Closed => "closed",
+            PoolError::Store(error) => error.reason(),
+        }
+    }
+
+    /// The `errno` that says the same, for answers in SPDK's dialect.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        match self {
+            PoolError::NotFound(_) | PoolError::Closed => libc::ENODEV,
+            PoolError::Exists(_) => libc::EEXIST,
+            PoolError::Invalid { .. } | PoolError::Shrinks { .. } => libc::EINVAL,
+            PoolError::NoSpace(_) => libc::ENOSPC,
+            PoolError::Unfit { .. } => libc::EPERM,
+            PoolError::Failed(_) => libc::EROFS,
+            PoolError::Store(_) => libc::EIO,
+        }
+    }
+
+    pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> Self {
+        PoolError::Invalid { field, why: why.into() }
+    }
+}

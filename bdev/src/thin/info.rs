@@ -1,0 +1,70 @@
+//! What a pool tells of itself.
+
+use uuid::Uuid;
+
+/// What a layer is to the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It can be written.
+    Volume,
+    /// It cannot.
+    Snapshot,
+    /// A deleted snapshot that others still stand on, or one that is on its way out.
+    Leaving,
+}
+
+/// A volume, a snapshot, or what is left of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// By which it is known.
+    pub uuid: Uuid,
+    /// Its name in the pool; empty for one that is leaving.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// Bytes that can be addressed.
+    pub bytes: u64,
+    /// What it stands on.
+    pub parent: Option<Uuid>,
+    /// What stands on it.
+    pub children: Vec<Uuid>,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// Bytes of the clusters that only it has.
+    pub owned_bytes: u64,
+    /// Bytes of the sub-blocks that were written in them.
+    pub written_bytes: u64,
+    /// Bytes of the clusters of all that it stands on.
+    pub shared_bytes: u64,
+    /// Most bytes that it may own, 0: no limit.
+    pub quota_bytes: u64,
+    /// Bytes that are kept for it.
+    pub reserved_bytes: u64,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolInfo {
+    /// By which it is known.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Bytes of a cluster.
+    pub cluster_size: u32,
+    /// Bytes that can be allocated, in all.
+    pub total_bytes: u64,
+    /// Bytes that are free now.
+    pub free_bytes: u64,
+    /// Bytes that were given back and cannot be used yet.
+    pub quarantined_bytes: u64,
+    /// Whether it takes no writes because its base failed.
+    pub failed: bool,
+    /// Whether it is full.
+    pub full: bool,
+    /// Commits and checkpoints so far.
+    pub commits: u64,
+    /// See `commits`.
+    pub checkpoints: u64,
+    /// All that it holds, in order of creation.
+    pub volumes: Vec<VolumeInfo>,
+}

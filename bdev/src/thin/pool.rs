@@ -1,0 +1,266 @@
+//! A pool and its volumes as the control plane holds them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+
+use pollux_core::{Bdev, Channel, Discard, Extent, OpenArgs, OpenError, Resident, Shape};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::PoolError;
+use super::channel::ThinChannel;
+use super::engine::{Directory, Engine};
+use super::info::PoolInfo;
+use super::orders::{Order, Orders, SnapshotOf};
+use super::shared::{Shared, Volume};
+use super::steps::Steps;
+use super::store::{self, Blocking, Store};
+use crate::{BdevError, Device};
+
+/// How a pool is opened.
+#[derive(Clone)]
+pub struct PoolOptions {
+    /// How many reactors may have channels of its volumes.
+    pub reactors: usize,
+    /// Most bytes of maps in memory.
+    pub map_bytes: u64,
+    /// How long a write waits for space, in nanoseconds, before it fails.
+    pub patience_ns: u64,
+    /// Any random number that no other start has had.
+    pub salt: u64,
+    /// Told what the pool is about to write; for tests.
+    pub steps: Option<Arc<dyn Steps>>,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        let salt = Uuid::new_v4().as_u64_pair().0;
+        PoolOptions { reactors: 1, map_bytes: 2 << 30, patience_ns: 5_000_000_000, salt, steps: None }
+    }
+}
+
+/// What a snapshot is to be.
+#[derive(Clone, Debug)]
+pub struct NewSnapshot {
+    /// Of which volume.
+    pub volume: Uuid,
+    /// What it is known by.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+}
+
+/// An open pool. Everything that it does is done by its engine, which a reactor has to host.
+pub struct Pool {
+    uuid: Uuid,
+    base: Arc<dyn Bdev>,
+    shared: Arc<Shared>,
+    orders: Arc<Orders>,
+    directory: Arc<Directory>,
+}
+
+impl Pool {
+    /// Makes a pool on a base. It is to be opened afterwards.
+    ///
+    /// # Errors
+    /// [`PoolError::Store`] says why there can be none.
+    pub fn create(blocking: &mut Blocking<'_>, params: &store::CreateParams) -> Result<(), PoolError> {
+        Ok(store::create(blocking, params)?)
+    }
+
+    /// Opens the pool on a base, and makes its engine, for a reactor to host before anything is asked of the pool.
+    ///
+    /// # Errors
+    /// [`PoolError::Store`] if there is none, or it cannot be opened.
+    pub fn open(
+        base: Arc<dyn Bdev>,
+        blocking: &mut Blocking<'_>,
+        options: &PoolOptions,
+    ) -> Result<(Pool, Box<dyn Resident>), PoolError> {
+        let opened = store::open(blocking, options.salt)?;
+        let store = Store::new(opened, &base, options.steps.clone())?;
+        let leaves = (options.map_bytes / 4096).clamp(1024, 1 << 28) as usize;
+        let shared = Arc::new(Shared::new(store.geometry().cluster_size, options.reactors, leaves));
+        shared.patience.store(options.patience_ns, Relaxed);
+        let (orders, directory) = (Arc::<Orders>::default(), Arc::<Directory>::default());
+        let uuid = store.uuid();
+        let engine = Engine::new(store, shared.clone(), orders.clone(), directory.clone());
+        Ok((Pool { uuid, base, shared, orders, directory }, Box::new(engine)))
+    }
+
+    /// By which it is known.
+    #[must_use]
+    pub const fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// How it is now.
+    ///
+    /// # Errors
+    /// [`PoolError::Closed`].
+    pub fn info(&self) -> Result<PoolInfo, PoolError> {
+        let info = self.orders.ask(&self.shared, Order::Info)?;
+        info.map(|info| *info).ok_or(PoolError::Closed)
+    }
+
+    /// Makes a volume; `reserved`: so many bytes are kept for it.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn create_volume(
+        &self,
+        uuid: Uuid,
+        name: &str,
+        bytes: u64,
+        reserved: u64,
+        created: u64,
+    ) -> Result<(), PoolError> {
+        self.order(Order::Create { uuid, name: name.to_owned(), bytes, reserved, created })
+    }
+
+    /// Makes snapshots of volumes, all of one instant, or none.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn snapshot(&self, snapshots: &[NewSnapshot], created: u64) -> Result<(), PoolError> {
+        let of = snapshots.iter().map(|new| SnapshotOf { volume: new.volume, uuid: new.uuid, name: new.name.clone() });
+        self.order(Order::Snapshot { of: of.collect(), created })
+    }
+
+    /// Makes a writable child of a snapshot.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn clone_snapshot(&self, of: Uuid, uuid: Uuid, name: &str, created: u64) -> Result<(), PoolError> {
+        self.order(Order::Clone { of, uuid, name: name.to_owned(), created })
+    }
+
+    /// Deletes a volume or snapshot. Nobody has a channel of it. Its space comes back in the background.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn delete(&self, uuid: Uuid) -> Result<(), PoolError> {
+        self.order(Order::Delete { uuid })
+    }
+
+    /// Gives a volume another size.
+    ///
+    /// # Errors
+    /// [`PoolError::Shrinks`] if it would lose something and that was not asked for.
+    pub fn resize(&self, uuid: Uuid, bytes: u64, allow_shrink: bool) -> Result<(), PoolError> {
+        self.order(Order::Resize { uuid, bytes, allow_shrink })
+    }
+
+    /// Gives a volume or snapshot another name.
+    ///
+    /// # Errors
+    /// [`PoolError::Exists`].
+    pub fn rename(&self, uuid: Uuid, name: &str) -> Result<(), PoolError> {
+        self.order(Order::Rename { uuid, name: name.to_owned() })
+    }
+
+    /// A volume is as its last snapshot was.
+    ///
+    /// # Errors
+    /// [`PoolError::Unfit`] if it does not stand on that snapshot.
+    pub fn roll_back(&self, uuid: Uuid, to: Uuid) -> Result<(), PoolError> {
+        self.order(Order::Rollback { uuid, to })
+    }
+
+    /// Limits what a volume may own, in bytes; 0: no limit.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn set_quota(&self, uuid: Uuid, quota: u64) -> Result<(), PoolError> {
+        self.order(Order::Limit { uuid, quota })
+    }
+
+    /// Makes everything durable that has been acknowledged.
+    ///
+    /// # Errors
+    /// [`PoolError::Failed`].
+    pub fn commit(&self) -> Result<(), PoolError> {
+        self.order(Order::Commit)
+    }
+
+    /// Puts everything that is in the log into the trees.
+    ///
+    /// # Errors
+    /// [`PoolError::Failed`].
+    pub fn checkpoint(&self) -> Result<(), PoolError> {
+        self.order(Order::Checkpoint)
+    }
+
+    /// How long a write waits for space before it fails.
+    pub fn set_patience(&self, ns: u64) {
+        self.shared.patience.store(ns, Release);
+    }
+
+    /// A volume or snapshot as a device.
+    #[must_use]
+    pub fn volume(&self, uuid: Uuid) -> Option<ThinVolume> {
+        let volume = self.directory.get(uuid)?;
+        Some(ThinVolume { pool: self.uuid, base: self.base.clone(), shared: self.shared.clone(), volume })
+    }
+
+    fn order(&self, order: Order) -> Result<(), PoolError> {
+        self.orders.ask(&self.shared, order).map(|_| ())
+    }
+
+    /// For tests that drive the engine on the calling thread: asks and does not wait.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn send(&self, order: Order) -> Result<std::sync::mpsc::Receiver<super::orders::Answer>, PoolError> {
+        self.orders.send(&self.shared, order)
+    }
+}
+
+/// A volume or a snapshot.
+#[derive(Clone)]
+pub struct ThinVolume {
+    pool: Uuid,
+    base: Arc<dyn Bdev>,
+    shared: Arc<Shared>,
+    volume: Arc<Volume>,
+}
+
+impl Bdev for ThinVolume {
+    fn shape(&self) -> Shape {
+        let base = self.base.shape();
+        let chain = self.volume.chain();
+        let sub_block = 1u32 << self.shared.sub_shift();
+        Shape {
+            block_size: base.block_size,
+            physical_block_size: base.physical_block_size.max(base.block_size),
+            num_blocks: chain.bytes / u64::from(base.block_size),
+            read_only: chain.read_only || self.shared.commits.have_failed(),
+            // Maps are in memory until a flush, whatever the base is.
+            volatile_cache: true,
+            discard: Some(Discard { granularity: sub_block, alignment: 0, reads_zero: true }),
+            optimal_io: 1 << self.shared.cluster_shift,
+            rotation_rate: base.rotation_rate,
+            atomic_write: None,
+        }
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        super::channel::extent(&self.shared, &self.volume.chain(), offset, len)
+    }
+
+    fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {
+        ThinChannel::open(self.shared.clone(), self.volume.clone(), &self.base, args)
+    }
+}
+
+impl Device for ThinVolume {
+    fn product_name(&self) -> &'static str {
+        "Logical Volume"
+    }
+
+    fn driver_specific(&self) -> Value {
+        json!({ "lvol": { "lvol_store_uuid": self.pool, "thin_provision": true } })
+    }
+
+    fn resize(&self, _: u64) -> Result<(), BdevError> {
+        Err(BdevError::Unsupported { name: self.volume.uuid.to_string(), what: "resize: use bdev_lvol_resize" })
+    }
+}

@@ -1,0 +1,140 @@
+//! What is written is read, whatever happens to the volume meanwhile.
+
+use super::world::{CLUSTER, MIB, World, uuid};
+use crate::testing::floor::Floor;
+use crate::testing::medium::{Geometry, Medium, Order as Arrival};
+use crate::thin::orders::Order;
+
+fn world() -> World {
+    let medium = Medium::new(Geometry::with_512(64 * MIB), Arrival::InOrder);
+    World::create(&medium);
+    World::open(&medium, Floor::in_order(), 2, 1).unwrap()
+}
+
+fn again(world: World) -> World {
+    let medium = world.shut();
+    World::open(&medium, Floor::in_order(), 2, 2).unwrap()
+}
+
+#[test]
+fn a_volume_holds_what_was_written() {
+    let mut world = world();
+    world.create_volume(10, 16 * MIB);
+    let lane = world.lane(10, 0);
+    assert!(world.read(lane, 0, MIB).iter().all(|byte| *byte == 0));
+    world.write(lane, 4096, 1, 8192);
+    world.write(lane, CLUSTER - 512, 2, 1024);
+    world.write(lane, 5 * CLUSTER + 1024, 3, 512);
+    world.floor.flush(lane).unwrap();
+    let check = |world: &mut World, lane| {
+        let bytes = world.read(lane, 0, 8 * CLUSTER);
+        for (at, byte) in bytes.iter().enumerate() {
+            let at = at as u64;
+            let expected = match at {
+                4096..12288 => 1,
+                at if (CLUSTER - 512..CLUSTER + 512).contains(&at) => 2,
+                at if (5 * CLUSTER + 1024..5 * CLUSTER + 1536).contains(&at) => 3,
+                _ => 0,
+            };
+            assert_eq!(*byte, expected, "byte {at}");
+        }
+    };
+    check(&mut world, lane);
+    let info = world.info();
+    assert_eq!(info.volumes[0].owned_bytes, 3 * CLUSTER);
+    assert_eq!(info.volumes[0].written_bytes, 5 * 4096);
+    let mut world = again(world);
+    let lane = world.lane(10, 1);
+    check(&mut world, lane);
+    let info = world.info();
+    assert_eq!((info.volumes[0].owned_bytes, info.volumes[0].written_bytes), (3 * CLUSTER, 5 * 4096));
+}
+
+#[test]
+fn snapshots_and_clones_hold_what_there_was() {
+    let mut world = world();
+    world.create_volume(10, 16 * MIB);
+    let lane = world.lane(10, 0);
+    world.write(lane, 0, 1, 3 * CLUSTER);
+    world.snapshot(10, 11);
+    world.write(lane, CLUSTER, 2, CLUSTER);
+    world.write(lane, 2 * CLUSTER + 512, 3, 512);
+    world.clone_of(11, 12);
+    let clone = world.lane(12, 1);
+    world.write(clone, 0, 4, 4096);
+    world.discard(clone, CLUSTER, CLUSTER);
+    let snapshot = world.lane(11, 0);
+    let check = |world: &mut World, volume, snapshot, clone| {
+        let at = |bytes: &[u8], cluster: u64| {
+            let from = (cluster * CLUSTER) as usize;
+            bytes[from..from + CLUSTER as usize].to_vec()
+        };
+        let one = vec![1; CLUSTER as usize];
+        let bytes = world.read(snapshot, 0, 4 * CLUSTER);
+        assert_eq!((at(&bytes, 0), at(&bytes, 1), at(&bytes, 2)), (one.clone(), one.clone(), one.clone()));
+        let bytes = world.read(volume, 0, 4 * CLUSTER);
+        assert_eq!((at(&bytes, 0), at(&bytes, 1)), (one.clone(), vec![2; CLUSTER as usize]));
+        let edge = at(&bytes, 2);
+        assert!(edge[..512].iter().all(|b| *b == 1) && edge[512..1024].iter().all(|b| *b == 3));
+        assert!(edge[1024..].iter().all(|b| *b == 1), "the rest of the sub-block comes from the snapshot");
+        let bytes = world.read(clone, 0, 4 * CLUSTER);
+        assert!(bytes[..4096].iter().all(|b| *b == 4) && bytes[4096..CLUSTER as usize].iter().all(|b| *b == 1));
+        assert_eq!((at(&bytes, 1), at(&bytes, 2)), (vec![0; CLUSTER as usize], one));
+    };
+    check(&mut world, lane, snapshot, clone);
+    let mut world = again(world);
+    let (volume, snapshot, clone) = (world.lane(10, 0), world.lane(11, 1), world.lane(12, 1));
+    check(&mut world, volume, snapshot, clone);
+    let info = world.info();
+    let names: Vec<_> = info.volumes.iter().map(|v| (v.name.as_str(), v.parent)).collect();
+    assert_eq!(names, [("s11", None), ("v10", Some(uuid(11))), ("c12", Some(uuid(11)))]);
+}
+
+#[test]
+fn space_comes_back() {
+    let mut world = world();
+    let free = world.info().free_bytes;
+    world.create_volume(10, 256 * MIB);
+    let lane = world.lane(10, 0);
+    for cluster in 0..100 {
+        world.write(lane, cluster * CLUSTER, 1, CLUSTER);
+    }
+    assert_eq!(world.info().free_bytes, free - 100 * CLUSTER);
+    for cluster in 0..50 {
+        world.discard(lane, cluster * CLUSTER, CLUSTER);
+    }
+    // By itself, within a second.
+    world.floor.advance(600_000_000);
+    world.floor.settle(600_000_000);
+    let info = world.info();
+    assert_eq!((info.free_bytes, info.quarantined_bytes), (free - 50 * CLUSTER, 0));
+    assert_eq!(info.volumes[0].owned_bytes, 50 * CLUSTER);
+    world.close(lane);
+    world.order(Order::Delete { uuid: uuid(10) }).unwrap();
+    world.floor.advance(600_000_000);
+    world.floor.settle(600_000_000);
+    let info = world.info();
+    assert_eq!((info.free_bytes, info.quarantined_bytes, info.volumes.len()), (free, 0, 0));
+    let mut world = again(world);
+    assert_eq!(world.info().free_bytes, free);
+}
+
+#[test]
+fn a_full_pool_refuses_what_it_has_no_space_for_and_nothing_else() {
+    let mut world = world();
+    world.create_volume(10, 256 * MIB);
+    let lane = world.lane(10, 0);
+    let mut cluster = 0;
+    let full = loop {
+        match world.floor.write(lane, cluster * CLUSTER, &vec![1; CLUSTER as usize], pollux_core::IoFlags::empty()) {
+            Ok(()) => cluster += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full, pollux_core::IoError::NoSpace);
+    assert!(world.info().full && cluster * CLUSTER > 50 * MIB, "{cluster} clusters");
+    world.write(lane, 0, 2, CLUSTER);
+    world.discard(lane, CLUSTER, CLUSTER);
+    world.write(lane, cluster * CLUSTER, 3, CLUSTER);
+    assert!(world.read(lane, cluster * CLUSTER, CLUSTER).iter().all(|byte| *byte == 3));
+}

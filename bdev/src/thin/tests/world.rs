@@ -1,0 +1,168 @@
+//! A pool that a test drives.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use pollux_core::{Bdev, Cx, IoFlags, Next, Op, OpenArgs, Resident};
+use uuid::Uuid;
+
+use crate::testing::floor::{Engine, Floor, LaneId};
+use crate::testing::medium::Medium;
+use crate::thin::orders::{Answer, Order, SnapshotOf};
+use crate::thin::store::{Blocking, CreateParams};
+use crate::thin::{Pool, PoolError, PoolInfo, PoolOptions};
+
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const CLUSTER: u64 = 64 << 10;
+
+/// The engine on the floor.
+#[derive(Clone)]
+struct Hosted(Rc<RefCell<Option<Box<dyn Resident>>>>);
+
+impl Engine for Hosted {
+    fn poll(&mut self, cx: &mut Cx<'_>) -> u32 {
+        self.0.borrow_mut().as_mut().map_or(0, |engine| engine.poll(cx))
+    }
+
+    fn next(&self) -> Next {
+        self.0.borrow().as_ref().map_or(Next::Idle, |engine| engine.next())
+    }
+}
+
+/// See the module's description.
+pub(super) struct World {
+    pub(super) medium: Medium,
+    pub(super) floor: Floor<'static>,
+    pub(super) pool: Pool,
+    engine: Hosted,
+    lanes: Vec<LaneId>,
+}
+
+pub(super) fn uuid(number: u128) -> Uuid {
+    Uuid::from_u128(number)
+}
+
+impl World {
+    /// Makes a pool on a medium.
+    pub(super) fn create(medium: &Medium) {
+        let base: Arc<dyn Bdev> = Arc::new(medium.clone());
+        Floor::in_order().blocking(&base, |blocking| {
+            let params = CreateParams {
+                name: "pool".into(),
+                uuid: uuid(1),
+                cluster_size: CLUSTER as u32,
+                created: 1,
+                overcommit: 0,
+                salt: 77,
+                force: false,
+            };
+            Pool::create(blocking, &params).expect("a medium that works");
+        });
+    }
+
+    /// Opens it, with this many reactors.
+    pub(super) fn open(medium: &Medium, mut floor: Floor<'static>, reactors: usize, salt: u64) -> Result<World, PoolError> {
+        let base: Arc<dyn Bdev> = Arc::new(medium.clone());
+        let options = PoolOptions {
+            reactors,
+            salt,
+            patience_ns: 1_000_000_000,
+            steps: Some(Arc::new(medium.clone())),
+            ..PoolOptions::default()
+        };
+        let (pool, engine) = floor.blocking(&base, |blocking| Pool::open(base.clone(), blocking, &options))?;
+        let mut engine = engine;
+        floor.with_ring(0, |cx| engine.attach(cx)).expect("a floor has room");
+        let engine = Hosted(Rc::new(RefCell::new(Some(engine))));
+        floor.engine(0, engine.clone());
+        Ok(World { medium: medium.clone(), floor, pool, engine, lanes: Vec::new() })
+    }
+
+    /// A way into a volume on a reactor.
+    pub(super) fn lane(&mut self, volume: u128, reactor: usize) -> LaneId {
+        let volume = self.pool.volume(uuid(volume)).expect("the volume is there");
+        let channel = volume.open(OpenArgs { depth: 32, seed: 1 }).expect("the medium is there");
+        let lane = self.floor.channel(reactor, channel).expect("a floor has room");
+        self.lanes.push(lane);
+        lane
+    }
+
+    /// Takes a way in off the floor.
+    pub(super) fn close(&mut self, lane: LaneId) {
+        self.lanes.retain(|other| *other != lane);
+        self.floor.close(lane);
+    }
+
+    /// Has the engine do something.
+    pub(super) fn send(&mut self, order: Order) -> Receiver<Answer> {
+        let answer = self.pool.send(order).expect("the pool is open");
+        self.floor.stir();
+        answer
+    }
+
+    /// The same, and waits for it.
+    pub(super) fn order(&mut self, order: Order) -> Answer {
+        let answer = self.send(order);
+        for _ in 0..1_000_000 {
+            if let Ok(answer) = answer.try_recv() {
+                return answer;
+            }
+            self.floor.step();
+        }
+        panic!("the engine never answers");
+    }
+
+    pub(super) fn create_volume(&mut self, number: u128, bytes: u64) {
+        let order = Order::Create { uuid: uuid(number), name: format!("v{number}"), bytes, reserved: 0, created: 5 };
+        self.order(order).expect("there is room");
+    }
+
+    pub(super) fn snapshot(&mut self, volume: u128, number: u128) {
+        let of = vec![SnapshotOf { volume: uuid(volume), uuid: uuid(number), name: format!("s{number}") }];
+        self.order(Order::Snapshot { of, created: 6 }).expect("there is room");
+    }
+
+    pub(super) fn clone_of(&mut self, snapshot: u128, number: u128) {
+        let (of, uuid, name) = (uuid(snapshot), uuid(number), format!("c{number}"));
+        self.order(Order::Clone { of, uuid, name, created: 7 }).expect("there is room");
+    }
+
+    pub(super) fn info(&mut self) -> PoolInfo {
+        *self.order(Order::Info).expect("it tells").expect("what it is")
+    }
+
+    pub(super) fn write(&mut self, lane: LaneId, offset: u64, byte: u8, len: u64) {
+        self.floor.write(lane, offset, &vec![byte; len as usize], IoFlags::empty()).expect("the medium works");
+    }
+
+    pub(super) fn read(&mut self, lane: LaneId, offset: u64, len: u64) -> Vec<u8> {
+        self.floor.read(lane, offset, len).expect("the medium works")
+    }
+
+    pub(super) fn discard(&mut self, lane: LaneId, offset: u64, len: u64) {
+        self.floor.zero(lane, Op::Discard, offset, len).expect("the medium works");
+    }
+
+    /// Nobody uses it any more: all is in the trees.
+    pub(super) fn shut(mut self) -> Medium {
+        for lane in std::mem::take(&mut self.lanes) {
+            self.floor.close(lane);
+        }
+        let with = |f: &mut dyn FnMut(&mut Box<dyn Resident>)| f(self.engine.0.borrow_mut().as_mut().expect("hosted"));
+        with(&mut |engine| engine.ask_to_leave());
+        for _ in 0..1_000_000 {
+            let mut left = false;
+            with(&mut |engine| left = engine.has_left());
+            if left {
+                let mut engine = self.engine.0.borrow_mut().take().expect("hosted");
+                self.floor.with_ring(0, |cx| engine.detach(cx));
+                return self.medium;
+            }
+            self.floor.stir();
+            self.floor.step();
+        }
+        panic!("the engine never leaves");
+    }
+}

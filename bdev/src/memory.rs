@@ -186,6 +186,11 @@ impl Buffer {
         *self.whole
     }
 
+    /// Gives the memory up without freeing it, because somebody may still use it.
+    pub(crate) fn leak(self) {
+        let _ = std::mem::ManuallyDrop::new(self);
+    }
+
     /// The buffer as a request's data, good while the buffer lives.
     pub(crate) fn list(&self) -> SegmentList {
         // SAFETY: the boxed segment stays where it is and unchanged while the buffer lives, and the buffer's owner

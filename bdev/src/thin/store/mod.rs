@@ -1,0 +1,392 @@
+//! A pool on its base: the log, the trees, which clusters and pages are in use; made, opened, and kept by [`Store`].
+//!
+//! It knows layers, leaves and entries, and nothing of guests, reactors or what of a map is in their memory: the engine
+//! above tells it what is to be true ([`Store::append`]), and asks what is ([`Store::load`]).
+//!
+//! ```text
+//! create, open     on a thread that may wait, by way of Blocking
+//! log              appends batches           replay    what of the log counts, when a pool is opened
+//! overlay          what is logged beyond the last checkpoint
+//! maps, loads      leaves of layers, from disk
+//! space, pages     clusters and pages in use
+//! index, trees     the trees of the pool itself
+//! checkpoint       writes what is logged into the trees, so that the log can be cut
+//! ```
+//!
+//! Invariants: a batch is durable only when all that completed before it was appended is; batches become durable in order.
+//! What a superblock leads to is never overwritten before a later one is durable. Once a barrier or a write has failed
+//! nothing more is written until the pool is opened again; leaves can still be loaded.
+
+mod blocking;
+mod create;
+mod disk;
+mod error;
+mod index;
+mod labels;
+mod loads;
+mod log;
+mod maps;
+mod open;
+mod overlay;
+mod pages;
+mod replay;
+mod space;
+mod state;
+#[cfg(test)]
+mod tests;
+mod trees;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pollux_core::{Bdev, Cx, IoError, Next, OpenArgs};
+use uuid::Uuid;
+
+use crate::thin::format::{BLOCK, Geometry, Layer, Page, PageHeader, Pointer, Record, Records, Superblock};
+use crate::thin::steps::Steps;
+use disk::{Class, Disk, Finished};
+use loads::{Around, LoadId, Loads};
+use log::Log;
+use maps::Cache;
+use state::State;
+
+pub use blocking::{Blocking, Wait};
+pub use create::{CreateParams, create};
+pub use error::{Failure, LoadError, StoreError};
+pub use labels::LABELS;
+pub use open::{Opened, open, probe};
+pub use overlay::LeafBits;
+
+/// Requests of a store that are in flight on its base at most.
+const DEPTH: u32 = 64;
+/// Memory of what is logged beyond the last checkpoint, from which on there should be a new one.
+const OVERLAY: usize = 64 << 20;
+
+/// Names a batch: they rise by one from 1 on, and become durable in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchId(pub u64);
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The batch, and all before it, are durable, and so is what had completed before it was appended.
+    Durable(BatchId),
+    /// A leaf, as of everything appended; `None`: it is empty.
+    Loaded {
+        /// Of which layer.
+        layer: u64,
+        /// Which leaf.
+        leaf: u64,
+        /// The bits of its entries.
+        entries: Result<Option<Box<LeafBits>>, LoadError>,
+    },
+    /// The base has been told, or takes no discards, or has failed: clusters may be handed out again whatever it is.
+    Discarded {
+        /// The first one.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// What was appended before [`Store::checkpoint`] is in the trees, and the superblock with this generation is durable.
+    Checkpointed(u64),
+    /// Nothing more is written; [`Store::failure`] says why. Told once, and again for each batch that is appended later.
+    Failed(IoError),
+}
+
+/// Whose request has completed.
+enum Job {
+    LogBarrier,
+    LogPiece,
+    Load(LoadId, PageHeader),
+    SpaceLeaf(u32, PageHeader),
+    Discard { first: u32, count: u32 },
+}
+
+/// See the module's description. Owned by the engine of a pool, on one reactor.
+pub struct Store {
+    superblock: Superblock,
+    state: State,
+    disk: Disk<Job>,
+    log: Log,
+    cache: Cache,
+    loads: Loads,
+    discards: bool,
+    unannounced: bool,
+    failure: Option<Failure>,
+    events: Vec<Event>,
+    finished: Vec<Finished<Job>>,
+}
+
+impl Store {
+    /// A pool that was opened, with a channel of its own to its base. Nothing else writes to the base.
+    ///
+    /// # Errors
+    /// If the base gives no channel.
+    pub fn new(opened: Opened, base: &Arc<dyn Bdev>, steps: Option<Arc<dyn Steps>>) -> Result<Store, StoreError> {
+        let Opened { superblock, state, head, batch, durable, salt, unannounced, .. } = opened;
+        let channel = base.open(OpenArgs { depth: DEPTH, seed: salt })?;
+        let discards = base.shape().discard.is_some();
+        let log = Log::new(superblock.geometry, superblock.pool, salt, superblock.log_from, head, batch, durable);
+        Ok(Store {
+            superblock,
+            state,
+            disk: Disk::new(channel, steps),
+            log,
+            cache: Cache::default(),
+            loads: Loads::default(),
+            discards,
+            unannounced,
+            failure: None,
+            events: Vec::new(),
+            finished: Vec::new(),
+        })
+    }
+
+    /// Enters the reactor.
+    ///
+    /// # Errors
+    /// When its ring has no room.
+    pub fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {
+        self.disk.attach(cx)
+    }
+
+    /// Leaves the reactor; the store is idle.
+    pub fn detach(&mut self, cx: &mut Cx<'_>) {
+        self.disk.detach(cx);
+    }
+
+    /// Where what lies.
+    #[must_use]
+    pub const fn geometry(&self) -> &Geometry {
+        &self.state.geometry
+    }
+
+    /// The pool.
+    #[must_use]
+    pub const fn uuid(&self) -> Uuid {
+        self.superblock.pool
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.superblock.name
+    }
+
+    /// When it was made, in seconds since 1970.
+    #[must_use]
+    pub const fn created(&self) -> u64 {
+        self.superblock.created
+    }
+
+    /// How much may be promised of what there is, in percent; 0: anything.
+    #[must_use]
+    pub const fn overcommit(&self) -> u32 {
+        self.superblock.overcommit
+    }
+
+    /// All layers as of everything appended; their maps, and what they own, as of the last checkpoint.
+    #[must_use]
+    pub const fn layers(&self) -> &BTreeMap<u64, Layer> {
+        &self.state.layers
+    }
+
+    /// A number for a new layer, never given before.
+    pub const fn next_layer(&mut self) -> u64 {
+        self.state.next_layer += 1;
+        self.state.next_layer - 1
+    }
+
+    /// Why nothing is written any more.
+    #[must_use]
+    pub const fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
+    }
+
+    /// Bytes of records that a batch may have now; 0: there has to be a checkpoint first, or the store has failed.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        if self.unannounced || self.failure.is_some() { 0 } else { self.log.room() }
+    }
+
+    /// Makes durable what has completed so far, then these records as one batch: all of them or none. Without records it
+    /// is a barrier alone. Of a layer, what the catalog alone knows (its map and what it owns) is left out.
+    ///
+    /// # Panics
+    /// If they are more than there is room for, or name what does not exist.
+    pub fn append(&mut self, records: &[Record]) -> BatchId {
+        if let Some(failure) = &self.failure {
+            self.events.push(Event::Failed(failure.error));
+            return self.log.refuse();
+        }
+        assert!(records.is_empty() || !self.unannounced, "who appends has asked how much room there is");
+        let mut bytes = Records::default();
+        for record in records {
+            if let Err(what) = self.state.check(record) {
+                panic!("{what}, but a record says so: {record:?}");
+            }
+            self.state.apply(record, false);
+            match record {
+                Record::Layer(layer) => {
+                    let plain = Layer { levels: 0, root: Pointer::NONE, owned: 0, here: 0, ..(**layer).clone() };
+                    bytes.push(&Record::Layer(Box::new(plain)));
+                }
+                record => bytes.push(record),
+            }
+        }
+        self.log.append(bytes.bytes().to_vec())
+    }
+
+    /// Reads a leaf of a layer: [`Event::Loaded`].
+    pub fn load(&mut self, layer: u64, leaf: u64) {
+        let (loads, mut around) = self.around();
+        loads.start(layer, leaf, &mut around);
+    }
+
+    fn around(&mut self) -> (&mut Loads, Around<'_>) {
+        let around = Around {
+            state: &self.state,
+            cache: &mut self.cache,
+            disk: &mut self.disk,
+            events: &mut self.events,
+            pool: self.superblock.pool,
+            generation: self.superblock.generation,
+        };
+        (&mut self.loads, around)
+    }
+
+    /// Hands out up to `want` clusters, ascending, one run if it can be. Fewer if there are fewer, or if those there are
+    /// have to be found first: then [`Store::free_clusters`] says more, and a later call gets them.
+    pub fn allocate(&mut self, want: usize, out: &mut Vec<u32>) {
+        let want = u32::try_from(want).unwrap_or(u32::MAX);
+        self.state.space.allocate(want, out);
+    }
+
+    /// Takes back clusters that were handed out and never named by an entry.
+    pub fn give_back(&mut self, clusters: &[u32]) {
+        clusters.iter().for_each(|cluster| self.state.space.release(*cluster, 1));
+    }
+
+    /// Clusters that were freed by a durable batch have left their quarantine: they can be handed out again.
+    pub fn release(&mut self, first: u32, count: u32) {
+        self.state.space.release(first, count);
+    }
+
+    /// Clusters that can be handed out.
+    #[must_use]
+    pub const fn free_clusters(&self) -> u64 {
+        self.state.space.free()
+    }
+
+    /// All clusters that can hold data or metadata.
+    #[must_use]
+    pub const fn total_clusters(&self) -> u64 {
+        (self.state.geometry.clusters - self.state.geometry.first_free) as u64
+    }
+
+    /// Tells the base that nobody needs these clusters: [`Event::Discarded`].
+    pub fn discard(&mut self, first: u32, count: u32) {
+        if !self.discards || self.failure.is_some() {
+            return self.events.push(Event::Discarded { first, count });
+        }
+        let per_cluster = u64::from(self.state.geometry.cluster_size) / BLOCK as u64;
+        let (block, blocks) = (u64::from(first) * per_cluster, u64::from(count) * per_cluster);
+        self.disk.discard(Job::Discard { first, count }, block, blocks);
+    }
+
+    /// Looks what has completed, and goes on; returns how much that was.
+    pub fn poll(&mut self, cx: &mut Cx<'_>, events: &mut Vec<Event>) -> u32 {
+        let mut finished = std::mem::take(&mut self.finished);
+        self.disk.poll(cx, &mut finished);
+        let mut work = finished.len();
+        finished.drain(..).for_each(|finished| self.ended(finished));
+        self.finished = finished;
+        self.advance();
+        self.disk.kick(cx);
+        work += self.events.len();
+        events.append(&mut self.events);
+        u32::try_from(work).unwrap_or(u32::MAX)
+    }
+
+    fn advance(&mut self) {
+        let mut durable = Vec::new();
+        if self.failure.is_none() {
+            self.log.advance(&mut self.disk, &mut durable);
+        }
+        self.events.extend(durable.into_iter().map(Event::Durable));
+        while let Some(leaf) = self.state.space.wanted() {
+            self.read_space(leaf);
+        }
+    }
+
+    /// Has a leaf of the clusters in use read.
+    fn read_space(&mut self, leaf: u32) {
+        let pointer = self.state.space_index.leaf(u64::from(leaf));
+        if !self.state.space.is_stored(leaf) {
+            let filled = self.state.space.fill(leaf, None);
+            return filled.unwrap_or_else(|what| self.fail(IoError::Medium, what));
+        }
+        let mark = trees::Mark { pool: self.superblock.pool, generation: pointer.generation };
+        let header = mark.header(space::page_id(leaf), pointer.block);
+        self.disk.read(Job::SpaceLeaf(leaf, header), Class::Urgent, pointer.block, 1);
+    }
+
+    fn ended(&mut self, Finished { job, result, buffer }: Finished<Job>) {
+        let bytes = || result.map(|()| blocking::block_of(buffer.as_ref().expect("a read has a buffer")));
+        match job {
+            Job::LogBarrier => match result {
+                Ok(()) => self.log.barrier_done(),
+                Err(error) => self.fail(error, "the barrier before a batch of the log failed".into()),
+            },
+            Job::LogPiece => match result {
+                Ok(()) => {
+                    let mut durable = Vec::new();
+                    self.log.piece_done(&mut durable);
+                    self.events.extend(durable.into_iter().map(Event::Durable));
+                }
+                Err(error) => self.fail(error, "a write to the log failed".into()),
+            },
+            Job::Load(id, header) => {
+                let bytes = bytes();
+                let (loads, mut around) = self.around();
+                loads.read_done(id, header, bytes, &mut around);
+            }
+            Job::SpaceLeaf(leaf, header) => self.space_read(leaf, &header, bytes()),
+            Job::Discard { first, count } => self.events.push(Event::Discarded { first, count }),
+        }
+    }
+
+    fn space_read(&mut self, leaf: u32, header: &PageHeader, bytes: Result<Box<[u8; BLOCK]>, IoError>) {
+        let page = match bytes {
+            Ok(bytes) => Page::open(bytes, header).map_err(|what| (IoError::Medium, index::page_text(header, what))),
+            Err(error) => Err((error, index::page_text(header, "it cannot be read"))),
+        };
+        let filled =
+            page.and_then(|page| self.state.space.fill(leaf, Some(&page)).map_err(|what| (IoError::Medium, what)));
+        if let Err((error, what)) = filled {
+            self.fail(error, what);
+        }
+    }
+
+    /// Nothing more is written.
+    fn fail(&mut self, error: IoError, what: String) {
+        tracing::error!(pool = %self.superblock.name, %error, what, "the pool is read-only from now on");
+        if self.failure.is_none() {
+            self.failure = Some(Failure { error, what });
+            self.log.stop();
+            self.events.push(Event::Failed(error));
+        }
+    }
+
+    /// When to poll.
+    #[must_use]
+    pub fn next(&self) -> Next {
+        if !self.events.is_empty() || self.log.is_ready() { Next::Now } else { self.disk.next() }
+    }
+
+    /// Whether nothing is under way and nothing has to be told.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.events.is_empty() && self.log.is_idle() && self.disk.is_idle() && self.loads.is_idle()
+    }
+}

@@ -1,0 +1,147 @@
+//! What the log says beyond the last checkpoint: entries by layer and leaf, and which layers have changed.
+//!
+//! There are two at most: the one that a checkpoint is writing, and the one for what came since. A leaf as it is now is
+//! the page on disk, the first over it, the second over that.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry, POINTERS_PER_PAGE, Record, levels_for};
+
+/// Bits of the entries of a leaf.
+pub type LeafBits = [u64; ENTRIES_PER_PAGE];
+
+/// What is known of a leaf.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct LeafDelta {
+    /// All that `entries` does not say is this.
+    pub(super) whole: Option<Entry>,
+    /// By place, ascending.
+    entries: Vec<(u16, Entry)>,
+}
+
+impl LeafDelta {
+    fn set(&mut self, at: u16, entry: Entry) {
+        match self.entries.binary_search_by_key(&at, |(at, _)| *at) {
+            Ok(found) => self.entries[found].1 = entry,
+            Err(place) => self.entries.insert(place, (at, entry)),
+        }
+    }
+
+    /// Puts it over what lies below.
+    pub(super) fn apply(&self, bits: &mut LeafBits) {
+        if let Some(entry) = self.whole {
+            bits.fill(entry.bits());
+        }
+        for (at, entry) in &self.entries {
+            bits[usize::from(*at)] = entry.bits();
+        }
+    }
+}
+
+/// Bytes of memory that a leaf takes, roughly.
+const LEAF_COST: usize = 160;
+const ENTRY_COST: usize = 16;
+
+/// See the module's description.
+#[derive(Default)]
+pub(super) struct Overlay {
+    /// By layer and leaf.
+    pub(super) leaves: BTreeMap<(u64, u64), LeafDelta>,
+    /// Layers that are new, have changed or are gone.
+    pub(super) changed: BTreeSet<u64>,
+    /// Pages above the leaves that a checkpoint has to write, by layer, level and place.
+    above: HashSet<(u64, u8, u64)>,
+    bytes: usize,
+}
+
+impl Overlay {
+    /// Takes a record; `leaves` says how many leaves a layer has.
+    pub(super) fn apply(&mut self, record: &Record, leaves: impl Fn(u64) -> u64) {
+        const PER_LEAF: u64 = ENTRIES_PER_PAGE as u64;
+        match record {
+            Record::Entry { layer, cluster, entry } => {
+                let leaf = cluster / PER_LEAF;
+                self.reach(*layer, leaf, &leaves);
+                let delta = self.leaves.entry((*layer, leaf)).or_default();
+                delta.set((cluster % PER_LEAF) as u16, *entry);
+                self.bytes += ENTRY_COST;
+            }
+            Record::Leaf { layer, leaf, entry } => {
+                self.reach(*layer, *leaf, &leaves);
+                self.leaves.insert((*layer, *leaf), LeafDelta { whole: Some(*entry), entries: Vec::new() });
+            }
+            Record::Layer(layer) => {
+                self.changed.insert(layer.id);
+            }
+            Record::Gone(layer) => {
+                self.changed.insert(*layer);
+                let gone: Vec<_> = self.leaves.range((*layer, 0)..=(*layer, u64::MAX)).map(|(at, _)| *at).collect();
+                gone.iter().for_each(|at| drop(self.leaves.remove(at)));
+                self.above.retain(|(of, ..)| of != layer);
+            }
+            Record::Free { .. } => {}
+        }
+    }
+
+    /// A leaf will have to be written, and the pages above it.
+    fn reach(&mut self, layer: u64, leaf: u64, leaves: &impl Fn(u64) -> u64) {
+        if self.leaves.contains_key(&(layer, leaf)) {
+            return;
+        }
+        self.bytes += LEAF_COST;
+        let levels = levels_for(leaves(layer).max(leaf + 1));
+        let mut at = leaf;
+        for level in 1..levels {
+            at /= POINTERS_PER_PAGE as u64;
+            if !self.above.insert((layer, level, at)) {
+                return;
+            }
+        }
+    }
+
+    /// What is known of a leaf.
+    pub(super) fn leaf(&self, layer: u64, leaf: u64) -> Option<&LeafDelta> {
+        self.leaves.get(&(layer, leaf))
+    }
+
+    /// Bytes of memory, roughly.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Pages of maps that a checkpoint may have to write for it.
+    pub(super) fn pages(&self) -> usize {
+        self.leaves.len() + self.above.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.leaves.is_empty() && self.changed.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_counts() {
+        let mut overlay = Overlay::default();
+        let entry = |cluster, entry| Record::Entry { layer: 1, cluster, entry };
+        overlay.apply(&entry(505, Entry::on(7)), |_| 300);
+        overlay.apply(&entry(504, Entry::on(8)), |_| 300);
+        overlay.apply(&entry(505, Entry::EMPTY), |_| 300);
+        assert_eq!((overlay.leaves.len(), overlay.pages()), (1, 3), "a leaf, the page above, the top");
+        let mut bits = [9; ENTRIES_PER_PAGE];
+        overlay.leaf(1, 1).unwrap().apply(&mut bits);
+        assert_eq!(bits[..3], [8, 0, 9]);
+
+        let whole = Entry::EMPTY.with_zero(5);
+        overlay.apply(&Record::Leaf { layer: 1, leaf: 1, entry: whole }, |_| 300);
+        overlay.apply(&entry(506, Entry::on(3)), |_| 300);
+        overlay.leaf(1, 1).unwrap().apply(&mut bits);
+        assert_eq!(bits[..4], [whole.bits(), whole.bits(), 3, whole.bits()]);
+
+        overlay.apply(&Record::Gone(1), |_| 300);
+        assert!(overlay.leaf(1, 1).is_none() && overlay.pages() == 0 && overlay.changed.contains(&1));
+    }
+}

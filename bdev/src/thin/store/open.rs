@@ -256,23 +256,15 @@ fn touch(records: &[Record], state: &State, touched: &mut BTreeSet<u32>) {
     }
 }
 
-/// The starts that matter still, with a new one.
-pub(super) fn spans_with(spans: &[LogSpan], log_from: u64, new: LogSpan) -> Vec<LogSpan> {
-    let ends = spans.iter().skip(1).map(|span| span.from).chain([u64::MAX]);
-    let mut kept: Vec<LogSpan> =
-        spans.iter().zip(ends).filter(|(_, end)| *end > log_from).map(|(span, _)| *span).collect();
-    kept.push(new);
-    kept
-}
-
 /// Makes durable what was read, and says so.
 fn announce(blocking: &mut Blocking<'_>, opened: &mut Opened, last_start_unseen: bool) -> Result<(), StoreError> {
     let superblock = &mut opened.superblock;
     if last_start_unseen && superblock.spans.len() > 1 {
         superblock.spans.pop();
     }
-    let new = LogSpan { salt: opened.salt, from: opened.head };
-    let spans = spans_with(&superblock.spans, superblock.log_from, new);
+    // None of the others is left out before a checkpoint, because it may have left something of a torn tail.
+    let mut spans = superblock.spans.clone();
+    spans.push(LogSpan { salt: opened.salt, from: opened.head });
     blocking.step(labels::OPEN_BARRIER);
     blocking.flush().map_err(io("log"))?;
     if spans.len() > MAX_SPANS {

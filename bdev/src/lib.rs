@@ -27,8 +27,8 @@ mod sg;
 mod spec;
 mod split;
 mod stats;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod thin;
 
 pub use delay::{Delay, LatencyKind};

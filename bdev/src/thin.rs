@@ -7,6 +7,7 @@
 //! ```
 
 mod channel;
+pub mod check;
 mod engine;
 mod error;
 pub mod format;
@@ -20,5 +21,7 @@ pub mod store;
 pub use error::PoolError;
 pub use info::{PoolInfo, Role, VolumeInfo};
 pub use pool::{NewSnapshot, Pool, PoolOptions, ThinVolume};
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;

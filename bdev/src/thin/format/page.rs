@@ -130,6 +130,18 @@ pub struct PageHeader {
     pub pool: Uuid,
 }
 
+impl PageHeader {
+    /// What a block says that it is; `None`: no page of metadata, or a damaged one.
+    #[must_use]
+    pub fn of(bytes: &[u8; BLOCK]) -> Option<PageHeader> {
+        let kind = Kind::ALL.into_iter().find(|kind| kind.byte() == bytes[8])?;
+        let id = PageId { kind, layer: u64_at(bytes, 32), level: bytes[9], index: u64_at(bytes, 40) };
+        let pool = Uuid::from_bytes(*bytes[48..].first_chunk()?);
+        let header = PageHeader { id, generation: u64_at(bytes, 16), block: u64_at(bytes, 24), pool };
+        (bytes[..4] == MAGIC && is_sealed(bytes)).then_some(header)
+    }
+}
+
 /// A page in memory.
 #[derive(Clone)]
 pub struct Page(Box<[u8; BLOCK]>);
@@ -261,6 +273,7 @@ mod tests {
         page.set_entry(503, Entry::on(1).with_here(2));
         let bytes = bytes_of(&mut page, &THIS);
         assert_eq!(Page::open(bytes.clone(), &THIS).unwrap().entry(503), Some(Entry::on(1).with_here(2)));
+        assert_eq!(PageHeader::of(&bytes), Some(THIS));
         let others = [
             PageHeader { generation: 4, ..THIS },
             PageHeader { block: 78, ..THIS },
@@ -276,6 +289,7 @@ mod tests {
         for at in [0, 5, 10, HEADER, BLOCK - 1] {
             let mut torn = bytes.clone();
             torn[at] ^= 1;
+            assert_eq!(PageHeader::of(&torn), None);
             assert!(Page::open(torn, &THIS).is_err(), "byte {at}");
         }
         assert!(Page::open(Box::new([0; BLOCK]), &THIS).is_err());

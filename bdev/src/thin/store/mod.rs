@@ -23,6 +23,7 @@ mod disk;
 mod error;
 mod index;
 mod labels;
+mod later;
 mod loads;
 mod log;
 mod maps;

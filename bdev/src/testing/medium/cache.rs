@@ -61,6 +61,26 @@ pub(super) struct Change {
     lost: bool,
     /// Nothing that it could be swapped with is to come any more.
     released: bool,
+    /// Barriers that there had been when it was submitted, and when it became durable (that one included).
+    barriers: (u64, u64),
+}
+
+/// Two kinds of changes, by their labels (`None`: those without one, the guests'), of which the later may become durable
+/// before the earlier that it was to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pair {
+    before: Option<&'static str>,
+    after: Option<&'static str>,
+}
+
+impl Pair {
+    /// Whether the two may be swapped. What guests write is ordered with everything that comes later, so of that only what
+    /// the last barrier made durable counts.
+    fn fits(self, before: &Change, after: &Change) -> bool {
+        (self.before, self.after) == (before.label, after.label)
+            && before.is_durable_before(after.submitted)
+            && (self.before.is_some() || before.barriers.1 == after.barriers.0)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -77,8 +97,9 @@ pub(super) struct Cache {
     journal: VecDeque<Piece>,
     next_seq: Seq,
     clock: u64,
-    /// Pairs of labels: changes of the second may become durable before those of the first that they were to follow.
-    swaps: Vec<(&'static str, &'static str)>,
+    /// Flushes that have made everything durable that they cover.
+    barriers: u64,
+    swaps: Vec<Pair>,
 }
 
 impl Cache {
@@ -91,8 +112,8 @@ impl Cache {
         (self.durable, self.visible) = (store.clone(), store);
     }
 
-    pub(super) fn swap(&mut self, before: &'static str, after: &'static str) {
-        self.swaps.push((before, after));
+    pub(super) fn swap(&mut self, before: Option<&'static str>, after: Option<&'static str>) {
+        self.swaps.push(Pair { before, after });
     }
 
     fn tick(&mut self) -> u64 {
@@ -122,6 +143,7 @@ impl Cache {
             durable: None,
             lost: false,
             released: false,
+            barriers: (self.barriers, 0),
         };
         self.changes.insert(seq, change);
         seq
@@ -168,13 +190,17 @@ impl Cache {
     }
 
     fn make_durable(&mut self, seq: Seq) {
-        let now = self.tick();
+        let (now, barriers) = (self.tick(), self.barriers);
         let change = self.change(seq);
         change.durable.get_or_insert(now);
-        let (label, submitted) = (change.label, change.submitted);
-        for (before, _) in self.swaps.iter().filter(|(_, after)| Some(*after) == label) {
-            let first = |change: &&mut Change| change.label == Some(*before) && change.is_durable_before(submitted);
-            self.changes.values_mut().filter(first).for_each(|change| change.released = true);
+        change.barriers.1 = barriers;
+        if self.swaps.is_empty() {
+            return;
+        }
+        // What it may have been swapped with is not ahead of it any more.
+        let change = self.changes[&seq].clone();
+        for before in self.changes.values_mut() {
+            before.released |= self.swaps.iter().any(|pair| pair.fits(before, &change));
         }
     }
 
@@ -186,6 +212,7 @@ impl Cache {
 
     /// A flush has completed that was submitted at `since`.
     pub(super) fn synced(&mut self, since: u64) {
+        self.barriers += 1;
         for seq in self.covered(since) {
             self.make_durable(seq);
         }
@@ -202,7 +229,9 @@ impl Cache {
 
     /// Whether it may still be swapped with a later one although it is durable.
     fn is_movable(&self, change: &Change) -> bool {
-        !change.released && self.swaps.iter().any(|(before, _)| change.label == Some(*before))
+        let comes =
+            |pair: &Pair| pair.before == change.label && (pair.before.is_some() || change.barriers.1 == self.barriers);
+        !change.released && (self.swaps.iter().any(comes) || self.swapped_with(change).next().is_some())
     }
 
     fn fold(&mut self) {
@@ -227,9 +256,9 @@ impl Cache {
 
     /// Those that a change may have been swapped with: later ones that are not durable.
     fn swapped_with<'a>(&'a self, change: &'a Change) -> impl Iterator<Item = Seq> + 'a {
-        let after = |label| self.swaps.iter().any(|pair| (Some(pair.0), Some(pair.1)) == (change.label, label));
-        let later = move |other: &Change| {
-            after(other.label) && other.durable.is_none() && !other.lost && change.is_durable_before(other.submitted)
+        let later = |other: &Change| {
+            let fits = |pair: &Pair| pair.fits(change, other);
+            other.durable.is_none() && !other.lost && !change.released && self.swaps.iter().any(fits)
         };
         self.changes.iter().filter(move |(_, other)| later(other)).map(|(seq, _)| *seq)
     }
@@ -282,23 +311,35 @@ impl Cache {
         self.journal.iter().cloned().chain(rest).collect()
     }
 
-    /// What is on the medium after a power cut, and which change each of its bytes comes from.
-    pub(super) fn crash(&self, choice: Crash, tear: u64) -> (Store, Cover) {
+    /// What survives a power cut, in order.
+    fn survivors(&self, choice: Crash, tear: u64) -> Vec<Piece> {
         let fates = self.fates(choice, tear);
-        let (mut store, mut cover) = (self.durable.clone(), Cover::default());
-        for piece in self.all_pieces(choice) {
-            let change = &self.changes[&piece.seq];
-            let fate = match fates.get(&piece.seq) {
-                Some(fate) => *fate,
-                None if change.lost => Fate::Lost,
-                None => Fate::Kept,
-            };
-            for range in surviving(fate, piece.seq, change.range(), &piece.range, tear) {
-                apply(&mut store, change, range.clone());
-                cover.put(range, piece.seq);
-            }
+        let fate = |piece: &Piece| match fates.get(&piece.seq) {
+            Some(fate) => *fate,
+            None if self.changes[&piece.seq].lost => Fate::Lost,
+            None => Fate::Kept,
+        };
+        let parts = |piece: Piece| {
+            let parts = surviving(fate(&piece), piece.seq, self.changes[&piece.seq].range(), &piece.range, tear);
+            parts.into_iter().map(move |range| Piece { range, ..piece })
+        };
+        self.all_pieces(choice).into_iter().flat_map(parts).collect()
+    }
+
+    /// Which change each byte of what a power cut leaves comes from.
+    pub(super) fn cover(&self, choice: Crash, tear: u64) -> Cover {
+        let mut cover = Cover::default();
+        self.survivors(choice, tear).into_iter().for_each(|piece| cover.put(piece.range, piece.seq));
+        cover
+    }
+
+    /// What is on the medium after a power cut.
+    pub(super) fn crash(&self, choice: Crash, tear: u64) -> Store {
+        let mut store = self.durable.clone();
+        for piece in self.survivors(choice, tear) {
+            apply(&mut store, &self.changes[&piece.seq], piece.range);
         }
-        (store, cover)
+        store
     }
 }
 

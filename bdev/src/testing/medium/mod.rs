@@ -30,7 +30,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pollux_core::{Bdev, Channel, Discard, IoError, IoFlags, Op, OpenArgs, OpenError, Shape};
+use pollux_core::{Bdev, Channel, Discard, Extent, IoError, IoFlags, Op, OpenArgs, OpenError, Shape};
 
 pub use cache::Unsynced;
 pub use crash::Crash;
@@ -247,8 +247,9 @@ impl Medium {
     }
 
     /// Changes of the step `after` may become durable before those of the step `before`, although these were durable when
-    /// they were submitted: a crash before they are durable may keep them and undo those.
-    pub fn swap(&self, before: &'static str, after: &'static str) {
+    /// they were submitted: a crash before they are durable may keep them and undo those. `None` is what has no label: what
+    /// guests write. (Of that only what the last flush before has made durable may be undone.)
+    pub fn swap(&self, before: Option<&'static str>, after: Option<&'static str>) {
         self.state().cache.swap(before, after);
     }
 
@@ -292,7 +293,7 @@ impl Medium {
     #[must_use]
     pub fn crash(&self, choice: Crash, order: Order) -> Medium {
         let state = self.state();
-        let (store, _) = state.cache.crash(choice, u64::from(state.geometry.tear));
+        let store = state.cache.crash(choice, u64::from(state.geometry.tear));
         Medium::holding(state.geometry, order, store)
     }
 
@@ -302,8 +303,9 @@ impl Medium {
         let mut seen = BTreeSet::new();
         Crash::sweep(self.unsynced().len(), seeds).filter_map(move |choice| {
             let state = this.state();
-            let (store, cover) = state.cache.crash(choice, u64::from(state.geometry.tear));
-            seen.insert(cover).then(|| (choice, Medium::holding(state.geometry, order, store)))
+            let tear = u64::from(state.geometry.tear);
+            let crash = || (choice, Medium::holding(state.geometry, order, state.cache.crash(choice, tear)));
+            seen.insert(state.cache.cover(choice, tear)).then(crash)
         })
     }
 }
@@ -333,6 +335,10 @@ impl Bdev for Medium {
             rotation_rate: 1,
             atomic_write: None,
         }
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        self.state().cache.visible.extent(offset, len)
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use pollux_core::Extent;
+
 const PAGE: usize = 4096;
 /// Pages of a chunk.
 const PAGES: usize = 256;
@@ -107,6 +109,15 @@ impl Store {
         }
     }
 
+    /// How far the range is all of one kind. Looks at one chunk at most.
+    pub(super) fn extent(&self, offset: u64, len: u64) -> Extent {
+        let len = len.min(CHUNK - offset % CHUNK);
+        let mapped = |nth| *self.page(nth) != Page::Hole;
+        let first = mapped(offset / PAGE as u64);
+        let other = parts(offset, len).find(|(_, nth, _)| mapped(*nth) != first);
+        Extent { len: other.map_or(len, |(at, _, _)| at), mapped: first }
+    }
+
     /// How much space it takes, in bytes.
     pub(super) fn space(&self) -> u64 {
         let pages = self.chunks.values().flat_map(|chunk| chunk.iter()).filter(|page| **page != Page::Hole).count();
@@ -172,6 +183,8 @@ mod tests {
         let mut store = Store::default();
         assert_eq!(store.missing(0, 8192), 8192);
         store.write(0, &[0; 4096]);
+        assert_eq!(store.extent(512, 8192), Extent { len: 3584, mapped: true });
+        assert_eq!(store.extent(4096, 1 << 40), Extent { len: CHUNK - 4096, mapped: false });
         assert_eq!((store.space(), store.missing(0, 8192)), (4096, 4096), "zeroes that are written take space");
         store.zero(0, 2 << 20, false);
         assert_eq!(store.space(), 2 << 20);

@@ -303,7 +303,7 @@ fn a_swapped_pair_shows_in_a_crash_between_the_two_and_nowhere_else() {
         let mut floor = Floor::in_order();
         let lane = open(&mut floor, &medium);
         if swapped {
-            medium.swap("data", "log");
+            medium.swap(Some("data"), Some("log"));
         }
         let log = data_then_log(&medium, &mut floor, lane);
         let between = outcomes(&medium, 0..2);
@@ -317,6 +317,24 @@ fn a_swapped_pair_shows_in_a_crash_between_the_two_and_nowhere_else() {
         floor.flush(lane).unwrap();
         assert_eq!(outcomes(&medium, 0..2), [vec![3, 2]].into());
     }
+}
+
+#[test]
+fn what_guests_write_is_swapped_with_what_comes_behind_its_barrier_only() {
+    let medium = medium(Order::InOrder);
+    let mut floor = Floor::in_order();
+    let lane = open(&mut floor, &medium);
+    medium.swap(None, Some("log"));
+    write(&mut floor, lane, 0, 1);
+    floor.flush(lane).unwrap();
+    write(&mut floor, lane, 1, 2);
+    floor.flush(lane).unwrap();
+    assert_eq!(outcomes(&medium, 0..2), [vec![1, 2]].into());
+    medium.step("log");
+    let log = floor.submit(lane, Request::write(1024, fill(3, 1), IoFlags::FUA));
+    assert_eq!(outcomes(&medium, 0..3), [vec![1, 2, 0], vec![1, 2, 3], vec![1, 0, 3]].into());
+    floor.run_until(log).unwrap();
+    assert_eq!(outcomes(&medium, 0..3), [vec![1, 2, 3]].into());
 }
 
 #[test]

@@ -84,7 +84,8 @@ impl Pool {
         shared.patience.store(options.patience_ns, Relaxed);
         let (orders, directory) = (Arc::<Orders>::default(), Arc::<Directory>::default());
         let uuid = store.uuid();
-        let engine = Engine::new(store, shared.clone(), orders.clone(), directory.clone());
+        let engine = Engine::new(store, &base, shared.clone(), orders.clone(), directory.clone());
+        let engine = engine.map_err(store::StoreError::Open)?;
         Ok((Pool { uuid, base, shared, orders, directory }, Box::new(engine)))
     }
 

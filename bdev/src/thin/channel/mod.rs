@@ -101,7 +101,6 @@ pub(crate) struct ThinChannel {
     /// The volume's word that it goes by.
     word: u64,
     base: Box<dyn Channel>,
-    block_size: u32,
     requests: Slab<Request>,
     parts: Parts,
     /// Requests that do not go on by themselves, in order.
@@ -131,7 +130,6 @@ impl ThinChannel {
             reader: Arc::new(Reader::new()),
             word: chain.word,
             chain,
-            block_size: base.shape().block_size,
             requests: Slab::new(args.depth),
             parts: Parts::new(depth, (EDGE_BYTES / sub_block).clamp(2, EDGE_BUFFERS), sub_block),
             waiting: VecDeque::with_capacity(args.depth as usize),
@@ -363,9 +361,9 @@ impl ThinChannel {
 
     fn any_waits_for(&self, why: &[Wait]) -> bool {
         let requests = &self.requests;
-        self.waiting.iter().any(|token| {
-            requests.get(*token).and_then(|request| request.wait).is_some_and(|wait| why.contains(&wait))
-        })
+        self.waiting
+            .iter()
+            .any(|token| requests.get(*token).and_then(|request| request.wait).is_some_and(|wait| why.contains(&wait)))
     }
 }
 
@@ -383,7 +381,10 @@ impl Channel for ThinChannel {
         self.base.attach(cx)?;
         self.reactor = cx.reactor;
         self.shared.stations[self.reactor].reactor_is(|| cx.ring.waker());
-        self.volume.enter(self.reader.clone());
+        if !self.volume.enter(self.reader.clone()) {
+            self.base.detach(cx);
+            return Err(IoError::NotReady);
+        }
         Ok(())
     }
 
@@ -395,8 +396,7 @@ impl Channel for ThinChannel {
     fn submit(&mut self, io: Io, cx: &mut Cx<'_>) {
         self.now = cx.now;
         let (epoch, ticket, wait) = (None, None, None);
-        let request =
-            Request { io, epoch, at: 0, parts: 0, result: Ok(()), unmapped: false, ticket, wait, until: 0 };
+        let request = Request { io, epoch, at: 0, parts: 0, result: Ok(()), unmapped: false, ticket, wait, until: 0 };
         let token = self.requests.insert(request);
         let token = token.unwrap_or_else(|_| panic!("more than {} requests in flight", self.requests.capacity()));
         if io.op == Op::Flush {

@@ -193,7 +193,14 @@ impl ThinChannel {
         leaf.is_dirty(piece.slot) || !self.shared.commits.is_done(leaf.taken_by())
     }
 
-    fn send_gathered(&mut self, token: Token, io: &Io, gathered: Option<Gathered>, head: &Arc<LayerMap>, cx: &mut Cx<'_>) {
+    fn send_gathered(
+        &mut self,
+        token: Token,
+        io: &Io,
+        gathered: Option<Gathered>,
+        head: &Arc<LayerMap>,
+        cx: &mut Cx<'_>,
+    ) {
         let Some(Gathered { at, len, base, fresh }) = gathered else { return };
         // What is fresh is made durable by the commit that its entry waits for.
         let flags = if fresh { IoFlags::empty() } else { io.flags & IoFlags::FUA };

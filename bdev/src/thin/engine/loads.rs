@@ -68,7 +68,12 @@ impl Engine {
     }
 
     /// A leaf has come, for whoever wants it.
-    pub(super) fn loaded(&mut self, layer: u64, leaf: u64, entries: Result<Option<Box<[u64; ENTRIES_PER_PAGE]>>, LoadError>) {
+    pub(super) fn loaded(
+        &mut self,
+        layer: u64,
+        leaf: u64,
+        entries: Result<Option<Box<[u64; ENTRIES_PER_PAGE]>>, LoadError>,
+    ) {
         if let Some(map) = self.loading.remove(&(layer, leaf)) {
             let place = self.place_leaf(&map, leaf, &entries);
             map.put(leaf, place);

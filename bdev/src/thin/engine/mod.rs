@@ -5,19 +5,22 @@
 //! (`shared`) and wake it; it never waits.
 
 mod commit;
+mod copier;
+mod fold;
 mod loads;
 mod nodes;
 mod orders;
 mod removal;
 mod space;
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use pollux_core::{Cx, IoError, Next, Resident};
+use pollux_core::{Bdev, Cx, IoError, Next, OpenError, Resident};
 
 use self::commit::{Commit, Load, OWN_COMMIT_NS};
+use self::copier::Copier;
+use self::fold::Fold;
 use self::loads::Spare;
 pub(crate) use self::nodes::Directory;
 use self::nodes::Nodes;
@@ -49,6 +52,12 @@ pub(crate) struct Engine {
     spare: Spare,
     doing: Option<Doing>,
     removal: Option<Removal>,
+    fold: Option<Fold>,
+    /// Snapshots that cannot be folded because something of them is lost.
+    unfoldable: BTreeSet<u64>,
+    /// The map of a layer that is gone, until nobody looks at it.
+    dropped: Option<Arc<LayerMap>>,
+    copier: Copier,
     /// The epoch that has ended last.
     youngest: u64,
     failed: Option<IoError>,
@@ -68,14 +77,21 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Of an opened pool.
-    pub(crate) fn new(store: Store, shared: Arc<Shared>, orders: Arc<Orders>, directory: Arc<Directory>) -> Engine {
+    pub(crate) fn new(
+        store: Store,
+        base: &Arc<dyn Bdev>,
+        shared: Arc<Shared>,
+        orders: Arc<Orders>,
+        directory: Arc<Directory>,
+    ) -> Result<Engine, OpenError> {
+        let copier = Copier::new(base, store.geometry())?;
         let nodes = Nodes::new(store.layers(), store.geometry());
         for node in nodes.by_id.values().filter(|node| node.is_known()) {
             directory.put(nodes.volume(node.layer.id));
         }
         let counted = store.layers().values().map(|layer| (layer.id, (layer.owned, layer.here))).collect();
         let unsettled = store.is_unsettled().then_some(counted);
-        Engine {
+        Ok(Engine {
             shared,
             orders,
             directory,
@@ -89,6 +105,10 @@ impl Engine {
             spare: Spare::default(),
             doing: None,
             removal: None,
+            fold: None,
+            unfoldable: BTreeSet::new(),
+            dropped: None,
+            copier,
             youngest: 0,
             failed: None,
             commits: 0,
@@ -102,7 +122,7 @@ impl Engine {
             taken: Vec::new(),
             clusters: Vec::new(),
             store,
-        }
+        })
     }
 
     fn take_events(&mut self, cx: &mut Cx<'_>) -> u32 {
@@ -151,13 +171,43 @@ impl Engine {
         self.end_orders();
         let busy = self.commit.is_some() || !self.to_log.records.is_empty() || self.shared.leaves.any_dirty();
         if self.failed.is_some() {
-            self.left = self.store.is_idle();
+            self.left = self.store.is_idle() && self.copier.is_idle();
         } else if busy {
             self.hurry = true;
         } else if self.store.is_dirty() {
             self.checkpoint_wanted = true;
         } else {
-            self.left = self.store.is_idle();
+            self.left = self.store.is_idle() && self.copier.is_idle();
+        }
+    }
+
+    fn volume_info(&self, id: u64, size: u64, sub_block: u64) -> VolumeInfo {
+        let node = self.nodes.get(id);
+        let (owned, here) = node.usage();
+        let mut shared = 0;
+        let mut next = node.layer.parent;
+        while let Some(below) = next.and_then(|id| self.nodes.by_id.get(&id)) {
+            shared += below.usage().0 * size;
+            next = below.layer.parent;
+        }
+        let layer = &node.layer;
+        VolumeInfo {
+            uuid: layer.uuid,
+            name: layer.name.clone(),
+            role: match layer.kind {
+                LayerKind::Head => Role::Volume,
+                LayerKind::Snapshot => Role::Snapshot,
+                LayerKind::Unnamed | LayerKind::Going => Role::Leaving,
+            },
+            bytes: layer.size,
+            parent: self.nodes.known_below(id).next().map(|below| self.nodes.get(below).layer.uuid),
+            children: Vec::new(),
+            created: layer.created,
+            owned_bytes: owned * size,
+            written_bytes: here * sub_block,
+            shared_bytes: shared,
+            quota_bytes: layer.quota * size,
+            reserved_bytes: layer.reserved * size,
         }
     }
 
@@ -165,36 +215,14 @@ impl Engine {
         let geometry = self.store.geometry();
         let size = u64::from(geometry.cluster_size);
         let sub_block = u64::from(geometry.sub_block());
-        let volume = |id: u64| {
-            let node = self.nodes.get(id);
-            let (owned, here) = node.usage();
-            let mut shared = 0;
-            let mut next = node.layer.parent;
-            while let Some(below) = next.and_then(|id| self.nodes.by_id.get(&id)) {
-                shared += below.usage().0 * size;
-                next = below.layer.parent;
-            }
-            let uuid_of = |id: u64| self.nodes.get(id).layer.uuid;
-            let layer = &node.layer;
-            VolumeInfo {
-                uuid: layer.uuid,
-                name: layer.name.clone(),
-                role: match layer.kind {
-                    LayerKind::Head => Role::Volume,
-                    LayerKind::Snapshot => Role::Snapshot,
-                    LayerKind::Unnamed | LayerKind::Going => Role::Leaving,
-                },
-                bytes: layer.size,
-                parent: layer.parent.map(uuid_of),
-                children: node.children.iter().map(|id| uuid_of(*id)).collect(),
-                created: layer.created,
-                owned_bytes: owned * size,
-                written_bytes: here * sub_block,
-                shared_bytes: shared,
-                quota_bytes: layer.quota * size,
-                reserved_bytes: layer.reserved * size,
-            }
-        };
+        let mut volumes: Vec<VolumeInfo> =
+            self.nodes.by_id.keys().map(|id| self.volume_info(*id, size, sub_block)).collect();
+        let parents: Vec<_> = volumes.iter().map(|volume| (volume.uuid, volume.parent, volume.role)).collect();
+        for volume in volumes.iter_mut().filter(|volume| volume.role == Role::Snapshot) {
+            let children =
+                parents.iter().filter(|(_, parent, role)| *parent == Some(volume.uuid) && *role != Role::Leaving);
+            volume.children = children.map(|(child, ..)| *child).collect();
+        }
         let leased: usize = self.shared.stations.iter().map(super::shared::Station::left).sum();
         PoolInfo {
             uuid: self.store.uuid(),
@@ -207,7 +235,7 @@ impl Engine {
             full: self.shared.full.load(std::sync::atomic::Ordering::Relaxed),
             commits: self.commits,
             checkpoints: self.checkpoints,
-            volumes: self.nodes.by_id.keys().map(|id| volume(*id)).collect(),
+            volumes,
         }
     }
 }
@@ -215,6 +243,10 @@ impl Engine {
 impl Resident for Engine {
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {
         self.store.attach(cx)?;
+        if let Err(error) = self.copier.attach(cx) {
+            self.store.detach(cx);
+            return Err(error);
+        }
         self.shared.engine_is(cx.ring.waker());
         Ok(())
     }
@@ -230,16 +262,22 @@ impl Resident for Engine {
         }
         count += self.advance_quarantine();
         count += self.advance_removal();
+        count += self.advance_fold(cx);
         self.advance_checkpoint();
         self.advance_leaving();
         count
     }
 
     fn next(&self) -> Next {
-        let mut next = self.store.next();
+        let mut next = self.store.next().or(self.copier.next());
         let waits_for_reactors = self.doing.as_ref().is_some_and(Doing::waits_for_reactors);
         let may_commit = self.hurry && self.commit.is_none();
-        if waits_for_reactors || may_commit || !self.quarantine.is_waiting_for_nobody() || self.removal.is_some() {
+        if waits_for_reactors
+            || may_commit
+            || !self.quarantine.is_waiting_for_nobody()
+            || self.removal.is_some()
+            || self.fold.is_some()
+        {
             // Other reactors end this, and do not say so.
             next = next.or(Next::Now);
         }
@@ -258,6 +296,7 @@ impl Resident for Engine {
     }
 
     fn detach(&mut self, cx: &mut Cx<'_>) {
+        self.copier.detach(cx);
         self.store.detach(cx);
     }
 }

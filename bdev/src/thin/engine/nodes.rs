@@ -89,6 +89,40 @@ impl Nodes {
         }
     }
 
+    /// Takes one out whose only child goes on standing on what it stood on.
+    pub(super) fn take_out(&mut self, id: u64) {
+        let Some(node) = self.by_id.remove(&id) else { return };
+        for child in &node.children {
+            self.get_mut(*child).layer.parent = node.layer.parent;
+        }
+        if let Some(parent) = node.layer.parent.and_then(|parent| self.by_id.get_mut(&parent)) {
+            parent.children.remove(&id);
+            parent.children.extend(&node.children);
+        }
+    }
+
+    /// A layer and all that stand on it.
+    pub(super) fn above(&self, id: u64) -> Vec<u64> {
+        let mut all = vec![id];
+        let mut at = 0;
+        while let Some(id) = all.get(at) {
+            all.extend(&self.by_id[id].children);
+            at += 1;
+        }
+        all
+    }
+
+    /// What a layer stands on, as far as its users know.
+    pub(super) fn known_below(&self, id: u64) -> impl Iterator<Item = u64> {
+        let mut next = self.by_id[&id].layer.parent;
+        let below = std::iter::from_fn(move || {
+            let node = self.by_id.get(&next?)?;
+            next = node.layer.parent;
+            Some(node)
+        });
+        below.filter(|node| node.is_known()).map(|node| node.layer.id)
+    }
+
     /// The layer that a UUID leads to, if it is a volume or a snapshot.
     pub(super) fn find(&self, uuid: Uuid) -> Result<u64, PoolError> {
         let known = |node: &&Node| node.layer.uuid == uuid && node.is_known();
@@ -115,13 +149,7 @@ impl Nodes {
             next = node.layer.parent;
         }
         let layer = &self.by_id[&id].layer;
-        Chain {
-            layers,
-            bytes: layer.size,
-            read_only: layer.kind != LayerKind::Head,
-            word: 0,
-            settled: settled.into(),
-        }
+        Chain { layers, bytes: layer.size, read_only: layer.kind != LayerKind::Head, word: 0, settled: settled.into() }
     }
 
     /// The volume that shows a layer.

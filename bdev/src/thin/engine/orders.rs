@@ -42,6 +42,11 @@ impl Doing {
     pub(super) const fn waits_for_reactors(&self) -> bool {
         matches!(self.stage, Stage::Closing | Stage::Draining(_))
     }
+
+    /// Whether the gates of some volumes are closed for it.
+    pub(super) const fn has_closed_gates(&self) -> bool {
+        matches!(self.stage, Stage::Closing)
+    }
 }
 
 impl Engine {
@@ -143,11 +148,13 @@ impl Engine {
                 Ok(Vec::new())
             }
             Order::Delete { uuid } => {
-                let node = self.nodes.get(self.nodes.find(*uuid)?);
-                match node.children.len() {
-                    0 => Ok(Vec::new()),
-                    _ => Err(PoolError::Unfit { name: node.layer.name.clone(), what: "has clones: delete them first" }),
+                let id = self.nodes.find(*uuid)?;
+                // Nobody opens it from now on.
+                if self.directory.get(*uuid).is_some_and(|volume| !volume.shut()) {
+                    let name = self.nodes.get(id).layer.name.clone();
+                    return Err(PoolError::Unfit { name, what: "is in use: close it first" });
                 }
+                Ok(Vec::new())
             }
             Order::Resize { uuid, bytes, allow_shrink } => {
                 let id = self.is_kind(*uuid, LayerKind::Head, "is a snapshot: its size is what it was")?;
@@ -170,8 +177,8 @@ impl Engine {
                 let id = self.is_kind(*uuid, LayerKind::Head, "is a snapshot: it cannot be rolled back")?;
                 let to = self.is_kind(*to, LayerKind::Snapshot, "is no snapshot")?;
                 let layer = &self.nodes.get(id).layer;
-                if layer.parent != Some(to) {
-                    let what = "does not stand on that snapshot: only the last one can be rolled back to";
+                if !self.nodes.known_below(id).any(|below| below == to) {
+                    let what = "does not stand on that snapshot";
                     return Err(PoolError::Unfit { name: layer.name.clone(), what });
                 }
                 Ok(vec![volume(*uuid)?])
@@ -237,6 +244,7 @@ impl Engine {
                 let id = self.nodes.find(*uuid).expect("checked");
                 self.directory.remove(*uuid);
                 self.send_away(id);
+                self.review_unnamed();
             }
             Order::Resize { uuid, bytes, .. } => {
                 self.resize(*uuid, *bytes);
@@ -280,7 +288,7 @@ impl Engine {
         id
     }
 
-    fn log_layer(&mut self, id: u64) {
+    pub(super) fn log_layer(&mut self, id: u64) {
         let layer = Box::new(self.nodes.get(id).logged());
         self.to_log.push(Record::Layer(layer));
         self.hurry = true;
@@ -334,13 +342,25 @@ impl Engine {
         self.switch(uuid, new);
     }
 
+    /// Nobody knows it any more. With several children it stays until it has one.
     fn send_away(&mut self, id: u64) {
+        let children = self.nodes.get(id).children.len();
         let layer = &mut self.nodes.get_mut(id).layer;
-        layer.kind = LayerKind::Going;
+        layer.kind = if children > 1 { LayerKind::Unnamed } else { LayerKind::Going };
         layer.name.clear();
         layer.uuid = Uuid::nil();
         (layer.quota, layer.reserved) = (0, 0);
         self.log_layer(id);
+    }
+
+    /// Layers that stay only because several others stand on them: those where that is so no more go, too.
+    pub(super) fn review_unnamed(&mut self) {
+        let lonely = |node: &&super::nodes::Node| node.layer.kind == LayerKind::Unnamed && node.children.len() < 2;
+        let ids: Vec<u64> = self.nodes.by_id.values().filter(lonely).map(|node| node.layer.id).collect();
+        for id in ids {
+            self.nodes.get_mut(id).layer.kind = LayerKind::Going;
+            self.log_layer(id);
+        }
     }
 
     /// Nobody is answered any more.

@@ -25,13 +25,12 @@ pub(super) struct Removal {
 impl Engine {
     /// Goes on with the removal of a layer, or begins with the next one.
     pub(super) fn advance_removal(&mut self) -> u32 {
-        if self.failed.is_some() {
+        if self.failed.is_some() || self.fold.is_some() {
             return 0;
         }
-        if self.removal.is_none() {
-            let going = self.nodes.by_id.values().find(|node| {
-                node.layer.kind == LayerKind::Going && node.children.is_empty()
-            });
+        if self.removal.is_none() && !self.leaving {
+            let going =
+                self.nodes.by_id.values().find(|node| node.layer.kind == LayerKind::Going && node.children.is_empty());
             let Some(node) = going else { return 0 };
             let (layer, leaves) = (node.layer.id, node.map.clusters().div_ceil(ENTRIES_PER_PAGE as u64));
             let epoch = self.raise_epoch();
@@ -40,6 +39,10 @@ impl Engine {
         let mut count = 0;
         while let Some(removal) = &mut self.removal {
             if removal.loading.is_some() {
+                break;
+            }
+            if self.leaving {
+                self.removal = None;
                 break;
             }
             if removal.emptied >= LEAVES {
@@ -66,6 +69,7 @@ impl Engine {
             self.removal = None;
             self.to_log.push(Record::Gone(layer));
             self.nodes.remove(layer);
+            self.review_unnamed();
             self.hurry = true;
             return;
         }

@@ -3,7 +3,7 @@
 //! A cluster that an entry has lost may be given out again when that is durable, and every request that may have looked
 //! at the entry before has ended, and the discard below has. The pool tries all of that before it calls itself full.
 
-use std::sync::atomic::Ordering::{Release, Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::Engine;
 use crate::thin::shared::{EPOCHS, LEASE, LOW};
@@ -125,7 +125,7 @@ impl Engine {
         if self.spread_leases() {
             return;
         }
-        let could_be_had = !self.quarantine.is_empty() || self.removal.is_some();
+        let could_be_had = !self.quarantine.is_empty() || self.removal.is_some() || self.fold.is_some();
         if could_be_had || self.shared.leaves.any_dirty() {
             self.hurry = true;
         } else if !self.shared.full.swap(true, Relaxed) {

@@ -109,8 +109,8 @@ impl LayerMap {
     }
 
     fn word(&self, leaf: u64) -> &AtomicU32 {
-        let part = self.parts[leaf as usize / PART]
-            .get_or_init(|| (0..PART).map(|_| AtomicU32::new(self.default)).collect());
+        let part =
+            self.parts[leaf as usize / PART].get_or_init(|| (0..PART).map(|_| AtomicU32::new(self.default)).collect());
         &part[leaf as usize % PART]
     }
 

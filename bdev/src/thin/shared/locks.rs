@@ -4,8 +4,8 @@
 //! A lock is a bit in a table of words, found by hash. Two clusters that share a word are sometimes taken for one, which
 //! costs a wait and nothing else. Nobody waits for a lock while holding one that is not on its way to be released.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// Words of the table; a power of two.
 const WORDS: usize = 1 << 14;

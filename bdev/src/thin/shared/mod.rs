@@ -224,7 +224,7 @@ impl Shared {
     fn lease(&self, reactor: usize) -> Option<u32> {
         let station = &self.stations[reactor];
         let cluster = station.take();
-        if station.left() < station::LOW {
+        if station.left() < LOW {
             self.call_engine();
         }
         cluster

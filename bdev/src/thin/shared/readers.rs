@@ -16,7 +16,6 @@
 //! then, the reader stores `oldest`, fences and looks again, and the engine fences between its store and its look. Of the
 //! two fences one is first: either the engine sees that the reader is not idle, or the reader sees the new word.
 
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU64, fence};
 

@@ -1,7 +1,7 @@
 //! What a volume is to its channels: the chain of layers behind it, replaced as a whole.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -40,6 +40,8 @@ pub(crate) struct Volume {
     word: AtomicU64,
     chain: Mutex<Arc<Chain>>,
     readers: Mutex<Vec<Arc<Reader>>>,
+    /// Nobody may enter any more.
+    shut: AtomicBool,
     /// Most clusters that its head may own.
     pub(crate) quota: AtomicU64,
 }
@@ -48,7 +50,14 @@ impl Volume {
     /// With its first chain, whose word is put right.
     pub(crate) fn new(uuid: Uuid, chain: Chain, quota: u64) -> Volume {
         let chain = Mutex::new(Arc::new(Chain { word: 0, ..chain }));
-        Volume { uuid, word: AtomicU64::new(0), chain, readers: Mutex::default(), quota: AtomicU64::new(quota) }
+        Volume {
+            uuid,
+            word: AtomicU64::new(0),
+            chain,
+            readers: Mutex::default(),
+            shut: AtomicBool::new(false),
+            quota: AtomicU64::new(quota),
+        }
     }
 
     /// The word that requests go by.
@@ -62,9 +71,23 @@ impl Volume {
         lock(&self.chain).clone()
     }
 
-    /// Lets a reader take part.
-    pub(crate) fn enter(&self, reader: Arc<Reader>) {
-        lock(&self.readers).push(reader);
+    /// Lets a reader take part, unless the volume is gone.
+    pub(crate) fn enter(&self, reader: Arc<Reader>) -> bool {
+        let mut readers = lock(&self.readers);
+        let may = !self.shut.load(Relaxed);
+        if may {
+            readers.push(reader);
+        }
+        may
+    }
+
+    /// Lets nobody in any more, if nobody is in. Returns whether that is so.
+    pub(crate) fn shut(&self) -> bool {
+        let readers = lock(&self.readers);
+        if readers.is_empty() {
+            self.shut.store(true, Relaxed);
+        }
+        readers.is_empty()
     }
 
     /// A reader that has nothing in flight and will have nothing any more.
@@ -105,11 +128,6 @@ impl Volume {
             *now = Arc::new(Chain { word, ..next });
         }
         self.word.store(word, PUT);
-    }
-
-    /// Bytes that can be addressed now.
-    pub(crate) fn bytes(&self) -> u64 {
-        lock(&self.chain).bytes
     }
 
     /// Whether anybody has something in flight that began in this epoch or before. After a fence.

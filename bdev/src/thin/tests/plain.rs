@@ -138,3 +138,112 @@ fn a_full_pool_refuses_what_it_has_no_space_for_and_nothing_else() {
     world.write(lane, cluster * CLUSTER, 3, CLUSTER);
     assert!(world.read(lane, cluster * CLUSTER, CLUSTER).iter().all(|byte| *byte == 3));
 }
+
+/// Snapshots are deleted in every order while a volume and a clone stand on them; what is read stays.
+#[test]
+fn deleted_snapshots_go_into_what_stands_on_them() {
+    for (nth, deleted) in [[11, 12, 13], [12, 11, 13], [13, 12, 11], [12, 13, 11]].into_iter().enumerate() {
+        let mut world = world();
+        let free = world.info().free_bytes;
+        world.create_volume(10, 16 * MIB);
+        let lane = world.lane(10, 0);
+        let mut expected = vec![0u8; 8 * CLUSTER as usize];
+        let mut put = |world: &mut World, offset: u64, byte: u8, len: u64| {
+            world.write(lane, offset, byte, len);
+            expected[offset as usize..(offset + len) as usize].fill(byte);
+        };
+        put(&mut world, 0, 1, 6 * CLUSTER);
+        world.snapshot(10, 11);
+        put(&mut world, CLUSTER, 2, 3 * CLUSTER);
+        put(&mut world, 4 * CLUSTER + 8192, 3, 4096);
+        world.snapshot(10, 12);
+        put(&mut world, 2 * CLUSTER + 512, 4, 512);
+        put(&mut world, 7 * CLUSTER, 5, 4096);
+        world.snapshot(10, 13);
+        world.discard(lane, 3 * CLUSTER, CLUSTER);
+        expected[3 * CLUSTER as usize..4 * CLUSTER as usize].fill(0);
+        let with_clone = nth == 3;
+        let clone = with_clone.then(|| {
+            world.clone_of(12, 14);
+            world.lane(14, 1)
+        });
+        let cloned = clone.map(|clone| world.read(clone, 0, 8 * CLUSTER));
+        for snapshot in deleted {
+            world.order(Order::Delete { uuid: uuid(snapshot) }).unwrap();
+            assert!(world.read(lane, 0, 8 * CLUSTER) == expected, "{nth}: right after {snapshot} was deleted");
+            world.floor.settle(2_000_000_000);
+            assert!(world.read(lane, 0, 8 * CLUSTER) == expected, "{nth}: when {snapshot} is gone");
+            if let Some(clone) = clone {
+                assert!(Some(world.read(clone, 0, 8 * CLUSTER)) == cloned, "{nth}: the clone, without {snapshot}");
+            }
+        }
+        let info = world.info();
+        // With a clone one layer stays that two stand on.
+        assert_eq!(info.volumes.len(), if with_clone { 3 } else { 1 }, "{nth}: {info:?}");
+        let owned: u64 = info.volumes.iter().map(|volume| volume.owned_bytes).sum();
+        assert_eq!(info.free_bytes, free - owned, "{nth}");
+        if !with_clone {
+            assert_eq!((owned, info.volumes[0].written_bytes), (6 * CLUSTER, 5 * CLUSTER + 4096), "{nth}");
+        }
+        let mut world = again(world);
+        let lane = world.lane(10, 1);
+        assert!(world.read(lane, 0, 8 * CLUSTER) == expected, "{nth}: after the pool was opened again");
+        if with_clone {
+            world.order(Order::Delete { uuid: uuid(14) }).unwrap();
+            world.floor.settle(2_000_000_000);
+            assert!(world.read(lane, 0, 8 * CLUSTER) == expected);
+            assert_eq!(world.info().volumes.len(), 1, "the last one that two stood on has gone");
+        }
+    }
+}
+
+#[test]
+fn a_volume_is_as_its_snapshot_was_again() {
+    let mut world = world();
+    world.create_volume(10, 16 * MIB);
+    let lane = world.lane(10, 0);
+    world.write(lane, 0, 1, 2 * CLUSTER);
+    world.snapshot(10, 11);
+    world.write(lane, 0, 2, 4096);
+    world.snapshot(10, 12);
+    world.write(lane, CLUSTER, 3, 512);
+    for to in [12, 11] {
+        world.order(Order::Rollback { uuid: uuid(10), to: uuid(to) }).unwrap();
+        let first = world.read(lane, 0, 2 * CLUSTER);
+        assert!(first[..4096].iter().all(|byte| *byte == if to == 12 { 2 } else { 1 }));
+        assert!(first[4096..].iter().all(|byte| *byte == 1));
+    }
+    world.write(lane, 0, 4, 512);
+    assert_eq!(world.read(lane, 0, 1024), [[4; 512], [1; 512]].concat());
+}
+
+#[test]
+fn a_volume_grows_under_its_users() {
+    let mut world = world();
+    world.create_volume(10, MIB);
+    let lane = world.lane(10, 0);
+    world.write(lane, 0, 1, 4096);
+    let past = world.floor.write(lane, MIB, &[2; 512], pollux_core::IoFlags::empty());
+    assert_eq!(past, Err(pollux_core::IoError::OutOfRange));
+    world.order(Order::Resize { uuid: uuid(10), bytes: 8 * MIB, allow_shrink: false }).unwrap();
+    world.write(lane, MIB, 2, 512);
+    let mut world = again(world);
+    let lane = world.lane(10, 0);
+    assert_eq!(world.read(lane, MIB, 1024), [[2; 512], [0; 512]].concat());
+    assert!(world.read(lane, 0, 4096).iter().all(|byte| *byte == 1));
+}
+
+#[test]
+fn what_is_in_use_is_not_deleted() {
+    let mut world = world();
+    world.create_volume(10, MIB);
+    let lane = world.lane(10, 0);
+    let refused = world.order(Order::Delete { uuid: uuid(10) });
+    assert_eq!(refused.unwrap_err().reason(), "unfit");
+    world.write(lane, 0, 1, 4096);
+    let kept = world.pool.volume(uuid(10)).unwrap();
+    world.close(lane);
+    world.order(Order::Delete { uuid: uuid(10) }).unwrap();
+    let channel = pollux_core::Bdev::open(&kept, pollux_core::OpenArgs { depth: 1, seed: 0 }).unwrap();
+    assert!(world.floor.channel(0, channel).is_err(), "who still holds it cannot open it any more");
+}

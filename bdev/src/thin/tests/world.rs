@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::testing::floor::{Engine, Floor, LaneId};
 use crate::testing::medium::Medium;
 use crate::thin::orders::{Answer, Order, SnapshotOf};
-use crate::thin::store::{Blocking, CreateParams};
+use crate::thin::store::CreateParams;
 use crate::thin::{Pool, PoolError, PoolInfo, PoolOptions};
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -63,7 +63,12 @@ impl World {
     }
 
     /// Opens it, with this many reactors.
-    pub(super) fn open(medium: &Medium, mut floor: Floor<'static>, reactors: usize, salt: u64) -> Result<World, PoolError> {
+    pub(super) fn open(
+        medium: &Medium,
+        mut floor: Floor<'static>,
+        reactors: usize,
+        salt: u64,
+    ) -> Result<World, PoolError> {
         let base: Arc<dyn Bdev> = Arc::new(medium.clone());
         let options = PoolOptions {
             reactors,

@@ -1,0 +1,316 @@
+//! A deleted snapshot goes into the one layer that stands on it.
+//!
+//! For each of its clusters, with the child's sub-blocks locked: what the child has itself supersedes it, and the cluster is
+//! free; or the child takes the cluster over; or, where both have one, the sub-blocks that only the snapshot has are copied
+//! into the child's. What the child's entry is then and that the snapshot's is empty goes into one batch of the log. In
+//! memory the snapshot's entries stay until nobody can be on the way from the child to them: whoever has looked at the
+//! child before it was changed still has to find what was there. Then they are emptied, the chains of all that stand
+//! on the child do without the snapshot, and it is gone.
+
+use pollux_core::{Cx, IoError};
+
+use super::Engine;
+use super::orders::Doing;
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LayerKind, Record};
+use crate::thin::shared::{Miss, Place, Shared};
+
+/// Clusters that one commit has to say something of.
+const A_COMMIT: u32 = 4096;
+/// Clusters that are looked at in one pass.
+const A_PASS: u32 = 1024;
+
+/// The snapshot that is being folded.
+pub(super) struct Fold {
+    layer: u64,
+    into: u64,
+    /// The next of its clusters.
+    next: u64,
+    clusters: u64,
+    /// Said since the last commit.
+    said: u32,
+    stage: Stage,
+}
+
+enum Stage {
+    /// What began before somebody asked for it may still write to the snapshot.
+    Beginning(u64),
+    /// Cluster by cluster.
+    Entries,
+    /// The sub-blocks of one cluster are being copied.
+    Copying { mask: u16, from: u32 },
+    /// A sub-block could not be copied.
+    Failed,
+    /// Who has seen the child as it was has to end.
+    Emptying(u64),
+    /// Who has seen the chains as they were has to end.
+    Dropping(u64),
+}
+
+/// What is to be done with one cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The child becomes this, and the cluster of the snapshot is free, if it says so.
+    Publish { child: Entry, freed: Option<u32>, took: bool },
+    /// These sub-blocks are copied first.
+    Copy { mask: u16, from: u32, to: u32 },
+    /// Nothing of it is there.
+    Nothing,
+}
+
+impl Engine {
+    /// Goes on with the snapshot that is being folded, or begins with the next one.
+    pub(super) fn advance_fold(&mut self, cx: &mut Cx<'_>) -> u32 {
+        if self.failed.is_some() || self.removal.is_some() {
+            return 0;
+        }
+        if self.fold.is_none() {
+            self.begin_fold();
+        }
+        let mut count = 0;
+        while let Some(mut fold) = self.fold.take() {
+            let went_on = self.fold_step(&mut fold, cx);
+            if let Some(more) = went_on {
+                count += 1;
+                if more {
+                    self.fold = Some(fold);
+                    continue;
+                }
+                break;
+            }
+            self.fold = Some(fold);
+            break;
+        }
+        count
+    }
+
+    fn begin_fold(&mut self) {
+        let going = self.nodes.by_id.values().find(|node| {
+            node.layer.kind == LayerKind::Going && node.children.len() == 1 && !self.unfoldable.contains(&node.layer.id)
+        });
+        let Some(node) = going else { return };
+        let (layer, clusters) = (node.layer.id, node.map.clusters());
+        let Some(into) = node.children.first().copied() else { return };
+        let stage = Stage::Beginning(self.raise_epoch());
+        self.fold = Some(Fold { layer, into, next: 0, clusters, said: 0, stage });
+    }
+
+    /// `None`: it has to wait; else whether there is more to do.
+    fn fold_step(&mut self, fold: &mut Fold, cx: &mut Cx<'_>) -> Option<bool> {
+        match fold.stage {
+            Stage::Beginning(epoch) => {
+                self.is_over(epoch).then_some(())?;
+                fold.stage = Stage::Entries;
+            }
+            Stage::Entries => {
+                if self.leaving {
+                    return Some(false);
+                }
+                for _ in 0..A_PASS {
+                    if fold.next == fold.clusters {
+                        fold.stage = Stage::Emptying(self.raise_epoch());
+                        return Some(true);
+                    }
+                    if fold.said >= A_COMMIT {
+                        if !self.to_log.records.is_empty() {
+                            self.hurry = true;
+                            return None;
+                        }
+                        fold.said = 0;
+                    }
+                    match self.fold_cluster(fold, cx) {
+                        Ok(()) => {}
+                        Err(Miss::Wait) => return None,
+                        Err(Miss::Lost) => {
+                            tracing::error!(layer = fold.layer, "a deleted snapshot stays: a part of a map is lost");
+                            self.unfoldable.insert(fold.layer);
+                            return Some(false);
+                        }
+                    }
+                    if let Stage::Copying { .. } = fold.stage {
+                        return None;
+                    }
+                }
+            }
+            Stage::Copying { mask, from } => {
+                let result = self.copier.poll(cx)?;
+                self.copied(fold, mask, from, result);
+            }
+            Stage::Failed => return Some(false),
+            Stage::Emptying(epoch) => {
+                // Not while somebody has closed a gate, which would be opened here.
+                let gate_is_closed = self.doing.as_ref().is_some_and(Doing::has_closed_gates);
+                (self.is_over(epoch) && !gate_is_closed).then_some(())?;
+                self.drop_layer(fold);
+                fold.stage = Stage::Dropping(self.raise_epoch());
+            }
+            Stage::Dropping(epoch) => {
+                self.is_over(epoch).then_some(())?;
+                let map = self.dropped.take();
+                for (_, leaf) in map.iter().flat_map(|map| map.present()) {
+                    self.return_leaf(leaf);
+                }
+                return Some(false);
+            }
+        }
+        Some(true)
+    }
+
+    /// One cluster; the leaves that it needs are loaded first.
+    fn fold_cluster(&mut self, fold: &mut Fold, cx: &mut Cx<'_>) -> Result<(), Miss> {
+        let cluster = fold.next;
+        let (leaf, slot) = Shared::slot(cluster);
+        let (from, into) = (self.nodes.get(fold.layer).map.clone(), self.nodes.get(fold.into).map.clone());
+        if from.place(leaf) == Place::Empty {
+            fold.next = ((leaf + 1) * ENTRIES_PER_PAGE as u64).min(fold.clusters);
+            return Ok(());
+        }
+        let below = self.shared.entry(&from, cluster)?;
+        if below == Entry::EMPTY {
+            fold.next += 1;
+            return Ok(());
+        }
+        if cluster >= into.clusters() {
+            // The child cannot see it.
+            self.say_folded(fold, None, below.cluster());
+            return Ok(());
+        }
+        let number = self.shared.leaf_to_change(&into, leaf)?;
+        if !self.shared.locks.try_lock(into.id, cluster, u16::MAX) {
+            return Err(Miss::Wait);
+        }
+        let page = self.shared.leaves.get(number);
+        let bottom = self.nodes.get(fold.layer).layer.parent.is_none();
+        let verdict = loop {
+            let child = page.entry(slot);
+            match verdict(below, child, bottom) {
+                Verdict::Publish { child: next, .. } if page.change(slot, child, next).is_err() => {}
+                verdict => break (verdict, child),
+            }
+        };
+        match verdict {
+            (Verdict::Copy { mask, from, to }, _) => {
+                // It stays locked until the copy has ended.
+                self.copier.start(from, to, mask, cx);
+                fold.stage = Stage::Copying { mask, from };
+                return Ok(());
+            }
+            (Verdict::Publish { child, freed, took }, was) => {
+                let usage = &into.usage;
+                usage.add_here(i64::from(child.here().count_ones()) - i64::from(was.here().count_ones()));
+                if took {
+                    usage.owned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+                self.say_folded(fold, Some(child), freed);
+            }
+            (Verdict::Nothing, _) => fold.next += 1,
+        }
+        self.shared.locks.unlock(into.id, cluster, u16::MAX);
+        Ok(())
+    }
+
+    /// The sub-blocks of a cluster have been copied into the child's.
+    fn copied(&mut self, fold: &mut Fold, mask: u16, from: u32, result: Result<(), IoError>) {
+        fold.stage = Stage::Entries;
+        let cluster = fold.next;
+        let (leaf, slot) = Shared::slot(cluster);
+        let into = self.nodes.get(fold.into).map.clone();
+        let Place::At(number) = into.place(leaf) else { return };
+        match result {
+            Ok(()) => {
+                let page = self.shared.leaves.get(number);
+                let mut child = page.entry(slot);
+                while let Err(now) = page.change(slot, child, child.with_here(mask)) {
+                    child = now;
+                }
+                into.usage.add_here(i64::from(mask.count_ones()));
+                // What else the snapshot has, which needs no copy, follows when the cluster is looked at again: nothing but
+                // zeroes, and its cluster.
+                let below = self.shared.entry(&self.nodes.get(fold.layer).map, cluster).unwrap_or_default();
+                let bottom = self.nodes.get(fold.layer).layer.parent.is_none();
+                let mut now = page.entry(slot);
+                if !bottom {
+                    while let Err(other) = page.change(slot, now, now.with_zero(below.zero() & now.parent())) {
+                        now = other;
+                    }
+                }
+                let child = page.entry(slot);
+                self.say_folded(fold, Some(child), Some(from));
+            }
+            Err(error) => {
+                tracing::error!(layer = fold.layer, %error, "a deleted snapshot stays: a part of it cannot be copied");
+                self.unfoldable.insert(fold.layer);
+                fold.stage = Stage::Failed;
+            }
+        }
+        self.shared.locks.unlock(into.id, cluster, u16::MAX);
+    }
+
+    /// What has become of the cluster at hand, for the next batch.
+    fn say_folded(&mut self, fold: &mut Fold, child: Option<Entry>, freed: Option<u32>) {
+        let cluster = fold.next;
+        if let Some(entry) = child {
+            self.to_log.push(Record::Entry { layer: fold.into, cluster, entry });
+        }
+        self.to_log.push(Record::Entry { layer: fold.layer, cluster, entry: Entry::EMPTY });
+        self.to_log.free(freed.into_iter().collect());
+        fold.next += 1;
+        fold.said += 1;
+    }
+
+    /// Nobody comes from the child to the snapshot any more.
+    fn drop_layer(&mut self, fold: &Fold) {
+        let map = self.nodes.get(fold.layer).map.clone();
+        map.present().for_each(|(_, leaf)| self.shared.leaves.fill(leaf, &[0; ENTRIES_PER_PAGE]));
+        self.dropped = Some(map);
+        self.nodes.take_out(fold.layer);
+        // The child first: no layer stands on one that is gone.
+        self.log_layer(fold.into);
+        self.to_log.push(Record::Gone(fold.layer));
+        for id in self.nodes.above(fold.into) {
+            let volume = self.nodes.get(id).is_known().then(|| self.directory.get(self.nodes.get(id).layer.uuid));
+            if let Some(volume) = volume.flatten() {
+                let settled = volume.chain().settled.load(std::sync::atomic::Ordering::Acquire);
+                volume.open_gate(Some(self.nodes.chain(id, settled)));
+            }
+        }
+        self.shared.tell_waiters();
+    }
+}
+
+/// What becomes of one cluster, by what the snapshot and its child say of it.
+fn verdict(below: Entry, child: Entry, bottom: bool) -> Verdict {
+    let only_below = below.here() & child.parent();
+    let zeroes = if bottom { 0 } else { below.zero() & child.parent() };
+    match (below.cluster(), child.cluster()) {
+        (None, _) if zeroes == 0 => Verdict::Nothing,
+        (None, _) => Verdict::Publish { child: child.with_zero(zeroes), freed: None, took: false },
+        (freed, _) if only_below == 0 => Verdict::Publish { child: child.with_zero(zeroes), freed, took: false },
+        (Some(cluster), None) => {
+            let child = child.with_cluster(cluster).with_here(only_below).with_zero(zeroes);
+            Verdict::Publish { child, freed: None, took: true }
+        }
+        (Some(from), Some(to)) => Verdict::Copy { mask: only_below, from, to },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_freed_taken_or_copied() {
+        let below = Entry::on(5).with_here(0x00ff).with_zero(0x0f00);
+        let free = Some(5);
+        let covered = Entry::on(6).with_here(0x0fff);
+        assert_eq!(verdict(below, covered, false), Verdict::Publish { child: covered, freed: free, took: false });
+        let zero = Entry::EMPTY.with_zero(0x00ff);
+        let all_zero = Verdict::Publish { child: zero.with_zero(0x0f00), freed: free, took: false };
+        assert_eq!(verdict(below, zero, false), all_zero);
+        let taken = Entry::on(5).with_here(0x00f0).with_zero(0x0f0f);
+        let mine = Entry::EMPTY.with_zero(0x000f);
+        assert_eq!(verdict(below, mine, false), Verdict::Publish { child: taken, freed: None, took: true });
+        let both = Entry::on(6).with_here(0x000f);
+        assert_eq!(verdict(below, both, false), Verdict::Copy { mask: 0x00f0, from: 5, to: 6 });
+        assert_eq!(verdict(Entry::EMPTY.with_zero(1), Entry::EMPTY, true), Verdict::Nothing);
+    }
+}

@@ -28,8 +28,8 @@ pub(crate) enum Order {
     Rename { uuid: Uuid, name: String },
     /// The volume is as this snapshot of it again.
     Rollback { uuid: Uuid, to: Uuid },
-    /// Most bytes that it may own, 0: no limit.
-    Limit { uuid: Uuid, quota: u64 },
+    /// Most bytes that it may own, 0: no limit, and bytes that are kept for it; what is not said stays.
+    Limit { uuid: Uuid, quota: Option<u64>, reserved: Option<u64> },
     /// Everything is durable.
     Commit,
     /// Everything is in the trees.

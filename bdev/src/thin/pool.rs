@@ -168,12 +168,12 @@ impl Pool {
         self.order(Order::Rollback { uuid, to })
     }
 
-    /// Limits what a volume may own, in bytes; 0: no limit.
+    /// Limits what a volume may own, in bytes (0: no limit), and keeps bytes for it. What is not said stays.
     ///
     /// # Errors
-    /// [`PoolError`].
-    pub fn set_quota(&self, uuid: Uuid, quota: u64) -> Result<(), PoolError> {
-        self.order(Order::Limit { uuid, quota })
+    /// [`PoolError::NoSpace`] if there is not as much.
+    pub fn set_limits(&self, uuid: Uuid, quota: Option<u64>, reserved: Option<u64>) -> Result<(), PoolError> {
+        self.order(Order::Limit { uuid, quota, reserved })
     }
 
     /// Makes everything durable that has been acknowledged.

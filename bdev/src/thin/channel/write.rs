@@ -155,7 +155,7 @@ impl ThinChannel {
         if most > 0 && is_on.is_none() && head.usage.owned.load(Relaxed) >= most {
             return Err(Wait::Quota);
         }
-        self.shared.claim(head, piece.leaf, piece.slot, self.reactor).ok_or(Wait::Space)
+        self.shared.claim(&self.volume, head, piece.leaf, piece.slot, self.reactor).ok_or(Wait::Space)
     }
 
     /// What the front of a range in one cluster is.

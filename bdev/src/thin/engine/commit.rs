@@ -86,7 +86,9 @@ impl Engine {
 
     fn wants_commit(&mut self) -> bool {
         let changed = self.shared.leaves.any_dirty() || !self.to_log.records.is_empty();
-        if changed && self.dirty_since.is_none() {
+        if !changed {
+            self.hurry = false;
+        } else if self.dirty_since.is_none() {
             self.dirty_since = Some(self.now);
         }
         let old = self.dirty_since.is_some_and(|since| self.now >= since + OWN_COMMIT_NS);

@@ -30,7 +30,7 @@ use self::space::Quarantine;
 use super::format::LayerKind;
 use super::info::{PoolInfo, Role, VolumeInfo};
 use super::orders::Orders;
-use super::shared::{LayerMap, Shared};
+use super::shared::{LayerMap, Shared, Volume};
 use super::store::{Event, Store};
 
 /// See the module's description.
@@ -73,6 +73,8 @@ pub(crate) struct Engine {
     events: Vec<Event>,
     taken: Vec<u32>,
     clusters: Vec<u32>,
+    /// The volumes for which something is kept.
+    kept_by: Vec<Arc<Volume>>,
 }
 
 impl Engine {
@@ -91,7 +93,7 @@ impl Engine {
         }
         let counted = store.layers().values().map(|layer| (layer.id, (layer.owned, layer.here))).collect();
         let unsettled = store.is_unsettled().then_some(counted);
-        Ok(Engine {
+        let mut engine = Engine {
             shared,
             orders,
             directory,
@@ -121,8 +123,11 @@ impl Engine {
             events: Vec::new(),
             taken: Vec::new(),
             clusters: Vec::new(),
+            kept_by: Vec::new(),
             store,
-        })
+        };
+        engine.review_reserves();
+        Ok(engine)
     }
 
     fn take_events(&mut self, cx: &mut Cx<'_>) -> u32 {

@@ -62,6 +62,11 @@ impl Nodes {
         nodes
     }
 
+    /// Bytes of a cluster.
+    pub(super) const fn cluster_size(&self) -> u64 {
+        self.cluster_size
+    }
+
     /// How many clusters so many bytes are.
     pub(super) const fn clusters(&self, bytes: u64) -> u64 {
         bytes.div_ceil(self.cluster_size)
@@ -155,7 +160,18 @@ impl Nodes {
     /// The volume that shows a layer.
     pub(super) fn volume(&self, id: u64) -> Arc<Volume> {
         let layer = &self.by_id[&id].layer;
-        Arc::new(Volume::new(layer.uuid, self.chain(id, true), layer.quota))
+        Arc::new(Volume::new(layer.uuid, self.chain(id, true), layer.quota, layer.reserved))
+    }
+
+    /// Clusters that are kept for volumes which do not own them yet.
+    pub(super) fn promised(&self) -> u64 {
+        self.by_id.values().map(|node| node.layer.reserved.saturating_sub(node.usage().0)).sum()
+    }
+
+    /// Bytes of all volumes.
+    pub(super) fn provisioned(&self) -> u64 {
+        let heads = self.by_id.values().filter(|node| node.layer.kind == LayerKind::Head);
+        heads.map(|node| node.layer.size).sum()
     }
 
     pub(super) fn get(&self, id: u64) -> &Node {

@@ -136,15 +136,20 @@ impl Engine {
     fn check(&self, order: &Order) -> Result<Vec<Arc<Volume>>, PoolError> {
         let volume = |uuid: Uuid| self.directory.get(uuid).ok_or_else(|| PoolError::NotFound(uuid.to_string()));
         match order {
-            Order::Create { uuid, name, bytes, .. } => {
+            Order::Create { uuid, name, bytes, reserved, .. } => {
                 self.check_new(name, *uuid)?;
                 check_size(*bytes)?;
+                if reserved > bytes {
+                    return Err(PoolError::invalid("reserved", "is more than the volume has"));
+                }
+                self.check_room(*bytes, *reserved)?;
                 Ok(Vec::new())
             }
             Order::Snapshot { of, .. } => self.check_snapshot(of),
             Order::Clone { of, uuid, name, .. } => {
                 self.check_new(name, *uuid)?;
-                self.is_kind(*of, LayerKind::Snapshot, "is no snapshot: make one first and clone that")?;
+                let of = self.is_kind(*of, LayerKind::Snapshot, "is no snapshot: make one first and clone that")?;
+                self.check_room(self.nodes.get(of).layer.size, 0)?;
                 Ok(Vec::new())
             }
             Order::Delete { uuid } => {
@@ -166,6 +171,9 @@ impl Engine {
                 if *bytes < layer.size {
                     return Err(PoolError::Unfit { name: layer.name.clone(), what: "cannot become smaller yet" });
                 }
+                let is_thick = layer.reserved > 0;
+                let more = bytes - layer.size;
+                self.check_room(more, if is_thick { more } else { 0 })?;
                 Ok(vec![volume(*uuid)?])
             }
             Order::Rename { uuid, name } => {
@@ -183,7 +191,20 @@ impl Engine {
                 }
                 Ok(vec![volume(*uuid)?])
             }
-            Order::Limit { uuid, .. } => self.nodes.find(*uuid).map(|_| Vec::new()),
+            Order::Limit { uuid, quota, reserved } => {
+                let id =
+                    self.is_kind(*uuid, LayerKind::Head, "is a snapshot: it takes no space of its own any more")?;
+                let (layer, owned) = (&self.nodes.get(id).layer, self.nodes.get(id).usage().0);
+                let reserved = reserved.map_or(layer.reserved, |bytes| self.nodes.clusters(bytes));
+                let quota = quota.map_or(layer.quota, |bytes| self.nodes.clusters(bytes));
+                if reserved > self.nodes.clusters(layer.size) || quota > 0 && reserved > quota {
+                    return Err(PoolError::invalid("reserved", "is more than the volume has, or may own"));
+                }
+                let wants = reserved.saturating_sub(owned);
+                let has = layer.reserved.saturating_sub(owned);
+                self.check_room(0, wants.saturating_sub(has) * self.nodes.cluster_size())?;
+                Ok(Vec::new())
+            }
             Order::Commit | Order::Checkpoint | Order::Info => Ok(Vec::new()),
         }
     }
@@ -196,21 +217,43 @@ impl Engine {
         self.nodes.check_free(name, uuid)
     }
 
+    /// Whether so many bytes more may be provisioned, and so many be kept.
+    fn check_room(&self, bytes: u64, reserved: u64) -> Result<(), PoolError> {
+        let size = self.nodes.cluster_size();
+        let (overcommit, total) = (self.store.overcommit(), self.store.total_clusters() * size);
+        let most = u128::from(total) * u128::from(overcommit) / 100;
+        let provisioned = u128::from(self.nodes.provisioned()) + u128::from(bytes);
+        if overcommit > 0 && bytes > 0 && provisioned > most {
+            let what = format!("its volumes would have {provisioned} bytes, and {most} is the limit (overcommit)");
+            return Err(PoolError::NoSpace(what));
+        }
+        let leased: usize = self.shared.stations.iter().map(crate::thin::shared::Station::left).sum();
+        let free = (self.unreserved() + leased as u64) * size;
+        if reserved > free {
+            let what = format!("{reserved} bytes are to be kept, and {free} are free; give back some, or keep less");
+            return Err(PoolError::NoSpace(what));
+        }
+        Ok(())
+    }
+
     fn check_snapshot(&self, of: &[SnapshotOf]) -> Result<Vec<Arc<Volume>>, PoolError> {
-        let mut volumes: Vec<Arc<Volume>> = Vec::new();
+        let (mut volumes, mut kept): (Vec<Arc<Volume>>, u64) = (Vec::new(), 0);
         for (at, one) in of.iter().enumerate() {
             self.check_new(&one.name, one.uuid)?;
-            self.is_kind(one.volume, LayerKind::Head, "is a snapshot already")?;
+            let id = self.is_kind(one.volume, LayerKind::Head, "is a snapshot already")?;
             let twice = of[..at].iter().find(|other| other.volume == one.volume || other.name == one.name);
             if twice.is_some() {
                 return Err(PoolError::invalid("snapshot_names", "name a volume or a snapshot twice"));
             }
+            // What is kept for the head is kept for the new one, which owns nothing yet.
+            kept += self.nodes.get(id).layer.reserved.min(self.nodes.get(id).usage().0);
             let volume = self.directory.get(one.volume);
             volumes.push(volume.ok_or_else(|| PoolError::NotFound(one.volume.to_string()))?);
         }
         if volumes.is_empty() {
             return Err(PoolError::invalid("lvol_names", "name no volume"));
         }
+        self.check_room(0, kept * self.nodes.cluster_size())?;
         Ok(volumes)
     }
 
@@ -228,6 +271,7 @@ impl Engine {
                 self.nodes.get_mut(id).layer.reserved = self.nodes.clusters(*reserved);
                 self.log_layer(id);
                 self.directory.put(self.nodes.volume(id));
+                self.review_reserves();
             }
             Order::Clone { of, uuid, name, created } => {
                 let parent = self.nodes.find(*of).expect("checked");
@@ -242,9 +286,10 @@ impl Engine {
             }
             Order::Delete { uuid } => {
                 let id = self.nodes.find(*uuid).expect("checked");
-                self.directory.remove(*uuid);
                 self.send_away(id);
                 self.review_unnamed();
+                self.review_reserves();
+                self.directory.remove(*uuid);
             }
             Order::Resize { uuid, bytes, .. } => {
                 self.resize(*uuid, *bytes);
@@ -259,14 +304,15 @@ impl Engine {
                 self.roll_back(*uuid, *to);
                 return Stage::Draining(self.raise_epoch());
             }
-            Order::Limit { uuid, quota } => {
+            Order::Limit { uuid, quota, reserved } => {
                 let id = self.nodes.find(*uuid).expect("checked");
-                let clusters = self.nodes.clusters(*quota);
-                self.nodes.get_mut(id).layer.quota = clusters;
-                if let Some(volume) = self.directory.get(*uuid) {
-                    volume.quota.store(clusters, Release);
-                }
+                let clusters = |bytes: &Option<u64>| bytes.map(|bytes| self.nodes.clusters(bytes));
+                let (quota, reserved) = (clusters(quota), clusters(reserved));
+                let layer = &mut self.nodes.get_mut(id).layer;
+                layer.quota = quota.unwrap_or(layer.quota);
+                layer.reserved = reserved.unwrap_or(layer.reserved);
                 self.log_layer(id);
+                self.review_reserves();
             }
             Order::Checkpoint => {
                 self.checkpoint_wanted = true;
@@ -322,10 +368,14 @@ impl Engine {
         let id = self.nodes.find(uuid).expect("checked");
         let clusters = self.nodes.clusters(bytes);
         let node = self.nodes.get_mut(id);
+        if node.layer.reserved > 0 {
+            node.layer.reserved = clusters;
+        }
         node.layer.size = bytes;
         node.map = Arc::new(node.map.resized(clusters));
         self.log_layer(id);
         self.switch(uuid, id);
+        self.review_reserves();
     }
 
     /// A new, empty head on the snapshot; the old one goes.
@@ -351,6 +401,26 @@ impl Engine {
         layer.uuid = Uuid::nil();
         (layer.quota, layer.reserved) = (0, 0);
         self.log_layer(id);
+    }
+
+    /// What volumes may own and what is kept for them, as their channels go by it.
+    pub(super) fn review_reserves(&mut self) {
+        let given_back = self.kept_by.drain(..).collect::<Vec<_>>();
+        for node in self.nodes.by_id.values().filter(|node| node.layer.kind == LayerKind::Head) {
+            let Some(volume) = self.directory.get(node.layer.uuid) else { continue };
+            volume.quota.store(node.layer.quota, Release);
+            volume.reserved.store(node.layer.reserved, Release);
+            if node.layer.reserved > 0 {
+                self.kept_by.push(volume);
+            }
+        }
+        for volume in given_back {
+            if !self.kept_by.iter().any(|kept| Arc::ptr_eq(kept, &volume)) {
+                while let Some(cluster) = volume.take_kept() {
+                    self.store.give_back(&[cluster]);
+                }
+            }
+        }
     }
 
     /// Layers that stay only because several others stand on them: those where that is so no more go, too.

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::Engine;
-use crate::thin::shared::{EPOCHS, LEASE, LOW};
+use crate::thin::shared::{EPOCHS, KEPT, LEASE, LOW};
 
 /// Clusters in quarantine.
 #[derive(Default)]
@@ -85,18 +85,47 @@ impl Engine {
         self.directory.all().iter().all(|volume| volume.is_past(epoch))
     }
 
+    /// Clusters that are free and kept for nobody.
+    pub(super) fn unreserved(&self) -> u64 {
+        let at_hand: usize = self.kept_by.iter().map(|volume| volume.kept()).sum();
+        self.store.free_clusters().saturating_sub(self.nodes.promised().saturating_sub(at_hand as u64))
+    }
+
+    /// Gives volumes some of what is kept for them.
+    fn give_out_kept(&mut self) -> u32 {
+        let mut given = 0;
+        for volume in &self.kept_by {
+            let (left, reserved) = (volume.kept(), volume.reserved.load(Relaxed));
+            let owned = volume.chain().head().usage.owned.load(Relaxed);
+            let open = reserved.saturating_sub(owned).saturating_sub(left as u64);
+            if left >= KEPT / 2 || open == 0 {
+                continue;
+            }
+            self.store.allocate((KEPT - left).min(open as usize), &mut self.clusters);
+            for cluster in self.clusters.drain(..) {
+                match volume.keep(cluster) {
+                    Ok(()) => given += 1,
+                    Err(cluster) => self.store.give_back(&[cluster]),
+                }
+            }
+        }
+        given
+    }
+
     /// Fills the leases.
     pub(super) fn give_out(&mut self) -> u32 {
         let stations = self.shared.stations.len() as u64;
         let mut given = 0;
         if self.failed.is_none() && self.store.page_room() {
+            given += self.give_out_kept();
             for station in &self.shared.stations {
                 let left = station.left();
                 if left >= LOW {
                     continue;
                 }
                 // When there is little, nobody gets much of it.
-                let share = (self.store.free_clusters() / (2 * stations)).max(1);
+                let unreserved = self.unreserved();
+                let share = (unreserved / (2 * stations)).max(1).min(unreserved);
                 let want = ((LEASE - left) as u64).min(share) as usize;
                 self.store.allocate(want, &mut self.clusters);
                 for cluster in self.clusters.drain(..) {
@@ -118,7 +147,7 @@ impl Engine {
     /// Says that the pool is full when it is, and not before everything that could be had has been had.
     fn notice_fullness(&mut self) {
         let wanting = self.shared.stations.iter().any(|station| station.left() == 0);
-        if !wanting || self.store.free_clusters() > 0 && self.store.page_room() {
+        if !wanting || self.unreserved() > 0 && self.store.page_room() {
             self.shared.full.store(false, Release);
             return;
         }

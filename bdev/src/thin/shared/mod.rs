@@ -28,7 +28,7 @@ pub(crate) use leaves::{DIRTY_WORDS, Leaves};
 pub(crate) use locks::SubLocks;
 pub(crate) use readers::{CLOSED, EPOCHS, Epoch, Reader, Stay};
 pub(crate) use station::{LEASE, LOW, Station};
-pub(crate) use volume::{Chain, Volume};
+pub(crate) use volume::{Chain, KEPT, Volume};
 
 use super::format::{ENTRIES_PER_PAGE, Entry, SUB_BLOCKS};
 
@@ -197,31 +197,33 @@ impl Shared {
         }
     }
 
-    /// The cluster that an entry is on; if it is on none, it is put on one of the reactor's lease. `None`: there is none
-    /// left.
-    pub(crate) fn claim(&self, map: &LayerMap, leaf: u32, slot: usize, reactor: usize) -> Option<u32> {
+    /// The cluster that an entry of a volume's head is on; if it is on none, it is put on one that is kept for the volume,
+    /// or on one of the reactor's lease. `None`: there is none left.
+    pub(crate) fn claim(&self, volume: &Volume, map: &LayerMap, leaf: u32, slot: usize, reactor: usize) -> Option<u32> {
         let page = self.leaves.get(leaf);
         let mut now = page.entry(slot);
         loop {
             if let Some(cluster) = now.cluster() {
                 return Some(cluster);
             }
-            let cluster = self.lease(reactor)?;
+            let kept = volume.has_reserve(map.usage.owned.load(Ordering::Relaxed));
+            let cluster = if kept { self.take_kept(volume)? } else { self.take_leased(reactor)? };
             match page.change(slot, now, now.with_cluster(cluster)) {
                 Ok(()) => {
                     map.usage.owned.fetch_add(1, Ordering::Relaxed);
                     return Some(cluster);
                 }
-                // The other one's is as good.
+                // The other one's is as good. There is room: the engine fills only half of it.
                 Err(other) => {
                     now = other;
-                    self.give_back(reactor, cluster);
+                    let back = if kept { volume.keep(cluster) } else { self.stations[reactor].put(cluster) };
+                    debug_assert!(back.is_ok(), "there is room");
                 }
             }
         }
     }
 
-    fn lease(&self, reactor: usize) -> Option<u32> {
+    fn take_leased(&self, reactor: usize) -> Option<u32> {
         let station = &self.stations[reactor];
         let cluster = station.take();
         if station.left() < LOW {
@@ -230,10 +232,12 @@ impl Shared {
         cluster
     }
 
-    fn give_back(&self, reactor: usize, cluster: u32) {
-        // Every station has room for what it has given out: the engine fills them up to their half only.
-        let put = self.stations[reactor].put(cluster);
-        debug_assert!(put.is_ok(), "a station has room");
+    fn take_kept(&self, volume: &Volume) -> Option<u32> {
+        let cluster = volume.take_kept();
+        if volume.kept() < KEPT / 2 {
+            self.call_engine();
+        }
+        cluster
     }
 
     /// An entry has changed, or the engine is to look at it.

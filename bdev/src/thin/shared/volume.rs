@@ -4,10 +4,14 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crossbeam::queue::ArrayQueue;
 use uuid::Uuid;
 
 use super::readers::{CLOSED, Reader};
 use super::{LayerMap, PUT};
+
+/// Clusters of what is kept for a volume that are given out to it at once.
+pub(crate) const KEPT: usize = 64;
 
 /// The layers of a volume at one time, the head first. Never changed: a volume gets another one.
 pub(crate) struct Chain {
@@ -44,13 +48,19 @@ pub(crate) struct Volume {
     shut: AtomicBool,
     /// Most clusters that its head may own.
     pub(crate) quota: AtomicU64,
+    /// Clusters that are kept for its head, those that it owns among them.
+    pub(crate) reserved: AtomicU64,
+    /// Some of those that it does not own yet.
+    lease: ArrayQueue<u32>,
 }
 
 impl Volume {
     /// With its first chain, whose word is put right.
-    pub(crate) fn new(uuid: Uuid, chain: Chain, quota: u64) -> Volume {
+    pub(crate) fn new(uuid: Uuid, chain: Chain, quota: u64, reserved: u64) -> Volume {
         let chain = Mutex::new(Arc::new(Chain { word: 0, ..chain }));
         Volume {
+            reserved: AtomicU64::new(reserved),
+            lease: ArrayQueue::new(2 * KEPT),
             uuid,
             word: AtomicU64::new(0),
             chain,
@@ -133,6 +143,26 @@ impl Volume {
     /// Whether anybody has something in flight that began in this epoch or before. After a fence.
     pub(crate) fn is_past(&self, epoch: u64) -> bool {
         self.readers().iter().all(|reader| reader.oldest() > epoch)
+    }
+
+    /// Whether it has a claim to one more cluster than it owns.
+    pub(crate) fn has_reserve(&self, owned: u64) -> bool {
+        owned < self.reserved.load(Relaxed)
+    }
+
+    /// A cluster of those that are kept for it.
+    pub(crate) fn take_kept(&self) -> Option<u32> {
+        self.lease.pop()
+    }
+
+    /// Gives it one; or gives it back, if there is no room.
+    pub(crate) fn keep(&self, cluster: u32) -> Result<(), u32> {
+        self.lease.push(cluster)
+    }
+
+    /// How many it has at hand.
+    pub(crate) fn kept(&self) -> usize {
+        self.lease.len()
     }
 
     /// Most clusters that it may own; 0: no limit.

@@ -247,3 +247,46 @@ fn what_is_in_use_is_not_deleted() {
     let channel = pollux_core::Bdev::open(&kept, pollux_core::OpenArgs { depth: 1, seed: 0 }).unwrap();
     assert!(world.floor.channel(0, channel).is_err(), "who still holds it cannot open it any more");
 }
+
+#[test]
+fn what_is_kept_for_a_volume_is_there() {
+    let mut world = world();
+    let thick = |number: u128, bytes: u64| {
+        let name = format!("t{number}");
+        Order::Create { uuid: uuid(number), name, bytes, reserved: bytes, created: 1 }
+    };
+    world.order(thick(20, 16 * MIB)).unwrap();
+    assert_eq!(world.order(thick(21, 60 * MIB)).unwrap_err().reason(), "no_space");
+    world.create_volume(10, 256 * MIB);
+    let (thin, thick) = (world.lane(10, 0), world.lane(20, 1));
+    let one = vec![1; CLUSTER as usize];
+    let none = pollux_core::IoFlags::empty();
+    (0..100).for_each(|cluster| world.write(thick, cluster * CLUSTER, 1, CLUSTER));
+    let mut cluster = 0;
+    while world.floor.write(thin, cluster * CLUSTER, &one, none).is_ok() {
+        cluster += 1;
+    }
+    assert!((25 * MIB..45 * MIB).contains(&(cluster * CLUSTER)), "{cluster}");
+    let of = crate::thin::orders::SnapshotOf { volume: uuid(20), uuid: uuid(22), name: "s".into() };
+    let refused = world.order(Order::Snapshot { of: vec![of], created: 1 });
+    assert_eq!(refused.unwrap_err().reason(), "no_space", "its new head would not have what is kept for it");
+    for cluster in 0..16 * MIB / CLUSTER {
+        world.write(thick, cluster * CLUSTER, 2, CLUSTER);
+    }
+    world.order(Order::Limit { uuid: uuid(20), quota: None, reserved: Some(0) }).unwrap();
+    world.discard(thick, 0, CLUSTER);
+    world.floor.settle(2_000_000_000);
+    world.write(thin, cluster * CLUSTER, 3, CLUSTER);
+}
+
+#[test]
+fn a_volume_owns_no_more_than_it_may() {
+    let mut world = world();
+    world.create_volume(10, 16 * MIB);
+    world.order(Order::Limit { uuid: uuid(10), quota: Some(3 * CLUSTER), reserved: None }).unwrap();
+    let lane = world.lane(10, 0);
+    (0..3).for_each(|cluster| world.write(lane, cluster * CLUSTER, 1, 4096));
+    let more = world.floor.write(lane, 3 * CLUSTER, &[1; 4096], pollux_core::IoFlags::empty());
+    assert_eq!(more, Err(pollux_core::IoError::NoSpace));
+    world.write(lane, 0, 2, CLUSTER);
+}

@@ -104,9 +104,10 @@ fn first_state(geometry: &Geometry, params: &CreateParams) -> Result<(Superblock
     let mut pages = Pages::new(&extents, geometry.cluster_size);
     let mut space = first_clusters(geometry.clusters, geometry.first_free).map_err(StoreError::Damaged)?;
     let (mut space_index, mut pages_index) = (Index::new(Kind::Space), Index::new(Kind::Pages));
+    let end = pages.leaves();
     let mut written =
         rewrite_space(&mut space_index, &mut pages, mark, &space.freeze(), geometry.clusters).map_err(full)?;
-    written.extend(rewrite_pages(&mut pages_index, &mut pages, mark).map_err(full)?);
+    written.extend(rewrite_pages(&mut pages_index, &mut pages, mark, end).map_err(full)?);
     let superblock = Superblock {
         pool: params.uuid,
         name: params.name.clone(),

@@ -79,27 +79,16 @@ impl Index {
         root.map_or((0, Pointer::NONE), |root| (self.levels.len() as u8, root))
     }
 
-    /// How many pages are above these leaves at most.
-    pub(super) fn pages_above(&self, leaves: &BTreeSet<u64>) -> usize {
-        let height = self.height(leaves.last().copied());
-        let (mut pages, mut at) = (0, leaves.clone());
-        for _ in 1..height {
-            at = at.iter().map(|at| at / FAN).collect();
-            pages += at.len();
-        }
-        pages
+    /// Levels of the tree when it has to have room for so many leaves.
+    fn height(&self, end: u64) -> usize {
+        usize::from(levels_for(end)).max(self.levels.len())
     }
 
-    fn height(&self, last: Option<u64>) -> usize {
-        let last = self.levels.first().and_then(BTreeMap::last_key_value).map(|(at, _)| *at).max(last);
-        usize::from(levels_for(last.map_or(0, |last| last + 1))).max(self.levels.len())
-    }
-
-    /// The pages that change when these leaves do, leaves first, each with where it is now. Makes the tree as high as the
-    /// leaves need it; what was its top page is then the first one of its level.
-    pub(super) fn touched(&mut self, leaves: &BTreeSet<u64>) -> Vec<(PageId, Pointer)> {
+    /// The pages that change when these leaves do, leaves first, each with where it is now. Makes the tree as high as it has
+    /// to be for leaves below `end`; what was its top page is then the first one of its level.
+    pub(super) fn touched(&mut self, leaves: &BTreeSet<u64>, end: u64) -> Vec<(PageId, Pointer)> {
         let before = self.levels.iter().take_while(|level| !level.is_empty()).count();
-        self.levels.resize(self.height(leaves.last().copied()), BTreeMap::new());
+        self.levels.resize(self.height(end), BTreeMap::new());
         let mut touched = Vec::new();
         let mut at = leaves.clone();
         for (level, pointers) in (0..).zip(&self.levels) {

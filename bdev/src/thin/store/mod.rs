@@ -18,6 +18,7 @@
 //! nothing more is written until the pool is opened again; leaves can still be loaded.
 
 mod blocking;
+mod checkpoint;
 mod create;
 mod disk;
 mod error;
@@ -43,13 +44,17 @@ use std::sync::Arc;
 use pollux_core::{Bdev, Cx, IoError, Next, OpenArgs};
 use uuid::Uuid;
 
-use crate::thin::format::{BLOCK, Geometry, Layer, Page, PageHeader, Pointer, Record, Records, Superblock};
+use crate::thin::format::{
+    BLOCK, Geometry, Layer, LogSpan, NAME_LEN, Page, PageHeader, Pointer, Record, Records, Superblock,
+};
 use crate::thin::steps::Steps;
+use checkpoint::{Checkpoint, CheckpointJob, Facts, Parts, Trouble};
 use disk::{Class, Disk, Finished};
 use loads::{Around, LoadId, Loads};
 use log::Log;
 use maps::Cache;
 use state::State;
+use trees::Mark;
 
 pub use blocking::{Blocking, Wait};
 pub use create::{CreateParams, create};
@@ -101,6 +106,7 @@ enum Job {
     Load(LoadId, PageHeader),
     SpaceLeaf(u32, PageHeader),
     Discard { first: u32, count: u32 },
+    Checkpoint(CheckpointJob),
 }
 
 /// See the module's description. Owned by the engine of a pool, on one reactor.
@@ -113,7 +119,14 @@ pub struct Store {
     loads: Loads,
     discards: bool,
     unannounced: bool,
+    /// How this start writes the log.
+    span: LogSpan,
+    checkpoint: Option<Checkpoint>,
+    /// What the next checkpoint's superblock is to say.
+    facts: Facts,
     failure: Option<Failure>,
+    /// Something was asked for since the last poll.
+    stirred: bool,
     events: Vec<Event>,
     finished: Vec<Finished<Job>>,
 }
@@ -127,6 +140,11 @@ impl Store {
         let Opened { superblock, state, head, batch, durable, salt, unannounced, .. } = opened;
         let channel = base.open(OpenArgs { depth: DEPTH, seed: salt })?;
         let discards = base.shape().discard.is_some();
+        let span = superblock.spans.last().copied().filter(|span| span.salt == salt);
+        let span = span.unwrap_or(LogSpan { salt, from: head });
+        let geometry = &superblock.geometry;
+        let facts =
+            Facts { name: superblock.name.clone(), overcommit: superblock.overcommit, clusters: geometry.clusters };
         let log = Log::new(superblock.geometry, superblock.pool, salt, superblock.log_from, head, batch, durable);
         Ok(Store {
             superblock,
@@ -137,7 +155,11 @@ impl Store {
             loads: Loads::default(),
             discards,
             unannounced,
+            span,
+            checkpoint: None,
+            facts,
             failure: None,
+            stirred: true,
             events: Vec::new(),
             finished: Vec::new(),
         })
@@ -168,10 +190,10 @@ impl Store {
         self.superblock.pool
     }
 
-    /// Its name.
+    /// Its name, also one that is not durable yet.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.superblock.name
+        &self.facts.name
     }
 
     /// When it was made, in seconds since 1970.
@@ -180,10 +202,10 @@ impl Store {
         self.superblock.created
     }
 
-    /// How much may be promised of what there is, in percent; 0: anything.
+    /// The same for how much may be promised of what there is, in percent; 0: anything.
     #[must_use]
     pub const fn overcommit(&self) -> u32 {
-        self.superblock.overcommit
+        self.facts.overcommit
     }
 
     /// All layers as of everything appended; their maps, and what they own, as of the last checkpoint.
@@ -207,7 +229,91 @@ impl Store {
     /// Bytes of records that a batch may have now; 0: there has to be a checkpoint first, or the store has failed.
     #[must_use]
     pub fn room(&self) -> usize {
-        if self.unannounced || self.failure.is_some() { 0 } else { self.log.room() }
+        if self.unannounced || self.failure.is_some() {
+            return 0;
+        }
+        // A record that needs a page of a map has ten bytes at least, and seldom needs a second one above it.
+        let spare = self.spare_pages();
+        let by_pages = if spare >= self.state.pages_untouched() { u64::MAX } else { spare.saturating_sub(16) * 5 };
+        self.log.room().min(usize::try_from(by_pages).unwrap_or(usize::MAX))
+    }
+
+    /// Pages that are free when all that is logged has been written.
+    fn spare_pages(&self) -> u64 {
+        let frozen = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.budget(&self.state));
+        self.state.pages.free().saturating_sub(frozen + self.state.pages_needed())
+    }
+
+    /// Whether writes that take clusters may go on: pages suffice for a checkpoint of all that is logged, and a reserve is
+    /// left for what gives space back. If not, a checkpoint helps, or the pool is full.
+    #[must_use]
+    pub fn page_room(&self) -> bool {
+        self.spare_pages() > (self.state.pages.total() / 16).max(32)
+    }
+
+    /// Whether a checkpoint should be started: for the log, for memory, or for pages.
+    #[must_use]
+    pub fn wants_checkpoint(&self) -> bool {
+        let (log, overlay) = (self.log.used(), &self.state.overlay);
+        let few_pages = !overlay.is_empty() && self.spare_pages() < self.state.pages.total() / 8;
+        log > self.state.geometry.log_blocks / 2 || overlay.bytes() > OVERLAY || few_pages || self.unannounced
+    }
+
+    /// Whether a checkpoint runs.
+    #[must_use]
+    pub const fn is_checkpointing(&self) -> bool {
+        self.checkpoint.is_some()
+    }
+
+    /// Starts a checkpoint of everything appended so far, unless one runs. [`Event::Checkpointed`] tells when it is done.
+    pub fn checkpoint(&mut self) {
+        if self.checkpoint.is_none() && self.failure.is_none() {
+            let parts = self.parts().1;
+            let checkpoint = Checkpoint::new(&parts);
+            self.checkpoint = Some(checkpoint);
+            self.stirred = true;
+        }
+    }
+
+    /// The generation of the last superblock that is durable. What [`Store::rename`] and the like have changed is durable
+    /// when a checkpoint is that was started afterwards.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.superblock.generation
+    }
+
+    /// Gives the pool another name, of 1 to 64 bytes; durable with the next checkpoint that is started.
+    ///
+    /// # Errors
+    /// If it cannot be a name.
+    pub fn rename(&mut self, name: &str) -> Result<(), StoreError> {
+        if name.is_empty() || name.len() > NAME_LEN {
+            return Err(StoreError::Invalid("the name of a pool has 1 to 64 bytes"));
+        }
+        name.clone_into(&mut self.facts.name);
+        Ok(())
+    }
+
+    /// How much may be promised of what there is, in percent, 0: anything; durable with the next checkpoint that is started.
+    pub const fn set_overcommit(&mut self, percent: u32) {
+        self.facts.overcommit = percent;
+    }
+
+    /// The base has so many bytes now. Clusters beyond those that there were can be handed out once the next checkpoint
+    /// that is started is durable. Whether there are more.
+    ///
+    /// # Errors
+    /// If there are more than can be numbered.
+    pub fn grow(&mut self, base_bytes: u64) -> Result<bool, StoreError> {
+        let geometry = &self.state.geometry;
+        let clusters = Geometry::clusters_of(base_bytes, geometry.cluster_size)?;
+        if clusters <= self.facts.clusters {
+            return Ok(false);
+        }
+        // How many clusters are free is told above them too, so these pages have to be written.
+        self.state.space.touch(geometry.clusters - 1);
+        self.facts.clusters = clusters;
+        Ok(true)
     }
 
     /// Makes durable what has completed so far, then these records as one batch: all of them or none. Without records it
@@ -261,6 +367,7 @@ impl Store {
     pub fn allocate(&mut self, want: usize, out: &mut Vec<u32>) {
         let want = u32::try_from(want).unwrap_or(u32::MAX);
         self.state.space.allocate(want, out);
+        self.stirred = true;
     }
 
     /// Takes back clusters that were handed out and never named by an entry.
@@ -271,6 +378,7 @@ impl Store {
     /// Clusters that were freed by a durable batch have left their quarantine: they can be handed out again.
     pub fn release(&mut self, first: u32, count: u32) {
         self.state.space.release(first, count);
+        self.stirred = true;
     }
 
     /// Clusters that can be handed out.
@@ -302,11 +410,59 @@ impl Store {
         let mut work = finished.len();
         finished.drain(..).for_each(|finished| self.ended(finished));
         self.finished = finished;
+        self.stirred = false;
         self.advance();
         self.disk.kick(cx);
         work += self.events.len();
         events.append(&mut self.events);
         u32::try_from(work).unwrap_or(u32::MAX)
+    }
+
+    fn parts(&mut self) -> (&mut Option<Checkpoint>, Parts<'_>) {
+        let mark = Mark { pool: self.superblock.pool, generation: self.superblock.generation + 1 };
+        let parts = Parts {
+            state: &mut self.state,
+            cache: &mut self.cache,
+            disk: &mut self.disk,
+            log: &self.log,
+            superblock: &self.superblock,
+            facts: &self.facts,
+            span: self.span,
+            mark,
+        };
+        (&mut self.checkpoint, parts)
+    }
+
+    fn advance_checkpoint(&mut self) {
+        let (Some(checkpoint), mut parts) = self.parts() else { return };
+        match checkpoint.advance(&mut parts) {
+            Ok(None) => {}
+            Ok(Some(superblock)) => self.checkpointed(superblock),
+            Err(trouble) => self.checkpoint_failed(trouble),
+        }
+    }
+
+    fn checkpointed(&mut self, superblock: Superblock) {
+        self.log.cut(superblock.log_from);
+        self.events.push(Event::Checkpointed(superblock.generation));
+        self.superblock = superblock;
+        self.unannounced = false;
+        if let Some(checkpoint) = self.checkpoint.take() {
+            checkpoint.settle(&mut self.state);
+        }
+    }
+
+    fn checkpoint_failed(&mut self, Trouble { error, what }: Trouble) {
+        self.fail(error, format!("a checkpoint failed: {what}"));
+    }
+
+    fn checkpoint_job(&mut self, job: CheckpointJob, bytes: Result<Option<Box<[u8; BLOCK]>>, IoError>) {
+        let (Some(checkpoint), mut parts) = self.parts() else { return };
+        let result =
+            bytes.map_err(|error| Trouble::of(job, error)).and_then(|bytes| checkpoint.done(job, bytes, &mut parts));
+        if let Err(trouble) = result {
+            self.checkpoint_failed(trouble);
+        }
     }
 
     fn advance(&mut self) {
@@ -318,6 +474,12 @@ impl Store {
         while let Some(leaf) = self.state.space.wanted() {
             self.read_space(leaf);
         }
+        if self.unannounced {
+            self.checkpoint();
+        }
+        if self.failure.is_none() {
+            self.advance_checkpoint();
+        }
     }
 
     /// Has a leaf of the clusters in use read.
@@ -327,7 +489,7 @@ impl Store {
             let filled = self.state.space.fill(leaf, None);
             return filled.unwrap_or_else(|what| self.fail(IoError::Medium, what));
         }
-        let mark = trees::Mark { pool: self.superblock.pool, generation: pointer.generation };
+        let mark = Mark { pool: self.superblock.pool, generation: pointer.generation };
         let header = mark.header(space::page_id(leaf), pointer.block);
         self.disk.read(Job::SpaceLeaf(leaf, header), Class::Urgent, pointer.block, 1);
     }
@@ -353,6 +515,10 @@ impl Store {
                 loads.read_done(id, header, bytes, &mut around);
             }
             Job::SpaceLeaf(leaf, header) => self.space_read(leaf, &header, bytes()),
+            Job::Checkpoint(job) => {
+                let bytes = result.map(|()| buffer.as_ref().map(blocking::block_of));
+                self.checkpoint_job(job, bytes);
+            }
             Job::Discard { first, count } => self.events.push(Event::Discarded { first, count }),
         }
     }
@@ -375,6 +541,7 @@ impl Store {
         if self.failure.is_none() {
             self.failure = Some(Failure { error, what });
             self.log.stop();
+            self.checkpoint = None;
             self.events.push(Event::Failed(error));
         }
     }
@@ -382,12 +549,13 @@ impl Store {
     /// When to poll.
     #[must_use]
     pub fn next(&self) -> Next {
-        if !self.events.is_empty() || self.log.is_ready() { Next::Now } else { self.disk.next() }
+        if self.stirred || !self.events.is_empty() || self.log.is_ready() { Next::Now } else { self.disk.next() }
     }
 
     /// Whether nothing is under way and nothing has to be told.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.events.is_empty() && self.log.is_idle() && self.disk.is_idle() && self.loads.is_idle()
+        let settled = self.checkpoint.is_none() && (!self.unannounced || self.failure.is_some());
+        settled && self.events.is_empty() && self.log.is_idle() && self.disk.is_idle() && self.loads.is_idle()
     }
 }

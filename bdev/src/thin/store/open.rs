@@ -158,7 +158,8 @@ fn read_state(blocking: &mut Blocking<'_>, superblock: &Superblock) -> Result<St
     let space_index = Index::read(blocking, superblock, Kind::Space, leaves)?;
     let stored = |leaf| Some(space_index.leaf(u64::from(leaf))).filter(|pointer| pointer.is_some());
     let space = Space::new(geometry.clusters, |leaf| stored(leaf).map(|pointer| pointer.free));
-    let catalog_index = Index::read(blocking, superblock, Kind::Catalog, catalog_place(superblock.next_layer).0 + 1)?;
+    let catalog_index =
+        Index::read(blocking, superblock, Kind::Catalog, catalog_place(superblock.next_layer - 1).0 + 1)?;
     let saved = read_catalog(blocking, superblock, &catalog_index)?;
     let state = State {
         geometry,

@@ -49,6 +49,10 @@ pub(super) struct Overlay {
     pub(super) leaves: BTreeMap<(u64, u64), LeafDelta>,
     /// Layers that are new, have changed or are gone.
     pub(super) changed: BTreeSet<u64>,
+    /// Layers with leaves here, and how many pages of their maps these need.
+    touched: BTreeMap<u64, u64>,
+    /// Of these pages: those of layers that have shrunk since, so that they may lie behind their ends.
+    behind: u64,
     /// Pages above the leaves that a checkpoint has to write, by layer, level and place.
     above: HashSet<(u64, u8, u64)>,
     bytes: usize,
@@ -77,7 +81,9 @@ impl Overlay {
                 self.changed.insert(*layer);
                 let gone: Vec<_> = self.leaves.range((*layer, 0)..=(*layer, u64::MAX)).map(|(at, _)| *at).collect();
                 gone.iter().for_each(|at| drop(self.leaves.remove(at)));
-                self.above.retain(|(of, ..)| of != layer);
+                if self.touched.remove(layer).is_some() {
+                    self.above.retain(|(of, ..)| of != layer);
+                }
             }
             Record::Free { .. } => {}
         }
@@ -89,6 +95,8 @@ impl Overlay {
             return;
         }
         self.bytes += LEAF_COST;
+        let pages = self.touched.entry(layer).or_default();
+        *pages += 1;
         let levels = levels_for(leaves(layer).max(leaf + 1));
         let mut at = leaf;
         for level in 1..levels {
@@ -96,6 +104,7 @@ impl Overlay {
             if !self.above.insert((layer, level, at)) {
                 return;
             }
+            *pages += 1;
         }
     }
 
@@ -112,6 +121,21 @@ impl Overlay {
     /// Pages of maps that a checkpoint may have to write for it.
     pub(super) fn pages(&self) -> usize {
         self.leaves.len() + self.above.len()
+    }
+
+    /// The same, without those that may lie behind the ends of their maps.
+    pub(super) fn pages_inside(&self) -> u64 {
+        (self.pages() as u64).saturating_sub(self.behind)
+    }
+
+    /// A layer has become smaller.
+    pub(super) fn shrunk(&mut self, layer: u64) {
+        self.behind += self.touched.get(&layer).copied().unwrap_or(0);
+    }
+
+    /// Layers that change, or whose maps do, at most.
+    pub(super) fn layers(&self) -> usize {
+        self.changed.len() + self.touched.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {

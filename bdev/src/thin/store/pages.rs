@@ -62,6 +62,11 @@ impl Pages {
         self.free
     }
 
+    /// Pages that the checkpoint that runs has taken.
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken.len() as u64
+    }
+
     pub(super) fn extents(&self) -> &[Extent] {
         &self.extents
     }
@@ -69,6 +74,12 @@ impl Pages {
     /// Leaves of the bitmap.
     pub(super) const fn leaves(&self) -> u64 {
         self.total.div_ceil(BITS_PER_PAGE as u64)
+    }
+
+    /// The same with one more extent.
+    pub(super) fn leaves_with(&self, extent: Option<Extent>) -> u64 {
+        let more = extent.map_or(0, |extent| u64::from(extent.count) * self.per_cluster);
+        (self.total + more).div_ceil(BITS_PER_PAGE as u64)
     }
 
     /// A leaf of the bitmap, as it was stored.

@@ -8,6 +8,8 @@
 //! are free, and what has been freed and released of it since; nothing of it has been handed out, so whatever an entry
 //! names there was used before. A leaf without a page is all free and needs no reading.
 
+use std::collections::BTreeSet;
+
 use crate::thin::format::{BITS_PER_PAGE, Kind, Page, PageId};
 
 /// Words of a leaf.
@@ -29,6 +31,8 @@ struct Bits {
 enum Change {
     Freed,
     Released,
+    /// It has to be written, although nothing has changed.
+    Touched,
 }
 
 struct Leaf {
@@ -39,9 +43,7 @@ struct Leaf {
     bits: Option<Box<Bits>>,
     /// Of a leaf that is not in memory: what is to be done to it, in order.
     pending: Vec<(Change, u32, u32)>,
-    /// It differs from what is stored.
-    dirty: bool,
-    /// It is being read, or cannot be.
+    /// It is being read.
     asked: bool,
 }
 
@@ -54,6 +56,12 @@ pub(super) struct Space {
     at_hand: u64,
     /// Where to look next.
     cursor: u32,
+    /// Leaves in memory that differ from what is stored.
+    dirty: BTreeSet<u32>,
+    /// Leaves that are not in memory and have changed.
+    waiting: BTreeSet<u32>,
+    /// Leaves that are being read.
+    reading: u32,
 }
 
 /// Clusters of this leaf of a base with so many.
@@ -73,7 +81,16 @@ impl Space {
     /// # Errors
     /// If more are free than there are.
     pub(super) fn new(clusters: u32, stored: impl Fn(u32) -> Option<u16>) -> Result<Space, String> {
-        let mut space = Space { leaves: Vec::new(), clusters, free: 0, at_hand: 0, cursor: 0 };
+        let mut space = Space {
+            leaves: Vec::new(),
+            clusters,
+            free: 0,
+            at_hand: 0,
+            cursor: 0,
+            dirty: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            reading: 0,
+        };
         for nth in 0..leaves_for(clusters) {
             let most = capacity(clusters, nth);
             let free = stored(nth).map_or(most, u32::from);
@@ -82,7 +99,7 @@ impl Space {
             }
             let stored = stored(nth).is_some();
             space.free += u64::from(free);
-            space.leaves.push(Leaf { stored, free, bits: None, pending: Vec::new(), dirty: false, asked: false });
+            space.leaves.push(Leaf { stored, free, bits: None, pending: Vec::new(), asked: false });
         }
         Ok(space)
     }
@@ -101,16 +118,12 @@ impl Space {
                 }
                 None => {
                     let (stored, bits, pending) = (false, None, Vec::new());
-                    self.leaves.push(Leaf { stored, free: more, bits, pending, dirty: false, asked: false });
+                    self.leaves.push(Leaf { stored, free: more, bits, pending, asked: false });
                     self.free += u64::from(more);
                 }
             }
         }
         self.clusters = clusters;
-    }
-
-    pub(super) const fn clusters(&self) -> u32 {
-        self.clusters
     }
 
     /// Clusters that can be handed out now or once their leaves are loaded.
@@ -123,26 +136,46 @@ impl Space {
         cluster / PER_LEAF
     }
 
-    pub(super) fn is_loaded(&self, leaf: u32) -> bool {
-        self.leaves[leaf as usize].bits.is_some()
-    }
-
     /// A leaf that should be read: something waits for it, or few free clusters are at hand. It is not told again.
     pub(super) fn wanted(&mut self) -> Option<u32> {
+        let waiting = self.waiting.iter().find(|nth| !self.leaves[**nth as usize].asked).copied();
+        let found = waiting.or_else(|| self.next_with_free())?;
+        self.leaves[found as usize].asked = true;
+        self.reading += 1;
+        Some(found)
+    }
+
+    /// One of those that are not in memory, if few free clusters are at hand.
+    fn next_with_free(&self) -> Option<u32> {
         let low = self.at_hand < LOW && self.at_hand < self.free;
-        let first = Space::leaf_of(self.cursor) as usize;
-        let count = self.leaves.len();
+        if !low || self.reading > 0 {
+            return None;
+        }
+        let (first, count) = (Space::leaf_of(self.cursor), self.leaves.len() as u32);
         let order = (0..count).map(|nth| (first + nth) % count);
-        let wanted =
-            |leaf: &Leaf| leaf.bits.is_none() && !leaf.asked && (!leaf.pending.is_empty() || low && leaf.free > 0);
-        let found = order.into_iter().find(|nth| wanted(&self.leaves[*nth]))?;
-        self.leaves[found].asked = true;
-        Some(found as u32)
+        let with_free = |leaf: &Leaf| leaf.bits.is_none() && leaf.free > 0;
+        order.into_iter().find(|nth| with_free(&self.leaves[*nth as usize]))
     }
 
     /// Whether a leaf waits to be read because it has changed.
     pub(super) fn has_pending(&self) -> bool {
-        self.leaves.iter().any(|leaf| !leaf.pending.is_empty())
+        !self.waiting.is_empty()
+    }
+
+    /// Has a leaf written by the next checkpoint although nothing of it has changed.
+    pub(super) fn touch(&mut self, cluster: u32) {
+        self.change(Change::Touched, cluster, 0);
+    }
+
+    fn change(&mut self, change: Change, cluster: u32, many: u32) {
+        let (nth, at) = (Space::leaf_of(cluster), cluster % PER_LEAF);
+        match self.leaves[nth as usize].bits {
+            Some(_) => self.dirty.insert(nth),
+            None => {
+                self.leaves[nth as usize].pending.push((change, at, many));
+                self.waiting.insert(nth)
+            }
+        };
     }
 
     /// Whether it has a page on disk.
@@ -159,26 +192,31 @@ impl Space {
         let used = page.map_or([0; WORDS], words);
         let in_use = count(&used, 0, BITS_PER_PAGE);
         let leaf = &mut self.leaves[nth as usize];
+        if std::mem::take(&mut leaf.asked) {
+            self.reading -= 1;
+        }
         if leaf.bits.is_some() {
             return Ok(());
         }
-        let released: u32 =
-            leaf.pending.iter().filter(|(change, ..)| matches!(change, Change::Released)).map(|p| p.2).sum();
-        if in_use != count(&used, 0, most) || most as u32 - in_use != leaf.free - released {
-            self.free -= u64::from(leaf.free);
+        self.waiting.remove(&nth);
+        let pending = std::mem::take(&mut leaf.pending);
+        let released = pending.iter().filter(|(change, ..)| matches!(change, Change::Released));
+        let released: u32 = released.map(|(.., many)| many).sum();
+        self.free -= u64::from(leaf.free);
+        leaf.free -= released;
+        if in_use != count(&used, 0, most) || most as u32 - in_use != leaf.free {
             leaf.free = 0;
-            leaf.pending.clear();
             return Err(format!("leaf {nth} of the clusters in use has not as many free ones as its parent says"));
         }
-        self.at_hand += u64::from(leaf.free - released);
-        self.free -= u64::from(released);
-        leaf.free -= released;
+        self.at_hand += u64::from(leaf.free);
+        self.free += u64::from(leaf.free);
         leaf.bits = Some(Box::new(Bits { used, taken: used }));
-        for (change, at, count) in std::mem::take(&mut leaf.pending) {
+        for (change, at, many) in pending {
             let first = nth * PER_LEAF + at;
             match change {
-                Change::Freed => self.set_free(first, count),
-                Change::Released => self.release(first, count),
+                Change::Freed => self.set_free(first, many),
+                Change::Released => self.release(first, many),
+                Change::Touched => drop(self.dirty.insert(nth)),
             }
         }
         Ok(())
@@ -196,10 +234,12 @@ impl Space {
 
     /// An entry names them, or metadata lies there.
     pub(super) fn set_used(&mut self, first: u32, many: u32) {
-        Space::for_parts(first, many, |leaf, at, many| {
-            let leaf = &mut self.leaves[leaf as usize];
+        Space::for_parts(first, many, |nth, at, many| {
+            let leaf = &mut self.leaves[nth as usize];
             let Some(bits) = &mut leaf.bits else { return };
-            leaf.dirty |= set(&mut bits.used, at as usize, many as usize, true) > 0;
+            if set(&mut bits.used, at as usize, many as usize, true) > 0 {
+                self.dirty.insert(nth);
+            }
             let newly = set(&mut bits.taken, at as usize, many as usize, true);
             leaf.free -= newly;
             self.free -= u64::from(newly);
@@ -209,19 +249,19 @@ impl Space {
 
     /// No entry names them any more; they stay taken until they are released.
     pub(super) fn set_free(&mut self, first: u32, many: u32) {
-        Space::for_parts(first, many, |leaf, at, many| {
-            let leaf = &mut self.leaves[leaf as usize];
-            match &mut leaf.bits {
-                Some(bits) => leaf.dirty |= set(&mut bits.used, at as usize, many as usize, false) > 0,
-                None => leaf.pending.push((Change::Freed, at, many)),
+        Space::for_parts(first, many, |nth, at, many| {
+            let bits = self.leaves[nth as usize].bits.as_mut();
+            let cleared = bits.is_none_or(|bits| set(&mut bits.used, at as usize, many as usize, false) > 0);
+            if cleared {
+                self.change(Change::Freed, nth * PER_LEAF + at, many);
             }
         });
     }
 
     /// They can be handed out again. What is used stays taken.
     pub(super) fn release(&mut self, first: u32, many: u32) {
-        Space::for_parts(first, many, |leaf, at, many| {
-            let leaf = &mut self.leaves[leaf as usize];
+        Space::for_parts(first, many, |nth, at, many| {
+            let leaf = &mut self.leaves[nth as usize];
             let released = match &mut leaf.bits {
                 Some(bits) => {
                     debug_assert_eq!(count(&bits.used, at as usize, many as usize), 0, "what is used is not released");
@@ -231,6 +271,7 @@ impl Space {
                 }
                 None => {
                     leaf.pending.push((Change::Released, at, many));
+                    self.waiting.insert(nth);
                     many
                 }
             };
@@ -323,26 +364,19 @@ impl Space {
     /// The leaves that differ from what is stored, as they are now; from now on they do not.
     pub(super) fn freeze(&mut self) -> Vec<(u32, Box<Words>)> {
         let mut frozen = Vec::new();
-        for (leaf, nth) in self.leaves.iter_mut().zip(0..) {
-            if let Some(bits) = leaf.bits.as_ref().filter(|_| leaf.dirty) {
-                frozen.push((nth, Box::new(bits.used)));
-                leaf.dirty = false;
+        for nth in std::mem::take(&mut self.dirty) {
+            let leaf = &mut self.leaves[nth as usize];
+            if let Some(bits) = &leaf.bits {
                 leaf.stored = bits.used != [0; WORDS];
+                frozen.push((nth, Box::new(bits.used)));
             }
         }
         frozen
     }
 
-    /// Leaves that differ from what is stored.
-    pub(super) fn dirty(&self) -> usize {
-        self.leaves.iter().filter(|leaf| leaf.dirty || !leaf.pending.is_empty()).count()
-    }
-
-    /// For comparisons in tests: whether an entry names a cluster.
-    #[cfg(test)]
-    pub(super) fn is_used(&self, cluster: u32) -> Option<bool> {
-        let bits = self.leaves[Space::leaf_of(cluster) as usize].bits.as_ref()?;
-        Some(count(&bits.used, (cluster % PER_LEAF) as usize, 1) == 1)
+    /// How many leaves differ from what is stored.
+    pub(super) fn changed(&self) -> u32 {
+        (self.dirty.len() + self.waiting.len()) as u32
     }
 }
 

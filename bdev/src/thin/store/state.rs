@@ -110,6 +110,9 @@ impl State {
                 self.next_layer = self.next_layer.max(layer.id + 1);
                 let old = self.layers.get(&layer.id);
                 let (levels, root) = old.map_or((0, Pointer::NONE), |old| (old.levels, old.root));
+                if old.is_some_and(|old| old.size > layer.size) {
+                    self.overlay.shrunk(layer.id);
+                }
                 let (owned, here) = old.map_or((0, 0), |old| (old.owned, old.here));
                 self.layers.insert(layer.id, Layer { levels, root, owned, here, ..(**layer).clone() });
             }
@@ -118,5 +121,22 @@ impl State {
         }
         let (geometry, layers) = (&self.geometry, &self.layers);
         self.overlay.apply(record, |layer| layers.get(&layer).map_or(0, |layer| leaves_of(geometry, layer)));
+    }
+
+    /// Pages that a checkpoint of what is logged takes at most, but for what the checkpoint that runs has set apart.
+    pub(super) fn pages_needed(&self) -> u64 {
+        let layers = self.overlay.layers() as u64;
+        // Of each tree of the pool: its leaves, no more pages above them, and a few for its growth.
+        let catalog = layers * 2 + 8;
+        let space = u64::from(self.space.changed()) * 2 + 8;
+        let pages = self.pages.leaves() * 2 + 8;
+        self.overlay.pages() as u64 + catalog + space + pages
+    }
+
+    /// Pages of maps that records may need beyond those that are needed already, whatever they say.
+    pub(super) fn pages_untouched(&self) -> u64 {
+        let pages = |layer: &Layer| leaves_of(&self.geometry, layer).saturating_mul(2);
+        let all = self.layers.values().map(pages).fold(0, u64::saturating_add);
+        all.saturating_sub(self.overlay.pages_inside())
     }
 }

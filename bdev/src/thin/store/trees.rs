@@ -34,16 +34,17 @@ impl Mark {
     }
 }
 
-/// Changes leaves of a tree; one that is empty goes. `free` says how many clusters are free below a page.
+/// Changes leaves of a tree, which has some below `end` only; one that is empty goes. `free` says how many clusters are free below a page.
 pub(super) fn rewrite(
     index: &mut Index,
     pages: &mut Pages,
     mark: Mark,
     mut leaves: BTreeMap<u64, Page>,
+    end: u64,
     free: impl Fn(&Index, PageId, &Page) -> u16,
 ) -> Result<Written, TreeError> {
     let mut written = Vec::new();
-    for (id, old) in index.touched(&leaves.keys().copied().collect()) {
+    for (id, old) in index.touched(&leaves.keys().copied().collect(), end) {
         if old.is_some() {
             pages.give(old.block).map_err(TreeError::Damaged)?;
         }
@@ -70,22 +71,24 @@ pub(super) fn rewrite_space(
 ) -> Result<Written, TreeError> {
     let leaves = frozen.iter().map(|(nth, words)| (u64::from(*nth), space::page_of(&**words))).collect();
     let most = |leaf: u64| u64::from(capacity(clusters, leaf as u32));
-    rewrite(index, pages, mark, leaves, |index, id, page| match id.level {
+    let end = u64::from(space::leaves_for(clusters));
+    rewrite(index, pages, mark, leaves, end, |index, id, page| match id.level {
         0 => {
             let most = most(id.index) as u32;
             (most - space::count(&space::words(page), 0, most as usize)) as u16
         }
-        _ => index.free_below(id, u64::from(space::leaves_for(clusters)), most),
+        _ => index.free_below(id, end, most),
     })
 }
 
-/// The tree of pages in use, which takes pages itself: first all that it takes, then what that makes of it.
-pub(super) fn rewrite_pages(index: &mut Index, pages: &mut Pages, mark: Mark) -> Result<Written, TreeError> {
+/// The tree of pages in use, of which there will be as many as `end` leaves hold. It takes pages itself: first all that it
+/// takes, then what that makes of it.
+pub(super) fn rewrite_pages(index: &mut Index, pages: &mut Pages, mark: Mark, end: u64) -> Result<Written, TreeError> {
     let mut places: BTreeMap<(u8, u64), (PageId, u64)> = BTreeMap::new();
     loop {
         let leaves: BTreeSet<u64> = pages.changed().collect();
         let before = places.len();
-        for (id, old) in index.touched(&leaves) {
+        for (id, old) in index.touched(&leaves, end) {
             if places.contains_key(&(id.level, id.index)) {
                 continue;
             }

@@ -1,6 +1,7 @@
 //! A store alone, without an engine: on memory here, on a medium that crashes in `crash`.
 
 mod basics;
+mod checkpoints;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

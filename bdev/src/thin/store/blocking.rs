@@ -40,6 +40,8 @@ pub struct Blocking<'a> {
     wait: Wait<'a>,
     steps: Option<Arc<dyn Steps>>,
     bytes: u64,
+    requests: Vec<Request>,
+    in_flight: u32,
 }
 
 impl<'a> Blocking<'a> {
@@ -55,7 +57,7 @@ impl<'a> Blocking<'a> {
         let mut channel = base.open(OpenArgs { depth: DEPTH, seed: 0 })?;
         let now = ring.now_ns();
         channel.attach(&mut Cx { now, reactor: 0, ring }).map_err(io("way in"))?;
-        Ok(Blocking { channel, ring, wait, steps: None, bytes: shape.bytes() })
+        Ok(Blocking { channel, ring, wait, steps: None, bytes: shape.bytes(), requests: Vec::new(), in_flight: 0 })
     }
 
     /// Tells somebody what comes.
@@ -150,14 +152,14 @@ impl<'a> Blocking<'a> {
     }
 
     /// Runs requests, as many at once as the channel takes; the buffers come back in order.
-    fn run(&mut self, mut requests: Vec<Request>) -> Result<Vec<Option<Buffer>>, IoError> {
+    fn run(&mut self, requests: Vec<Request>) -> Result<Vec<Option<Buffer>>, IoError> {
         let mut waiting: Vec<usize> = (0..requests.len()).rev().collect();
-        let (mut in_flight, mut result, mut done) = (0, Ok(()), Vec::new());
-        while in_flight > 0 || (result.is_ok() && !waiting.is_empty()) {
-            while result.is_ok() && in_flight < self.channel.depth() {
+        self.requests = requests;
+        let (mut result, mut done) = (Ok(()), Vec::new());
+        while self.in_flight > 0 || (result.is_ok() && !waiting.is_empty()) {
+            while result.is_ok() && self.in_flight < self.channel.depth() {
                 let Some(at) = waiting.pop() else { break };
-                self.submit(at, &requests[at]);
-                in_flight += 1;
+                self.submit(at);
             }
             let now = self.ring.now_ns();
             self.channel.poll(&mut Cx { now, reactor: 0, ring: self.ring }, &mut done);
@@ -165,8 +167,8 @@ impl<'a> Blocking<'a> {
                 (self.wait)(self.ring);
             }
             for completion in done.drain(..) {
-                in_flight -= 1;
-                let request = &mut requests[completion.tag as usize];
+                self.in_flight -= 1;
+                let request = &mut self.requests[completion.tag as usize];
                 match completion.result {
                     Err(IoError::Busy) if request.tries < RETRIES => {
                         request.tries += 1;
@@ -176,20 +178,28 @@ impl<'a> Blocking<'a> {
                 }
             }
         }
+        let requests = std::mem::take(&mut self.requests);
         result.map(|()| requests.into_iter().map(|request| request.buffer).collect())
     }
 
-    fn submit(&mut self, tag: usize, request: &Request) {
+    fn submit(&mut self, tag: usize) {
+        let request = &self.requests[tag];
         let data = request.buffer.as_ref().map_or(SegmentList::EMPTY, Buffer::list);
         let (offset, len) = (request.block * BLOCK as u64, (request.blocks * BLOCK) as u64);
         let io = Io { tag: tag as u64, op: request.op, flags: request.flags, offset, len, data };
         let now = self.ring.now_ns();
         self.channel.submit(io, &mut Cx { now, reactor: 0, ring: self.ring });
+        self.in_flight += 1;
     }
 }
 
 impl Drop for Blocking<'_> {
     fn drop(&mut self) {
+        if self.in_flight > 0 {
+            // Whoever waits has panicked; the base may still use what is in flight.
+            self.requests.drain(..).filter_map(|request| request.buffer).for_each(Buffer::leak);
+            return;
+        }
         let now = self.ring.now_ns();
         self.channel.detach(&mut Cx { now, reactor: 0, ring: self.ring });
     }

@@ -24,7 +24,6 @@ mod disk;
 mod error;
 mod index;
 mod labels;
-mod later;
 mod loads;
 mod log;
 mod maps;
@@ -257,6 +256,21 @@ impl Store {
         let (log, overlay) = (self.log.used(), &self.state.overlay);
         let few_pages = !overlay.is_empty() && self.spare_pages() < self.state.pages.total() / 8;
         log > self.state.geometry.log_blocks / 2 || overlay.bytes() > OVERLAY || few_pages || self.unannounced
+    }
+
+    /// Whether something was appended that is not in the trees, or changed that no superblock says.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        let said = (&self.superblock.name, self.superblock.overcommit, self.superblock.geometry.clusters);
+        let to_say = (&self.facts.name, self.facts.overcommit, self.facts.clusters);
+        self.log.used() > 0 || said != to_say
+    }
+
+    /// Whether what layers own and what is here of them is not exact, because the log holds something that is not in the
+    /// trees; asked of a store that was just opened: a crash has left it.
+    #[must_use]
+    pub fn is_unsettled(&self) -> bool {
+        !self.state.overlay.is_empty()
     }
 
     /// Whether a checkpoint runs.

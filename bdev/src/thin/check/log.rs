@@ -1,7 +1,8 @@
 //! The log, batch by batch, and where it ends.
 //!
 //! A batch that is not whole ends the log. That is what a crash leaves, unless somebody has said that the batch was
-//! durable: a superblock, by naming a later start, or a later block of the log.
+//! durable: a superblock, by naming a later start, or a later block of the log. Batches are numbered one after the other;
+//! a start begins above every number that it saw, so that what an earlier one left of a batch is never taken for its own.
 
 use super::medium::Medium;
 use super::report::{Findings, Flaw};
@@ -61,7 +62,9 @@ impl<'a> Log<'a> {
         let Some((header, mut payload)) = self.expected(medium, findings, first)? else {
             return self.ends(medium, findings);
         };
-        if header.batch != batch || header.index != 0 || u64::from(header.count) > self.end - first {
+        let starts = self.superblock.spans.iter().any(|span| span.from == first);
+        let follows = header.batch == batch || starts && header.batch > batch;
+        if !follows || header.index != 0 || u64::from(header.count) > self.end - first {
             return self.wrong(findings, &header);
         }
         for index in 1..header.count {
@@ -74,6 +77,7 @@ impl<'a> Log<'a> {
             payload.extend_from_slice(&more);
         }
         self.seq = first + u64::from(header.count);
+        let batch = header.batch;
         self.batch = batch.saturating_add(1);
         let block = self.superblock.geometry.log_block(first);
         match Records::parse(&payload) {
@@ -145,25 +149,41 @@ impl<'a> Log<'a> {
             });
             return None;
         }
-        for later in seq..self.end {
-            match self.find(medium, later) {
-                Found::Block(header, _) if header.durable >= batch => {
-                    findings.add(Flaw::LogGap, block, None, || {
-                        let durable = header.durable;
-                        format!("batch {batch} of the log, from block {seq} on, is not whole, and block {later} says that batch {durable} is durable")
-                    });
+        for place in seq..self.end {
+            let at = self.superblock.geometry.log_block(place);
+            let bytes = match medium.read(at) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    findings.add(Flaw::LogUnreadable, Some(at), None, || format!("block {place} of the log: {error}"));
                     return None;
                 }
-                Found::Unreadable(error) => {
-                    let block = Some(self.superblock.geometry.log_block(later));
-                    findings.add(Flaw::LogUnreadable, block, None, || {
-                        format!("block {later} of the log cannot be read: {error}")
-                    });
-                    return None;
-                }
-                _ => {}
-            }
+            };
+            let Some((later, _)) = LogHeader::open(&bytes, self.superblock.pool) else { continue };
+            let proof = match self.proves(&later, place) {
+                Some(Flaw::LogGap) => format!("block {} says that batch {} is durable", later.seq, later.durable),
+                Some(_) => format!("block {} is of a superblock that is lost", later.seq),
+                None => continue,
+            };
+            findings.add(self.proves(&later, place).unwrap_or(Flaw::LogGap), block, None, || {
+                format!("batch {batch} of the log, from block {seq} on, is not whole, and {proof}")
+            });
+            return None;
         }
         None
+    }
+
+    /// What a block behind the last whole batch proves: that there was more, or that there was a later superblock.
+    fn proves(&self, later: &LogHeader, place: u64) -> Option<Flaw> {
+        let LogHeader { salt, seq, batch, durable, .. } = *later;
+        let Superblock { log_from, batch_from, spans, geometry, .. } = self.superblock;
+        if seq % geometry.log_blocks != place % geometry.log_blocks || seq < self.seq {
+            return None;
+        }
+        let of_its_start = self.salt(seq) == Some(salt);
+        let known = spans.iter().any(|span| span.salt == salt);
+        if of_its_start && seq - log_from >= geometry.log_blocks || !known && batch >= *batch_from {
+            return Some(Flaw::LogNewer);
+        }
+        (of_its_start && durable >= self.batch).then_some(Flaw::LogGap)
     }
 }

@@ -108,6 +108,8 @@ flaws! {
     LogUnreadable = "log_unreadable",
     /// A batch is not whole although it was durable.
     LogGap = "log_gap",
+    /// The log has blocks that only a later superblock explains: the newest one is lost.
+    LogNewer = "log_newer",
     /// A block of the log is not the one that comes next.
     LogOrder = "log_order",
     /// A record makes no sense.

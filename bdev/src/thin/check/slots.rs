@@ -1,8 +1,8 @@
 //! The four places of the superblock: which one counts, and whether the others are what they have to be.
 //!
 //! Generation `g` lies in place `g % 4`, and each generation is written once. So if `G` counts, the others hold `G-1`,
-//! `G-2` and `G-3`. The last of these is the one that is written next: a crash may have torn it. Places that had no turn
-//! yet hold zeroes.
+//! `G-2` and `G-3`. The last of these is the one that is written next: a crash may have torn it. Generation 1 is written to
+//! all places, and a crash may have come between; so places that had no turn yet hold it, or nothing.
 
 use super::medium::Medium;
 use super::report::{Findings, Flaw};
@@ -58,11 +58,11 @@ fn look(medium: &mut Medium, slot: u32) -> Slot {
 fn judge(slot: &Slot, number: u32, best: &Superblock, findings: &mut Findings) {
     let block = Some(slot_block(number));
     let age = (best.generation % u64::from(SLOTS) + u64::from(SLOTS - number)) % u64::from(SLOTS);
-    // The generation whose turn it was here; 0 is none.
+    // The generation whose turn it was here; 0: none yet.
     let turn = best.generation.saturating_sub(age);
     let next = age == u64::from(SLOTS) - 1;
     match slot {
-        Slot::Good(found) if found.generation != turn => {
+        Slot::Good(found) if found.generation != turn.max(1) => {
             let found = found.generation;
             findings.add(Flaw::SuperblockMisplaced, block, None, || {
                 format!("place {number} of the superblock has generation {found}, and it was the turn of {turn}")
@@ -77,7 +77,7 @@ fn judge(slot: &Slot, number: u32, best: &Superblock, findings: &mut Findings) {
             findings
                 .add(Flaw::SuperblockMisplaced, block, None, || format!("place {number} of the superblock: {what}"));
         }
-        Slot::Torn(what) if !next => {
+        Slot::Torn(what) if turn > 0 && !next => {
             findings
                 .add(Flaw::SuperblockUnreadable, block, None, || format!("place {number} of the superblock: {what}"));
         }

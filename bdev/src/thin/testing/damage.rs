@@ -4,7 +4,8 @@ use super::image::{Built, Image, Start};
 use super::story::{entry, free, layer, story};
 use crate::thin::check::Flaw;
 use crate::thin::format::{
-    BLOCK, Entry, Extent, Kind, LAYER_LEN, Layer, LayerKind, PageHeader, PageId, Pointer, Record, SLOTS, slot_block,
+    BLOCK, Entry, Extent, Kind, LAYER_LEN, Layer, LayerKind, LogHeader, PageHeader, PageId, Pointer, Record, SLOTS,
+    slot_block,
 };
 
 /// A way to break a pool.
@@ -187,6 +188,19 @@ damages! {
     LogUnreadable, "behind the end", after(|it| _ = it.memory.bad.insert(it.log_block(20)));
     LogGap, "before a later start", after(|it| tear(it, it.batches[1] + 1));
     LogGap, "before a later batch", after(|it| tear(it, it.batches[6]));
+    LogNewer, "of a start that is not known", after(|it| {
+        let block = it.log_block(25);
+        let (seq, batch) = (it.log_end + 25, it.superblock.batch_from + 50);
+        let pool = it.superblock.pool;
+        let header = LogHeader { pool, salt: 99, seq, batch, index: 0, count: 1, durable: batch - 1 };
+        it.memory.blocks.insert(block, header.close(&[]));
+    });
+    LogNewer, "a round later", after(|it| {
+        let (pool, log_blocks) = (it.superblock.pool, it.superblock.geometry.log_blocks);
+        let (seq, batch) = (it.log_end + 25 + log_blocks, it.superblock.batch_from + 500);
+        let header = LogHeader { pool, salt: 12, seq, batch, index: 0, count: 1, durable: batch - 1 };
+        it.memory.blocks.insert(it.log_block(25), header.close(&[]));
+    });
     LogOrder, "a batch is left out", after(|it| it.edit_block(it.batches[7], |bytes| {
         bytes[32] += 1;
         bytes[48] += 1;
@@ -221,7 +235,10 @@ pub fn crashed() -> Vec<(&'static str, Built)> {
             }),
         ),
         ("nothing was logged", before(|image| (image.log, image.torn) = (Vec::new(), Vec::new()))),
-        ("the last start wrote nothing", before(|image| image.log.push(Start { salt: 13, batches: Vec::new() }))),
+        (
+            "the last start wrote nothing",
+            before(|image| image.log.push(Start { salt: 13, jump: 0, batches: Vec::new() })),
+        ),
         ("the last batch is torn", {
             let mut built = before(|image| image.torn.clear());
             let block = built.batches[7];
@@ -240,6 +257,28 @@ pub fn crashed() -> Vec<(&'static str, Built)> {
             let mut image = Image::new(64 << 20, 64 << 10);
             image.superblock.generation = 1;
             image.build()
+        }),
+        ("a pool that was made a moment ago", {
+            let mut image = Image::new(64 << 20, 64 << 10);
+            image.superblock.generation = 2;
+            let mut built = image.build();
+            tear(&mut built, slot_block(0));
+            built.memory.blocks.remove(&slot_block(3));
+            built
+        }),
+        ("a start after a torn batch", {
+            // What it left is of a start that is not known any more; its batch is too old to matter.
+            let mut built = story().build();
+            let (block, old) = (built.log_block(25), built.batches[0]);
+            let seq = built.log_end + 25;
+            built.memory.blocks.insert(block, built.memory.block(old));
+            built.edit_block(block, |bytes| {
+                bytes[16] = 99;
+                bytes[24..32].copy_from_slice(&seq.to_le_bytes());
+                bytes[32..40].copy_from_slice(&76u64.to_le_bytes());
+                bytes[48..56].copy_from_slice(&75u64.to_le_bytes());
+            });
+            built
         }),
     ]
 }

@@ -20,6 +20,8 @@ pub type Pages = HashMap<PageId, (u64, u64)>;
 pub struct Start {
     /// What its blocks carry.
     pub salt: u64,
+    /// By how much the number of its first batch is higher than it has to be.
+    pub jump: u64,
     /// What it wrote.
     pub batches: Vec<Vec<Record>>,
 }
@@ -95,9 +97,10 @@ impl Image {
         self.trees(&mut superblock, &mut memory, &mut pages);
         let (batches, log_end) = self.write_log(&mut superblock, &mut memory);
         let newest = superblock.generation;
-        for generation in newest.saturating_sub(u64::from(SLOTS) - 1).max(1)..=newest {
-            let slot = (generation % u64::from(SLOTS)) as u32;
-            let one = Superblock { generation, ..superblock.clone() };
+        // Places that had no turn yet hold the first generation.
+        for turn in newest + 1..=newest + u64::from(SLOTS) {
+            let slot = (turn % u64::from(SLOTS)) as u32;
+            let one = Superblock { generation: turn.saturating_sub(u64::from(SLOTS)).max(1), ..superblock.clone() };
             memory.blocks.insert(slot_block(slot), one.close(slot));
         }
         Built { memory, pages, superblock, batches, log_end }
@@ -184,7 +187,7 @@ impl Image {
         };
         let geometry = superblock.geometry;
         for start in &self.log {
-            salt = start.salt;
+            (salt, batch) = (start.salt, batch + start.jump);
             superblock.spans.push(LogSpan { salt, from: seq });
             for records in &start.batches {
                 places.push(geometry.log_block(seq));

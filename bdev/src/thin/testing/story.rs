@@ -54,7 +54,8 @@ pub fn story() -> Image {
     image.superblock.log_from = 1000;
     image.superblock.batch_from = 77;
     image.layers = layers();
-    image.log = vec![Start { salt: 11, batches: first_start() }, Start { salt: 12, batches: second_start() }];
+    image.log =
+        vec![Start { salt: 11, jump: 0, batches: first_start() }, Start { salt: 12, jump: 3, batches: second_start() }];
     // More than fits a block, and than two.
     image.torn = (0..900).map(|at| entry(18, at * 2, Entry::EMPTY.with_zero(1))).collect();
     image

@@ -1,12 +1,14 @@
 //! The command line. `serve` runs the daemon; `bench` drives a controller as a VM would;
 //! everything else is a client of its RPC socket.
 //!
-//! Exit codes: 0 done; 1 refused by the daemon, or the daemon could not start; 2 wrong usage; 3 no daemon answers.
+//! Exit codes: 0 done; 1 refused by the daemon, or the daemon could not start; 2 wrong usage; 3 no daemon answers; 4 a
+//! pool is damaged; 8 a pool cannot be checked, or is in use.
 
 mod bdev;
 mod bench;
 mod client;
 mod output;
+mod pool;
 mod serve;
 mod status;
 mod units;
@@ -29,6 +31,10 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// Exit code: no daemon answers.
 const UNREACHABLE: u8 = 3;
+/// Exit code: a pool is damaged.
+const DAMAGED: u8 = 4;
+/// Exit code: a pool cannot be checked, or is in use.
+const NOT_CHECKABLE: u8 = 8;
 
 /// Pollux serves block devices to virtual machines over vhost-user.
 #[derive(Debug, Parser)]
@@ -40,8 +46,8 @@ pub struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 done, 1 refused by the daemon or the daemon could not start, 2 wrong usage, 3 no daemon answers.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused by the daemon or the daemon could not start, 2 wrong usage, 3 no daemon answers, \
+     4 the pool is damaged, 8 the pool cannot be checked or is in use.";
 
 /// What every command takes.
 #[derive(Args, Debug)]
@@ -73,6 +79,9 @@ enum Command {
     /// Controllers: what virtual machines connect to
     #[command(subcommand)]
     Vhost(vhost::VhostCommand),
+    /// Thin pools
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
     /// Put load on a controller, as a VM would, and measure it
     Bench(Box<bench::BenchArgs>),
     /// Print a completion script
@@ -91,6 +100,10 @@ pub(crate) enum CliError {
     Usage(String),
     #[error("{0}")]
     Failed(String),
+    #[error("{0}")]
+    Damaged(String),
+    #[error("{0}")]
+    NotCheckable(String),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
 }
@@ -100,6 +113,8 @@ impl CliError {
         match self {
             CliError::Call(CallError::Unreachable { .. }) => UNREACHABLE,
             CliError::Usage(_) => USAGE,
+            CliError::Damaged(_) => DAMAGED,
+            CliError::NotCheckable(_) => NOT_CHECKABLE,
             _ => FAILED,
         }
     }
@@ -136,6 +151,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status => status::run(&mut connect()?, &output),
         Command::Bdev(command) => bdev::run(&command, connect, &output),
         Command::Vhost(command) => vhost::run(&command, connect, &output),
+        Command::Pool(command) => pool::run(&command, &output),
         Command::Bench(args) => bench::run(*args, &output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -205,6 +221,7 @@ mod tests {
              --queue-size 256 --time 0.5 --ramp 1 --offset 1M --size 1G --fill --verify --seed 7 --core 1 --kick always \
              --interrupt --gap 100 --hugepages off --event-idx on --indirect on --misalign 8 --timeout 5 --progress --verbose",
             "pollux bench --socket /s --core none",
+            "pollux pool check /srv/pool --json",
             "pollux completions bash",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
@@ -222,6 +239,8 @@ mod tests {
             "pollux vhost detach vm1",
             "pollux vhost attach vm1 m0 --target 256",
             "pollux vhost attach vm1 m0 --lun 16384",
+            "pollux pool",
+            "pollux pool check",
             "pollux bench",
             "pollux bench --socket /s --rw sideways",
             "pollux bench --socket /s --bs 4q",

@@ -82,3 +82,12 @@ fn both_owners_are_named() {
         "{message}"
     );
 }
+
+#[test]
+fn the_document_lists_every_invariant() {
+    let document = include_str!("../../../../docs/format.md");
+    let (_, invariants) = document.split_once("## Invariants").expect("a part on invariants");
+    let words: BTreeSet<_> =
+        invariants.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(word, _)| word).collect();
+    assert_eq!(words, Flaw::ALL.iter().map(|flaw| flaw.word()).collect());
+}

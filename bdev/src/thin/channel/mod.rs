@@ -11,6 +11,7 @@
 //! - **Discard, write zeroes**: the entries say so; parts of sub-blocks are written with zeroes where they are not zero.
 //! - **Flush** waits for a commit of the pool (`Commits`), and so does a write with FUA whose mapping is not durable.
 
+mod direct;
 mod edge;
 mod parts;
 mod punch;
@@ -134,7 +135,7 @@ impl ThinChannel {
             parts: Parts::new(depth, (EDGE_BYTES / sub_block).clamp(2, EDGE_BUFFERS), sub_block),
             waiting: VecDeque::with_capacity(args.depth as usize),
             committing: VecDeque::with_capacity(args.depth as usize),
-            ended: Vec::with_capacity(args.depth as usize),
+            ended: Vec::with_capacity((args.depth + depth) as usize),
             below: Vec::with_capacity(depth as usize),
             reactor: 0,
             now: 0,
@@ -314,6 +315,11 @@ impl ThinChannel {
         }
         let part = self.parts.slab.remove(token).expect("a part in flight");
         let result = match &part.kind {
+            Kind::Direct { tag, epoch } => {
+                self.stay.end(&self.reader, *epoch);
+                self.ended.push(Completion { tag: *tag, result: completion.result });
+                return;
+            }
             Kind::Plain => completion.result,
             Kind::Fresh(map) => self.arrived(map, &part, completion.result),
             Kind::EdgeRead(edge) | Kind::EdgeWrite(edge) => {
@@ -394,6 +400,9 @@ impl Channel for ThinChannel {
     }
 
     fn submit(&mut self, io: Io, cx: &mut Cx<'_>) {
+        if self.try_direct(&io, cx) {
+            return;
+        }
         self.now = cx.now;
         let (epoch, ticket, wait) = (None, None, None);
         let request = Request { io, epoch, at: 0, parts: 0, result: Ok(()), unmapped: false, ticket, wait, until: 0 };
@@ -447,6 +456,10 @@ impl Channel for ThinChannel {
     }
 
     fn cancel(&mut self, tag: Tag, cx: &mut Cx<'_>) {
+        let is_direct = |part: &Part| matches!(part.kind, Kind::Direct { tag: its, .. } if its == tag);
+        if let Some((token, _)) = self.parts.slab.iter_mut().find(|(_, part)| is_direct(part)) {
+            return self.base.cancel(tag_of(token), cx);
+        }
         let found = self.requests.iter_mut().find(|(_, request)| request.io.tag == tag);
         let Some((token, request)) = found else { return };
         let parts = request.parts;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use pollux_core::segment::for_range;
-use pollux_core::{SegmentList, Slab, Token};
+use pollux_core::{SegmentList, Slab, Tag, Token};
 
 use crate::memory::{Buffer, Pieces};
 use crate::thin::shared::LayerMap;
@@ -16,6 +16,8 @@ const SEGMENTS: usize = 16;
 
 /// What a part is for.
 pub(super) enum Kind {
+    /// All of a request of which nothing else is known: its tag, and the epoch in which it began.
+    Direct { tag: Tag, epoch: u64 },
     /// Data of sub-blocks that are here, or a read: nothing is to be done afterwards.
     Plain,
     /// Data of sub-blocks that are not here yet and locked.
@@ -25,6 +27,9 @@ pub(super) enum Kind {
     /// A whole sub-block is written from a buffer.
     EdgeWrite(Edge),
 }
+
+/// The owner of a direct part.
+pub(super) const NOBODY: Token = Token { index: u32::MAX, generation: 0 };
 
 /// A sub-block of which a request covers a part only.
 pub(super) struct Edge {
@@ -37,7 +42,7 @@ pub(super) struct Edge {
 
 /// See the module's description.
 pub(super) struct Part {
-    /// The request.
+    /// The request; [`NOBODY`] of one that is direct.
     pub(super) owner: Token,
     pub(super) kind: Kind,
     /// The range of the volume.

@@ -29,26 +29,26 @@ impl ThinChannel {
         while at < end {
             let (base, len) = match front(&self.shared, &self.chain, 0, at, end - at) {
                 Ok(front) => front,
-                Err(miss) if self.finish_run(token, io, run, cx) => return Progress::Waits(miss.into()),
+                Err(miss) if self.finish_run(token, io, run.as_ref(), cx) => return Progress::Waits(miss.into()),
                 Err(_) => return Progress::Waits(Wait::Place),
             };
             match &mut run {
                 Some(run) if joins(run, base) => run.len += len,
                 _ => {
                     let next = Run { at, len, base };
-                    if !self.finish_run(token, io, run.replace(next), cx) {
+                    if !self.finish_run(token, io, run.replace(next).as_ref(), cx) {
                         return Progress::Waits(Wait::Place);
                     }
                 }
             }
             at += len;
         }
-        if self.finish_run(token, io, run, cx) { Progress::Started } else { Progress::Waits(Wait::Place) }
+        if self.finish_run(token, io, run.as_ref(), cx) { Progress::Started } else { Progress::Waits(Wait::Place) }
     }
 
     /// Starts a run, if there is one; whether there was a place for it.
-    fn finish_run(&mut self, token: Token, io: &Io, run: Option<Run>, cx: &mut Cx<'_>) -> bool {
-        let Some(Run { at, len, base }) = run else { return true };
+    fn finish_run(&mut self, token: Token, io: &Io, run: Option<&Run>, cx: &mut Cx<'_>) -> bool {
+        let Some(&Run { at, len, base }) = run else { return true };
         match base {
             None => {
                 zero(io.data.as_slice(), (at - io.offset) as usize, len as usize);

@@ -57,7 +57,7 @@ impl ThinChannel {
             };
             let len = piece.len;
             let base = if piece.edge {
-                self.send_gathered(token, io, gathered.take(), &head, cx);
+                self.send_gathered(token, io, gathered.take().as_ref(), &head, cx);
                 match self.start_edge(token, &head, &piece, cx) {
                     Ok(()) => None,
                     Err(wait) => break Progress::Waits(wait),
@@ -75,7 +75,7 @@ impl ThinChannel {
                         Gathered { len: before.len + len, ..before }
                     }
                     before => {
-                        self.send_gathered(token, io, before, &head, cx);
+                        self.send_gathered(token, io, before.as_ref(), &head, cx);
                         Gathered { at, len, base, fresh }
                     }
                 });
@@ -83,7 +83,7 @@ impl ThinChannel {
             at += len;
             self.request(token).at += len;
         };
-        self.send_gathered(token, io, gathered, &head, cx);
+        self.send_gathered(token, io, gathered.as_ref(), &head, cx);
         progress
     }
 
@@ -112,7 +112,7 @@ impl ThinChannel {
                 self.request(token).unmapped = true;
             }
             if !follows(gathered, base, false) {
-                self.send_gathered(token, io, gathered.take(), head, cx);
+                self.send_gathered(token, io, gathered.take().as_ref(), head, cx);
                 if !self.parts.has_place() {
                     return Err(Wait::Place);
                 }
@@ -122,7 +122,7 @@ impl ThinChannel {
         let cluster = self.lock_and_claim(head, piece)?;
         let base = base(cluster);
         if !follows(gathered, base, true) {
-            self.send_gathered(token, io, gathered.take(), head, cx);
+            self.send_gathered(token, io, gathered.take().as_ref(), head, cx);
             if !self.parts.has_place() {
                 self.shared.locks.unlock(head.id, piece.cluster, piece.touched);
                 return Err(Wait::Place);
@@ -197,11 +197,11 @@ impl ThinChannel {
         &mut self,
         token: Token,
         io: &Io,
-        gathered: Option<Gathered>,
+        gathered: Option<&Gathered>,
         head: &Arc<LayerMap>,
         cx: &mut Cx<'_>,
     ) {
-        let Some(Gathered { at, len, base, fresh }) = gathered else { return };
+        let Some(&Gathered { at, len, base, fresh }) = gathered else { return };
         // What is fresh is made durable by the commit that its entry waits for.
         let flags = if fresh { IoFlags::empty() } else { io.flags & IoFlags::FUA };
         let kind = if fresh { Kind::Fresh(head.clone()) } else { Kind::Plain };

@@ -155,7 +155,7 @@ impl<J> Disk<J> {
 
     /// Collects what has completed, and submits more.
     pub(super) fn poll(&mut self, cx: &mut Cx<'_>, finished: &mut Vec<Finished<J>>) {
-        if self.slots.len() > 0 {
+        if !self.slots.is_empty() {
             self.channel.poll(cx, &mut self.completions);
         }
         for Completion { tag, result } in std::mem::take(&mut self.completions) {

@@ -17,6 +17,9 @@ use super::steps::Steps;
 use super::store::{self, Blocking, Store};
 use crate::{BdevError, Device};
 
+/// Memory that a leaf of a map takes.
+const MAP_PAGE: u64 = 4160;
+
 /// How a pool is opened.
 #[derive(Clone)]
 pub struct PoolOptions {
@@ -79,7 +82,7 @@ impl Pool {
     ) -> Result<(Pool, Box<dyn Resident>), PoolError> {
         let opened = store::open(blocking, options.salt)?;
         let store = Store::new(opened, &base, options.steps.clone())?;
-        let leaves = (options.map_bytes / 4096).clamp(1024, 1 << 28) as usize;
+        let leaves = (options.map_bytes / MAP_PAGE).clamp(64, 1 << 28) as usize;
         let shared = Arc::new(Shared::new(store.geometry().cluster_size, options.reactors, leaves));
         shared.patience.store(options.patience_ns, Relaxed);
         let (orders, directory) = (Arc::<Orders>::default(), Arc::<Directory>::default());

@@ -72,7 +72,7 @@ impl ThinChannel {
         };
         let inside = first & ((1 << self.shared.cluster_shift) - 1);
         let base = (u64::from(cluster) << self.shared.cluster_shift) + inside;
-        let edge = Edge { map: head.clone(), buffer, base };
+        let edge = Edge { map: head.clone(), leaf: piece.leaf, buffer, base };
         let request = self.request(token);
         request.unmapped = true;
         request.parts += 1;

@@ -321,10 +321,10 @@ impl ThinChannel {
                 return;
             }
             Kind::Plain => completion.result,
-            Kind::Fresh(map) => self.arrived(map, &part, completion.result),
+            Kind::Fresh(map, leaf) => self.arrived(map, *leaf, &part, completion.result),
             Kind::EdgeRead(edge) | Kind::EdgeWrite(edge) => {
                 self.parts.give_buffer(edge.buffer);
-                self.arrived(&edge.map, &part, completion.result)
+                self.arrived(&edge.map, edge.leaf, &part, completion.result)
             }
         };
         let request = self.request(part.owner);

@@ -20,8 +20,8 @@ pub(super) enum Kind {
     Direct { tag: Tag, epoch: u64 },
     /// Data of sub-blocks that are here, or a read: nothing is to be done afterwards.
     Plain,
-    /// Data of sub-blocks that are not here yet and locked.
-    Fresh(Arc<LayerMap>),
+    /// Data of sub-blocks that are not here yet and locked; all in this leaf, which stays in memory meanwhile.
+    Fresh(Arc<LayerMap>, u32),
     /// The rest of a sub-block is read into a buffer, before the request's data goes over it.
     EdgeRead(Edge),
     /// A whole sub-block is written from a buffer.
@@ -34,6 +34,8 @@ pub(super) const NOBODY: Token = Token { index: u32::MAX, generation: 0 };
 /// A sub-block of which a request covers a part only.
 pub(super) struct Edge {
     pub(super) map: Arc<LayerMap>,
+    /// The leaf with its entry.
+    pub(super) leaf: u32,
     /// Which buffer holds it.
     pub(super) buffer: usize,
     /// Where it goes on the base.

@@ -12,7 +12,7 @@ use pollux_core::{Cx, Io, IoError, IoFlags, Op, Token};
 use super::parts::{Kind, Part};
 use super::read::mask;
 use super::{Progress, ThinChannel, Wait};
-use crate::thin::shared::{LayerMap, Place, Shared};
+use crate::thin::shared::{LayerMap, Shared};
 
 /// The longest part of fresh sub-blocks.
 const LONGEST: u64 = 1 << 20;
@@ -23,6 +23,7 @@ struct Gathered {
     len: u64,
     base: u64,
     fresh: bool,
+    leaf: u32,
 }
 
 /// The front of what is left of a write, in one cluster.
@@ -71,12 +72,14 @@ impl ThinChannel {
             };
             if let Some((base, fresh)) = base {
                 gathered = Some(match gathered.take() {
-                    Some(before) if before.fresh == fresh && before.base + before.len == base => {
+                    Some(before)
+                        if before.fresh == fresh && before.base + before.len == base && before.leaf == piece.leaf =>
+                    {
                         Gathered { len: before.len + len, ..before }
                     }
                     before => {
                         self.send_gathered(token, io, before.as_ref(), &head, cx);
-                        Gathered { at, len, base, fresh }
+                        Gathered { at, len, base, fresh, leaf: piece.leaf }
                     }
                 });
             }
@@ -104,7 +107,9 @@ impl ThinChannel {
             return Err(Wait::Place);
         }
         let follows = |gathered: &Option<Gathered>, base: u64, fresh: bool| {
-            gathered.as_ref().is_none_or(|g| g.fresh == fresh && g.base + g.len == base && g.len < LONGEST)
+            let joins =
+                |g: &Gathered| g.fresh == fresh && g.base + g.len == base && g.len < LONGEST && g.leaf == piece.leaf;
+            gathered.as_ref().is_none_or(joins)
         };
         if let Some(cluster) = piece.here {
             let base = base(cluster);
@@ -201,15 +206,21 @@ impl ThinChannel {
         head: &Arc<LayerMap>,
         cx: &mut Cx<'_>,
     ) {
-        let Some(&Gathered { at, len, base, fresh }) = gathered else { return };
+        let Some(&Gathered { at, len, base, fresh, leaf }) = gathered else { return };
         // What is fresh is made durable by the commit that its entry waits for.
         let flags = if fresh { IoFlags::empty() } else { io.flags & IoFlags::FUA };
-        let kind = if fresh { Kind::Fresh(head.clone()) } else { Kind::Plain };
+        let kind = if fresh { Kind::Fresh(head.clone(), leaf) } else { Kind::Plain };
         self.send(Part { owner: token, kind, at, len, base }, Op::Write, flags, cx);
     }
 
     /// The data of fresh sub-blocks is on the base, or is not: says so in the entries and unlocks them.
-    pub(super) fn arrived(&self, map: &Arc<LayerMap>, part: &Part, result: Result<(), IoError>) -> Result<(), IoError> {
+    pub(super) fn arrived(
+        &self,
+        map: &Arc<LayerMap>,
+        leaf: u32,
+        part: &Part,
+        result: Result<(), IoError>,
+    ) -> Result<(), IoError> {
         let (shared, size) = (&self.shared, 1u64 << self.shared.cluster_shift);
         let (mut at, end) = (part.at, part.at + part.len);
         let mut on = (part.base >> shared.cluster_shift) as u32;
@@ -217,16 +228,13 @@ impl ThinChannel {
         while at < end {
             let len = (end - at).min(size - (at & (size - 1)));
             let cluster = at >> shared.cluster_shift;
-            let (leaf, slot) = Shared::slot(cluster);
+            let (_, slot) = Shared::slot(cluster);
             let locked = touched(shared, at, len);
-            // A leaf with something in flight stays in memory.
-            if let Place::At(leaf) = map.place(leaf) {
-                match result {
-                    // The entry stays on its cluster as long as something of it is locked.
-                    Ok(()) => kept &= shared.publish(map, leaf, slot, on, locked),
-                    // The cluster may be of no use now: the engine looks at it.
-                    Err(_) => shared.mark(leaf, slot),
-                }
+            match result {
+                // The entry stays on its cluster as long as something of it is locked.
+                Ok(()) => kept &= shared.publish(map, leaf, slot, on, locked),
+                // The cluster may be of no use now: the engine looks at it.
+                Err(_) => shared.mark(leaf, slot),
             }
             shared.locks.unlock(map.id, cluster, locked);
             (at, on) = (at + len, on + 1);

@@ -197,6 +197,8 @@ impl Engine {
             (Verdict::Publish { child, freed, took }, was) => {
                 let usage = &into.usage;
                 usage.add_here(i64::from(child.here().count_ones()) - i64::from(was.here().count_ones()));
+                // What is said of it here may be old when somebody loads it again.
+                self.shared.mark(number, slot);
                 if took {
                     usage.owned.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 }
@@ -233,6 +235,7 @@ impl Engine {
                         now = other;
                     }
                 }
+                self.shared.mark(number, slot);
                 let child = page.entry(slot);
                 self.say_folded(fold, Some(child), Some(from));
             }
@@ -274,6 +277,13 @@ impl Engine {
             }
         }
         self.shared.tell_waiters();
+    }
+}
+
+impl Fold {
+    /// Whether a layer's leaves are to stay in memory.
+    pub(super) const fn holds(&self, layer: u64) -> bool {
+        self.layer == layer || self.into == layer
     }
 }
 

@@ -19,6 +19,18 @@ pub(super) struct Spare {
     numbered: u32,
 }
 
+impl Spare {
+    /// How many leaves could be given to somebody.
+    pub(super) fn free(&self, most: usize) -> usize {
+        self.returned.len() + most - self.numbered as usize
+    }
+
+    /// How many have a number.
+    pub(super) const fn numbered(&self) -> u32 {
+        self.numbered
+    }
+}
+
 impl Engine {
     /// A leaf with nothing in it; `None`: the limit is reached.
     pub(super) fn spare_leaf(&mut self) -> Option<u32> {
@@ -60,9 +72,14 @@ impl Engine {
         while self.loading.len() < LOADS
             && let Some(wanted) = self.shared.next_wanted()
         {
+            begun += 1;
+            if let Some(number) = self.keep_evicting(wanted.map.id, wanted.leaf) {
+                wanted.map.put(wanted.leaf, Place::At(number));
+                self.shared.tell_waiters();
+                continue;
+            }
             self.store.load(wanted.map.id, wanted.leaf);
             self.loading.insert((wanted.map.id, wanted.leaf), wanted.map);
-            begun += 1;
         }
         begun
     }

@@ -6,6 +6,7 @@
 
 mod commit;
 mod copier;
+mod evict;
 mod fold;
 mod loads;
 mod nodes;
@@ -20,6 +21,7 @@ use pollux_core::{Bdev, Cx, IoError, Next, OpenError, Resident};
 
 use self::commit::{Commit, Load, OWN_COMMIT_NS};
 use self::copier::Copier;
+use self::evict::Evicting;
 use self::fold::Fold;
 use self::loads::Spare;
 pub(crate) use self::nodes::Directory;
@@ -50,6 +52,7 @@ pub(crate) struct Engine {
     quarantine: Quarantine,
     loading: HashMap<(u64, u64), Arc<LayerMap>>,
     spare: Spare,
+    evicting: Evicting,
     doing: Option<Doing>,
     removal: Option<Removal>,
     fold: Option<Fold>,
@@ -105,6 +108,7 @@ impl Engine {
             quarantine: Quarantine::default(),
             loading: HashMap::new(),
             spare: Spare::default(),
+            evicting: Evicting::default(),
             doing: None,
             removal: None,
             fold: None,
@@ -265,6 +269,7 @@ impl Resident for Engine {
         if called || count > 0 {
             count += self.begin_loads() + self.make_ready() + self.give_out();
         }
+        count += self.advance_eviction();
         count += self.advance_quarantine();
         count += self.advance_removal();
         count += self.advance_fold(cx);

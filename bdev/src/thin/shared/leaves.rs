@@ -20,7 +20,7 @@ use crate::thin::format::{ENTRIES_PER_PAGE, Entry};
 pub(crate) const DIRTY_WORDS: usize = ENTRIES_PER_PAGE.div_ceil(64);
 /// Leaves that are made at once.
 const CHUNK: usize = 64;
-/// Empty leaves that are kept ready for channels.
+/// Empty leaves that are kept ready for channels, at most.
 const READY: usize = 256;
 
 /// See the module's description.
@@ -73,6 +73,11 @@ impl Leaf {
         self.dirty[slot / 64].load(Acquire) >> (slot % 64) & 1 == 1
     }
 
+    /// Whether nothing of it has changed since a commit looked at it.
+    pub(crate) fn is_clean(&self) -> bool {
+        !self.queued.load(Acquire) && self.dirty.iter().all(|word| word.load(Acquire) == 0)
+    }
+
     /// The last commit that took something of it.
     #[inline]
     pub(crate) fn taken_by(&self) -> u64 {
@@ -104,7 +109,7 @@ impl Leaves {
     /// At most so many.
     pub(crate) fn new(most: usize) -> Leaves {
         let chunks = (0..most.div_ceil(CHUNK).max(1)).map(|_| OnceLock::new()).collect();
-        Leaves { chunks, dirty: AtomicU32::new(0), ready: ArrayQueue::new(READY) }
+        Leaves { chunks, dirty: AtomicU32::new(0), ready: ArrayQueue::new(READY.min(most / 8).max(1)) }
     }
 
     /// How many there can be.
@@ -150,7 +155,8 @@ impl Leaves {
 
     /// How many more leaves should be made ready. For the engine.
     pub(crate) fn wanted(&self) -> usize {
-        if self.ready.len() < READY / 2 { READY - self.ready.len() } else { 0 }
+        let room = self.ready.capacity();
+        if self.ready.len() < room.div_ceil(2) { room - self.ready.len() } else { 0 }
     }
 
     /// An entry has changed. Returns whether nothing was dirty before: then the engine does not know that something is.

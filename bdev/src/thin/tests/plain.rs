@@ -290,3 +290,44 @@ fn a_volume_owns_no_more_than_it_may() {
     assert_eq!(more, Err(pollux_core::IoError::NoSpace));
     world.write(lane, 0, 2, CLUSTER);
 }
+
+/// More leaves than there is memory for: they come and go, also under writes in flight.
+#[test]
+fn maps_leave_memory_and_come_back() {
+    const LEAF: u64 = 504 * CLUSTER;
+    const LEAVES: u64 = 200;
+    let medium = Medium::new(Geometry::with_512(256 * MIB), Arrival::Seeded(3));
+    World::create(&medium);
+    let mut world = World::open_with(&medium, Floor::seeded(4), 2, 1, 0).unwrap();
+    world.create_volume(10, LEAVES * LEAF);
+    let lanes = [world.lane(10, 0), world.lane(10, 1)];
+    let mut expected = std::collections::BTreeMap::new();
+    let mut rng = crate::rng::Rng::new(5);
+    for round in 0..40u64 {
+        let mut tickets = Vec::new();
+        for nth in 0..16 {
+            let at = rng.below(LEAVES) * LEAF + rng.below(4) * CLUSTER + rng.below(2) * 4096;
+            if tickets.iter().any(|(other, _)| *other == at) {
+                continue;
+            }
+            let byte = (round * 16 + nth) as u8;
+            let request = crate::testing::floor::Request::write(at, vec![byte; 4096], pollux_core::IoFlags::empty());
+            tickets.push((at, world.floor.submit(lanes[nth as usize % 2], request)));
+            expected.insert(at, byte);
+        }
+        tickets.into_iter().for_each(|(_, ticket)| assert!(world.floor.run_until(ticket).is_ok()));
+        if round % 8 == 7 {
+            world.floor.flush(lanes[0]).unwrap();
+        }
+    }
+    for (at, byte) in &expected {
+        let bytes = world.read(lanes[0], *at, 4096);
+        assert!(bytes.iter().all(|found| found == byte), "at {at}");
+    }
+    let medium = world.shut();
+    let mut world = World::open_with(&medium, Floor::in_order(), 2, 2, 0).unwrap();
+    let lane = world.lane(10, 0);
+    for (at, byte) in &expected {
+        assert!(world.read(lane, *at, 4096).iter().all(|found| found == byte), "at {at}, opened again");
+    }
+}

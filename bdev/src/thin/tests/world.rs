@@ -63,16 +63,23 @@ impl World {
     }
 
     /// Opens it, with this many reactors.
-    pub(super) fn open(
+    pub(super) fn open(medium: &Medium, floor: Floor<'static>, reactors: usize, salt: u64) -> Result<World, PoolError> {
+        World::open_with(medium, floor, reactors, salt, 64 << 20)
+    }
+
+    /// The same, with so much memory for maps.
+    pub(super) fn open_with(
         medium: &Medium,
         mut floor: Floor<'static>,
         reactors: usize,
         salt: u64,
+        map_bytes: u64,
     ) -> Result<World, PoolError> {
         let base: Arc<dyn Bdev> = Arc::new(medium.clone());
         let options = PoolOptions {
             reactors,
             salt,
+            map_bytes,
             patience_ns: 1_000_000_000,
             steps: Some(Arc::new(medium.clone())),
             ..PoolOptions::default()

@@ -1,8 +1,11 @@
-//! Several reactors in one thread: channels and engines, polled in an order that the seed draws.
+//! Several reactors in one thread: channels and residents, polled in an order that the seed draws.
 //!
-//! Who polls, when, and how much time passes between is all that a floor decides; nothing is timed, nobody sleeps. Time
-//! moves by a little with each step, and to the next time that somebody waits for when nobody has anything to do. A step
-//! polls one channel or engine.
+//! Who polls, when, and how much time passes between is all that a floor decides. A step polls one channel or resident. As
+//! on a real reactor nobody is polled without a reason: because he says [`Next::Now`], or his time has come, or because
+//! something was done on his reactor, or it was woken ([`Ring::waker`](pollux_core::Ring::waker)), since he was polled
+//! last. So a wake-up that is forgotten shows as a request that is never answered. (A seed has some polled without a
+//! reason, too, as a busy reactor does.) Time moves by a little with each step, and to the next time that somebody waits
+//! for when nobody has anything to do.
 
 mod data;
 mod lane;
@@ -19,7 +22,7 @@ use crate::rng::Rng;
 use crate::thin::store::Blocking;
 use lane::Lane;
 pub use lane::Request;
-use ring::ClockRing;
+use ring::{Bell, ClockRing};
 
 /// Names a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,12 +35,12 @@ pub struct LaneId(usize);
 /// How a request has ended: what was read (nothing of anything else), or why not.
 pub type Outcome = Result<Vec<u8>, IoError>;
 
-/// What works for nobody's request.
+/// What works for nobody's request: a [`Resident`] by another name, or anything that a test wants to be polled.
 pub trait Engine {
     /// One pass; returns how many things it did.
     fn poll(&mut self, cx: &mut Cx<'_>) -> u32;
 
-    /// When polling can find something. By itself it is polled after anybody has done anything.
+    /// When polling can find something, if nothing wakes its reactor.
     fn next(&self) -> Next {
         Next::Ring
     }
@@ -72,14 +75,18 @@ impl Place<'_> {
         }
     }
 
-    /// Whether it is polled at this time.
+    /// A channel with nothing in flight is never polled.
+    fn may_be_polled(&self) -> bool {
+        match &self.part {
+            Part::Lane(lane) => lane.next() != Next::Idle,
+            Part::Engine(_) => true,
+            Part::Gone => false,
+        }
+    }
+
+    /// Whether there is a reason to poll it now.
     fn is_due(&self, now: u64) -> bool {
-        let idle_lane = match &self.part {
-            Part::Lane(lane) => lane.next() == Next::Idle,
-            Part::Engine(_) => false,
-            Part::Gone => true,
-        };
-        !idle_lane
+        self.may_be_polled()
             && match self.next() {
                 Next::Now => true,
                 Next::At(at) => at <= now || self.owed,
@@ -91,6 +98,8 @@ impl Place<'_> {
 /// A floor of reactors. What is on it may borrow for `'a`.
 pub struct Floor<'a> {
     places: Vec<Place<'a>>,
+    /// Those of the reactors.
+    bells: BTreeMap<usize, Arc<Bell>>,
     now: u64,
     rng: Option<Rng>,
     turn: usize,
@@ -99,8 +108,6 @@ pub struct Floor<'a> {
     /// Tickets in the order of their answers.
     answered: Vec<Ticket>,
     steps: u64,
-    /// Everybody was polled once more since anything had happened.
-    quiet: bool,
 }
 
 /// Steps after which a floor that is never at rest is broken.
@@ -122,6 +129,7 @@ impl<'a> Floor<'a> {
     fn with(rng: Option<Rng>) -> Self {
         Floor {
             places: Vec::new(),
+            bells: BTreeMap::new(),
             now: 1_000_000_000,
             rng,
             turn: 0,
@@ -129,7 +137,6 @@ impl<'a> Floor<'a> {
             answers: BTreeMap::new(),
             answered: Vec::new(),
             steps: 0,
-            quiet: false,
         }
     }
 
@@ -139,18 +146,32 @@ impl<'a> Floor<'a> {
         self.now
     }
 
-    /// Time passes; everybody may look at the clock.
-    pub fn advance(&mut self, ns: u64) {
+    /// Time passes.
+    pub const fn advance(&mut self, ns: u64) {
         self.now += ns;
-        self.stir();
     }
 
-    /// Everybody is polled once more: something has changed that no poll has told of.
+    /// Everybody is polled once more, as if all reactors had been woken.
     pub fn stir(&mut self) {
-        self.quiet = false;
         for place in &mut self.places {
             place.owed = true;
         }
+    }
+
+    /// There is a reason to poll everybody on this reactor.
+    fn rouse(&mut self, reactor: usize) {
+        for place in self.places.iter_mut().filter(|place| place.reactor == reactor) {
+            place.owed = true;
+        }
+    }
+
+    fn answer_bells(&mut self) {
+        let rung: Vec<usize> = self.bells.iter().filter(|(_, bell)| bell.take()).map(|(at, _)| *at).collect();
+        rung.into_iter().for_each(|reactor| self.rouse(reactor));
+    }
+
+    fn ring(&mut self, reactor: usize) -> ClockRing {
+        ClockRing { now: self.now, bell: self.bells.entry(reactor).or_default().clone() }
     }
 
     fn put(&mut self, reactor: usize, part: Part<'a>) -> usize {
@@ -163,7 +184,7 @@ impl<'a> Floor<'a> {
     /// # Errors
     /// If it cannot attach.
     pub fn channel(&mut self, reactor: usize, mut channel: Box<dyn Channel>) -> Result<LaneId, IoError> {
-        let mut ring = ClockRing { now: self.now };
+        let mut ring = self.ring(reactor);
         channel.attach(&mut Cx { now: self.now, reactor, ring: &mut ring })?;
         Ok(LaneId(self.put(reactor, Part::Lane(Lane::new(channel)))))
     }
@@ -174,8 +195,8 @@ impl<'a> Floor<'a> {
     }
 
     fn with_lane<R>(&mut self, lane: LaneId, f: impl FnOnce(&mut Lane, &mut Cx<'_>) -> R) -> R {
+        let mut ring = self.ring(self.places[lane.0].reactor);
         let place = &mut self.places[lane.0];
-        let mut ring = ClockRing { now: self.now };
         let mut cx = Cx { now: self.now, reactor: place.reactor, ring: &mut ring };
         match &mut place.part {
             Part::Lane(lane) => f(lane, &mut cx),
@@ -185,13 +206,13 @@ impl<'a> Floor<'a> {
 
     /// What a reactor would hand down.
     pub fn with_ring<R>(&mut self, reactor: usize, f: impl FnOnce(&mut Cx<'_>) -> R) -> R {
-        let mut ring = ClockRing { now: self.now };
+        let mut ring = self.ring(reactor);
         f(&mut Cx { now: self.now, reactor, ring: &mut ring })
     }
 
     /// Blocking code on a base.
     pub fn blocking<R>(&mut self, base: &Arc<dyn Bdev>, f: impl FnOnce(&mut Blocking<'_>) -> R) -> R {
-        let mut ring = ClockRing { now: self.now };
+        let mut ring = self.ring(0);
         f(&mut Blocking::new(&**base, &mut ring, &mut |_| {}).expect("the base is there"))
     }
 
@@ -221,14 +242,14 @@ impl<'a> Floor<'a> {
         self.next_ticket += 1;
         let cuts = self.cuts(request.len as usize);
         self.with_lane(lane, |lane, cx| lane.ask(ticket, request, cuts, cx));
-        self.stir();
+        self.rouse(self.places[lane.0].reactor);
         ticket
     }
 
     /// Asks to end a request early.
     pub fn cancel(&mut self, lane: LaneId, ticket: Ticket) {
         self.with_lane(lane, |lane, cx| lane.channel().cancel(ticket.0, cx));
-        self.stir();
+        self.rouse(self.places[lane.0].reactor);
     }
 
     /// Polls one of those that have something to do. Returns whether there was anything: else all are at rest.
@@ -239,16 +260,14 @@ impl<'a> Floor<'a> {
     fn step_until(&mut self, deadline: u64) -> bool {
         self.steps += 1;
         assert!(self.steps < ENDLESS, "no rest after {ENDLESS} steps: {}", self.describe());
+        self.answer_bells();
         let now = self.now;
-        let due: Vec<usize> = (0..self.places.len()).filter(|at| self.places[*at].is_due(now)).collect();
+        let mut due: Vec<usize> = (0..self.places.len()).filter(|at| self.places[*at].is_due(now)).collect();
         if due.is_empty() {
-            if self.quiet {
-                return self.sleep(deadline);
-            }
-            // What one has left in memory for another shows in no return value.
-            self.stir();
-            self.quiet = true;
-            return true;
+            return self.sleep(deadline);
+        }
+        if self.rng.as_mut().is_some_and(|rng| rng.below(16) == 0) {
+            due = (0..self.places.len()).filter(|at| self.places[*at].may_be_polled()).collect();
         }
         self.turn += 1;
         let nth = match &mut self.rng {
@@ -273,7 +292,6 @@ impl<'a> Floor<'a> {
         match times.min().filter(|at| *at <= deadline) {
             Some(at) => {
                 self.now = at;
-                self.quiet = false;
                 true
             }
             None => false,
@@ -282,10 +300,10 @@ impl<'a> Floor<'a> {
 
     fn poll(&mut self, at: usize) {
         let mut answers = Vec::new();
+        let mut ring = self.ring(self.places[at].reactor);
         let place = &mut self.places[at];
         place.owed = false;
-        self.quiet &= place.next() != Next::Now;
-        let mut ring = ClockRing { now: self.now };
+        let reactor = place.reactor;
         let mut cx = Cx { now: self.now, reactor: place.reactor, ring: &mut ring };
         let did = match &mut place.part {
             Part::Lane(lane) => lane.poll(&mut cx, &mut answers),
@@ -297,14 +315,13 @@ impl<'a> Floor<'a> {
             self.answered.push(ticket);
         }
         if did > 0 {
-            self.stir();
+            self.rouse(reactor);
         }
     }
 
     /// Steps until all are at rest, or wait for a time more than `ns` away.
     pub fn settle(&mut self, ns: u64) {
         let deadline = self.now.saturating_add(ns);
-        self.stir();
         while self.step_until(deadline) {}
     }
 

@@ -1,21 +1,33 @@
-//! A ring that has a clock and nothing else.
+//! A ring that has a clock and a waker and nothing else.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use pollux_core::{ClientId, Done, Entry, FileSlot, Ring, RingError, Wake};
 
-/// Nobody on a floor sleeps.
-struct Awake;
+/// Whether a reactor was woken since it was looked at.
+#[derive(Debug, Default)]
+pub(super) struct Bell(AtomicBool);
 
-impl Wake for Awake {
-    fn wake(&self) {}
+impl Bell {
+    /// Whether it has rung; it is quiet then.
+    pub(super) fn take(&self) -> bool {
+        self.0.swap(false, Relaxed)
+    }
+}
+
+impl Wake for Bell {
+    fn wake(&self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 /// What the channels of a floor get for a ring: a medium in memory needs no kernel.
 #[derive(Debug, Default)]
 pub(super) struct ClockRing {
     pub(super) now: u64,
+    pub(super) bell: Arc<Bell>,
 }
 
 impl Ring for ClockRing {
@@ -24,7 +36,7 @@ impl Ring for ClockRing {
     }
 
     fn waker(&self) -> Arc<dyn Wake> {
-        Arc::new(Awake)
+        self.bell.clone()
     }
 
     fn add_client(&mut self, _depth: u32) -> Result<ClientId, RingError> {

@@ -83,6 +83,33 @@ fn time_moves_to_when_somebody_waits_for_it_and_not_beyond_the_deadline() {
     assert!(rang.get() >= at && rang.get() < at + 1_000_000, "{}", rang.get());
 }
 
+/// Hands what one reactor has put into a cell on to another, with or without waking it.
+fn handed_on(wakes: bool) -> bool {
+    let (box_, waker, got) = (Cell::new(false), RefCell::new(None), Cell::new(false));
+    let mut floor = Floor::in_order();
+    floor.engine(1, |cx: &mut Cx<'_>| {
+        waker.borrow_mut().get_or_insert(cx.ring.waker());
+        got.set(got.get() || box_.get());
+        box_.take()
+    });
+    floor.settle(0);
+    floor.engine(0, |_: &mut Cx<'_>| {
+        box_.set(!got.get());
+        if let Some(waker) = waker.borrow().as_ref().filter(|_| wakes) {
+            waker.wake();
+        }
+        false
+    });
+    floor.settle(0);
+    got.get()
+}
+
+#[test]
+fn who_is_not_woken_sleeps_on() {
+    assert!(handed_on(true));
+    assert!(!handed_on(false));
+}
+
 #[test]
 #[should_panic(expected = "is never answered")]
 fn a_request_that_is_never_answered_is_found() {

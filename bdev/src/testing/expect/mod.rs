@@ -58,7 +58,7 @@ enum Ask {
 }
 
 /// The oracle of one pool.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Expect {
     volumes: BTreeMap<Id, Volume>,
     cuts: Vec<Cut>,
@@ -66,13 +66,38 @@ pub struct Expect {
     time: Time,
     next_id: u64,
     next_write: u64,
+    /// Volumes of at most so many sectors are read in full after a crash; of larger ones what was ever touched, and the
+    /// rest of each piece of so many sectors that holds some of that.
+    in_full: u64,
+    near: u64,
+}
+
+impl Default for Expect {
+    fn default() -> Self {
+        Expect::new()
+    }
 }
 
 impl Expect {
     /// An empty pool.
     #[must_use]
     pub fn new() -> Self {
-        Expect { next_id: 1, next_write: 1, ..Expect::default() }
+        Expect {
+            volumes: BTreeMap::new(),
+            cuts: Vec::new(),
+            open: BTreeMap::new(),
+            time: 0,
+            next_id: 1,
+            next_write: 1,
+            in_full: 1024,
+            near: 128,
+        }
+    }
+
+    /// Has volumes of at most `in_full` sectors read in full after a crash, and of larger ones the pieces of `near` sectors
+    /// in which something was ever touched.
+    pub const fn look_at(&mut self, in_full: u64, near: u64) {
+        (self.in_full, self.near) = (in_full, near);
     }
 
     fn tick(&mut self) -> Time {
@@ -114,6 +139,13 @@ impl Expect {
     #[must_use]
     pub fn is_snapshot(&self, id: Id) -> bool {
         self.volumes[&id].is_snapshot
+    }
+
+    /// The snapshots of a volume that are there for sure, the oldest first.
+    #[must_use]
+    pub fn snapshots_of(&self, volume: Id) -> Vec<Id> {
+        let of = |id: &Id| self.volumes[id].parent == Some(volume);
+        self.present().into_iter().filter(of).collect()
     }
 
     /// A volume is to be created.

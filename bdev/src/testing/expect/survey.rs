@@ -7,11 +7,6 @@ use super::volume::{Asked, Content, Entry, Volume};
 use super::{Expect, Id, Survivors};
 use crate::testing::stamp::Value;
 
-/// Volumes of at most so many sectors are read in full; of larger ones what was ever touched, and what is near it.
-const IN_FULL: u64 = 8192;
-/// How near: sectors of a block of the pool.
-const NEAR: u64 = 8;
-
 type Found = BTreeMap<Id, (u64, Vec<(u64, Value)>)>;
 
 impl Expect {
@@ -84,11 +79,11 @@ impl Expect {
 
     fn read_all(&self, id: Id, sectors: u64, pool: &mut impl Survivors) -> Result<Vec<(u64, Value)>, String> {
         let mut all = BTreeSet::new();
-        if sectors <= IN_FULL {
+        if sectors <= self.in_full {
             all.extend(0..sectors);
         } else {
             self.touched(id, &mut all, &mut BTreeSet::new());
-            let near = |sector: &u64| sector / NEAR * NEAR..(sector / NEAR + 1) * NEAR;
+            let near = |sector: &u64| sector / self.near * self.near..(sector / self.near + 1) * self.near;
             all = all.iter().flat_map(near).chain([0, sectors - 1]).filter(|sector| *sector < sectors).collect();
         }
         all.into_iter().map(|sector| Ok((sector, value_of(id, sector, &pool.read(id, sector))?))).collect()

@@ -52,6 +52,8 @@ pub(super) struct Volume {
     pub(super) is_snapshot: bool,
     /// The cut that a snapshot was made in, and the volume it is of; `None` after a crash: then all of it is known.
     pub(super) cut: Option<(usize, Id)>,
+    /// The volume that a snapshot is of.
+    pub(super) parent: Option<Id>,
     pub(super) made: Asked,
     pub(super) deleted: Asked,
     pub(super) sectors: u64,
@@ -71,6 +73,7 @@ impl Volume {
         Volume {
             is_snapshot: false,
             cut: None,
+            parent: None,
             made: Asked::Begun,
             deleted: Asked::No,
             sectors,
@@ -84,7 +87,7 @@ impl Volume {
 
     pub(super) fn snapshot(sectors: u64, cut: usize, of: Id) -> Self {
         let volume = Volume::new(sectors, Content::Is(Value::Zero));
-        Volume { is_snapshot: true, cut: Some((cut, of)), ..volume }
+        Volume { is_snapshot: true, cut: Some((cut, of)), parent: Some(of), ..volume }
     }
 
     /// Everything that was ever put into a sector.

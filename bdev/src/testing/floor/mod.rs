@@ -35,7 +35,7 @@ pub struct LaneId(usize);
 /// How a request has ended: what was read (nothing of anything else), or why not.
 pub type Outcome = Result<Vec<u8>, IoError>;
 
-/// What works for nobody's request: a [`Resident`] by another name, or anything that a test wants to be polled.
+/// What works for nobody's request: a [`Resident`](pollux_core::Resident) by another name, or anything that a test wants to be polled.
 pub trait Engine {
     /// One pass; returns how many things it did.
     fn poll(&mut self, cx: &mut Cx<'_>) -> u32;

@@ -35,6 +35,7 @@ use pollux_core::{Bdev, Channel, Discard, Extent, IoError, IoFlags, Op, OpenArgs
 pub use cache::Unsynced;
 pub use crash::Crash;
 pub use mutations::Seen;
+pub use power::Off;
 pub use rules::{Effect, Rule};
 
 use cache::Cache;
@@ -269,6 +270,11 @@ impl Medium {
     /// happen nor complete.
     pub fn stop_after(&self, instants: u64) {
         self.state().power.stop_after(instants);
+    }
+
+    /// What becomes of changes and flushes when the power is off.
+    pub fn when_off(&self, off: Off) {
+        self.state().power.off = off;
     }
 
     /// Whether there is power.

@@ -19,6 +19,17 @@ pub struct Seen {
     pub waits: u64,
 }
 
+impl Seen {
+    /// Both together.
+    pub fn add(&mut self, other: Seen) {
+        self.flushes += other.flushes;
+        self.fua += other.fua;
+        self.changes += other.changes;
+        self.reads += other.reads;
+        self.waits += other.waits;
+    }
+}
+
 /// Labels heard, and what becomes of the requests and waits that have them.
 #[derive(Default)]
 pub(super) struct Mutations {

@@ -2,11 +2,22 @@
 //!
 //! An instant is the submission or the completion of a change or a flush. Reads are none: they leave the medium as it is.
 
+/// What becomes of changes and flushes when the power is off. (Reads are answered.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Off {
+    /// They stay in flight for ever.
+    #[default]
+    Frozen,
+    /// They fail at the next poll, for code that would wait for ever: that opens a pool, say.
+    Failing,
+}
+
 /// Counts instants.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Power {
     instants: u64,
     stop: Option<u64>,
+    pub(super) off: Off,
 }
 
 impl Power {

@@ -7,7 +7,7 @@ use pollux_core::{Completion, Io, IoError, Next, Op, Tag};
 use super::cache::Cache;
 use super::flight::{ChannelId, Flight, Work};
 use super::mutations::Mutations;
-use super::power::Power;
+use super::power::{Off, Power};
 use super::rules::{Effect, Rules};
 use super::{Event, Geometry, Happened, Order};
 use crate::rng::Rng;
@@ -110,6 +110,11 @@ impl State {
         !flight.held && (flight.io.op == Op::Read || self.power.is_on())
     }
 
+    /// Whether all that can become of it is an error.
+    fn fails(&self, flight: &Flight) -> bool {
+        flight.io.op != Op::Read && !self.power.is_on() && self.power.off == Off::Failing
+    }
+
     /// Has some requests, of any channel, take effect in part.
     fn stir(&mut self) {
         for at in 0..self.flights.len() {
@@ -137,6 +142,17 @@ impl State {
         ready
     }
 
+    /// Ends what only fails, without touching what it may have done.
+    fn fail(&mut self, channel: ChannelId, done: &mut Vec<Completion>) {
+        let (failing, left) = std::mem::take(&mut self.flights)
+            .into_iter()
+            .partition(|flight| flight.channel == channel && self.fails(flight));
+        self.flights = left;
+        done.extend(
+            failing.iter().map(|flight: &Flight| Completion { tag: flight.tag(), result: Err(IoError::NotReady) }),
+        );
+    }
+
     pub(super) fn poll(&mut self, channel: ChannelId, polls: u64, done: &mut Vec<Completion>) {
         if let Order::Seeded(_) = self.order {
             self.stir();
@@ -149,6 +165,7 @@ impl State {
                 done.push(self.complete(flight));
             }
         }
+        self.fail(channel, done);
     }
 
     fn complete(&mut self, flight: Flight) -> Completion {
@@ -165,7 +182,7 @@ impl State {
         let mine = || self.flights.iter().filter(|flight| flight.channel == channel);
         if mine().next().is_none() {
             Next::Idle
-        } else if mine().any(|flight| self.moves(flight)) {
+        } else if mine().any(|flight| self.moves(flight) || self.fails(flight)) {
             Next::Now
         } else {
             Next::Ring

@@ -201,6 +201,18 @@ fn the_power_goes_off_at_every_instant_and_reads_go_on() {
 }
 
 #[test]
+fn without_power_requests_fail_where_nobody_can_wait() {
+    let medium = medium(Order::InOrder);
+    let mut floor = Floor::in_order();
+    let lane = open(&mut floor, &medium);
+    medium.stop_after(1);
+    medium.when_off(Off::Failing);
+    assert_eq!(floor.write(lane, 0, &fill(1, 1), IoFlags::FUA), Err(IoError::NotReady));
+    assert_eq!(floor.flush(lane), Err(IoError::NotReady));
+    assert_eq!(outcomes(&medium, 0..1), [vec![0], vec![1]].into(), "it was in flight when the power went off");
+}
+
+#[test]
 fn requests_go_wrong_by_rule() {
     let medium = medium(Order::InOrder);
     let mut floor = Floor::in_order();

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use pollux_core::IoError;
 
 use super::Engine;
-use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LAYER_LEN, LayerKind, Record};
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LAYER_LEN, Record};
 use crate::thin::shared::DIRTY_WORDS;
 use crate::thin::store::BatchId;
 
@@ -145,9 +145,8 @@ impl Engine {
         let (layer, index) = page.key();
         let dirty = page.take_dirty(number);
         let first = index * ENTRIES_PER_PAGE as u64;
-        // A layer on its way out has nothing to say any more.
-        let known = self.nodes.by_id.get(&layer).filter(|node| node.layer.kind != LayerKind::Going);
-        let Some(node) = known else { return };
+        // Of one on its way out, too: what the log has not heard of cannot be given back.
+        let Some(node) = self.nodes.by_id.get(&layer) else { return };
         let mut freed = Vec::new();
         let mut entries = [Entry::EMPTY; ENTRIES_PER_PAGE];
         for slot in slots(&dirty) {

@@ -169,6 +169,11 @@ impl Engine {
             fold.next += 1;
             return Ok(());
         }
+        if self.is_leaf_dirty(fold.layer, leaf) {
+            // The log has to know whose its clusters are before it says who has them now.
+            self.hurry = true;
+            return Err(Miss::Wait);
+        }
         if cluster >= into.clusters() {
             // The child cannot see it.
             self.say_folded(fold, None, below.cluster());

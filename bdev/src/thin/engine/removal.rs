@@ -53,14 +53,27 @@ impl Engine {
                 }
                 removal.emptied = 0;
             }
-            let (layer, leaf, epoch) = (removal.layer, removal.next, removal.epoch);
+            let (layer, leaf, epoch, end) = (removal.layer, removal.next, removal.epoch, removal.leaves);
             if !self.is_over(epoch) {
+                break;
+            }
+            if leaf < end && self.is_leaf_dirty(layer, leaf) {
+                // The log has to know whose its clusters are before it says that they are free.
+                self.hurry = true;
                 break;
             }
             count += 1;
             self.remove_leaf(layer, leaf);
         }
         count
+    }
+
+    /// Whether the log does not know all of a leaf yet.
+    pub(super) fn is_leaf_dirty(&self, layer: u64, leaf: u64) -> bool {
+        match self.nodes.get(layer).map.place(leaf) {
+            Place::At(number) => self.shared.leaves.get(number).is_any_dirty(),
+            _ => false,
+        }
     }
 
     fn remove_leaf(&mut self, layer: u64, leaf: u64) {

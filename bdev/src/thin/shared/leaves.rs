@@ -75,7 +75,12 @@ impl Leaf {
 
     /// Whether nothing of it has changed since a commit looked at it.
     pub(crate) fn is_clean(&self) -> bool {
-        !self.queued.load(Acquire) && self.dirty.iter().all(|word| word.load(Acquire) == 0)
+        !self.queued.load(Acquire) && !self.is_any_dirty()
+    }
+
+    /// The same for any of them.
+    pub(crate) fn is_any_dirty(&self) -> bool {
+        self.dirty.iter().any(|word| word.load(Acquire) != 0)
     }
 
     /// The last commit that took something of it.

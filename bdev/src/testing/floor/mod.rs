@@ -19,6 +19,7 @@ use std::sync::Arc;
 use pollux_core::{Bdev, Channel, Cx, IoError, IoFlags, Next, Op, Tag};
 
 use crate::rng::Rng;
+use crate::thin::steps::Steps;
 use crate::thin::store::Blocking;
 use lane::Lane;
 pub use lane::Request;
@@ -211,9 +212,14 @@ impl<'a> Floor<'a> {
     }
 
     /// Blocking code on a base.
-    pub fn blocking<R>(&mut self, base: &Arc<dyn Bdev>, f: impl FnOnce(&mut Blocking<'_>) -> R) -> R {
+    pub fn blocking<R>(
+        &mut self,
+        base: &Arc<dyn Bdev>,
+        steps: Option<Arc<dyn Steps>>,
+        f: impl FnOnce(&mut Blocking<'_>) -> R,
+    ) -> R {
         let mut ring = self.ring(0);
-        f(&mut Blocking::new(&**base, &mut ring, &mut |_| {}).expect("the base is there"))
+        f(&mut Blocking::new(&**base, &mut ring, &mut |_| {}).expect("the base is there").with_steps(steps))
     }
 
     /// Takes a channel off, which has nothing to do.
@@ -257,7 +263,8 @@ impl<'a> Floor<'a> {
         self.step_until(u64::MAX)
     }
 
-    fn step_until(&mut self, deadline: u64) -> bool {
+    /// The same, but time does not move beyond `deadline` for somebody who waits.
+    pub fn step_until(&mut self, deadline: u64) -> bool {
         self.steps += 1;
         assert!(self.steps < ENDLESS, "no rest after {ENDLESS} steps: {}", self.describe());
         self.answer_bells();

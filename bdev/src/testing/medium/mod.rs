@@ -198,6 +198,12 @@ impl Medium {
         bytes
     }
 
+    /// A number that says what it shows: two media with the same one hold the same.
+    #[must_use]
+    pub fn digest(&self) -> u128 {
+        self.state().cache.visible.digest()
+    }
+
     /// Damages it past all channels: durable at once. Nothing is unsynced or in flight.
     ///
     /// # Panics

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use pollux_core::Extent;
 
+use crate::rng::mix;
+
 const PAGE: usize = 4096;
 /// Pages of a chunk.
 const PAGES: usize = 256;
@@ -118,6 +120,27 @@ impl Store {
         Extent { len: other.map_or(len, |(at, _, _)| at), mapped: first }
     }
 
+    /// A number that two contents share only by a chance of 2^-128, as good as never.
+    pub(super) fn digest(&self) -> u128 {
+        let mut sums = [0u64; 2];
+        for (chunk, pages) in &self.chunks {
+            for (at, page) in pages.iter().enumerate() {
+                let Page::Data(bytes) = page else { continue };
+                let mut state = [mix(*chunk * PAGES as u64 + at as u64 + 1), 0x9e37_79b9_7f4a_7c15];
+                for word in bytes.chunks_exact(16) {
+                    let half = |at: usize| u64::from_le_bytes(*word[at..].first_chunk().expect("inside"));
+                    state[0] = (state[0] ^ half(0)).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(29);
+                    state[1] = (state[1] ^ half(8)).wrapping_mul(0xc4ce_b9fe_1a85_ec53).rotate_left(31);
+                    state[1] ^= state[0] >> 7;
+                    state[0] = state[0].wrapping_add(state[1]);
+                }
+                sums[0] = sums[0].wrapping_add(mix(state[0]));
+                sums[1] = sums[1].wrapping_add(mix(state[1] ^ state[0].rotate_left(17)));
+            }
+        }
+        u128::from(sums[0]) << 64 | u128::from(sums[1])
+    }
+
     /// How much space it takes, in bytes.
     pub(super) fn space(&self) -> u64 {
         let pages = self.chunks.values().flat_map(|chunk| chunk.iter()).filter(|page| **page != Page::Hole).count();
@@ -176,6 +199,20 @@ mod tests {
         store.zero(0, 4096, true);
         assert_eq!(read(&copy, 4000, 200), [1; 200]);
         assert_eq!(read(&store, 4000, 200), [vec![0; 96], vec![1; 4], vec![2; 8], vec![1; 92]].concat());
+    }
+
+    #[test]
+    fn equal_contents_have_equal_digests() {
+        let (mut one, mut other) = (Store::default(), Store::default());
+        one.write(5 << 20, &[7; 100]);
+        other.write(5 << 20, &[7; 200]);
+        assert_ne!(one.digest(), other.digest());
+        other.zero((5 << 20) + 100, 100, false);
+        other.write(0, &[0; 8192]);
+        assert_eq!(one.digest(), other.digest(), "zeroes are zeroes");
+        let mut moved = Store::default();
+        moved.write((5 << 20) + 4096, &[7; 100]);
+        assert_ne!(one.digest(), moved.digest());
     }
 
     #[test]

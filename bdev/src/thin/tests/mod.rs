@@ -1,4 +1,16 @@
 //! A pool on a simulated medium: channels on several reactors and the engine, in one thread.
+//!
+//! ```text
+//! plain     what a pool does                          sweep     every short workload, cut at every instant
+//! world     a pool that a test drives                 driver    the same, and an oracle that is told of it
+//! judge     whether a medium after a crash is as it may be
+//! ```
 
+mod driver;
+mod judge;
 mod plain;
+mod sweep;
 mod world;
+
+/// Whether the store makes checkpoints.
+const HAS_CHECKPOINTS: bool = true;

@@ -47,12 +47,17 @@ pub(super) fn uuid(number: u128) -> Uuid {
 impl World {
     /// Makes a pool on a medium.
     pub(super) fn create(medium: &Medium) {
+        World::create_of(medium, CLUSTER);
+    }
+
+    /// The same, with clusters of this size.
+    pub(super) fn create_of(medium: &Medium, cluster: u64) {
         let base: Arc<dyn Bdev> = Arc::new(medium.clone());
-        Floor::in_order().blocking(&base, |blocking| {
+        Floor::in_order().blocking(&base, Some(Arc::new(medium.clone())), |blocking| {
             let params = CreateParams {
                 name: "pool".into(),
                 uuid: uuid(1),
-                cluster_size: CLUSTER as u32,
+                cluster_size: cluster as u32,
                 created: 1,
                 overcommit: 0,
                 salt: 77,
@@ -84,7 +89,8 @@ impl World {
             steps: Some(Arc::new(medium.clone())),
             ..PoolOptions::default()
         };
-        let (pool, engine) = floor.blocking(&base, |blocking| Pool::open(base.clone(), blocking, &options))?;
+        let steps = options.steps.clone();
+        let (pool, engine) = floor.blocking(&base, steps, |blocking| Pool::open(base.clone(), blocking, &options))?;
         let mut engine = engine;
         floor.with_ring(0, |cx| engine.attach(cx)).expect("a floor has room");
         let engine = Hosted(Rc::new(RefCell::new(Some(engine))));
@@ -155,6 +161,11 @@ impl World {
 
     pub(super) fn discard(&mut self, lane: LaneId, offset: u64, len: u64) {
         self.floor.zero(lane, Op::Discard, offset, len).expect("the medium works");
+    }
+
+    /// The power is off, and nobody remembers anything.
+    pub(super) fn forget(self) {
+        self.medium.stop_after(self.medium.instants());
     }
 
     /// Nobody uses it any more: all is in the trees.

@@ -1,0 +1,241 @@
+//! Drives a pool and tells the oracle what it asks for and what is answered.
+//!
+//! Volumes and snapshots are known by the numbers that the oracle gives them.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use pollux_core::{IoFlags, Op};
+use uuid::Uuid;
+
+use super::world::{World, uuid};
+use crate::testing::expect::{Asking, Expect, Id};
+use crate::testing::floor::{LaneId, Request, Ticket};
+use crate::testing::stamp::SECTOR;
+use crate::thin::PoolError;
+use crate::thin::orders::{Answer, Order, SnapshotOf};
+
+/// UUIDs of volumes begin here.
+const FIRST: u128 = 1000;
+const BYTES: u64 = SECTOR as u64;
+
+pub(super) fn uuid_of(id: Id) -> Uuid {
+    uuid(FIRST + u128::from(id.0))
+}
+
+pub(super) fn id_of(uuid: Uuid) -> Option<Id> {
+    u64::try_from(uuid.as_u128().checked_sub(FIRST)?).ok().map(Id)
+}
+
+pub(super) fn name_of(id: Id) -> String {
+    format!("n{}", id.0)
+}
+
+/// What was asked for and is not answered.
+enum Pending {
+    Io { volume: Id, lane: LaneId, ticket: Ticket, asking: Asking, reads: bool },
+    Order { answer: Receiver<Answer>, asking: Option<Asking>, made: Vec<(Id, Id)> },
+}
+
+/// See the module's description.
+pub(super) struct Driver {
+    pub(super) world: World,
+    pub(super) expect: Expect,
+    pub(super) reactors: usize,
+    lanes: BTreeMap<(Id, usize), LaneId>,
+    pending: Vec<Pending>,
+    /// The snapshots that volumes and snapshots stand on, and were made of.
+    pub(super) parents: BTreeMap<Id, Id>,
+    /// Answers that were errors.
+    pub(super) errors: Vec<String>,
+    /// Rises with each answer.
+    pub(super) answers: u64,
+}
+
+impl Driver {
+    pub(super) fn new(world: World, expect: Expect, reactors: usize) -> Driver {
+        let (lanes, pending, parents, errors) = (BTreeMap::new(), Vec::new(), BTreeMap::new(), Vec::new());
+        Driver { world, expect, reactors, lanes, pending, parents, errors, answers: 0 }
+    }
+
+    /// The lane into a volume on a reactor.
+    fn lane(&mut self, volume: Id, reactor: usize) -> LaneId {
+        let world = &mut self.world;
+        *self.lanes.entry((volume, reactor)).or_insert_with(|| world.lane(FIRST + u128::from(volume.0), reactor))
+    }
+
+    fn submit(&mut self, volume: Id, reactor: usize, request: Request, asking: Asking) {
+        let lane = self.lane(volume, reactor);
+        let reads = request.op == Op::Read;
+        let ticket = self.world.floor.submit(lane, request);
+        self.pending.push(Pending::Io { volume, lane, ticket, asking, reads });
+    }
+
+    pub(super) fn write(&mut self, volume: Id, reactor: usize, first: u64, count: u64, flags: IoFlags) {
+        let (asking, bytes) = self.expect.write(volume, first, count, flags.contains(IoFlags::FUA));
+        self.submit(volume, reactor, Request::write(first * BYTES, bytes, flags), asking);
+    }
+
+    /// A discard or zeroes.
+    pub(super) fn zero(&mut self, volume: Id, reactor: usize, op: Op, first: u64, count: u64, flags: IoFlags) {
+        let asking = self.expect.zero(volume, first, count, flags.contains(IoFlags::FUA));
+        self.submit(volume, reactor, Request::plain(op, flags, first * BYTES, count * BYTES), asking);
+    }
+
+    pub(super) fn flush(&mut self, volume: Id, reactor: usize) {
+        let asking = self.expect.flush(volume);
+        self.submit(volume, reactor, Request::flush(), asking);
+    }
+
+    pub(super) fn read(&mut self, volume: Id, reactor: usize, first: u64, count: u64) {
+        let asking = self.expect.read(volume, first, count);
+        self.submit(volume, reactor, Request::read(first * BYTES, count * BYTES), asking);
+    }
+
+    fn order(&mut self, order: Order, asking: Option<Asking>, made: Vec<(Id, Id)>) {
+        let answer = self.world.send(order);
+        self.pending.push(Pending::Order { answer, asking, made });
+    }
+
+    pub(super) fn create(&mut self, sectors: u64) -> Id {
+        let (id, asking) = self.expect.create(sectors);
+        let order =
+            Order::Create { uuid: uuid_of(id), name: name_of(id), bytes: sectors * BYTES, reserved: 0, created: 5 };
+        self.order(order, Some(asking), Vec::new());
+        id
+    }
+
+    pub(super) fn snapshot(&mut self, volumes: &[Id]) -> Vec<Id> {
+        let (made, asking) = self.expect.snapshot(volumes);
+        let one = |(of, id): (&Id, &Id)| SnapshotOf { volume: uuid_of(*of), uuid: uuid_of(*id), name: name_of(*id) };
+        let of = volumes.iter().zip(&made).map(one).collect();
+        let pairs = volumes.iter().copied().zip(made.iter().copied()).collect();
+        self.order(Order::Snapshot { of, created: 6 }, Some(asking), pairs);
+        made
+    }
+
+    pub(super) fn clone_of(&mut self, snapshot: Id) -> Id {
+        let (id, asking) = self.expect.clone_of(snapshot);
+        let order = Order::Clone { of: uuid_of(snapshot), uuid: uuid_of(id), name: name_of(id), created: 7 };
+        self.order(order, Some(asking), vec![(id, snapshot)]);
+        id
+    }
+
+    pub(super) fn resize(&mut self, volume: Id, sectors: u64) {
+        let asking = self.expect.resize(volume, sectors);
+        let order = Order::Resize { uuid: uuid_of(volume), bytes: sectors * BYTES, allow_shrink: false };
+        self.order(order, Some(asking), Vec::new());
+    }
+
+    pub(super) fn rollback(&mut self, volume: Id, snapshot: Id) {
+        let asking = self.expect.rollback(volume, snapshot);
+        self.order(Order::Rollback { uuid: uuid_of(volume), to: uuid_of(snapshot) }, Some(asking), Vec::new());
+    }
+
+    /// Nothing of it is in flight.
+    pub(super) fn delete(&mut self, id: Id) {
+        let mine: Vec<_> = self.lanes.range((id, 0)..(Id(id.0 + 1), 0)).map(|(key, lane)| (*key, *lane)).collect();
+        for (key, lane) in mine {
+            self.lanes.remove(&key);
+            self.world.close(lane);
+        }
+        let asking = self.expect.delete(id);
+        self.order(Order::Delete { uuid: uuid_of(id) }, Some(asking), Vec::new());
+    }
+
+    pub(super) fn checkpoint(&mut self) {
+        self.order(Order::Checkpoint, None, Vec::new());
+    }
+
+    /// Whether something of a volume is in flight.
+    pub(super) fn is_busy(&self, id: Id) -> bool {
+        self.pending.iter().any(|pending| matches!(pending, Pending::Io { volume, .. } if *volume == id))
+    }
+
+    /// How much is not answered: requests, orders.
+    pub(super) fn in_flight(&self) -> (usize, usize) {
+        let requests = self.pending.iter().filter(|pending| matches!(pending, Pending::Io { .. })).count();
+        (requests, self.pending.len() - requests)
+    }
+
+    /// One step, and what was answered with it. Returns whether there was anything to do.
+    pub(super) fn step(&mut self, deadline: u64) -> Result<bool, String> {
+        let did = self.world.floor.step_until(deadline);
+        self.hear()?;
+        Ok(did)
+    }
+
+    /// Tells the oracle what was answered.
+    fn hear(&mut self) -> Result<(), String> {
+        let mut left = Vec::with_capacity(self.pending.len());
+        for pending in std::mem::take(&mut self.pending) {
+            match pending {
+                Pending::Io { volume, ticket, asking, reads, lane } => match self.world.floor.take(ticket) {
+                    None => left.push(Pending::Io { volume, lane, ticket, asking, reads }),
+                    Some(outcome) => {
+                        self.answers += 1;
+                        match outcome {
+                            Ok(bytes) if reads => self.expect.has_read(asking, &bytes)?,
+                            Ok(_) => self.expect.done(asking),
+                            Err(error) => {
+                                self.errors.push(format!("{volume:?}: {error:?}"));
+                                self.expect.failed(asking);
+                            }
+                        }
+                    }
+                },
+                Pending::Order { answer, asking, made } => match answer.try_recv() {
+                    Err(TryRecvError::Empty) => left.push(Pending::Order { answer, asking, made }),
+                    Err(TryRecvError::Disconnected) => return Err("an order was never answered".into()),
+                    Ok(answer) => {
+                        self.answers += 1;
+                        self.order_ended(answer, asking, made)?;
+                    }
+                },
+            }
+        }
+        self.pending = left;
+        Ok(())
+    }
+
+    fn order_ended(&mut self, answer: Answer, asking: Option<Asking>, made: Vec<(Id, Id)>) -> Result<(), String> {
+        match answer {
+            Ok(_) => {
+                if let Some(asking) = asking {
+                    self.expect.done(asking);
+                }
+                for (of, snapshot) in made {
+                    if let Some(below) = self.parents.insert(of, snapshot) {
+                        self.parents.insert(snapshot, below);
+                    }
+                }
+            }
+            Err(error @ (PoolError::Unfit { .. } | PoolError::NoSpace(_) | PoolError::Failed(_))) => {
+                self.errors.push(error.to_string());
+                if let Some(asking) = asking {
+                    self.expect.failed(asking);
+                }
+            }
+            Err(error) => return Err(format!("an order is refused that was in order: {error}")),
+        }
+        Ok(())
+    }
+
+    /// Runs until everything is answered.
+    pub(super) fn finish(&mut self) -> Result<(), String> {
+        while !self.pending.is_empty() {
+            if !self.step(u64::MAX)? {
+                return Err(format!("never answered: {:?}", self.in_flight()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the pool do by itself what it does within so much time.
+    pub(super) fn settle(&mut self, ns: u64) -> Result<(), String> {
+        let deadline = self.world.floor.now() + ns;
+        self.world.floor.stir();
+        while self.step(deadline)? {}
+        Ok(())
+    }
+}

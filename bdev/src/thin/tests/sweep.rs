@@ -1,0 +1,282 @@
+//! Every workload of a few operations, cut at every instant, with every subset of what was not durable.
+//!
+//! The prefix of a workload is a workload of its own, so a cut is looked for in its last operation only, and in what the pool
+//! does by itself afterwards. Nothing happens between two steps of the floor, and in one step of a medium that does things
+//! in order at most one request completes that counts; so the end of each step stands for all instants in it.
+
+use std::collections::{BTreeSet, HashMap};
+
+use pollux_core::{IoFlags, Op};
+
+use super::driver::Driver;
+use super::judge::{Found, judge};
+use super::world::{MIB, World};
+use crate::testing::expect::{Expect, Id};
+use crate::testing::floor::Floor;
+use crate::testing::medium::{Crash, Geometry, Medium, Order};
+
+const NONE: IoFlags = IoFlags::empty();
+
+/// One operation. Two volumes, `a` on one reactor and `b` on the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Whole sub-blocks of `a`, of `b`.
+    WriteA,
+    WriteB,
+    /// A part of a sub-block, of `a`; of the clone, or else of `b`.
+    EdgeA,
+    EdgeC,
+    Fua,
+    Flush,
+    Discard,
+    Snapshot,
+    Group,
+    Clone,
+    /// The clone, or else `b`.
+    Delete,
+    DeleteSnapshot,
+    Grow,
+    Rollback,
+    Checkpoint,
+}
+
+pub(super) const ALL: [Step; 15] = [
+    Step::WriteA,
+    Step::WriteB,
+    Step::EdgeA,
+    Step::EdgeC,
+    Step::Fua,
+    Step::Flush,
+    Step::Discard,
+    Step::Snapshot,
+    Step::Group,
+    Step::Clone,
+    Step::Delete,
+    Step::DeleteSnapshot,
+    Step::Grow,
+    Step::Rollback,
+    Step::Checkpoint,
+];
+
+/// What every workload begins with.
+pub(super) struct Start {
+    medium: Medium,
+    expect: Expect,
+    a: Id,
+    b: Id,
+    /// Sectors of a cluster.
+    cluster: u64,
+}
+
+impl Start {
+    /// A pool with next to no space: `a` holds something, `b` nothing, and somebody else has nearly all the rest.
+    pub(super) fn new(block: u32) -> Start {
+        let (geometry, cluster, others) = match block {
+            512 => (Geometry::with_512(4 * MIB), 64 << 10, 11),
+            _ => (Geometry::with_4096(4 * MIB), 128 << 10, 3),
+        };
+        let medium = Medium::new(geometry, Order::InOrder);
+        World::create_of(&medium, cluster);
+        let world = World::open(&medium, Floor::in_order(), 2, 1).expect("it was made");
+        let mut driver = Driver::new(world, Expect::new(), 2);
+        let cluster = cluster / 512;
+        let (a, b) = (driver.create(2 * cluster), driver.create(2 * cluster));
+        let rest = driver.create(others * cluster);
+        driver.finish().expect("the medium works");
+        for nth in 0..others {
+            driver.write(rest, 0, nth * cluster, u64::from(block / 512), NONE);
+        }
+        driver.write(a, 0, 0, cluster / 8, NONE);
+        driver.finish().expect("the medium works");
+        driver.flush(a, 0);
+        driver.flush(rest, 0);
+        driver.finish().expect("the medium works");
+        let Driver { world, expect, .. } = driver;
+        let medium = world.shut();
+        Start { medium, expect, a, b, cluster }
+    }
+}
+
+/// Which cuts are looked at, and what became of them.
+#[derive(Default)]
+pub(super) struct Sweep {
+    /// What media of this content hold.
+    known: HashMap<u128, Result<Found, String>>,
+    pub(super) cuts: u64,
+    pub(super) workloads: u64,
+}
+
+/// A workload that runs.
+struct Run<'a> {
+    start: &'a Start,
+    driver: Driver,
+    clone: Option<Id>,
+    snapshot: Option<Id>,
+    b_is_there: bool,
+    /// Media that were found good since the oracle has last heard something.
+    good: BTreeSet<u128>,
+    seen: (u64, u64),
+}
+
+impl<'a> Run<'a> {
+    fn new(start: &'a Start) -> Run<'a> {
+        let medium = start.medium.crash(Crash::All, Order::InOrder);
+        let world = World::open(&medium, Floor::in_order(), 2, 2).expect("it was closed");
+        let driver = Driver::new(world, start.expect.clone(), 2);
+        let seen = (u64::MAX, 0);
+        Run { start, driver, clone: None, snapshot: None, b_is_there: true, good: BTreeSet::new(), seen }
+    }
+
+    /// Begins a step; `false`: it cannot be done.
+    fn begin(&mut self, step: Step) -> bool {
+        let Start { a, b, cluster, .. } = *self.start;
+        let sub = cluster / 16;
+        let driver = &mut self.driver;
+        let other = self.clone.or(self.b_is_there.then_some(b));
+        match (step, self.snapshot, other) {
+            (Step::WriteA, ..) => driver.write(a, 0, sub, 2 * sub, NONE),
+            (Step::WriteB, ..) if self.b_is_there => driver.write(b, 1, cluster - sub, 2 * sub, NONE),
+            (Step::EdgeA, ..) => driver.write(a, 0, 2 * sub + sub / 2, sub, NONE),
+            (Step::EdgeC, _, Some(other)) => driver.write(other, 1, sub / 2, sub / 2, NONE),
+            (Step::Fua, ..) => driver.write(a, 1, cluster, sub, IoFlags::FUA),
+            (Step::Flush, ..) => driver.flush(a, 0),
+            (Step::Discard, ..) => driver.zero(a, 0, Op::Discard, sub, cluster, NONE),
+            (Step::Snapshot, ..) => self.snapshot = Some(driver.snapshot(&[a])[0]),
+            (Step::Group, ..) if self.b_is_there => self.snapshot = Some(driver.snapshot(&[a, b])[0]),
+            (Step::Clone, Some(snapshot), _) if self.clone.is_none() => self.clone = Some(driver.clone_of(snapshot)),
+            (Step::Delete, _, Some(other)) => {
+                driver.delete(other);
+                self.b_is_there &= other != b;
+                self.clone = None;
+            }
+            (Step::DeleteSnapshot, Some(snapshot), _) => {
+                driver.delete(snapshot);
+                self.snapshot = None;
+            }
+            (Step::Grow, ..) => driver.resize(a, driver.expect.sectors(a) + sub),
+            (Step::Rollback, Some(snapshot), _) => driver.rollback(a, snapshot),
+            (Step::Checkpoint, ..) if super::HAS_CHECKPOINTS => driver.checkpoint(),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Runs to the end of the step and looks at every cut on the way.
+    fn watch(&mut self, sweep: &mut Sweep) -> Result<(), String> {
+        self.look(sweep)?;
+        while self.driver.in_flight() != (0, 0) {
+            if !self.driver.step(u64::MAX)? {
+                return Err(format!("never answered: {:?}", self.driver.in_flight()));
+            }
+            self.look(sweep)?;
+        }
+        let deadline = self.driver.world.floor.now() + 600_000_000;
+        self.driver.world.floor.stir();
+        while self.driver.step(deadline)? {
+            self.look(sweep)?;
+        }
+        Ok(())
+    }
+
+    /// Cuts the power now, in every way.
+    fn look(&mut self, sweep: &mut Sweep) -> Result<(), String> {
+        let medium = &self.driver.world.medium;
+        let now = (medium.instants(), self.driver.answers);
+        if now == self.seen {
+            return Ok(());
+        }
+        if now.1 != self.seen.1 {
+            self.good.clear();
+        }
+        self.seen = now;
+        for (choice, crashed) in medium.crashes(2, Order::InOrder) {
+            let digest = crashed.digest();
+            if !self.good.insert(digest) {
+                continue;
+            }
+            sweep.cuts += 1;
+            let found = sweep.known.entry(digest).or_insert_with(|| judge(&crashed, 2));
+            let found = found.as_ref().map_err(Clone::clone);
+            let checked = found.and_then(|found| self.driver.expect.clone().check_after_crash(&mut found.clone()));
+            if let Err(what) = checked {
+                let unsynced = medium.unsynced();
+                return Err(format!("instant {}, {choice:?} of {unsynced:#?}: {what}", now.0));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sweep {
+    /// Runs a workload; `false`: it cannot be done, and nor can one that begins like it.
+    pub(super) fn workload(&mut self, start: &Start, steps: &[Step]) -> Result<bool, String> {
+        let mut run = Run::new(start);
+        let (last, before) = steps.split_last().expect("it has a step");
+        for step in before {
+            assert!(run.begin(*step), "it could be done before");
+            run.driver.finish()?;
+        }
+        if !run.begin(*last) {
+            run.driver.world.forget();
+            return Ok(false);
+        }
+        self.workloads += 1;
+        let result = run.watch(self);
+        run.driver.world.forget();
+        result.map(|()| true)
+    }
+
+    /// Runs all workloads that begin with these steps and have `more` at most.
+    pub(super) fn all(&mut self, start: &Start, steps: &mut Vec<Step>, more: usize) -> Result<(), String> {
+        if more == 0 {
+            return Ok(());
+        }
+        for step in ALL {
+            steps.push(step);
+            let told = Told(steps);
+            let possible = self.workload(start, told.0).map_err(|what| format!("{:?}: {what}", told.0))?;
+            drop(told);
+            if possible {
+                self.all(start, steps, more - 1)?;
+            }
+            steps.pop();
+        }
+        Ok(())
+    }
+}
+
+/// Says what it was if the run panics.
+struct Told<'a>(&'a [Step]);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the workload was {:?}", self.0);
+        }
+    }
+}
+
+/// All workloads of up to so many steps, the first step drawn by lot between two threads.
+fn sweep(block: u32, steps: usize) {
+    let began = std::time::Instant::now();
+    let mut sweep = Sweep::default();
+    let start = Start::new(block);
+    let done = sweep.all(&start, &mut Vec::new(), steps);
+    let (cuts, media) = (sweep.cuts, sweep.known.len());
+    eprintln!("{} workloads, {cuts} cuts, {media} media, {:?}", sweep.workloads, began.elapsed());
+    done.unwrap_or_else(|what| panic!("{what}"));
+}
+
+fn length(or: usize) -> usize {
+    std::env::var("POLLUX_SWEEP").ok().and_then(|text| text.parse().ok()).unwrap_or(or)
+}
+
+#[test]
+fn every_short_workload_bears_every_crash_on_512() {
+    sweep(512, length(2));
+}
+
+#[test]
+fn every_short_workload_bears_every_crash_on_4096() {
+    sweep(4096, length(2));
+}

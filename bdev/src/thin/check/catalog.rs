@@ -7,6 +7,9 @@ use super::report::{Findings, Flaw};
 use super::trees::{Seen, Tree, Trees, clusters_of};
 use crate::thin::format::{Geometry, Kind, LAYER_LEN, LAYERS_PER_PAGE, Layer, LayerKind, Pointer, Superblock};
 
+/// Numbers of layers stay below it.
+const MOST_LAYERS: u64 = 1 << 62;
+
 /// All layers by number.
 pub(super) type Layers = BTreeMap<u64, Layer>;
 
@@ -21,7 +24,7 @@ pub(super) fn read(
     let next = superblock.next_layer;
     let tree = catalog_tree(superblock);
     let all = trees.walk(medium, findings, &tree, &mut |findings, seen| {
-        let Seen::Leaf { index, block, page } = seen else { return 0 };
+        let Seen::Leaf { index, block, page, .. } = seen else { return 0 };
         let (places, _) = page.payload().as_chunks::<LAYER_LEN>();
         for (bytes, place) in places.iter().zip(index * LAYERS_PER_PAGE as u64..) {
             match Layer::from_bytes(bytes) {
@@ -60,7 +63,7 @@ pub(super) fn read(
 /// The tree of all layers.
 pub(super) fn catalog_tree(superblock: &Superblock) -> Tree {
     let (levels, root) = superblock.catalog;
-    let leaves = superblock.next_layer.div_ceil(LAYERS_PER_PAGE as u64);
+    let leaves = superblock.next_layer.min(MOST_LAYERS).div_ceil(LAYERS_PER_PAGE as u64);
     Tree { kind: Kind::Catalog, layer: 0, levels, root, leaves, generation: superblock.generation }
 }
 
@@ -129,7 +132,7 @@ pub(super) fn judge(layers: &Layers, geometry: &Geometry, whole: bool) -> Vec<Co
 }
 
 /// The smallest layer of each circle.
-fn cycles(layers: &Layers) -> Vec<u64> {
+pub(super) fn cycles(layers: &Layers) -> Vec<u64> {
     let (mut good, mut found) = (HashSet::new(), Vec::new());
     for start in layers.keys() {
         let (mut path, mut on_path, mut at) = (Vec::new(), HashSet::new(), Some(*start));

@@ -8,6 +8,9 @@ use super::medium::Medium;
 use super::report::{Findings, Flaw};
 use crate::thin::format::{Geometry, LogHeader, LogSpan, Record, Records, Superblock};
 
+/// Numbers of blocks and batches stay below it.
+pub(super) const END: u64 = 1 << 62;
+
 /// A batch that counts.
 pub(super) struct Batch {
     pub(super) number: u64,
@@ -46,8 +49,7 @@ impl<'a> Log<'a> {
         let end = log_from.saturating_add(there);
         let first = spans.first().map_or(u64::MAX, |span| span.from);
         let last = spans.last().map_or(0, |span| span.from);
-        if first > *log_from || last > log_from.saturating_add(log_blocks) || log_from.checked_add(log_blocks).is_none()
-        {
+        if first > *log_from || *log_from >= END || *batch_from >= END || last > log_from + log_blocks {
             findings.add(Flaw::LogSpan, None, None, || {
                 format!("the log counts from block {log_from} on, and its starts were at blocks {first} to {last}")
             });

@@ -93,7 +93,7 @@ pub(super) fn walk(
         let size = clusters_of(layer.size, &superblock.geometry);
         let (mut totals, mut sane) = (Totals::default(), true);
         let whole = trees.walk(medium, findings, &tree, &mut |findings, seen| {
-            let Seen::Leaf { index, block, page } = seen else { return 0 };
+            let Seen::Leaf { index, block, page, .. } = seen else { return 0 };
             for at in 0..ENTRIES_PER_PAGE {
                 let cluster = index * ENTRIES_PER_PAGE as u64 + at as u64;
                 let Some(entry) = page.entry(at) else {

@@ -17,7 +17,7 @@ const PER_LEAF: u64 = ENTRIES_PER_PAGE as u64;
 
 /// A leaf as the log says that it is.
 #[derive(Default)]
-struct Logged {
+pub(super) struct Logged {
     /// All of its entries, but for those that follow.
     whole: Option<Entry>,
     entries: BTreeMap<u16, Entry>,
@@ -34,11 +34,11 @@ pub(super) struct Replay<'a> {
     pub(super) layers: Layers,
     pub(super) owned: Owned,
     gone: HashSet<u64>,
-    logged: BTreeMap<(u64, u64), Logged>,
+    pub(super) logged: BTreeMap<(u64, u64), Logged>,
 }
 
 impl Logged {
-    fn entry(&self, at: u16) -> Option<Entry> {
+    pub(super) fn entry(&self, at: u16) -> Option<Entry> {
         self.entries.get(&at).copied().or(self.whole)
     }
 }

@@ -115,6 +115,7 @@ fn compare(findings: &mut Findings, seen: &Seen, expected: &Expected, known: boo
     let (what, leaked, not_marked) = words;
     let layer = None;
     match *seen {
+        Seen::Lost { .. } => 0,
         Seen::Hole { first, count } => {
             if let Some(number) = expected.any(first, count) {
                 findings.add(not_marked, None, layer, || format!("{what} {number} is in use and not marked as such"));
@@ -122,7 +123,7 @@ fn compare(findings: &mut Findings, seen: &Seen, expected: &Expected, known: boo
             let (from, to) = (first * BITS_PER_PAGE as u64, (first + count).saturating_mul(BITS_PER_PAGE as u64));
             to.min(expected.end).saturating_sub(from)
         }
-        Seen::Leaf { index, block, page } => {
+        Seen::Leaf { index, block, page, .. } => {
             let block = Some(block);
             for (at, word, should) in differences(page, index, expected) {
                 let number = |bits: u64| at * 64 + u64::from(bits.trailing_zeros());

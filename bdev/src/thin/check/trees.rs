@@ -36,9 +36,11 @@ pub(super) struct Tree {
 /// What a walk comes upon. Each answers how many clusters are free there, which matters in the tree of space only.
 pub(super) enum Seen<'a> {
     /// A leaf.
-    Leaf { index: u64, block: u64, page: &'a Page },
+    Leaf { index: u64, block: u64, generation: u64, page: &'a Page },
     /// Leaves that are empty and have no page.
     Hole { first: u64, count: u64 },
+    /// Leaves that nobody can know, because the page of this level in this block cannot be used.
+    Lost { first: u64, count: u64, level: u8, block: u64 },
 }
 
 /// What a part of a tree comes to.
@@ -76,6 +78,15 @@ impl Trees {
         Trees { pool, extents, blocks_per_cluster, pages, used, lost: false, cache }
     }
 
+    /// The block of a page.
+    pub(super) fn block(&self, number: u64) -> Option<u64> {
+        self.extents.iter().find_map(|(extent, first)| {
+            let at = number.checked_sub(*first)?;
+            let inside = at < u64::from(extent.count) * self.blocks_per_cluster;
+            inside.then_some(u64::from(extent.first) * self.blocks_per_cluster + at)
+        })
+    }
+
     /// The number of the page that this block is.
     pub(super) fn number(&self, block: u64) -> Option<u64> {
         self.extents.iter().find_map(|(extent, first)| {
@@ -98,6 +109,10 @@ impl Trees {
                 format!("the tree of {} has {levels} levels, for {leaves} leaves", whose(tree))
             });
             self.lost = true;
+            look(
+                findings,
+                &Seen::Lost { first: 0, count: tree.leaves, level: tree.levels.max(1), block: tree.root.block },
+            );
             return false;
         }
         let level = if tree.root.is_some() { tree.levels - 1 } else { 0 };
@@ -177,7 +192,13 @@ impl Walk<'_, '_> {
                 self.trees.lost = true;
                 return Below { free: 0, whole: false };
             }
-            self.page(to, level, index, newest)
+            let below = self.page(to, level, index, newest);
+            below.unwrap_or_else(|| {
+                self.trees.lost = true;
+                let lost = Seen::Lost { first, count: existing, level, block: to.block };
+                (self.look)(self.findings, &lost);
+                Below { free: 0, whole: false }
+            })
         } else if existing > 0 {
             Below { free: (self.look)(self.findings, &Seen::Hole { first, count: existing }), whole: true }
         } else {
@@ -196,14 +217,12 @@ impl Walk<'_, '_> {
         below
     }
 
-    fn page(&mut self, at: Pointer, level: u8, index: u64, newest: u64) -> Below {
-        let Some(page) = self.read(at, level, index, newest) else {
-            self.trees.lost = true;
-            return Below { free: 0, whole: false };
-        };
+    /// `None`: it cannot be used.
+    fn page(&mut self, at: Pointer, level: u8, index: u64, newest: u64) -> Option<Below> {
+        let page = self.read(at, level, index, newest)?;
         if level == 0 {
-            let seen = Seen::Leaf { index, block: at.block, page: &page };
-            return Below { free: (self.look)(self.findings, &seen), whole: true };
+            let seen = Seen::Leaf { index, block: at.block, generation: at.generation, page: &page };
+            return Some(Below { free: (self.look)(self.findings, &seen), whole: true });
         }
         let mut all = Below { free: 0, whole: true };
         for child in 0..POINTERS_PER_PAGE {
@@ -212,7 +231,7 @@ impl Walk<'_, '_> {
             let below = self.pointer(pointer, level - 1, number, span(level - 1), at.generation, Some(at.block));
             all = Below { free: all.free.saturating_add(below.free), whole: all.whole && below.whole };
         }
-        all
+        Some(all)
     }
 
     /// A page, if it is the one that is meant.

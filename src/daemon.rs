@@ -100,6 +100,7 @@ pub fn run(settings: &Settings) -> Result<()> {
         metrics.stop();
     }
     vhost.shutdown();
+    node.close_pools();
     drop(node);
     reactors.stop();
     tracing::info!("pollux has ended");

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pollux_bdev::thin::{PoolInfo, Role};
 use pollux_bdev::{Entry, IoSnapshot, Sg};
 use pollux_core::{Delivery, Histogram, Op};
 use pollux_metrics::{HistogramSnapshot, Sink, Source};
@@ -86,6 +87,17 @@ families! {
     REACTOR_COMPLETIONS Counter "pollux_reactor_completions_total" ["reactor"] "Completions taken from the ring.";
     QUEUES_MOVED Counter "pollux_scheduler_moves_total" ["result"]
         "Queues that were to move to another reactor: moved, or given up because they did not come to rest in time.";
+    POOL_SIZE Gauge "pollux_pool_size_bytes" ["pool"] "Bytes of a pool that volumes and metadata can take.";
+    POOL_FREE Gauge "pollux_pool_free_bytes" ["pool"] "Bytes of a pool that are free.";
+    POOL_ALLOCATED Gauge "pollux_pool_allocated_bytes" ["pool"] "Bytes of a pool that are in use.";
+    POOL_QUARANTINED Gauge "pollux_pool_quarantined_bytes" ["pool"]
+        "Bytes of a pool that were given back and cannot be used again yet.";
+    POOL_FAILED Gauge "pollux_pool_failed" ["pool"] "1 if a pool is read-only because its base has failed.";
+    POOL_FULL Gauge "pollux_pool_full" ["pool"] "1 while writes wait for space in a pool, or fail for lack of it.";
+    VOLUME_SIZE Gauge "pollux_volume_size_bytes" ["pool", "volume"] "Bytes that a guest can address.";
+    VOLUME_OWNED Gauge "pollux_volume_owned_bytes" ["pool", "volume"]
+        "Bytes of the clusters that only this volume or snapshot has.";
+    VOLUME_WRITTEN Gauge "pollux_volume_written_bytes" ["pool", "volume"] "Bytes written in those clusters.";
     SESSIONS Gauge "pollux_sessions" ["ctrlr", "state"]
         "Front ends connected to a controller: running (a queue is started) or connected (none is).";
 }
@@ -145,6 +157,26 @@ impl Source for NodeSource {
         moved(sink, &QUEUES_MOVED, &["moved"], moves.moved());
         moved(sink, &QUEUES_MOVED, &["given_up"], moves.given_up());
         self.sessions(sink, &controllers);
+        for open in self.node.pools.all() {
+            pool(sink, &open.last_info());
+        }
+    }
+}
+
+fn pool(sink: &mut Sink, info: &PoolInfo) {
+    let labels = [info.name.as_str()];
+    let used = info.total_bytes.saturating_sub(info.free_bytes).saturating_sub(info.quarantined_bytes);
+    put(sink, &POOL_SIZE, &labels, info.total_bytes as f64);
+    put(sink, &POOL_FREE, &labels, info.free_bytes as f64);
+    put(sink, &POOL_ALLOCATED, &labels, used as f64);
+    put(sink, &POOL_QUARANTINED, &labels, info.quarantined_bytes as f64);
+    put(sink, &POOL_FAILED, &labels, f64::from(u8::from(info.failed)));
+    put(sink, &POOL_FULL, &labels, f64::from(u8::from(info.full)));
+    for volume in info.volumes.iter().filter(|volume| volume.role != Role::Leaving) {
+        let labels = [info.name.as_str(), volume.name.as_str()];
+        put(sink, &VOLUME_SIZE, &labels, volume.bytes as f64);
+        put(sink, &VOLUME_OWNED, &labels, volume.owned_bytes as f64);
+        put(sink, &VOLUME_WRITTEN, &labels, volume.written_bytes as f64);
     }
 }
 

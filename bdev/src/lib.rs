@@ -40,7 +40,7 @@ pub use measured::Measured;
 pub use null::Null;
 pub use passthru::Passthru;
 pub use ram::Ram;
-pub use registry::{Claim, Entry, FrontEnd, FrontEndKind, Registry, State};
+pub use registry::{Claim, Entry, FrontEnd, FrontEndKind, Placing, Registry, State};
 pub use sg::{Counters, Sg};
 pub use spec::{
     DelaySpec, FaultSpec, FileSpec, Flavor, Kind, NullSpec, PassthruSpec, RamSpec, SgSpec, Spec, SplitSpec,

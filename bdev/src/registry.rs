@@ -8,6 +8,7 @@
 
 mod build;
 mod entry;
+mod placed;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 use crate::{BdevError, Kind, LatencyKind, Spec};
 pub use entry::{Claim, Entry, FrontEnd, FrontEndKind, State};
+pub use placed::Placing;
 
 /// What one spec has made.
 #[derive(Clone)]
@@ -59,6 +61,8 @@ pub struct Registry {
     changes: Mutex<()>,
     /// In order of creation.
     groups: Mutex<Vec<Group>>,
+    /// What no spec has made, in order of arrival.
+    placed: Mutex<Vec<Arc<Entry>>>,
 }
 
 impl Registry {
@@ -212,13 +216,17 @@ impl Registry {
     pub fn get(&self, name: &str) -> Option<Arc<Entry>> {
         let groups = self.groups();
         // A name goes before a UUID that looks like it; creation keeps the two apart anyway.
-        groups.iter().flat_map(|group| &group.entries).find(|entry| entry.is_called(name)).cloned()
+        let made = groups.iter().flat_map(|group| &group.entries).find(|entry| entry.is_called(name)).cloned();
+        drop(groups);
+        made.or_else(|| self.placed().iter().find(|entry| entry.is_called(name)).cloned())
     }
 
-    /// All devices in order of creation.
+    /// All devices in order of creation, those that no spec has made last.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Entry>> {
-        self.groups().iter().flat_map(|group| group.entries.iter().cloned()).collect()
+        let mut all: Vec<_> = self.groups().iter().flat_map(|group| group.entries.iter().cloned()).collect();
+        all.extend(self.placed().iter().cloned());
+        all
     }
 
     /// What would make the same devices again, in order of creation.
@@ -312,6 +320,10 @@ impl Registry {
     }
 
     fn check_free(&self, spec: &Spec) -> Result<(), BdevError> {
+        let placed = |name: &String| self.placed().iter().any(|entry| entry.is_called(name));
+        if let Some(name) = spec.names().into_iter().find(placed) {
+            return Err(BdevError::Exists { name, same: false });
+        }
         let Some((name, taken)) = spec.names().into_iter().find_map(|name| {
             let taken = self.find_group(&name, None)?;
             Some((name, taken))
@@ -358,6 +370,10 @@ impl Registry {
 
     fn groups(&self) -> MutexGuard<'_, Vec<Group>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn placed(&self) -> MutexGuard<'_, Vec<Arc<Entry>>> {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

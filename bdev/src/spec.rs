@@ -30,6 +30,10 @@ pub enum Kind {
     Fault,
     /// [`SgSpec`].
     Sg,
+    /// A volume or a snapshot of a pool. No spec makes it: the pool does.
+    Lvol,
+    /// A pool, which owns the device that it is on. No device is of this kind.
+    Pool,
 }
 
 impl Kind {
@@ -45,6 +49,8 @@ impl Kind {
             Kind::Delay => "delay",
             Kind::Fault => "fault",
             Kind::Sg => "sg",
+            Kind::Lvol => "lvol",
+            Kind::Pool => "pool",
         }
     }
 }

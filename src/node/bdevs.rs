@@ -29,6 +29,8 @@ impl Node {
         for name in &names {
             self.notifications.add(Kind::BdevRegister, name);
         }
+        drop(changes);
+        self.look_for_pools(&names);
         Ok(names)
     }
 
@@ -37,6 +39,12 @@ impl Node {
     /// # Errors
     /// [`NodeError`] says why not.
     pub fn delete_bdev(&self, name: &str, kind: Option<BdevKind>, force: bool) -> Result<(), NodeError> {
+        if kind.is_none() && self.is_volume(name) {
+            return self.delete_volume(name, force);
+        }
+        for entry in self.group(name, kind)? {
+            self.close_pool_on(&entry)?;
+        }
         let mut changes = self.change();
         let group = self.group(name, kind)?;
         for entry in &group {
@@ -111,7 +119,7 @@ impl Node {
         together.unwrap_or_else(|| vec![name.to_owned()])
     }
 
-    fn detach_everywhere(&self, changes: &mut Changes, bdev: &str) -> Result<(), NodeError> {
+    pub(super) fn detach_everywhere(&self, changes: &mut Changes, bdev: &str) -> Result<(), NodeError> {
         let at: Vec<(String, LunRecord)> =
             changes.document.attachments(bdev).map(|(ctrlr, lun)| (ctrlr.to_owned(), lun.clone())).collect();
         for (ctrlr, lun) in at {

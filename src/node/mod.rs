@@ -11,6 +11,7 @@ mod error;
 pub mod identity;
 pub mod notify;
 mod options;
+pub mod pools;
 mod reservations;
 mod restore;
 mod scheduler;
@@ -37,6 +38,7 @@ use crate::units::UnitSaver;
 use document::Document;
 pub use error::{NodeError, Reason};
 use notify::Notifications;
+use pools::Pools;
 pub use restore::RestoreError;
 pub use scheduler::Scheduler;
 pub use watch::Watch;
@@ -69,6 +71,8 @@ pub struct Node {
     pub bdevs: Arc<Registry>,
     /// All controllers.
     pub target: Arc<Target>,
+    /// All pools.
+    pub pools: Pools,
     /// The reactors' counters.
     pub reactors: Vec<Arc<ReactorStats>>,
     /// What has happened lately.
@@ -141,6 +145,7 @@ impl Node {
             started: Instant::now(),
             bdevs: parts.bdevs,
             target: parts.target,
+            pools: Pools::default(),
             reactors: parts.reactors,
             notifications: Notifications::default(),
             logging: parts.logging,

@@ -43,6 +43,12 @@ impl Node {
                 }
             }
         }
+        let names: Vec<String> = self.bdevs.list().iter().map(|entry| entry.name().to_owned()).collect();
+        self.look_for_pools_as(&names, &document);
+        for entry in self.bdevs.retry_missing() {
+            tracing::info!("bdev '{}' stands on a volume", entry.name());
+        }
+        self.expect_volumes(&document);
         self.restore_identities(&document.identities).map_err(|error| RestoreError::Inconsistent(error.to_string()))?;
         for record in &mut document.controllers {
             let made = self.restore_controller(record);

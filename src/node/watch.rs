@@ -88,11 +88,15 @@ impl Node {
                 self.lose(&entry);
             }
         }
-        for entry in self.bdevs.retry_missing() {
+        let back = self.bdevs.retry_missing();
+        for entry in &back {
             tracing::info!("bdev '{}' is back", entry.name());
             self.notifications.add(Kind::BdevOnline, entry.name());
             waiting.push(entry.uuid());
         }
+        let names: Vec<String> = back.iter().map(|entry| entry.name().to_owned()).collect();
+        waiting.extend(self.look_for_pools(&names));
+        self.look_at_pools();
         waiting.retain(|uuid| {
             let _changes = self.change();
             // One that was deleted meanwhile waits for nothing.
@@ -102,7 +106,7 @@ impl Node {
 
     /// A device is there again: the reactors get channels into it, then the guests hear that it is ready. Whether that
     /// went well.
-    fn came_back(&self, entry: &Entry) -> bool {
+    pub(super) fn came_back(&self, entry: &Entry) -> bool {
         let Some(device) = entry.device() else { return true };
         let Some(unit) = self.units().get(&entry.uuid()).cloned() else { return true };
         let shape = through::shape(entry, &unit);

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::error::{RpcError, code};
 use super::message::Request;
-use super::methods::{bdev, create, fault, framework, identity, log, options, reservations, vhost};
+use super::methods::{bdev, create, fault, framework, identity, log, lvol, lvstore, options, reservations, vhost};
 use super::params::{self, Habit, NoParams};
 use crate::node::Node;
 
@@ -137,6 +137,19 @@ pub static METHODS: &[Method] = &[
     typed!("bdev_error_inject_error", reads, Decode, fault::Inject, fault::inject_error),
     typed!("bdev_error_resume_pending", reads, Decode, fault::Named, fault::resume_pending),
     typed!("bdev_error_power_cut", reads, Decode, fault::PowerCut, fault::power_cut),
+    typed!("bdev_lvol_create_lvstore", changes, Decode, lvstore::Create, lvstore::create),
+    typed!("bdev_lvol_delete_lvstore", changes, Decode, lvstore::Named, lvstore::delete),
+    typed!("bdev_lvol_get_lvstores", reads, Decode, lvstore::Named, lvstore::get),
+    typed!("bdev_lvol_create", changes, Decode, lvol::Create, lvol::create),
+    typed!("bdev_lvol_get_lvols", reads, Decode, lvstore::GetLvols, lvstore::get_lvols),
+    typed!("bdev_lvol_snapshot", changes, Decode, lvol::Snapshot, lvol::snapshot),
+    typed!("bdev_lvol_snapshot_group", changes, Decode, lvol::SnapshotGroup, lvol::snapshot_group),
+    typed!("bdev_lvol_clone", changes, Decode, lvol::Clone, lvol::clone),
+    typed!("bdev_lvol_resize", changes, Decode, lvol::Resize, lvol::resize),
+    typed!("bdev_lvol_rename", changes, Decode, lvol::Rename, lvol::rename),
+    typed!("bdev_lvol_rollback", changes, Decode, lvol::Rollback, lvol::roll_back),
+    typed!("bdev_lvol_set_limits", changes, Decode, lvol::SetLimits, lvol::set_limits),
+    typed!("bdev_lvol_delete", changes, Decode, lvol::Delete, lvol::delete),
     typed!("vhost_create_scsi_controller", changes, Argument, vhost::Create, vhost::create),
     typed!("vhost_start_scsi_controller", changes, Argument, vhost::Start, vhost::start),
     typed!("vhost_scsi_controller_add_target", changes, Argument, vhost::AddTarget, vhost::add_target),

@@ -45,17 +45,17 @@ pub struct FrontEnd {
 }
 
 pub(super) struct Inner {
+    pub(super) aliases: Vec<String>,
     pub(super) state: State,
     pub(super) device: Option<Arc<dyn Device>>,
     pub(super) claim: Option<Claim>,
     pub(super) frontends: Vec<FrontEnd>,
 }
 
-/// One device. What identifies it never changes; the rest is as of the moment it is asked for.
+/// One device. Its name and its UUID never change; the rest is as of the moment it is asked for.
 pub struct Entry {
     name: String,
     uuid: Uuid,
-    aliases: Vec<String>,
     kind: Kind,
     product_name: &'static str,
     stats: Arc<StatsSet>,
@@ -67,8 +67,8 @@ impl Entry {
         let uuid_name = uuid.to_string();
         let aliases = if uuid_name == name { Vec::new() } else { vec![uuid_name] };
         let why = BdevError::Missing { name: name.clone(), why: "it has not been opened yet".to_owned() };
-        let inner = Inner { state: State::Missing(why), device: None, claim: None, frontends: Vec::new() };
-        Entry { name, uuid, aliases, kind, product_name, stats: Arc::default(), inner: Mutex::new(inner) }
+        let inner = Inner { aliases, state: State::Missing(why), device: None, claim: None, frontends: Vec::new() };
+        Entry { name, uuid, kind, product_name, stats: Arc::default(), inner: Mutex::new(inner) }
     }
 
     /// Its name.
@@ -85,8 +85,8 @@ impl Entry {
 
     /// Its other names.
     #[must_use]
-    pub fn aliases(&self) -> &[String] {
-        &self.aliases
+    pub fn aliases(&self) -> Vec<String> {
+        self.lock().aliases.clone()
     }
 
     /// Its kind.
@@ -141,7 +141,7 @@ impl Entry {
     #[must_use]
     pub fn is_called(&self, name: &str) -> bool {
         self.name == name
-            || self.aliases.iter().any(|alias| alias == name)
+            || self.lock().aliases.iter().any(|alias| alias == name)
             || Uuid::try_parse(name).is_ok_and(|uuid| uuid == self.uuid)
     }
 

@@ -76,7 +76,11 @@ fn shape(node: &Node, entry: &Entry, document: &Document) -> Value {
     listed["zoned"] = false.into();
     let served = device.as_ref().map(|device| device.supported());
     listed["supported_io_types"] = supported(served, entry.kind() != Kind::Sg);
-    listed["driver_specific"] = device.as_ref().map_or_else(|| json!({}), |device| device.driver_specific());
+    listed["driver_specific"] = match &device {
+        Some(_) if entry.kind() == Kind::Lvol => node.volume_specific(entry),
+        Some(device) => device.driver_specific(),
+        None => json!({}),
+    };
     let (state, why) = match entry.state() {
         State::Online => ("online", Value::Null),
         State::Missing(why) => ("missing", why.to_string().into()),
@@ -295,12 +299,13 @@ pub(crate) fn reset_iostat(node: &Node, params: &ResetIostat) -> Answer {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Examine {
-    #[serde(rename = "name")]
-    _name: String,
+    name: String,
 }
 
-/// There is nothing on a bdev that would have to be found.
-pub(crate) fn examine(_: &Node, _: &Examine) -> Answer {
+/// Looks for a pool, also where it is not looked for without being asked. Like SPDK's, says nothing of what is there.
+pub(crate) fn examine(node: &Node, params: &Examine) -> Answer {
+    let entry = node.bdevs.get(&params.name).ok_or_else(|| NodeError::no_bdev(&params.name).by_errno())?;
+    node.examine_now(&entry);
     Ok(true.into())
 }
 

@@ -7,6 +7,8 @@ pub mod fault;
 pub mod framework;
 pub mod identity;
 pub mod log;
+pub mod lvol;
+pub mod lvstore;
 pub mod options;
 pub mod reservations;
 pub mod vhost;

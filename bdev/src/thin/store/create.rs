@@ -83,7 +83,11 @@ fn refuse_a_pool(slots: Slots) -> Result<(), StoreError> {
     }
 }
 
-fn wipe(blocking: &mut Blocking<'_>) -> Result<(), StoreError> {
+/// Takes a pool, or what is left of one, away: nothing on the base looks like a pool any more.
+///
+/// # Errors
+/// If the base fails; the pool may then be there, damaged or not.
+pub fn wipe(blocking: &mut Blocking<'_>) -> Result<(), StoreError> {
     for slot in 0..SLOTS {
         let block = slot_block(slot);
         blocking.zero(block..block + 1).map_err(io("superblock"))?;

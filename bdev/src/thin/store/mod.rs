@@ -56,7 +56,7 @@ use state::State;
 use trees::Mark;
 
 pub use blocking::{Blocking, Wait};
-pub use create::{CreateParams, create};
+pub use create::{CreateParams, create, wipe};
 pub use error::{Failure, LoadError, StoreError};
 pub use labels::LABELS;
 pub use open::{Opened, open, probe};

@@ -1,0 +1,153 @@
+//! Which pools are open, where they are, and on which reactor each has its engine.
+//!
+//! A pool owns its base: it claims the base in the registry before it is opened and gives it back when it has left its
+//! reactor. Its volumes and snapshots are listed in the registry while it is open; those that LUNs need stay there,
+//! missing, while it is not. Nothing of a pool is in the state file: pools are found on their bases.
+//!
+//! Locks, in this order: `Pools::structure` (a pool is opened, made, closed or deleted), then the node's changes. Listings
+//! and metrics take neither: they look at what each pool has told last.
+
+mod close;
+mod find;
+mod info;
+mod open;
+mod ring;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use pollux_bdev::Entry;
+use pollux_bdev::thin::{Pool, PoolError, PoolInfo};
+use pollux_vhost_scsi::HostedId;
+use uuid::Uuid;
+
+pub use find::PoolName;
+pub use info::clusters;
+pub use open::NewPool;
+pub use volumes::{NewVolume, VolumeSize};
+
+use super::{NodeError, Reason};
+
+/// All pools.
+#[derive(Default)]
+pub struct Pools {
+    structure: Mutex<()>,
+    open: RwLock<Vec<Arc<OpenPool>>>,
+    /// Pools that were found and cannot be opened, by base.
+    closed: RwLock<BTreeMap<String, ClosedPool>>,
+    /// Counts pools, so that their engines go round the reactors.
+    hosted: AtomicUsize,
+}
+
+/// A pool that is open.
+pub struct OpenPool {
+    pool: Pool,
+    id: HostedId,
+    base: Arc<Entry>,
+    info: RwLock<Arc<PoolInfo>>,
+}
+
+/// A pool that was found and could not be opened.
+#[derive(Clone, Debug)]
+pub struct ClosedPool {
+    /// By which it is known, if that could be read.
+    pub uuid: Uuid,
+    /// Its name, if that could be read.
+    pub name: String,
+    /// The word for what is wrong.
+    pub state: &'static str,
+    /// What is wrong, for people.
+    pub why: String,
+}
+
+impl OpenPool {
+    /// What it has told last.
+    #[must_use]
+    pub fn last_info(&self) -> Arc<PoolInfo> {
+        self.info.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What it tells now.
+    ///
+    /// # Errors
+    /// If it is being closed.
+    pub fn refresh(&self) -> Result<Arc<PoolInfo>, NodeError> {
+        let info = Arc::new(self.pool.info()?);
+        *self.info.write().unwrap_or_else(PoisonError::into_inner) = info.clone();
+        Ok(info)
+    }
+
+    /// Its base.
+    #[must_use]
+    pub const fn base(&self) -> &Arc<Entry> {
+        &self.base
+    }
+
+    /// The reactor of its engine.
+    #[must_use]
+    pub const fn reactor(&self) -> usize {
+        self.id.reactor()
+    }
+
+    /// By which it is known.
+    #[must_use]
+    pub const fn uuid(&self) -> Uuid {
+        self.pool.uuid()
+    }
+
+    fn holds(&self, uuid: Uuid) -> bool {
+        self.pool.volume(uuid).is_some()
+    }
+}
+
+impl Pools {
+    /// Those that are open, in the order in which they were opened.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<OpenPool>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Those that could not be opened, by base.
+    #[must_use]
+    pub fn closed(&self) -> BTreeMap<String, ClosedPool> {
+        self.closed.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn structure(&self) -> MutexGuard<'_, ()> {
+        self.structure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opened(&self, pool: Arc<OpenPool>) {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).push(pool);
+    }
+
+    fn gone(&self, uuid: Uuid) {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).retain(|open| open.uuid() != uuid);
+    }
+
+    fn set_closed(&self, base: &str, closed: Option<ClosedPool>) {
+        let mut all = self.closed.write().unwrap_or_else(PoisonError::into_inner);
+        match closed {
+            Some(closed) => drop(all.insert(base.to_owned(), closed)),
+            None => drop(all.remove(base)),
+        }
+    }
+}
+
+impl From<PoolError> for NodeError {
+    fn from(error: PoolError) -> Self {
+        let reason = match &error {
+            PoolError::Exists(_) => Reason::ExistsDifferent.word(),
+            error => error.reason(),
+        };
+        NodeError { reason, errno: error.errno(), detail: error.to_string() }
+    }
+}
+
+/// Now, in seconds since 1970.
+fn seconds() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}

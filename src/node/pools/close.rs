@@ -1,0 +1,159 @@
+//! Pools are closed and deleted.
+
+use std::sync::Arc;
+
+use pollux_bdev::thin::Role;
+use pollux_bdev::thin::store::wipe;
+use pollux_bdev::{Entry, Kind as BdevKind};
+use uuid::Uuid;
+
+use super::ring::on_base;
+use super::{OpenPool, PoolName};
+use crate::node::notify::Kind;
+use crate::node::{Changes, Node, NodeError, Reason};
+
+impl Node {
+    /// Deletes a pool with all that is in it, which nobody uses.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn delete_pool(&self, name: &PoolName) -> Result<(), NodeError> {
+        let _structure = self.pools.structure();
+        let mut changes = self.change();
+        let open = self.find_pool(name)?;
+        self.refuse_used(&changes, &open)?;
+        let (uuids, pool) = (self.volumes_of(&open), open.last_info().name.clone());
+        self.close(&open, "its pool is being deleted")?;
+        let wiped = match open.base.device() {
+            Some(device) => on_base(&*device, wipe),
+            None => Err(crate::node::bdevs::missing(&open.base)),
+        };
+        self.bdevs.unclaim(open.base.name(), BdevKind::Pool);
+        wiped?;
+        for uuid in &uuids {
+            self.forget_bdev(&mut changes, *uuid)?;
+        }
+        tracing::info!("pool '{pool}' is deleted");
+        Ok(())
+    }
+
+    /// Closes the pool on a bdev, if there is one and nobody uses its volumes.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub(in crate::node) fn close_pool_on(&self, base: &Entry) -> Result<(), NodeError> {
+        let _structure = self.pools.structure();
+        let changes = self.change();
+        let Some(open) = self.pools.all().into_iter().find(|open| open.base.name() == base.name()) else {
+            return Ok(());
+        };
+        self.refuse_used(&changes, &open)?;
+        let uuids = self.volumes_of(&open);
+        self.close(&open, "its pool was closed")?;
+        self.bdevs.unclaim(base.name(), BdevKind::Pool);
+        for uuid in uuids {
+            // One that was given an identity is still expected: its pool may come back on another bdev.
+            if !changes.document.identities.contains_key(&uuid.to_string()) {
+                self.undo("a volume of a closed pool", self.bdevs.withdraw(uuid));
+            }
+            self.notifications.add(Kind::BdevUnregister, &uuid.to_string());
+        }
+        tracing::info!("pool '{}' is closed", open.last_info().name);
+        Ok(())
+    }
+
+    /// Closes all pools: what they hold is in their trees then. For the end of the daemon, when no front end is
+    /// connected any more.
+    pub fn close_pools(&self) {
+        let _structure = self.pools.structure();
+        let _changes = self.change();
+        for open in self.pools.all() {
+            for uuid in self.volumes_of(&open) {
+                let Some(entry) = self.bdevs.get(&uuid.to_string()) else { continue };
+                for above in self.above(&entry) {
+                    self.let_go(&above);
+                }
+            }
+            match self.close(&open, "the daemon ends") {
+                Ok(()) => tracing::info!("pool '{}' is closed", open.last_info().name),
+                // It is as after a crash, which it bears.
+                Err(error) => tracing::error!("pool '{}' is not closed in order: {error}", open.last_info().name),
+            }
+        }
+    }
+
+    /// The engine leaves its reactor, after everything has become durable, and the volumes are missing.
+    fn close(&self, open: &Arc<OpenPool>, why: &str) -> Result<(), NodeError> {
+        let uuids = self.volumes_of(open);
+        uuids.iter().for_each(|uuid| self.bdevs.displace(*uuid, why));
+        // If it has not left in time it is still listed, and the next attempt goes on waiting.
+        drop(self.target.evict(open.id)?);
+        self.pools.gone(open.uuid());
+        Ok(())
+    }
+
+    fn let_go(&self, entry: &Entry) {
+        let Some(unit) = self.units().get(&entry.uuid()).cloned() else { return };
+        self.undo("the channels of a bdev", self.target.device_changed(&unit, None));
+    }
+
+    /// The volumes and snapshots of a pool that are listed.
+    pub(super) fn volumes_of(&self, open: &OpenPool) -> Vec<Uuid> {
+        let info = open.refresh().unwrap_or_else(|_| open.last_info());
+        let known = info.volumes.iter().filter(|volume| volume.role != Role::Leaving);
+        known.map(|volume| volume.uuid).collect()
+    }
+
+    fn refuse_used(&self, changes: &Changes, open: &OpenPool) -> Result<(), NodeError> {
+        for uuid in self.volumes_of(open) {
+            let Some(entry) = self.bdevs.get(&uuid.to_string()) else { continue };
+            self.refuse_used_volume(changes, &entry)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses if anybody uses a volume.
+    pub(super) fn refuse_used_volume(&self, changes: &Changes, entry: &Entry) -> Result<(), NodeError> {
+        let name = entry.aliases().into_iter().next().unwrap_or_else(|| entry.name().to_owned());
+        let refused = |by: String| Err(NodeError::new(Reason::InUse, format!("volume '{name}' is in use by {by}")));
+        if let Some(by) = entry.claimed_by() {
+            return refused(format!("'{by}', which stands on it; delete that first"));
+        }
+        let mut at = changes.document.attachments(entry.name());
+        match at.next() {
+            Some((ctrlr, lun)) => {
+                refused(format!("controller '{ctrlr}' (target {} LUN {}); detach it first", lun.target, lun.lun))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets all that is kept of a bdev that is gone for good.
+    pub(super) fn forget_bdev(&self, changes: &mut Changes, uuid: Uuid) -> Result<(), NodeError> {
+        let name = uuid.to_string();
+        let mut next = changes.document.clone();
+        next.identities.remove(&name);
+        changes.save_if_new(next)?;
+        self.undo("a listed volume", self.bdevs.withdraw(uuid));
+        self.units().remove(&uuid);
+        self.forget_identities(&[uuid]);
+        if let Some(saver) = &self.unit_saver {
+            saver.remove(uuid);
+        }
+        self.notifications.add(Kind::BdevUnregister, &name);
+        Ok(())
+    }
+
+    /// A bdev and all that stands on it, but for pools.
+    pub(super) fn above(&self, entry: &Arc<Entry>) -> Vec<Arc<Entry>> {
+        let mut all = vec![entry.clone()];
+        let mut at = 0;
+        while let Some(entry) = all.get(at) {
+            at += 1;
+            let claim = entry.claim().filter(|claim| claim.kind != BdevKind::Pool);
+            let by = claim.map_or_else(Vec::new, |claim| claim.by);
+            all.extend(by.iter().filter_map(|name| self.bdevs.get(name)));
+        }
+        all
+    }
+}

@@ -1,0 +1,277 @@
+//! Volumes, snapshots and clones: what is made of them, and how they are changed.
+//!
+//! The pool is asked first, and answers when the change is durable; then the registry and the guests are told. One change
+//! comes at a time, as everywhere in the node.
+
+use std::sync::Arc;
+
+use pollux_bdev::thin::{NewSnapshot, PoolInfo, Role, VolumeInfo};
+use pollux_bdev::{Entry, Kind as BdevKind};
+use pollux_scsi::Attention;
+use uuid::Uuid;
+
+use super::{OpenPool, PoolName, seconds};
+use crate::node::notify::Kind;
+use crate::node::{Node, NodeError, Reason};
+use crate::rpc::error::errno;
+
+/// A volume to be made.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    /// In which pool.
+    pub pool: PoolName,
+    /// Its name there.
+    pub name: String,
+    /// Bytes; rounded up to whole clusters.
+    pub bytes: u64,
+    /// Whether it takes only the space that is written.
+    pub thin: bool,
+}
+
+/// Another size.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeSize {
+    /// Bytes; rounded up to whole clusters.
+    pub bytes: u64,
+    /// Whether data may be cut off.
+    pub allow_shrink: bool,
+}
+
+impl Node {
+    /// Makes a volume.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn create_volume(&self, new: &NewVolume) -> Result<Uuid, NodeError> {
+        let _changes = self.change();
+        let open = self.find_pool(&new.pool)?;
+        let info = open.refresh()?;
+        let bytes = whole(&info, new.bytes)?;
+        let same = |known: &VolumeInfo| {
+            known.role == Role::Volume && known.bytes == bytes && (known.reserved_bytes == 0) == new.thin
+        };
+        refuse_taken(&info, &new.name, same)?;
+        if !new.thin {
+            refuse_overbooked(&info, bytes)?;
+        }
+        let uuid = Uuid::new_v4();
+        open.pool.create_volume(uuid, &new.name, bytes, if new.thin { 0 } else { bytes }, seconds())?;
+        self.show_new(&open, uuid, &new.name)?;
+        Ok(uuid)
+    }
+
+    /// Makes snapshots of volumes of one pool, all of one instant or none; returns their UUIDs in order.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn snapshot_volumes(&self, of: &[(String, String)]) -> Result<Vec<Uuid>, NodeError> {
+        let _changes = self.change();
+        let mut pool: Option<Arc<OpenPool>> = None;
+        let mut new = Vec::new();
+        for (volume, snapshot) in of {
+            let (open, entry) = self.find_volume(volume)?;
+            let first = pool.get_or_insert_with(|| open.clone());
+            if first.uuid() != open.uuid() {
+                let why = format!("lvol_names: '{volume}' is in another pool than '{}'", of[0].0);
+                return Err(NodeError::new(Reason::Invalid, why));
+            }
+            let info = open.refresh()?;
+            let parent = volume_info(&info, entry.uuid())?.parent;
+            refuse_taken(&info, snapshot, |known| known.role == Role::Snapshot && Some(known.uuid) == parent)?;
+            new.push(NewSnapshot { volume: entry.uuid(), uuid: Uuid::new_v4(), name: snapshot.clone() });
+        }
+        let Some(open) = pool else { return Err(NodeError::new(Reason::Invalid, "lvol_names: name a volume")) };
+        open.pool.snapshot(&new, seconds())?;
+        for one in &new {
+            self.show_new(&open, one.uuid, &one.name)?;
+        }
+        Ok(new.iter().map(|one| one.uuid).collect())
+    }
+
+    /// Makes a writable child of a snapshot.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn clone_snapshot(&self, snapshot: &str, name: &str) -> Result<Uuid, NodeError> {
+        let _changes = self.change();
+        let (open, entry) = self.find_volume(snapshot)?;
+        let of = entry.uuid();
+        refuse_taken(&*open.refresh()?, name, |known| known.role == Role::Volume && known.parent == Some(of))?;
+        let uuid = Uuid::new_v4();
+        open.pool.clone_snapshot(of, uuid, name, seconds())?;
+        self.show_new(&open, uuid, name)?;
+        Ok(uuid)
+    }
+
+    /// Deletes a volume or a snapshot; with `force` it is detached from its controllers first.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn delete_volume(&self, name: &str, force: bool) -> Result<(), NodeError> {
+        let mut changes = self.change();
+        let (open, entry) = self.find_volume(name)?;
+        let info = open.refresh()?;
+        let volume = volume_info(&info, entry.uuid())?;
+        if !volume.children.is_empty() {
+            // Before anything is detached.
+            let of = volume.children.iter().filter_map(|uuid| volume_info(&info, *uuid).ok());
+            let names: Vec<&str> = of.map(|child| child.name.as_str()).collect();
+            let why = format!("volume '{name}' has children ({}): delete them first", names.join(", "));
+            return Err(NodeError { reason: "unfit", errno: errno::EPERM, detail: why });
+        }
+        if force && entry.claimed_by().is_none() {
+            self.detach_everywhere(&mut changes, entry.name())?;
+        }
+        self.refuse_used_volume(&changes, &entry)?;
+        open.pool.delete(entry.uuid())?;
+        let uuid = entry.uuid();
+        drop(entry);
+        self.forget_bdev(&mut changes, uuid)?;
+        self.look_again(&open);
+        Ok(())
+    }
+
+    /// Gives a volume another size. Its guests are told.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn resize_volume(&self, name: &str, size: VolumeSize) -> Result<(), NodeError> {
+        let _changes = self.change();
+        let (open, entry) = self.find_volume(name)?;
+        let info = open.refresh()?;
+        let bytes = whole(&info, size.bytes)?;
+        let before = volume_info(&info, entry.uuid())?.bytes;
+        open.pool.resize(entry.uuid(), bytes, size.allow_shrink)?;
+        if bytes != before {
+            self.notifications.add(Kind::BdevResize, entry.name());
+        }
+        self.refresh_sizes();
+        self.look_again(&open);
+        Ok(())
+    }
+
+    /// Gives a volume or a snapshot another name.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn rename_volume(&self, name: &str, new: &str) -> Result<(), NodeError> {
+        let _changes = self.change();
+        let (open, entry) = self.find_volume(name)?;
+        let info = open.refresh()?;
+        if volume_info(&info, entry.uuid())?.name == new {
+            return Ok(());
+        }
+        open.pool.rename(entry.uuid(), new)?;
+        self.bdevs.set_alias(entry.uuid(), &format!("{}/{new}", info.name))?;
+        self.look_again(&open);
+        Ok(())
+    }
+
+    /// Makes a volume what its last snapshot is. Refused while a front end is connected to a controller that exports it,
+    /// unless with `force`: then every initiator is told that the medium may be another one.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn roll_back_volume(&self, name: &str, snapshot: &str, force: bool) -> Result<(), NodeError> {
+        let changes = self.change();
+        let (open, entry) = self.find_volume(name)?;
+        let (other, to) = self.find_volume(snapshot)?;
+        if other.uuid() != open.uuid() {
+            return Err(NodeError::new(Reason::Invalid, format!("snapshot_name: '{snapshot}' is in another pool")));
+        }
+        let above = self.above(&entry);
+        let controllers = self.target.controllers();
+        let exports = |ctrlr: &str| {
+            above.iter().any(|entry| changes.document.attachments(entry.name()).any(|(at, _)| at == ctrlr))
+        };
+        let connected = controllers.iter().find(|live| !live.sessions.is_empty() && exports(&live.name));
+        if let Some(live) = connected.filter(|_| !force) {
+            let why = format!(
+                "a VM is connected to controller '{}', which exports '{name}': stop it first, or say force",
+                live.name
+            );
+            return Err(NodeError::new(Reason::InUse, why));
+        }
+        open.pool.roll_back(entry.uuid(), to.uuid())?;
+        self.refresh_sizes();
+        for entry in above {
+            self.tell_other_medium(&entry);
+        }
+        self.look_again(&open);
+        Ok(())
+    }
+
+    /// Limits what a volume may own, in bytes; 0: no limit.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn limit_volume(&self, name: &str, quota: u64) -> Result<(), NodeError> {
+        let _changes = self.change();
+        let (open, entry) = self.find_volume(name)?;
+        open.pool.set_quota(entry.uuid(), quota)?;
+        self.look_again(&open);
+        Ok(())
+    }
+
+    /// Whether this is a volume or a snapshot.
+    pub(in crate::node) fn is_volume(&self, name: &str) -> bool {
+        self.bdevs.get(name).is_some_and(|entry| entry.kind() == BdevKind::Lvol)
+    }
+
+    /// Every initiator learns that nothing that it knows of the data is true.
+    fn tell_other_medium(&self, entry: &Entry) {
+        let Some(unit) = self.units().get(&entry.uuid()).cloned() else { return };
+        for attention in [Attention::MediumChanged, Attention::CapacityChanged] {
+            unit.raise(attention, None);
+            let sense = attention.sense();
+            self.target.unit_changed(&unit, sense.asc, sense.ascq);
+        }
+    }
+
+    /// Lists what the pool has just made.
+    fn show_new(&self, open: &OpenPool, uuid: Uuid, name: &str) -> Result<(), NodeError> {
+        self.place_volume(open, &open.last_info().name, uuid, name)?;
+        self.notifications.add(Kind::BdevRegister, &uuid.to_string());
+        self.look_again(open);
+        Ok(())
+    }
+
+    fn look_again(&self, open: &OpenPool) {
+        self.undo("what is known of a pool", open.refresh());
+    }
+}
+
+/// What a pool says of one of its volumes.
+///
+/// # Errors
+/// If it says nothing.
+pub(super) fn volume_info(info: &PoolInfo, uuid: Uuid) -> Result<&VolumeInfo, NodeError> {
+    let found = info.volumes.iter().find(|volume| volume.uuid == uuid);
+    found.ok_or_else(|| NodeError::no_bdev(&uuid.to_string()))
+}
+
+/// Whole clusters, as many as are needed.
+fn whole(info: &PoolInfo, bytes: u64) -> Result<u64, NodeError> {
+    let bytes = bytes.checked_next_multiple_of(u64::from(info.cluster_size)).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| NodeError::new(Reason::Invalid, "size: there is no volume of that size"))
+}
+
+/// Refuses a name that is taken, and says whether by what is asked for.
+fn refuse_taken(info: &PoolInfo, name: &str, same: impl Fn(&VolumeInfo) -> bool) -> Result<(), NodeError> {
+    let Some(known) = info.volumes.iter().find(|known| known.role != Role::Leaving && known.name == name) else {
+        return Ok(());
+    };
+    let reason = if same(known) { Reason::ExistsSame } else { Reason::ExistsDifferent };
+    Err(NodeError::new(reason, format!("pool '{}' has '{name}' already", info.name)))
+}
+
+/// Refuses to keep space that is not there, or that is kept for others.
+fn refuse_overbooked(info: &PoolInfo, bytes: u64) -> Result<(), NodeError> {
+    let kept = info.volumes.iter().map(|volume| volume.reserved_bytes.saturating_sub(volume.owned_bytes));
+    let free = info.free_bytes.saturating_sub(kept.sum());
+    if bytes <= free {
+        return Ok(());
+    }
+    let why = format!("{bytes} bytes are asked for, {free} are free: make it smaller, or say thin_provision");
+    Err(NodeError::new(Reason::NoSpace, why))
+}

@@ -1,0 +1,187 @@
+//! `bdev_lvol_*`: volumes, snapshots and clones.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::lvstore::check_clear;
+use crate::node::pools::{NewVolume, PoolName, VolumeSize};
+use crate::node::{Node, NodeError};
+use crate::rpc::error::{RpcError, code, errno};
+use crate::rpc::params::Habit;
+use crate::rpc::table::Answer;
+
+/// As most of SPDK's lvol methods refuse: what is not found, or not said clearly, by its number; what fails later as
+/// "invalid parameters", with the number's text.
+pub(super) fn refused(error: &NodeError) -> RpcError {
+    let at_once =
+        matches!(error.reason, "not_found" | "missing") || error.errno == errno::EINVAL && error.reason == "invalid";
+    if at_once { error.by_errno() } else { error.by_params() }
+}
+
+fn done(outcome: Result<(), NodeError>) -> Answer {
+    outcome.map(|()| Value::Bool(true)).map_err(|error| refused(&error))
+}
+
+/// What was asked for: SPDK's MiB, or bytes, as it was once and as Cinder still says it.
+fn bytes(size: Option<u64>, size_in_mib: Option<u64>) -> Result<u64, RpcError> {
+    match (size, size_in_mib) {
+        (Some(bytes), None) => Ok(bytes),
+        (None, Some(mib)) => mib
+            .checked_mul(1 << 20)
+            .ok_or_else(|| RpcError::errno(errno::EINVAL, "invalid").detail(format!("size_in_mib {mib} is no size"))),
+        _ => Err(Habit::Decode.error("give size_in_mib, or size in bytes, and not both")),
+    }
+}
+
+/// Parameters of `bdev_lvol_create`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    lvol_name: String,
+    #[serde(default)]
+    size_in_mib: Option<u64>,
+    /// Bytes.
+    #[serde(default)]
+    size: Option<u64>,
+    #[serde(default)]
+    thin_provision: bool,
+    /// Of the pool.
+    #[serde(default)]
+    uuid: Option<String>,
+    #[serde(default)]
+    lvs_name: Option<String>,
+    #[serde(default)]
+    clear_method: Option<String>,
+}
+
+pub(crate) fn create(node: &Node, params: &Create) -> Answer {
+    if let Some(method) = &params.clear_method {
+        check_clear(method, &["default", "none", "unmap", "write_zeroes"], "Invalid clean_method option")?;
+    }
+    let new = NewVolume {
+        pool: PoolName { uuid: params.uuid.clone(), name: params.lvs_name.clone() },
+        name: params.lvol_name.clone(),
+        bytes: bytes(params.size, params.size_in_mib)?,
+        thin: params.thin_provision,
+    };
+    node.create_volume(&new).map(|uuid| uuid.to_string().into()).map_err(|error| refused(&error))
+}
+
+/// Parameters of `bdev_lvol_snapshot`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    lvol_name: String,
+    snapshot_name: String,
+}
+
+pub(crate) fn snapshot(node: &Node, params: &Snapshot) -> Answer {
+    let of = [(params.lvol_name.clone(), params.snapshot_name.clone())];
+    let made = node.snapshot_volumes(&of).map_err(|error| refused(&error))?;
+    Ok(made.first().map(ToString::to_string).into())
+}
+
+/// Parameters of `bdev_lvol_snapshot_group`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotGroup {
+    lvol_names: Vec<String>,
+    snapshot_names: Vec<String>,
+}
+
+pub(crate) fn snapshot_group(node: &Node, params: &SnapshotGroup) -> Answer {
+    if params.lvol_names.len() != params.snapshot_names.len() {
+        return Err(Habit::Decode.error("snapshot_names has to have a name for each of lvol_names"));
+    }
+    let of: Vec<_> = params.lvol_names.iter().cloned().zip(params.snapshot_names.iter().cloned()).collect();
+    let made = node.snapshot_volumes(&of).map_err(|error| refused(&error))?;
+    Ok(made.iter().map(ToString::to_string).collect())
+}
+
+/// Parameters of `bdev_lvol_clone`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clone {
+    snapshot_name: String,
+    clone_name: String,
+}
+
+pub(crate) fn clone(node: &Node, params: &Clone) -> Answer {
+    let made = node.clone_snapshot(&params.snapshot_name, &params.clone_name);
+    made.map(|uuid| uuid.to_string().into()).map_err(|error| refused(&error))
+}
+
+/// Parameters of `bdev_lvol_resize`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    name: String,
+    #[serde(default)]
+    size_in_mib: Option<u64>,
+    /// Bytes.
+    #[serde(default)]
+    size: Option<u64>,
+    #[serde(default)]
+    allow_shrink: bool,
+}
+
+pub(crate) fn resize(node: &Node, params: &Resize) -> Answer {
+    let bytes = bytes(params.size, params.size_in_mib)?;
+    done(node.resize_volume(&params.name, VolumeSize { bytes, allow_shrink: params.allow_shrink }))
+}
+
+/// Parameters of `bdev_lvol_rename`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    old_name: String,
+    new_name: String,
+}
+
+pub(crate) fn rename(node: &Node, params: &Rename) -> Answer {
+    done(node.rename_volume(&params.old_name, &params.new_name))
+}
+
+/// Parameters of `bdev_lvol_rollback`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    name: String,
+    snapshot_name: String,
+    #[serde(default)]
+    force: bool,
+}
+
+pub(crate) fn roll_back(node: &Node, params: &Rollback) -> Answer {
+    done(node.roll_back_volume(&params.name, &params.snapshot_name, params.force))
+}
+
+/// Parameters of `bdev_lvol_set_limits`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetLimits {
+    name: String,
+    /// Bytes.
+    quota: u64,
+}
+
+pub(crate) fn set_limits(node: &Node, params: &SetLimits) -> Answer {
+    done(node.limit_volume(&params.name, params.quota))
+}
+
+/// Parameters of `bdev_lvol_delete`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delete {
+    name: String,
+    #[serde(default)]
+    force: bool,
+}
+
+pub(crate) fn delete(node: &Node, params: &Delete) -> Answer {
+    let deleted = node.delete_volume(&params.name, params.force);
+    deleted.map(|()| Value::Bool(true)).map_err(|error| match refused(&error) {
+        late if late.code == code::INVALID_PARAMS => late.clone().recoded(code::INTERNAL_ERROR, late.message),
+        at_once => at_once,
+    })
+}

@@ -1,0 +1,201 @@
+//! `bdev_lvol_*_lvstore*`, and `bdev_lvol_get_lvols`: pools, and what is in them.
+
+use std::sync::Arc;
+
+use pollux_bdev::thin::{PoolInfo, Role, VolumeInfo};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::lvol::refused;
+use crate::node::pools::{ClosedPool, NewPool, OpenPool, PoolName, clusters};
+use crate::node::Node;
+use crate::rpc::error::{RpcError, errno};
+use crate::rpc::table::Answer;
+
+/// Parameters of `bdev_lvol_create_lvstore`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    bdev_name: String,
+    lvs_name: String,
+    /// Bytes.
+    #[serde(default)]
+    cluster_sz: Option<u32>,
+    #[serde(default)]
+    clear_method: Option<String>,
+    /// SPDK's; a pool makes room for metadata when it needs some.
+    #[serde(default, rename = "num_md_pages_per_cluster_ratio")]
+    _num_md_pages_per_cluster_ratio: Option<u32>,
+    /// SPDK's.
+    #[serde(default, rename = "md_page_size")]
+    _md_page_size: Option<u32>,
+    #[serde(default)]
+    force: bool,
+}
+
+pub(crate) fn create(node: &Node, params: &Create) -> Answer {
+    if let Some(method) = &params.clear_method {
+        check_clear(method, &["none", "unmap", "write_zeroes"], "Invalid clear_method parameter")?;
+    }
+    let new = NewPool {
+        base: params.bdev_name.clone(),
+        name: params.lvs_name.clone(),
+        cluster_size: params.cluster_sz.filter(|size| *size > 0),
+        force: params.force,
+    };
+    node.create_pool(&new).map(|uuid| uuid.to_string().into()).map_err(|error| match error.errno {
+        // SPDK finds out about these two before it begins.
+        errno::ENODEV | errno::EINVAL => error.by_errno(),
+        _ => error.by_params(),
+    })
+}
+
+/// Nothing has to be cleared: what was never written reads as zeroes.
+pub(super) fn check_clear(method: &str, known: &[&str], message: &str) -> Result<(), RpcError> {
+    if known.contains(&method) {
+        return Ok(());
+    }
+    let error = RpcError::new(-i64::from(errno::EINVAL), message, "invalid_parameters");
+    Err(error.detail(format!("clear_method is one of {}", known.join(", "))))
+}
+
+/// Parameters of methods that are about a pool.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Named {
+    #[serde(default)]
+    uuid: Option<String>,
+    #[serde(default)]
+    lvs_name: Option<String>,
+}
+
+impl Named {
+    fn name(&self) -> PoolName {
+        PoolName { uuid: self.uuid.clone(), name: self.lvs_name.clone() }
+    }
+}
+
+pub(crate) fn delete(node: &Node, params: &Named) -> Answer {
+    node.delete_pool(&params.name()).map(|()| true.into()).map_err(|error| refused(&error))
+}
+
+pub(crate) fn get(node: &Node, params: &Named) -> Answer {
+    let pools = pools(node, &params.name())?;
+    let mut listed = Vec::new();
+    for open in &pools {
+        // One that is being closed at this moment is not listed.
+        if let Ok(info) = open.refresh() {
+            listed.push(shape(open, &info));
+        }
+    }
+    if params.uuid.is_none() && params.lvs_name.is_none() {
+        let closed = node.pools.closed();
+        listed.extend(closed.iter().filter(|(base, _)| node.bdevs.get(base).is_some()).map(closed_shape));
+    }
+    Ok(listed.into())
+}
+
+/// All pools, or the one that is named.
+fn pools(node: &Node, name: &PoolName) -> Result<Vec<Arc<OpenPool>>, RpcError> {
+    if name.uuid.is_none() && name.name.is_none() {
+        return Ok(node.pools.all());
+    }
+    let found = node.find_pool(name).map_err(|error| error.by_errno())?;
+    Ok(vec![found])
+}
+
+/// A pool as SPDK lists it, then what Pollux adds.
+fn shape(open: &OpenPool, info: &PoolInfo) -> Value {
+    let size = u64::from(info.cluster_size.max(1));
+    let base = open.base();
+    let block_size = base.device().map_or(0, |device| device.shape().block_size);
+    let state = match (info.failed, info.full) {
+        (true, _) => "failed",
+        (false, true) => "full",
+        (false, false) => "online",
+    };
+    json!({
+        "uuid": info.uuid,
+        "name": info.name,
+        "base_bdev": base.name(),
+        "total_data_clusters": info.total_bytes / size,
+        "free_clusters": info.free_bytes / size,
+        "block_size": block_size,
+        "cluster_size": size,
+        "max_growable_size": u64::from(u32::MAX) * size,
+        "state": state,
+        "size_bytes": info.total_bytes,
+        "free_bytes": info.free_bytes,
+        "quarantined_bytes": info.quarantined_bytes,
+        "volumes": info.volumes.iter().filter(|volume| volume.role == Role::Volume).count(),
+        "snapshots": info.volumes.iter().filter(|volume| volume.role == Role::Snapshot).count(),
+        "reactor": open.reactor(),
+    })
+}
+
+/// A pool that cannot be opened, as much as is known of it.
+fn closed_shape((base, closed): (&String, &ClosedPool)) -> Value {
+    json!({
+        "uuid": closed.uuid,
+        "name": closed.name,
+        "base_bdev": base,
+        "total_data_clusters": 0,
+        "free_clusters": 0,
+        "block_size": 0,
+        "cluster_size": 0,
+        "max_growable_size": 0,
+        "state": closed.state,
+        "why": closed.why,
+    })
+}
+
+/// Parameters of `bdev_lvol_get_lvols`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetLvols {
+    #[serde(default)]
+    lvs_uuid: Option<String>,
+    #[serde(default)]
+    lvs_name: Option<String>,
+}
+
+pub(crate) fn get_lvols(node: &Node, params: &GetLvols) -> Answer {
+    let name = PoolName { uuid: params.lvs_uuid.clone(), name: params.lvs_name.clone() };
+    let mut listed = Vec::new();
+    for open in pools(node, &name)? {
+        if let Ok(info) = open.refresh() {
+            let known = info.volumes.iter().filter(|volume| volume.role != Role::Leaving);
+            listed.extend(known.map(|volume| volume_shape(&info, volume)));
+        }
+    }
+    Ok(listed.into())
+}
+
+/// A volume as SPDK lists it, then what Pollux adds.
+fn volume_shape(info: &PoolInfo, volume: &VolumeInfo) -> Value {
+    let name_of = |uuid: &Uuid| info.volumes.iter().find(|other| other.uuid == *uuid).map(|other| other.name.as_str());
+    let kin = |uuid: &Uuid| name_of(uuid).map(|name| json!({"name": name, "uuid": uuid}));
+    let parent = volume.parent.as_ref().and_then(kin);
+    json!({
+        "alias": format!("{}/{}", info.name, volume.name),
+        "uuid": volume.uuid,
+        "name": volume.name,
+        "is_thin_provisioned": volume.reserved_bytes == 0,
+        "is_snapshot": volume.role == Role::Snapshot,
+        "is_clone": parent.is_some(),
+        "is_esnap_clone": false,
+        "is_degraded": info.failed,
+        "num_allocated_clusters": clusters(info, volume),
+        "lvs": {"name": info.name, "uuid": info.uuid},
+        "size_bytes": volume.bytes,
+        "parent": parent,
+        "children": volume.children.iter().filter_map(kin).collect::<Vec<_>>(),
+        "created": volume.created,
+        "owned_bytes": volume.owned_bytes,
+        "written_bytes": volume.written_bytes,
+        "shared_bytes": volume.shared_bytes,
+        "quota_bytes": volume.quota_bytes,
+        "reserved_bytes": volume.reserved_bytes,
+    })
+}

@@ -212,7 +212,7 @@ impl Pool {
     }
 
     /// For tests that drive the engine on the calling thread: asks and does not wait.
-    #[cfg(any(test, feature = "testing"))]
+    #[cfg(test)]
     pub(crate) fn send(&self, order: Order) -> Result<std::sync::mpsc::Receiver<super::orders::Answer>, PoolError> {
         self.orders.send(&self.shared, order)
     }

@@ -201,14 +201,14 @@ impl Node {
         Ok(())
     }
 
-    /// Limits what a volume may own, in bytes; 0: no limit.
+    /// Limits what a volume may own, in bytes (0: no limit), and keeps bytes for it. What is not said stays.
     ///
     /// # Errors
     /// [`NodeError`] says why not.
-    pub fn limit_volume(&self, name: &str, quota: u64) -> Result<(), NodeError> {
+    pub fn limit_volume(&self, name: &str, quota: Option<u64>, reserved: Option<u64>) -> Result<(), NodeError> {
         let _changes = self.change();
         let (open, entry) = self.find_volume(name)?;
-        open.pool.set_quota(entry.uuid(), quota)?;
+        open.pool.set_limits(entry.uuid(), quota, reserved)?;
         self.look_again(&open);
         Ok(())
     }

@@ -161,12 +161,14 @@ pub(crate) fn roll_back(node: &Node, params: &Rollback) -> Answer {
 #[serde(deny_unknown_fields)]
 pub struct SetLimits {
     name: String,
-    /// Bytes.
-    quota: u64,
+    /// Bytes that it may own, 0: as many as there are.
+    quota: Option<u64>,
+    /// Bytes that are kept for it.
+    reserved: Option<u64>,
 }
 
 pub(crate) fn set_limits(node: &Node, params: &SetLimits) -> Answer {
-    done(node.limit_volume(&params.name, params.quota))
+    done(node.limit_volume(&params.name, params.quota, params.reserved))
 }
 
 /// Parameters of `bdev_lvol_delete`.

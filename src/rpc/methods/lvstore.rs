@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::lvol::refused;
-use crate::node::pools::{ClosedPool, NewPool, OpenPool, PoolName, clusters};
 use crate::node::Node;
+use crate::node::pools::{ClosedPool, NewPool, OpenPool, PoolName, clusters};
 use crate::rpc::error::{RpcError, errno};
 use crate::rpc::table::Answer;
 

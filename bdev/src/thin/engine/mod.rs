@@ -285,6 +285,7 @@ impl Resident for Engine {
         if waits_for_reactors
             || may_commit
             || !self.quarantine.is_waiting_for_nobody()
+            || !self.evicting.is_empty()
             || self.removal.is_some()
             || self.fold.is_some()
         {

@@ -66,10 +66,10 @@ impl Cache {
 
     /// Keeps a page; if there are too many, any other goes.
     pub(super) fn put(&mut self, header: PageHeader, page: Page) {
-        if self.pages.len() >= MOST_PAGES {
-            if let Some(any) = self.pages.keys().next().copied() {
-                self.pages.remove(&any);
-            }
+        if self.pages.len() >= MOST_PAGES
+            && let Some(any) = self.pages.keys().next().copied()
+        {
+            self.pages.remove(&any);
         }
         self.pages.insert(header.block, (header, page));
     }

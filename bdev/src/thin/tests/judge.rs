@@ -99,7 +99,8 @@ pub(super) fn survey(world: &mut World, reactors: usize) -> Result<Found, String
     for (nth, volume) in info.volumes.iter().enumerate().filter(|(_, volume)| !volume.uuid.is_nil()) {
         let id = id_of(volume.uuid).ok_or_else(|| format!("there is a {} that nobody made", volume.name))?;
         let lane = world.lane(volume.uuid.as_u128(), nth % reactors);
-        let bytes = world.floor.read(lane, 0, volume.bytes).map_err(|error| format!("{id:?} cannot be read: {error}"))?;
+        let bytes =
+            world.floor.read(lane, 0, volume.bytes).map_err(|error| format!("{id:?} cannot be read: {error}"))?;
         world.close(lane);
         let mut held = BTreeMap::new();
         for (sector, bytes) in (0..).zip(bytes.as_chunks::<SECTOR>().0) {
@@ -120,7 +121,8 @@ pub(super) fn survey(world: &mut World, reactors: usize) -> Result<Found, String
 /// Whether the pool counts what the checker counts. Nothing is under way, and all is in the trees.
 pub(super) fn counted(info: &PoolInfo, report: &Report) -> Result<(), String> {
     let size = u64::from(info.cluster_size);
-    let told: Vec<_> = info.volumes.iter().map(|v| (v.uuid, v.owned_bytes / size, v.written_bytes * 16 / size)).collect();
+    let told: Vec<_> =
+        info.volumes.iter().map(|v| (v.uuid, v.owned_bytes / size, v.written_bytes * 16 / size)).collect();
     let walked: Vec<_> = report.layers.iter().map(|layer| (layer.uuid, layer.owned, layer.here)).collect();
     if told != walked {
         return Err(format!("the pool counts (uuid, clusters, sub-blocks) {told:?}, the checker {walked:?}"));

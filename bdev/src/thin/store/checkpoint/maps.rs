@@ -167,7 +167,7 @@ impl Maps {
                 let page = PageId { kind: Kind::Map, layer: place.0, level: self.level, index: place.1 };
                 let header = PageHeader { generation: pointer.generation, ..parts.mark.header(page, pointer.block) };
                 match parts.cache.get(&header).cloned() {
-                    Some(page) => self.rewrite(id, place, Some((page, header)), parts),
+                    Some(page) => self.rewrite(id, place, Some(&(page, header)), parts),
                     None => Self::read(id, header, parts),
                 }
             }
@@ -195,7 +195,7 @@ impl Maps {
             Some(Work::Rewrite { place, .. }) => {
                 let place = *place;
                 if (header.id.level, header.id.index) == (self.level, place.1) {
-                    return self.rewrite(id, place, Some((page, header)), parts);
+                    return self.rewrite(id, place, Some(&(page, header)), parts);
                 }
                 parts.cache.put(header, page);
                 self.walk(id, parts)
@@ -218,14 +218,14 @@ impl Maps {
         &mut self,
         id: WorkId,
         place: Place,
-        old: Option<(Page, PageHeader)>,
+        old: Option<&(Page, PageHeader)>,
         parts: &mut Parts<'_>,
     ) -> Result<(), Trouble> {
         let mut page = match self.level {
-            0 => self.leaf(place, old.as_ref(), parts)?,
-            _ => self.above(place, old.as_ref(), parts.state),
+            0 => self.leaf(place, old, parts)?,
+            _ => self.above(place, old, parts.state),
         };
-        if let Some((_, header)) = &old {
+        if let Some((_, header)) = old {
             parts.state.pages.give(header.block).map_err(Trouble::damaged)?;
         }
         if page.is_empty() {

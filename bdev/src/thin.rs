@@ -17,10 +17,12 @@ mod pool;
 mod shared;
 pub mod steps;
 pub mod store;
+mod survey;
 
 pub use error::PoolError;
 pub use info::{PoolInfo, Role, VolumeInfo};
 pub use pool::{NewSnapshot, Pool, PoolOptions, ThinVolume};
+pub use survey::{ExtentKind, MapExtent, Survey};
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]

@@ -223,8 +223,8 @@ impl Pool {
 pub struct ThinVolume {
     pool: Uuid,
     base: Arc<dyn Bdev>,
-    shared: Arc<Shared>,
-    volume: Arc<Volume>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) volume: Arc<Volume>,
 }
 
 impl Bdev for ThinVolume {

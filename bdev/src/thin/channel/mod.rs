@@ -387,7 +387,7 @@ impl Channel for ThinChannel {
         self.base.attach(cx)?;
         self.reactor = cx.reactor;
         self.shared.stations[self.reactor].reactor_is(|| cx.ring.waker());
-        if !self.volume.enter(self.reader.clone()) {
+        if !self.shared.enter(&self.volume, &self.reader) {
             self.base.detach(cx);
             return Err(IoError::NotReady);
         }
@@ -395,7 +395,7 @@ impl Channel for ThinChannel {
     }
 
     fn detach(&mut self, cx: &mut Cx<'_>) {
-        self.volume.leave(&self.reader);
+        self.shared.leave(&self.volume, &self.reader);
         self.base.detach(cx);
     }
 

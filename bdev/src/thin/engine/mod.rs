@@ -61,8 +61,6 @@ pub(crate) struct Engine {
     /// The map of a layer that is gone, until nobody looks at it.
     dropped: Option<Arc<LayerMap>>,
     copier: Copier,
-    /// The epoch that has ended last.
-    youngest: u64,
     failed: Option<IoError>,
     commits: u64,
     checkpoints: u64,
@@ -115,7 +113,6 @@ impl Engine {
             unfoldable: BTreeSet::new(),
             dropped: None,
             copier,
-            youngest: 0,
             failed: None,
             commits: 0,
             checkpoints: 0,

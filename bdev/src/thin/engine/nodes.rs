@@ -27,10 +27,6 @@ impl Directory {
         self.lock().remove(&uuid);
     }
 
-    pub(crate) fn all(&self) -> Vec<Arc<Volume>> {
-        self.lock().values().cloned().collect()
-    }
-
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Volume>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

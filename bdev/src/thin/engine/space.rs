@@ -45,8 +45,8 @@ impl Engine {
     /// Lets out of the quarantine what may leave it.
     pub(super) fn advance_quarantine(&mut self) -> u32 {
         let mut count = 0;
-        // Two epochs are left for the cuts of snapshots.
-        if !self.quarantine.durable.is_empty() && self.quarantine.waiting.len() < EPOCHS as usize - 4 {
+        // The other epochs are for cuts, removals, folds and evictions, which wait for one each.
+        if !self.quarantine.durable.is_empty() && self.quarantine.waiting.len() < EPOCHS as usize / 2 {
             let clusters = std::mem::take(&mut self.quarantine.durable);
             let epoch = self.raise_epoch();
             self.quarantine.waiting.push((epoch, clusters));
@@ -73,16 +73,13 @@ impl Engine {
         self.give_out();
     }
 
-    pub(super) fn raise_epoch(&mut self) -> u64 {
-        let ended = self.shared.epoch.raise();
-        self.youngest = ended;
-        ended
+    pub(super) fn raise_epoch(&self) -> u64 {
+        self.shared.epoch.raise()
     }
 
     /// Whether everything that began in this epoch or before has ended.
     pub(super) fn is_over(&self, epoch: u64) -> bool {
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        self.directory.all().iter().all(|volume| volume.is_past(epoch))
+        self.shared.is_over(epoch)
     }
 
     /// Clusters that are free and kept for nobody.

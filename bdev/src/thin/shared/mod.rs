@@ -15,8 +15,8 @@ mod readers;
 mod station;
 mod volume;
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crossbeam::queue::ArrayQueue;
 use pollux_core::Wake;
@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) commits: Commits,
     /// By reactor.
     pub(crate) stations: Box<[Station]>,
+    /// Of all volumes.
+    readers: Mutex<Vec<Arc<Reader>>>,
     wanted: ArrayQueue<Wanted>,
     /// The engine has something to look at.
     attention: AtomicBool,
@@ -84,12 +86,36 @@ impl Shared {
             epoch: Epoch::new(),
             commits: Commits::new(),
             stations: (0..reactors).map(|_| Station::new()).collect(),
+            readers: Mutex::default(),
             wanted: ArrayQueue::new(LOADS),
             attention: AtomicBool::new(true),
             engine: OnceLock::new(),
             patience: AtomicU64::new(0),
             full: AtomicBool::new(false),
         }
+    }
+
+    /// Lets a reader into a volume; whether it may.
+    pub(crate) fn enter(&self, volume: &Volume, reader: &Arc<Reader>) -> bool {
+        let entered = volume.enter(reader.clone());
+        if entered {
+            self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader.clone());
+        }
+        entered
+    }
+
+    /// A reader that has nothing in flight, and will have nothing any more.
+    pub(crate) fn leave(&self, volume: &Volume, reader: &Arc<Reader>) {
+        volume.leave(reader);
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.retain(|other| !Arc::ptr_eq(other, reader));
+    }
+
+    /// For the engine: whether everything that began in this epoch or before has ended.
+    pub(crate) fn is_over(&self, epoch: u64) -> bool {
+        fence(PUT);
+        let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.iter().all(|reader| reader.oldest() > epoch)
     }
 
     /// log2 of the bytes of a sub-block.

@@ -24,7 +24,7 @@ use crossbeam::utils::CachePadded;
 /// `oldest` of a reader with nothing in flight.
 pub(crate) const IDLE: u64 = u64::MAX;
 /// Epochs in which one reader may have something in flight at once.
-pub(crate) const EPOCHS: u64 = 8;
+pub(crate) const EPOCHS: u64 = 16;
 /// Bit of a volume's word: its gate is closed.
 pub(crate) const CLOSED: u64 = 1;
 
@@ -112,7 +112,7 @@ impl Stay {
         if self.in_flight == 0 {
             self.oldest = IDLE;
             reader.words[0].store(IDLE, Release);
-        } else if epoch == self.oldest && self.counts[(epoch % EPOCHS) as usize] == 0 {
+        } else if self.counts[(self.oldest % EPOCHS) as usize] == 0 {
             while self.oldest < self.newest && self.counts[(self.oldest % EPOCHS) as usize] == 0 {
                 self.oldest += 1;
             }

@@ -331,3 +331,40 @@ fn maps_leave_memory_and_come_back() {
         assert!(world.read(lane, *at, 4096).iter().all(|found| found == byte), "at {at}, opened again");
     }
 }
+
+#[test]
+fn a_map_says_what_is_there_and_what_has_changed() {
+    use crate::thin::{ExtentKind, MapExtent};
+    let mut world = world();
+    world.create_volume(10, 16 * MIB);
+    let lane = world.lane(10, 0);
+    world.write(lane, 4096, 1, 8192);
+    world.write(lane, 3 * CLUSTER, 1, 2 * CLUSTER);
+    world.snapshot(10, 11);
+    world.write(lane, 3 * CLUSTER + 4096, 2, 4096);
+    world.discard(lane, 4 * CLUSTER, 8192);
+    world.write(lane, 16 * MIB - 512, 3, 512);
+    let (volume, snapshot) = (world.pool.volume(uuid(10)).unwrap(), world.pool.volume(uuid(11)).unwrap());
+    let all = |survey: &dyn Fn(u64) -> crate::thin::Survey| {
+        let (mut extents, mut at) = (Vec::new(), Some(0));
+        while let Some(offset) = at {
+            let part = survey(offset);
+            extents.extend(part.extents);
+            at = part.next_offset;
+        }
+        extents
+    };
+    let data = |offset, len| MapExtent { offset, len, kind: ExtentKind::Data };
+    let zero = |offset, len| MapExtent { offset, len, kind: ExtentKind::Zero };
+    let last = data(16 * MIB - 4096, 4096);
+    for most in [1, 2, 100] {
+        let there = all(&|offset| volume.allocated(offset, most).unwrap());
+        let expected = [data(4096, 8192), data(3 * CLUSTER, CLUSTER), data(4 * CLUSTER + 8192, CLUSTER - 8192), last];
+        assert_eq!(there, expected, "{most} at once");
+        let changed = all(&|offset| volume.delta(&snapshot, offset, most).unwrap());
+        assert_eq!(changed, [data(3 * CLUSTER + 4096, 4096), zero(4 * CLUSTER, 8192), last]);
+        let before = all(&|offset| snapshot.allocated(offset, most).unwrap());
+        assert_eq!(before, [data(4096, 8192), data(3 * CLUSTER, 2 * CLUSTER)]);
+    }
+    assert!(snapshot.delta(&volume, 0, 1).is_err(), "it does not stand on its child");
+}

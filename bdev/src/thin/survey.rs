@@ -1,0 +1,190 @@
+//! What of a volume is there, and what has changed since a snapshot of it: the map as a service, for backups.
+//!
+//! For threads that may wait: a part of a map that is not in memory is loaded.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::PoolError;
+use super::format::Entry;
+use super::pool::ThinVolume;
+use super::shared::{CLOSED, LayerMap, Miss, Reader, Stay};
+
+/// Clusters that are looked at before the engine may take something out of the maps again.
+const AT_ONCE: u64 = 4096;
+/// How long a thread sleeps that waits for a part of a map.
+const NAP: Duration = Duration::from_micros(200);
+
+/// What a range is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// It was written.
+    Data,
+    /// It is zero, whatever was there before.
+    Zero,
+}
+
+/// A range of a volume that is all of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapExtent {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub len: u64,
+    /// What it is.
+    pub kind: ExtentKind,
+}
+
+/// A part of the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survey {
+    /// In order; what lies between them is not listed because there is nothing to say of it.
+    pub extents: Vec<MapExtent>,
+    /// Where to go on; `None`: that was all.
+    pub next_offset: Option<u64>,
+}
+
+impl ThinVolume {
+    /// What was written, from `offset` on, at most so many extents. All else reads as zeroes.
+    ///
+    /// # Errors
+    /// If a part of the map is damaged.
+    pub fn allocated(&self, offset: u64, most: usize) -> Result<Survey, PoolError> {
+        self.survey(None, offset, most)
+    }
+
+    /// What has changed since a snapshot that the volume stands on: what is not listed is as it was.
+    ///
+    /// # Errors
+    /// If it does not stand on it, or a part of the map is damaged.
+    pub fn delta(&self, since: &ThinVolume, offset: u64, most: usize) -> Result<Survey, PoolError> {
+        self.survey(Some(since), offset, most)
+    }
+
+    fn survey(&self, since: Option<&ThinVolume>, offset: u64, most: usize) -> Result<Survey, PoolError> {
+        let reader = Arc::new(Reader::new());
+        if !self.shared.enter(&self.volume, &reader) {
+            return Err(PoolError::Closed);
+        }
+        let mut surveyor = Surveyor { volume: self, reader, extents: Vec::new(), most: most.max(1) };
+        let result = surveyor.run(since, offset);
+        self.shared.leave(&self.volume, &surveyor.reader);
+        result.map(|next_offset| Survey { extents: surveyor.extents, next_offset })
+    }
+}
+
+struct Surveyor<'a> {
+    volume: &'a ThinVolume,
+    reader: Arc<Reader>,
+    extents: Vec<MapExtent>,
+    most: usize,
+}
+
+impl Surveyor<'_> {
+    /// Returns where to go on.
+    fn run(&mut self, since: Option<&ThinVolume>, offset: u64) -> Result<Option<u64>, PoolError> {
+        let shared = &self.volume.shared;
+        let shift = shared.cluster_shift;
+        let mut stay = Stay::new();
+        let mut at = offset >> shift;
+        loop {
+            let (epoch, word) = stay.begin(&self.reader, &shared.epoch, self.volume.volume.word());
+            stay.go_by(&self.reader, word);
+            let looked = if word & CLOSED == 0 { self.look(since, offset, &mut at) } else { Err(Stop::Wait) };
+            stay.end(&self.reader, epoch);
+            match looked {
+                Ok(more) => match more {
+                    More::Some => {}
+                    More::None => return Ok(None),
+                    More::From(offset) => return Ok(Some(offset)),
+                },
+                Err(Stop::Wait) => thread::sleep(NAP),
+                Err(Stop::Error(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// The next clusters.
+    fn look(&mut self, since: Option<&ThinVolume>, offset: u64, at: &mut u64) -> Result<More, Stop> {
+        let shared = &self.volume.shared;
+        let chain = self.volume.volume.chain();
+        let layers = match since {
+            None => &chain.layers[..],
+            Some(since) => {
+                let below = since.volume.chain().head().id;
+                let depth = chain.layers.iter().position(|layer| layer.id == below);
+                let what = "does not stand on that snapshot";
+                let unfit = || PoolError::Unfit { name: self.volume.volume.uuid.to_string(), what };
+                &chain.layers[..depth.ok_or_else(|| Stop::Error(unfit()))?]
+            }
+        };
+        let clusters = chain.bytes.div_ceil(1 << shared.cluster_shift);
+        for _ in 0..AT_ONCE {
+            if *at >= clusters {
+                return Ok(More::None);
+            }
+            let (data, zero) = self.masks(layers, *at)?;
+            let zero = if since.is_some() { zero } else { 0 };
+            if let Some(end) = self.list(*at, data, zero, offset, chain.bytes) {
+                return Ok(More::From(end));
+            }
+            *at += 1;
+        }
+        Ok(More::Some)
+    }
+
+    /// The sub-blocks of a cluster that the first layers have, and those that they call zero.
+    fn masks(&self, layers: &[Arc<LayerMap>], cluster: u64) -> Result<(u16, u16), Stop> {
+        let (mut data, mut zero) = (0, 0);
+        for layer in layers {
+            let entry: Entry = self.volume.shared.entry(layer, cluster).map_err(|miss| match miss {
+                Miss::Wait => Stop::Wait,
+                Miss::Lost => Stop::Error(PoolError::Unfit {
+                    name: self.volume.volume.uuid.to_string(),
+                    what: "has a map that is damaged: see pollux pool check",
+                }),
+            })?;
+            data |= entry.here() & !zero;
+            zero |= entry.zero() & !data;
+        }
+        Ok((data, zero))
+    }
+
+    /// Lists what a cluster has; where it ends if there was no room.
+    fn list(&mut self, cluster: u64, data: u16, zero: u16, from: u64, bytes: u64) -> Option<u64> {
+        let shared = &self.volume.shared;
+        for sub in 0..16u64 {
+            let kind = match (data >> sub & 1, zero >> sub & 1) {
+                (1, _) => ExtentKind::Data,
+                (_, 1) => ExtentKind::Zero,
+                _ => continue,
+            };
+            let start = (cluster << shared.cluster_shift) + (sub << shared.sub_shift());
+            let end = (start + (1 << shared.sub_shift())).min(bytes);
+            let start = start.max(from);
+            if start >= end {
+                continue;
+            }
+            let is_full = self.extents.len() == self.most;
+            match self.extents.last_mut() {
+                Some(last) if last.kind == kind && last.offset + last.len == start => last.len = end - last.offset,
+                _ if is_full => return Some(start),
+                _ => self.extents.push(MapExtent { offset: start, len: end - start, kind }),
+            }
+        }
+        None
+    }
+}
+
+enum More {
+    Some,
+    None,
+    /// There is no room for what begins here.
+    From(u64),
+}
+
+enum Stop {
+    Wait,
+    Error(PoolError),
+}

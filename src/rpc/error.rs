@@ -22,8 +22,6 @@ pub mod code {
 
 /// System error numbers in answers, by the names of errno(3).
 pub mod errno {
-    /// Operation not permitted.
-    pub const EPERM: i32 = 1;
     /// No such file or directory.
     pub const ENOENT: i32 = 2;
     /// Input/output error.

@@ -27,6 +27,8 @@ pub struct NewPool {
     pub name: String,
     /// Bytes of a cluster.
     pub cluster_size: Option<u32>,
+    /// How much may be promised of what there is, in percent; 0: anything.
+    pub overcommit: u32,
     /// Whether a pool that is there may be lost.
     pub force: bool,
 }
@@ -56,7 +58,7 @@ impl Node {
                 uuid,
                 cluster_size: new.cluster_size.unwrap_or(CLUSTER),
                 created: seconds(),
-                overcommit: 0,
+                overcommit: new.overcommit,
                 salt: salt(),
                 force: new.force,
             };

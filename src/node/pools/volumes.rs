@@ -13,7 +13,6 @@ use uuid::Uuid;
 use super::{OpenPool, PoolName, seconds};
 use crate::node::notify::Kind;
 use crate::node::{Node, NodeError, Reason};
-use crate::rpc::error::errno;
 
 /// A volume to be made.
 #[derive(Clone, Debug)]
@@ -51,9 +50,6 @@ impl Node {
             known.role == Role::Volume && known.bytes == bytes && (known.reserved_bytes == 0) == new.thin
         };
         refuse_taken(&info, &new.name, same)?;
-        if !new.thin {
-            refuse_overbooked(&info, bytes)?;
-        }
         let uuid = Uuid::new_v4();
         open.pool.create_volume(uuid, &new.name, bytes, if new.thin { 0 } else { bytes }, seconds())?;
         self.show_new(&open, uuid, &new.name)?;
@@ -110,15 +106,6 @@ impl Node {
     pub fn delete_volume(&self, name: &str, force: bool) -> Result<(), NodeError> {
         let mut changes = self.change();
         let (open, entry) = self.find_volume(name)?;
-        let info = open.refresh()?;
-        let volume = volume_info(&info, entry.uuid())?;
-        if !volume.children.is_empty() {
-            // Before anything is detached.
-            let of = volume.children.iter().filter_map(|uuid| volume_info(&info, *uuid).ok());
-            let names: Vec<&str> = of.map(|child| child.name.as_str()).collect();
-            let why = format!("volume '{name}' has children ({}): delete them first", names.join(", "));
-            return Err(NodeError { reason: "unfit", errno: errno::EPERM, detail: why });
-        }
         if force && entry.claimed_by().is_none() {
             self.detach_everywhere(&mut changes, entry.name())?;
         }
@@ -263,15 +250,4 @@ fn refuse_taken(info: &PoolInfo, name: &str, same: impl Fn(&VolumeInfo) -> bool)
     };
     let reason = if same(known) { Reason::ExistsSame } else { Reason::ExistsDifferent };
     Err(NodeError::new(reason, format!("pool '{}' has '{name}' already", info.name)))
-}
-
-/// Refuses to keep space that is not there, or that is kept for others.
-fn refuse_overbooked(info: &PoolInfo, bytes: u64) -> Result<(), NodeError> {
-    let kept = info.volumes.iter().map(|volume| volume.reserved_bytes.saturating_sub(volume.owned_bytes));
-    let free = info.free_bytes.saturating_sub(kept.sum());
-    if bytes <= free {
-        return Ok(());
-    }
-    let why = format!("{bytes} bytes are asked for, {free} are free: make it smaller, or say thin_provision");
-    Err(NodeError::new(Reason::NoSpace, why))
 }

@@ -161,14 +161,16 @@ pub(crate) fn roll_back(node: &Node, params: &Rollback) -> Answer {
 #[serde(deny_unknown_fields)]
 pub struct SetLimits {
     name: String,
-    /// Bytes that it may own, 0: as many as there are.
+    /// Bytes.
+    #[serde(default)]
     quota: Option<u64>,
-    /// Bytes that are kept for it.
-    reserved: Option<u64>,
+    /// Bytes.
+    #[serde(default)]
+    reservation: Option<u64>,
 }
 
 pub(crate) fn set_limits(node: &Node, params: &SetLimits) -> Answer {
-    done(node.limit_volume(&params.name, params.quota, params.reserved))
+    done(node.limit_volume(&params.name, params.quota, params.reservation))
 }
 
 /// Parameters of `bdev_lvol_delete`.

@@ -30,6 +30,9 @@ pub struct Create {
     /// SPDK's.
     #[serde(default, rename = "md_page_size")]
     _md_page_size: Option<u32>,
+    /// Percent.
+    #[serde(default)]
+    overcommit: u32,
     #[serde(default)]
     force: bool,
 }
@@ -42,6 +45,7 @@ pub(crate) fn create(node: &Node, params: &Create) -> Answer {
         base: params.bdev_name.clone(),
         name: params.lvs_name.clone(),
         cluster_size: params.cluster_sz.filter(|size| *size > 0),
+        overcommit: params.overcommit,
         force: params.force,
     };
     node.create_pool(&new).map(|uuid| uuid.to_string().into()).map_err(|error| match error.errno {

@@ -390,3 +390,70 @@ fn an_open_file_is_closed_when_its_device_is_deleted_or_opened_again() {
     registry.delete("f", None).unwrap();
     registry.create(other()).unwrap();
 }
+
+fn placing(uuid: Uuid, alias: &str) -> Placing {
+    let spec = NullSpec { name: "n".into(), block_size: 512, num_blocks: 64, physical_block_size: None, uuid: None };
+    let device: Arc<dyn crate::Device> = Arc::new(crate::Null::new(&spec));
+    let alias = Some(alias.to_owned());
+    Placing { uuid, alias, kind: Kind::Lvol, product_name: "Logical Volume", device: Ok(device) }
+}
+
+#[test]
+fn what_no_spec_has_made_is_a_device_like_any_other() {
+    let registry = Registry::new();
+    let (uuid, name) = (Uuid::from_u128(5), Uuid::from_u128(5).to_string());
+    registry.create(null("n", None)).unwrap();
+    let entry = registry.place(placing(uuid, "pool/v")).unwrap();
+    assert_eq!(names(&registry), ["n", &name]);
+    assert_eq!(entry.aliases(), ["pool/v"]);
+    assert!(["pool/v", &name, &name.to_uppercase()].iter().all(|name| registry.get(name).is_some()));
+    assert_eq!(registry.specs().len(), 1, "only specs are kept");
+    assert_eq!(reason(registry.place(placing(Uuid::from_u128(6), "pool/v"))), "exists_different");
+    assert_eq!(reason(registry.create(null(&name, None))), "exists_different");
+    assert_eq!(reason(registry.create(null("m", Some(uuid)))), "exists_different");
+    registry.set_alias(uuid, "pool/w").unwrap();
+    assert!(registry.get("pool/v").is_none() && registry.get("pool/w").is_some());
+    registry.create(passthru("p", "pool/w")).unwrap();
+    assert_eq!(reason(registry.withdraw(uuid)), "in_use");
+    assert_eq!(reason(registry.delete(&name, None)), "not_found", "only who has placed it withdraws it");
+    registry.delete("p", None).unwrap();
+    registry.withdraw(uuid).unwrap();
+    assert!(registry.get(&name).is_none() && entry.device().is_none());
+    assert_eq!(reason(registry.withdraw(uuid)), "not_found");
+}
+
+#[test]
+fn what_is_placed_goes_and_comes_back_with_its_users() {
+    let registry = Registry::new();
+    let (uuid, name) = (Uuid::from_u128(5), Uuid::from_u128(5).to_string());
+    let missing = Err(BdevError::not_found("its pool"));
+    registry.place(Placing { alias: None, device: missing, ..placing(uuid, "") }).unwrap();
+    let entry = registry.attach_frontend(&name, scsi("vm", false)).unwrap();
+    assert!(entry.device().is_none());
+    registry.create_or_missing(passthru("p", &Uuid::from_u128(6).to_string()));
+    registry.place(placing(Uuid::from_u128(6), "pool/below")).unwrap();
+    assert_eq!(registry.retry_missing().len(), 1, "what stands on it comes with it");
+    let back = registry.place(placing(uuid, "pool/v")).unwrap();
+    assert!(Arc::ptr_eq(&back, &entry) && back.device().is_some() && back.frontends().len() == 1);
+    registry.displace(uuid, "its pool was closed");
+    assert!(entry.device().is_none() && registry.get("pool/v").is_some());
+    assert_eq!(reason(registry.withdraw(uuid)), "in_use");
+}
+
+#[test]
+fn an_owner_that_is_no_device_has_its_base_to_itself() {
+    let registry = Registry::new();
+    registry.create(ram("r")).unwrap();
+    let claim = || Claim { kind: Kind::Pool, by: vec!["pool".into()] };
+    assert_eq!(reason(registry.claim("x", claim())), "not_found");
+    let base = registry.claim("r", claim()).unwrap();
+    assert_eq!(base.claimed_by().as_deref(), Some("pool"));
+    assert_eq!(reason(registry.claim("r", claim())), "in_use");
+    assert_eq!(reason(registry.create(passthru("p", "r"))), "in_use");
+    assert_eq!(reason(registry.attach_frontend("r", scsi("vm", false))), "in_use");
+    assert_eq!(reason(registry.delete("r", None)), "in_use");
+    registry.unclaim("r", Kind::Lvol);
+    assert!(base.claim().is_some(), "somebody else's claim");
+    registry.unclaim("r", Kind::Pool);
+    registry.create(passthru("p", "r")).unwrap();
+}

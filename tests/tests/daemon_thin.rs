@@ -344,6 +344,49 @@ fn a_pool_that_a_guest_has_written_is_not_looked_for() -> Result<()> {
 }
 
 #[test]
+fn a_pool_whose_base_fails_is_read_only_until_it_is_opened_again() -> Result<()> {
+    let daemon = Daemon::start()?;
+    file(&daemon, "f0", 256 * MIB)?;
+    daemon.rpc("bdev_error_create", json!({"base_name": "f0"}))?;
+    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "EE_f0", "lvs_name": "lvs"}))?;
+    volume(&daemon, "lvs", "v", 16)?;
+    controller(&daemon, "vm", &["lvs/v"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    write(&mut front, 0, 0, 1)?;
+    flush(&mut front, 0)?;
+    let inject = |kind: &str| json!({"name": "EE_f0", "io_type": kind, "error_type": "failure", "num": 4294967295u32});
+    daemon.rpc("bdev_error_inject_error", inject("flush"))?;
+    write(&mut front, 0, 8, 2)?;
+    let failed = front.cdb(lun(0), &cdb::sync10(), &[], 0)?;
+    ensure!(matches!(failed.sense_key(), Some((3 | 4, ..))), "{failed:?}");
+    let protected = || {
+        let refused = front.cdb(lun(0), &cdb::write10(0, 8, false), &[9; 4096], 0)?;
+        Ok(refused.sense_key() == Some((7, 0x27, 0)))
+    };
+    within(SOON, protected, "guests are not told")?;
+    reads(&mut front, 0, 0, 1)?;
+    ensure!(daemon.metric("pollux_pool_failed", &[("pool", "lvs")])? == 1.0);
+    ensure!(daemon.rpc("bdev_lvol_get_lvstores", Value::Null)?[0]["state"] == "failed");
+    let warnings = daemon.rpc("pollux_get_status", Value::Null)?["warnings"].to_string();
+    ensure!(warnings.contains("bdev_examine"), "{warnings}");
+    let snapshot = json!({"lvol_name": "lvs/v", "snapshot_name": "s"});
+    refused(&daemon, "bdev_lvol_snapshot", snapshot, -32602, "Read-only file system", "pool_failed")?;
+    // As often as it is tried: it cannot be opened while the base fails.
+    daemon.rpc("bdev_examine", json!({"name": "EE_f0"}))?;
+    let state = daemon.rpc("bdev_lvol_get_lvstores", Value::Null)?;
+    ensure!(state[0]["state"] == "io" && state[0]["name"] == "lvs", "{state}");
+    daemon.rpc("bdev_error_inject_error", inject("clear"))?;
+    daemon.rpc("bdev_examine", json!({"name": "EE_f0"}))?;
+    ensure!(daemon.rpc("bdev_lvol_get_lvstores", Value::Null)?[0]["state"] == "online");
+    within(SOON, || Ok(front.cdb(lun(0), &cdb::TEST_UNIT_READY, &[], 0)?.good()), "the LUN does not come back")?;
+    reads(&mut front, 0, 0, 1)?;
+    write(&mut front, 0, 0, 3)?;
+    flush(&mut front, 0)?;
+    reads(&mut front, 0, 0, 3)?;
+    Ok(())
+}
+
+#[test]
 fn rolling_back_needs_no_guest_or_force() -> Result<()> {
     let daemon = Daemon::start()?;
     pool(&daemon, "f0", "lvs", 256 * MIB)?;

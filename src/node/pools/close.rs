@@ -62,6 +62,36 @@ impl Node {
         Ok(())
     }
 
+    /// Closes the pool on a bdev if it has failed, so that it can be opened again. Its volumes' LUNs are not ready meanwhile.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub(super) fn close_failed(&self, base: &Entry) -> Result<(), NodeError> {
+        let _structure = self.pools.structure();
+        let _changes = self.change();
+        let Some(open) = self.pools.all().into_iter().find(|open| open.base.name() == base.name()) else {
+            return Ok(());
+        };
+        if !open.refresh()?.failed {
+            return Ok(());
+        }
+        let entries: Vec<_> =
+            self.volumes_of(&open).iter().filter_map(|uuid| self.bdevs.get(&uuid.to_string())).collect();
+        if let Some((entry, by)) = entries.iter().find_map(|entry| Some((entry, entry.claimed_by()?))) {
+            // What stands on it would go on with the volume as it was.
+            let why = format!(
+                "pool '{}' cannot be opened again before '{by}' is deleted, which stands on bdev '{}'",
+                open.last_info().name,
+                entry.name()
+            );
+            return Err(NodeError::new(Reason::InUse, why));
+        }
+        entries.iter().for_each(|entry| self.let_go(entry));
+        self.close(&open, "its pool is being opened again")?;
+        self.bdevs.unclaim(base.name(), BdevKind::Pool);
+        Ok(())
+    }
+
     /// Closes all pools: what they hold is in their trees then. For the end of the daemon, when no front end is
     /// connected any more.
     pub fn close_pools(&self) {

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::volumes::volume_info;
-use crate::node::Node;
 use crate::node::document::Document;
+use crate::node::{Node, NodeError};
 
 impl Node {
     /// Opens the pools on these bdevs, if there are any and no guest uses the bdevs. Returns the volumes that have come
@@ -25,14 +25,36 @@ impl Node {
         examined.flat_map(|entry| self.examine(&entry)).collect()
     }
 
-    /// Opens the pool on a bdev, if there is one, because somebody asks for it.
-    pub fn examine_now(&self, entry: &Arc<Entry>) {
+    /// Opens the pool on a bdev, if there is one, because somebody asks for it; one that has failed is closed first.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why it cannot be closed.
+    pub fn examine_now(&self, entry: &Arc<Entry>) -> Result<(), NodeError> {
+        self.close_failed(entry)?;
         for uuid in self.examine(entry) {
             let _changes = self.change();
             if let Some(entry) = self.bdevs.get(&uuid.to_string()) {
                 self.came_back(&entry);
             }
         }
+        Ok(())
+    }
+
+    /// What an operator should know of pools.
+    #[must_use]
+    pub fn pool_warnings(&self) -> Vec<String> {
+        let all = self.pools.all();
+        let states = all.iter().map(|open| (open.last_info(), open.base().name()));
+        let open = states.filter_map(|(info, base)| match (info.failed, info.full) {
+            (true, _) => Some(format!(
+                "pool {}: read-only because bdev '{base}' has failed; look at it, then bdev_examine it",
+                info.name
+            )),
+            (false, true) => Some(format!("pool {}: full; delete something, or writes will fail", info.name)),
+            (false, false) => None,
+        });
+        let closed = self.pools.closed().into_iter().filter(|(base, _)| self.bdevs.get(base).is_some());
+        open.chain(closed.map(|(base, closed)| format!("bdev {base}: its pool is not open: {}", closed.why))).collect()
     }
 
     /// Asks each pool how it is: what metrics show until the next time. A pool that has failed is read-only for its

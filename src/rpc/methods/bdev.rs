@@ -305,8 +305,7 @@ pub struct Examine {
 /// Looks for a pool, also where it is not looked for without being asked. Like SPDK's, says nothing of what is there.
 pub(crate) fn examine(node: &Node, params: &Examine) -> Answer {
     let entry = node.bdevs.get(&params.name).ok_or_else(|| NodeError::no_bdev(&params.name).by_errno())?;
-    node.examine_now(&entry);
-    Ok(true.into())
+    done(node.examine_now(&entry))
 }
 
 /// Parameters of the delete methods.

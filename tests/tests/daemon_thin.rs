@@ -365,7 +365,8 @@ fn a_pool_whose_base_fails_is_read_only_until_it_is_opened_again() -> Result<()>
     };
     within(SOON, protected, "guests are not told")?;
     reads(&mut front, 0, 0, 1)?;
-    ensure!(daemon.metric("pollux_pool_failed", &[("pool", "lvs")])? == 1.0);
+    let shown = || Ok(daemon.metric("pollux_pool_failed", &[("pool", "lvs")])? == 1.0);
+    within(SOON, shown, "metrics do not show it")?;
     ensure!(daemon.rpc("bdev_lvol_get_lvstores", Value::Null)?[0]["state"] == "failed");
     let warnings = daemon.rpc("pollux_get_status", Value::Null)?["warnings"].to_string();
     ensure!(warnings.contains("bdev_examine"), "{warnings}");

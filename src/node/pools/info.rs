@@ -60,15 +60,10 @@ impl Node {
     /// Asks each pool how it is: what metrics show until the next time. A pool that has failed is read-only for its
     /// guests.
     pub(in crate::node) fn look_at_pools(&self) {
-        let mut failed = false;
-        for open in self.pools.all() {
-            let before = open.last_info().failed;
-            if let Ok(info) = open.refresh() {
-                failed |= info.failed && !before;
-            }
-        }
+        let all = self.pools.all();
+        let looks: Vec<_> = all.iter().filter_map(|open| open.refresh().ok()).collect();
         let _changes = self.change();
-        if failed {
+        if looks.iter().any(|info| info.failed) {
             self.refresh_sizes();
         }
         self.withdraw_forgotten();

@@ -251,3 +251,56 @@ fn refuse_taken(info: &PoolInfo, name: &str, same: impl Fn(&VolumeInfo) -> bool)
     let reason = if same(known) { Reason::ExistsSame } else { Reason::ExistsDifferent };
     Err(NodeError::new(reason, format!("pool '{}' has '{name}' already", info.name)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> PoolInfo {
+        let volume = VolumeInfo {
+            uuid: Uuid::from_u128(1),
+            name: "v".into(),
+            role: Role::Volume,
+            bytes: 1 << 20,
+            parent: None,
+            children: Vec::new(),
+            created: 0,
+            owned_bytes: 0,
+            written_bytes: 0,
+            shared_bytes: 0,
+            quota_bytes: 0,
+            reserved_bytes: 0,
+        };
+        let leaving = VolumeInfo { name: String::new(), role: Role::Leaving, uuid: Uuid::nil(), ..volume.clone() };
+        PoolInfo {
+            uuid: Uuid::from_u128(9),
+            name: "p".into(),
+            cluster_size: 65536,
+            total_bytes: 1 << 30,
+            free_bytes: 1 << 30,
+            quarantined_bytes: 0,
+            failed: false,
+            full: false,
+            commits: 0,
+            checkpoints: 0,
+            volumes: vec![leaving, volume],
+        }
+    }
+
+    #[test]
+    fn sizes_are_whole_clusters() {
+        assert_eq!([1, 65536, 65537].map(|bytes| whole(&info(), bytes).ok()), [65536, 65536, 131_072].map(Some));
+        for bad in [0, u64::MAX] {
+            assert_eq!(whole(&info(), bad).map_err(|error| error.reason), Err("invalid"));
+        }
+    }
+
+    #[test]
+    fn a_taken_name_says_by_what() {
+        let reason = |name, same| refuse_taken(&info(), name, |_| same).map_err(|error| error.reason);
+        assert_eq!(reason("v", true), Err("exists_same"));
+        assert_eq!(reason("v", false), Err("exists_different"));
+        assert_eq!(reason("w", false), Ok(()));
+        assert_eq!(reason("", false), Ok(()), "what is leaving has no name");
+    }
+}

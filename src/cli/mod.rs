@@ -9,10 +9,13 @@ mod bench;
 mod client;
 mod output;
 mod pool;
+mod pools;
 mod serve;
 mod status;
 mod units;
 mod vhost;
+mod volume;
+mod volume_list;
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -81,7 +84,10 @@ enum Command {
     Vhost(vhost::VhostCommand),
     /// Thin pools
     #[command(subcommand)]
-    Pool(pool::PoolCommand),
+    Pool(pools::PoolsCommand),
+    /// Volumes, snapshots and clones in thin pools
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     /// Put load on a controller, as a VM would, and measure it
     Bench(Box<bench::BenchArgs>),
     /// Print a completion script
@@ -151,7 +157,8 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status => status::run(&mut connect()?, &output),
         Command::Bdev(command) => bdev::run(&command, connect, &output),
         Command::Vhost(command) => vhost::run(&command, connect, &output),
-        Command::Pool(command) => pool::run(&command, &output),
+        Command::Pool(command) => pools::run(&command, connect, &output),
+        Command::Volume(command) => volume::run(&command, connect, &output),
         Command::Bench(args) => bench::run(*args, &output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -221,7 +228,15 @@ mod tests {
              --queue-size 256 --time 0.5 --ramp 1 --offset 1M --size 1G --fill --verify --seed 7 --core 1 --kick always \
              --interrupt --gap 100 --hugepages off --event-idx on --indirect on --misalign 8 --timeout 5 --progress --verbose",
             "pollux bench --socket /s --core none",
+            "pollux pool create lvs --on f0 --cluster-size 1M --overcommit 200 --force",
+            "pollux pool list --json",
+            "pollux pool show lvs",
+            "pollux pool delete lvs --force",
             "pollux pool check /srv/pool --json",
+            "pollux volume create lvs/v --size 10G --thick",
+            "pollux volume list lvs --json",
+            "pollux volume snapshot lvs/a=sa lvs/b=sb",
+            "pollux volume rollback lvs/v s --force",
             "pollux completions bash",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
@@ -241,6 +256,9 @@ mod tests {
             "pollux vhost attach vm1 m0 --lun 16384",
             "pollux pool",
             "pollux pool check",
+            "pollux pool create lvs",
+            "pollux pool create lvs --on f0 --overcommit 0",
+            "pollux volume create lvs --size 1G",
             "pollux bench",
             "pollux bench --socket /s --rw sideways",
             "pollux bench --socket /s --bs 4q",

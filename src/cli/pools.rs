@@ -1,0 +1,234 @@
+//! `pollux pool` where a daemon has the pool: create, list, show, delete. What needs no daemon is in [`super::pool`].
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::CliError;
+use super::client::{CallError, Client};
+use super::output::{Output, cell, table, text};
+use super::pool::PoolCommand;
+use super::units::{parse_size, size};
+use super::volume_list;
+
+/// All that `pollux pool` does.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolsCommand {
+    /// Make a pool on a block device, which it then has to itself
+    Create {
+        /// Its name: 1 to 64 bytes without /
+        name: String,
+        /// The block device (pollux bdev create makes one)
+        #[arg(long, value_name = "BDEV")]
+        on: String,
+        /// What volumes take of it at once, a power of two from 64K to 4M
+        #[arg(long, value_parser = parse_size, default_value = "64K", value_name = "SIZE")]
+        cluster_size: u64,
+        /// How many bytes volumes may have together, in percent of the pool's [default: any number]
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..))]
+        overcommit: Option<u32>,
+        /// A pool that is there, damaged or not, may be lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// List pools
+    List,
+    /// Show one pool and what is in it
+    Show {
+        /// The pool
+        name: String,
+    },
+    /// Delete a pool
+    Delete {
+        /// The pool
+        name: String,
+        /// With the volumes and snapshots that are in it
+        #[arg(long)]
+        force: bool,
+    },
+    #[command(flatten)]
+    Offline(PoolCommand),
+}
+
+pub(crate) fn run(
+    command: &PoolsCommand,
+    connect: impl FnOnce() -> Result<Client, CallError>,
+    output: &Output,
+) -> Result<(), CliError> {
+    match command {
+        PoolsCommand::Create { name, on, cluster_size, overcommit, force } => {
+            let mut params = json!({"bdev_name": on, "lvs_name": name, "cluster_sz": cluster_size});
+            if let Some(percent) = overcommit {
+                params["overcommit"] = (*percent).into();
+            }
+            if *force {
+                params["force"] = true.into();
+            }
+            let uuid = connect()?.call("bdev_lvol_create_lvstore", params)?;
+            output.show(&uuid, |_| {
+                format!("created pool {name} on {on}; `pollux volume create {name}/NAME --size SIZE` makes a volume\n")
+            })
+        }
+        PoolsCommand::List => {
+            let pools = connect()?.call("bdev_lvol_get_lvstores", Value::Null)?;
+            output.show(&pools, list)
+        }
+        PoolsCommand::Show { name } => {
+            let shown = show(&mut connect()?, name)?;
+            output.show(&shown, people)
+        }
+        PoolsCommand::Delete { name, force } => {
+            let mut client = connect()?;
+            if !force {
+                refuse_filled(name, &client.call("bdev_lvol_get_lvols", json!({"lvs_name": name}))?)?;
+            }
+            let done = client.call("bdev_lvol_delete_lvstore", json!({"lvs_name": name}))?;
+            output.show(&done, |_| format!("deleted pool {name}\n"))
+        }
+        PoolsCommand::Offline(command) => super::pool::run(command, output),
+    }
+}
+
+/// A pool with its volumes. One that is not open has none, but says why.
+fn show(client: &mut Client, name: &str) -> Result<Value, CliError> {
+    let all = client.call("bdev_lvol_get_lvstores", Value::Null)?;
+    let is_it = |pool: &&Value| pool["name"] == name || pool["uuid"] == name;
+    let found = all.as_array().into_iter().flatten().find(is_it);
+    let Some(pool) = found else {
+        return Err(CliError::Failed(format!("there is no pool '{name}'; `pollux pool list` shows which there are")));
+    };
+    let mut pool = pool.clone();
+    let open = pool.get("why").is_none();
+    let volumes = if open {
+        client.call("bdev_lvol_get_lvols", json!({"lvs_uuid": pool["uuid"]}))?
+    } else {
+        Value::Array(Vec::new())
+    };
+    pool["lvols"] = volumes;
+    Ok(pool)
+}
+
+/// Refuses to delete what somebody may want to keep.
+fn refuse_filled(name: &str, volumes: &Value) -> Result<(), CliError> {
+    let volumes = volumes.as_array().map(Vec::as_slice).unwrap_or_default();
+    if volumes.is_empty() {
+        return Ok(());
+    }
+    let snapshots = volumes.iter().filter(|volume| volume["is_snapshot"] == true).count();
+    Err(CliError::Failed(format!(
+        "pool '{name}' has {} volumes and {snapshots} snapshots, which would be lost: delete them first (`pollux volume \
+         delete`), or say --force",
+        volumes.len() - snapshots
+    )))
+}
+
+fn bytes(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+fn list(pools: &Value) -> String {
+    let pools = pools.as_array().map(Vec::as_slice).unwrap_or_default();
+    if pools.is_empty() {
+        return "no pools; `pollux pool create` makes one on a block device\n".into();
+    }
+    let mut rows = table(&["POOL", "STATE", "SIZE", "USED", "FREE", "CLUSTER", "VOLUMES", "SNAPSHOTS", "BDEV"]);
+    for pool in pools {
+        let open = pool.get("why").is_none();
+        let sized = |bytes: u64| if open { size(bytes) } else { "-".into() };
+        rows.add_row([
+            cell(&pool["name"]),
+            cell(&pool["state"]),
+            sized(bytes(&pool["size_bytes"])),
+            sized(used(pool)),
+            sized(bytes(&pool["free_bytes"])),
+            sized(bytes(&pool["cluster_size"])),
+            cell(&pool["volumes"]),
+            cell(&pool["snapshots"]),
+            cell(&pool["base_bdev"]),
+        ]);
+    }
+    let mut out = text(&rows);
+    for pool in pools.iter().filter(|pool| pool.get("why").is_some()) {
+        out +=
+            &format!("{} on {} is not open: {}\n", cell(&pool["name"]), cell(&pool["base_bdev"]), cell(&pool["why"]));
+    }
+    out
+}
+
+/// What cannot be allocated, but for what comes back by itself.
+fn used(pool: &Value) -> u64 {
+    let not_used = bytes(&pool["free_bytes"]).saturating_add(bytes(&pool["quarantined_bytes"]));
+    bytes(&pool["size_bytes"]).saturating_sub(not_used)
+}
+
+fn people(pool: &Value) -> String {
+    let mut out = format!(
+        "pool {} ({}) on {}: {}\n",
+        cell(&pool["name"]),
+        cell(&pool["uuid"]),
+        cell(&pool["base_bdev"]),
+        cell(&pool["state"])
+    );
+    if pool.get("why").is_some() {
+        out += &format!(
+            "  {}\n  `pollux pool check PATH` on what the base is made of says what is wrong\n",
+            cell(&pool["why"])
+        );
+        return out;
+    }
+    let (of, now) = (bytes(&pool["size_bytes"]), used(pool));
+    let percent = (u128::from(now) * 100).checked_div(u128::from(of)).unwrap_or_default();
+    out += &format!(
+        "  size {}, used {} ({percent} %), free {}, given back but not free yet {}, clusters of {}\n",
+        size(of),
+        size(now),
+        size(bytes(&pool["free_bytes"])),
+        size(bytes(&pool["quarantined_bytes"])),
+        size(bytes(&pool["cluster_size"])),
+    );
+    match cell(&pool["state"]).as_str() {
+        "full" => {
+            out += "  FULL: writes that need space wait or fail; delete snapshots, fstrim in the guests, or grow it\n"
+        }
+        "failed" => out += "  FAILED: its base did; reads go on, writes are refused until the base is created anew\n",
+        _ => {}
+    }
+    out + &volume_list::people(&pool["lvols"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool() -> Value {
+        json!({"name": "lvs", "uuid": "u", "base_bdev": "f0", "state": "online", "size_bytes": 1 << 30, "free_bytes": 512 << 20,
+               "quarantined_bytes": 256 << 20, "cluster_size": 65536, "volumes": 1, "snapshots": 0})
+    }
+
+    #[test]
+    fn pools_are_listed_with_what_is_wrong_with_them() {
+        assert!(list(&json!([])).contains("pool create"));
+        let shown =
+            list(&json!([pool(), {"name": "old", "state": "damaged", "why": "no superblock", "base_bdev": "f1"}]));
+        assert!(shown.contains("256 MiB  512 MiB"), "{shown}");
+        assert!(shown.contains("old on f1 is not open: no superblock"), "{shown}");
+    }
+
+    #[test]
+    fn one_pool_is_shown_with_its_volumes() {
+        let mut one = pool();
+        one["lvols"] = json!([{"alias": "lvs/v", "name": "v", "size_bytes": 4096}]);
+        let shown = people(&one);
+        assert!(shown.contains("used 256 MiB (25 %)") && shown.contains("lvs/v"), "{shown}");
+        one["state"] = "full".into();
+        assert!(people(&one).contains("FULL"));
+        assert!(people(&json!({"why": "w"})).contains("pool check"));
+    }
+
+    #[test]
+    fn a_pool_with_something_in_it_is_not_deleted_by_the_way() {
+        assert!(refuse_filled("lvs", &json!([])).is_ok());
+        let filled = json!([{"is_snapshot": true}, {"is_snapshot": false}]);
+        let told = refuse_filled("lvs", &filled).expect_err("filled").to_string();
+        assert!(told.contains("1 volumes and 1 snapshots") && told.contains("--force"), "{told}");
+    }
+}

@@ -1,0 +1,323 @@
+//! `pollux volume`: volumes, snapshots and clones in thin pools. A volume is named POOL/NAME, or by its UUID.
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::CliError;
+use super::client::{CallError, Client};
+use super::output::Output;
+use super::units::{parse_size, size};
+use super::volume_list;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make a volume that reads as zeroes
+    Create {
+        /// POOL/NAME
+        volume: InPool,
+        /// Its size, for example 10G; it is rounded up to whole clusters of the pool
+        #[arg(long, value_parser = parse_size)]
+        size: u64,
+        /// Keep all of its space for it, instead of taking what is written
+        #[arg(long)]
+        thick: bool,
+    },
+    /// List volumes with their snapshots and clones
+    List {
+        /// Only those of this pool
+        pool: Option<String>,
+    },
+    /// Make snapshots while the volumes are used, all of them at the same instant
+    #[command(
+        override_usage = "pollux volume snapshot POOL/VOLUME NAME\n       pollux volume snapshot POOL/VOLUME=NAME..."
+    )]
+    Snapshot {
+        /// A volume and the name of its snapshot, or several, each as POOL/VOLUME=NAME
+        #[arg(required = true, value_name = "WHAT")]
+        what: Vec<String>,
+    },
+    /// Make a writable volume that begins as a snapshot is
+    Clone {
+        /// POOL/SNAPSHOT
+        snapshot: String,
+        /// Name of the new volume, in the same pool
+        name: String,
+    },
+    /// Give a volume another size while it is used
+    Resize {
+        /// POOL/NAME
+        volume: String,
+        /// The new size, for example 20G; it is rounded up to whole clusters of the pool
+        #[arg(value_parser = parse_size)]
+        size: u64,
+        /// What lies behind the new end may be lost
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Give a volume or a snapshot another name
+    Rename {
+        /// POOL/NAME
+        volume: String,
+        /// The new name, in the same pool
+        name: String,
+    },
+    /// Make a volume what one of its snapshots is; what was written since is lost
+    Rollback {
+        /// POOL/NAME
+        volume: String,
+        /// The snapshot; the others stay
+        snapshot: String,
+        /// Even if a virtual machine is connected, which then sees other data
+        #[arg(long)]
+        force: bool,
+    },
+    /// Say how much space a volume may take, and how much is kept for it
+    Limit {
+        /// POOL/NAME
+        volume: String,
+        /// Most bytes that it may own, without what its snapshots have; 0: no limit
+        #[arg(long, value_parser = parse_size, value_name = "SIZE", required_unless_present = "reserve")]
+        quota: Option<u64>,
+        /// Bytes that are kept for it; 0: none
+        #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+        reserve: Option<u64>,
+    },
+    /// Delete a volume or a snapshot
+    Delete {
+        /// POOL/NAME
+        volume: String,
+        /// Detach it from the controllers it is attached to first
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// A name in a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InPool {
+    pool: String,
+    name: String,
+}
+
+impl std::str::FromStr for InPool {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            Some((pool, name)) if !pool.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(InPool { pool: pool.into(), name: name.into() })
+            }
+            _ => Err("write POOL/NAME; `pollux pool list` shows the pools".into()),
+        }
+    }
+}
+
+pub(crate) fn run(
+    command: &VolumeCommand,
+    connect: impl FnOnce() -> Result<Client, CallError>,
+    output: &Output,
+) -> Result<(), CliError> {
+    if let VolumeCommand::List { pool } = command {
+        let params = pool.as_ref().map_or(Value::Null, |pool| json!({"lvs_name": pool}));
+        let volumes = connect()?.call("bdev_lvol_get_lvols", params)?;
+        return output.show(&volumes, volume_list::people);
+    }
+    let (method, params) = request(command)?;
+    let answer = connect()?.call(method, params)?;
+    output.show(&answer, |_| done(command))
+}
+
+/// What is asked of the daemon.
+fn request(command: &VolumeCommand) -> Result<(&'static str, Value), CliError> {
+    Ok(match command {
+        VolumeCommand::Create { volume, size, thick } => {
+            let params =
+                json!({"lvs_name": volume.pool, "lvol_name": volume.name, "size": size, "thin_provision": !thick});
+            ("bdev_lvol_create", params)
+        }
+        VolumeCommand::List { pool } => ("bdev_lvol_get_lvols", json!({"lvs_name": pool})),
+        VolumeCommand::Snapshot { what } => snapshots(what)?,
+        VolumeCommand::Clone { snapshot, name } => {
+            ("bdev_lvol_clone", json!({"snapshot_name": snapshot, "clone_name": bare(name, snapshot)?}))
+        }
+        VolumeCommand::Resize { volume, size, shrink } => {
+            let mut params = json!({"name": volume, "size": size});
+            if *shrink {
+                params["allow_shrink"] = true.into();
+            }
+            ("bdev_lvol_resize", params)
+        }
+        VolumeCommand::Rename { volume, name } => {
+            ("bdev_lvol_rename", json!({"old_name": volume, "new_name": bare(name, volume)?}))
+        }
+        VolumeCommand::Rollback { volume, snapshot, force } => {
+            let snapshot = beside(snapshot, volume);
+            ("bdev_lvol_rollback", json!({"name": volume, "snapshot_name": snapshot, "force": force}))
+        }
+        VolumeCommand::Limit { volume, quota, reserve } => {
+            let mut params = json!({"name": volume});
+            for (name, bytes) in [("quota", quota), ("reservation", reserve)] {
+                if let Some(bytes) = bytes {
+                    params[name] = (*bytes).into();
+                }
+            }
+            ("bdev_lvol_set_limits", params)
+        }
+        VolumeCommand::Delete { volume, force } => {
+            let mut params = json!({"name": volume});
+            if *force {
+                params["force"] = true.into();
+            }
+            ("bdev_lvol_delete", params)
+        }
+    })
+}
+
+/// One volume and a name, or pairs.
+fn snapshots(what: &[String]) -> Result<(&'static str, Value), CliError> {
+    let pairs: Option<Vec<(&str, &str)>> = what.iter().map(|one| one.split_once('=')).collect();
+    match (what, pairs) {
+        (_, Some(pairs)) => {
+            let mut names = Vec::new();
+            for (volume, name) in &pairs {
+                names.push(bare(name, volume)?);
+            }
+            let volumes: Vec<&str> = pairs.iter().map(|(volume, _)| *volume).collect();
+            Ok(("bdev_lvol_snapshot_group", json!({"lvol_names": volumes, "snapshot_names": names})))
+        }
+        ([volume, name], None) if !volume.contains('=') => {
+            Ok(("bdev_lvol_snapshot", json!({"lvol_name": volume, "snapshot_name": bare(name, volume)?})))
+        }
+        _ => Err(CliError::Usage(
+            "write POOL/VOLUME NAME, or for several volumes POOL/VOLUME=NAME POOL/VOLUME=NAME".into(),
+        )),
+    }
+}
+
+/// A new name, which is in the same pool: POOL/ before it is not needed, and no other pool's may be there.
+fn bare(name: &str, of: &str) -> Result<String, CliError> {
+    let Some((pool, rest)) = name.split_once('/') else { return Ok(name.to_owned()) };
+    match of.split_once('/') {
+        Some((same, _)) if same == pool => Ok(rest.to_owned()),
+        _ => Err(CliError::Usage(format!(
+            "'{name}': it will be in the pool that '{of}' is in; give the name without a /"
+        ))),
+    }
+}
+
+/// The name of a volume in the pool of another one; UUIDs are left as they are.
+fn beside(name: &str, of: &str) -> String {
+    match of.split_once('/') {
+        Some((pool, _)) if !name.contains('/') && uuid::Uuid::try_parse(name).is_err() => format!("{pool}/{name}"),
+        _ => name.to_owned(),
+    }
+}
+
+fn done(command: &VolumeCommand) -> String {
+    match command {
+        VolumeCommand::Create { volume: InPool { pool, name }, size: bytes, thick } => {
+            let kind = if *thick { "thick" } else { "thin" };
+            let bytes = size(*bytes);
+            format!(
+                "created {kind} volume {pool}/{name} of {bytes}; `pollux vhost attach CONTROLLER {pool}/{name}` gives it to a VM\n"
+            )
+        }
+        VolumeCommand::List { .. } => String::new(),
+        VolumeCommand::Snapshot { what } => format!("made {}\n", what.join(" ")),
+        VolumeCommand::Clone { snapshot, name } => format!("made {name}, a clone of {snapshot}\n"),
+        VolumeCommand::Resize { volume, size: bytes, .. } => format!("{volume} has {}\n", size(*bytes)),
+        VolumeCommand::Rename { volume, name } => format!("{volume} is called {name} now\n"),
+        VolumeCommand::Rollback { volume, snapshot, .. } => format!("{volume} is what {snapshot} is\n"),
+        VolumeCommand::Limit { volume, .. } => format!("limits of {volume} set\n"),
+        VolumeCommand::Delete { volume, .. } => format!("deleted {volume}; its space comes back in the background\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: VolumeCommand,
+    }
+
+    fn asked(line: &str) -> Result<(&'static str, Value), String> {
+        let words = std::iter::once("volume").chain(line.split_whitespace());
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        assert!(!done(&line.command).is_empty() || matches!(line.command, VolumeCommand::List { .. }));
+        request(&line.command).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_command_asks_for_what_it_says() {
+        for (line, method, params) in [
+            (
+                "create p/v --size 10G",
+                "bdev_lvol_create",
+                json!({"lvs_name": "p", "lvol_name": "v", "size": 10u64 << 30, "thin_provision": true}),
+            ),
+            (
+                "create p/v --size 1M --thick",
+                "bdev_lvol_create",
+                json!({"lvs_name": "p", "lvol_name": "v", "size": 1 << 20, "thin_provision": false}),
+            ),
+            ("snapshot p/v s", "bdev_lvol_snapshot", json!({"lvol_name": "p/v", "snapshot_name": "s"})),
+            ("snapshot p/v p/s", "bdev_lvol_snapshot", json!({"lvol_name": "p/v", "snapshot_name": "s"})),
+            (
+                "snapshot p/a=sa p/b=sb",
+                "bdev_lvol_snapshot_group",
+                json!({"lvol_names": ["p/a", "p/b"], "snapshot_names": ["sa", "sb"]}),
+            ),
+            ("clone p/s c", "bdev_lvol_clone", json!({"snapshot_name": "p/s", "clone_name": "c"})),
+            ("resize p/v 2G", "bdev_lvol_resize", json!({"name": "p/v", "size": 2u64 << 30})),
+            (
+                "resize p/v 2G --shrink",
+                "bdev_lvol_resize",
+                json!({"name": "p/v", "size": 2u64 << 30, "allow_shrink": true}),
+            ),
+            ("rename p/v w", "bdev_lvol_rename", json!({"old_name": "p/v", "new_name": "w"})),
+            ("rollback p/v s", "bdev_lvol_rollback", json!({"name": "p/v", "snapshot_name": "p/s", "force": false})),
+            (
+                "limit p/v --quota 1M --reserve 0",
+                "bdev_lvol_set_limits",
+                json!({"name": "p/v", "quota": 1 << 20, "reservation": 0}),
+            ),
+            ("limit p/v --quota 0", "bdev_lvol_set_limits", json!({"name": "p/v", "quota": 0})),
+            ("delete p/v --force", "bdev_lvol_delete", json!({"name": "p/v", "force": true})),
+        ] {
+            assert_eq!(asked(line), Ok((method, params)), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_before_anybody_is_asked() {
+        for (line, told) in [
+            ("create v --size 1G", "POOL/NAME"),
+            ("create p/v/w --size 1G", "POOL/NAME"),
+            ("create p/v", "--size"),
+            ("snapshot", "WHAT"),
+            ("snapshot p/v", "POOL/VOLUME NAME"),
+            ("snapshot p/v a b", "POOL/VOLUME=NAME"),
+            ("snapshot p/a=sa p/b", "POOL/VOLUME=NAME"),
+            ("clone p/s q/c", "without a /"),
+            ("limit p/v", "--quota"),
+            ("resize p/v 1Q", "unit of size"),
+        ] {
+            let error = asked(line).expect_err(line);
+            assert!(error.contains(told), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_looked_for_beside_its_volume() {
+        let uuid = "5bd1b3c2-4c1d-4f8a-9f3e-0c8a8e2f7a11";
+        assert_eq!(
+            (beside("s", "p/v"), beside("q/s", "p/v"), beside("s", "s")),
+            ("p/s".into(), "q/s".into(), "s".into())
+        );
+        assert_eq!(beside(uuid, "p/v"), uuid);
+    }
+}

@@ -1,0 +1,203 @@
+//! Volumes, snapshots and clones as a tree: a volume with its snapshots under it, the latest first, and under a snapshot
+//! the clones of it.
+//!
+//! In the pool it is the other way round: a volume stands on its latest snapshot, that on the one before, and clones stand
+//! on what they are clones of. Of several that stand on a snapshot the one that was made first is the one that has it;
+//! others are its clones. Whatever the answer says, each member of it is shown once.
+
+use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::output::{cell, table, text};
+use super::units::{duration, size};
+
+/// A table of what `bdev_lvol_get_lvols` answers.
+pub(crate) fn people(volumes: &Value) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    at(volumes, now)
+}
+
+fn at(volumes: &Value, now: u64) -> String {
+    let volumes = volumes.as_array().map(Vec::as_slice).unwrap_or_default();
+    if volumes.is_empty() {
+        return "no volumes; `pollux volume create POOL/NAME --size SIZE` makes one\n".into();
+    }
+    let mut rows = table(&["VOLUME", "KIND", "SIZE", "WRITTEN", "OWN", "SHARED", "QUOTA", "AGE"]);
+    for (label, index) in tree(volumes) {
+        let volume = &volumes[index];
+        let sized = |name: &str| volume[name].as_u64().map_or_else(|| "-".into(), size);
+        let quota = volume["quota_bytes"].as_u64().filter(|quota| *quota > 0);
+        rows.add_row([
+            label,
+            kind(volume).into(),
+            sized("size_bytes"),
+            sized("written_bytes"),
+            sized("owned_bytes"),
+            sized("shared_bytes"),
+            quota.map_or_else(|| "-".into(), size),
+            volume["created"].as_u64().map_or_else(|| "-".into(), |then| duration(now.saturating_sub(then))),
+        ]);
+    }
+    text(&rows)
+}
+
+fn kind(volume: &Value) -> &'static str {
+    if volume["is_snapshot"] == true {
+        "snapshot"
+    } else if volume["is_thin_provisioned"] == false {
+        "thick"
+    } else {
+        "thin"
+    }
+}
+
+/// Every volume once, in the order in which they are shown, with its name behind the branches of the tree.
+fn tree(volumes: &[Value]) -> Vec<(String, usize)> {
+    let forest = Forest::grow(volumes);
+    let mut out = Vec::with_capacity(volumes.len());
+    // Without recursion: chains and trees may be deep.
+    let mut left: Vec<Step> = forest.roots.iter().rev().map(|&index| Step::root(index)).collect();
+    while let Some(step) = left.pop() {
+        let volume = &volumes[step.index];
+        let name = if step.depth == 0 { cell(&volume["alias"]) } else { cell(&volume["name"]) };
+        out.push((format!("{}{name}", step.before), step.index));
+        let below = &forest.below[step.index];
+        for (at, &index) in below.iter().enumerate().rev() {
+            left.push(step.branch(index, at + 1 == below.len()));
+        }
+    }
+    out
+}
+
+/// What is still to be shown.
+struct Step {
+    index: usize,
+    depth: usize,
+    /// The branches before its name.
+    before: String,
+    /// The branches before those of what is below it.
+    under: String,
+}
+
+impl Step {
+    const fn root(index: usize) -> Step {
+        Step { index, depth: 0, before: String::new(), under: String::new() }
+    }
+
+    fn branch(&self, index: usize, last: bool) -> Step {
+        let (here, under) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+        Step {
+            index,
+            depth: self.depth + 1,
+            before: format!("{}{here}", self.under),
+            under: format!("{}{under}", self.under),
+        }
+    }
+}
+
+/// Who is shown under whom.
+struct Forest {
+    roots: Vec<usize>,
+    below: Vec<Vec<usize>>,
+}
+
+impl Forest {
+    fn grow(volumes: &[Value]) -> Forest {
+        let by_uuid: HashMap<&str, usize> =
+            volumes.iter().enumerate().filter_map(|(index, volume)| Some((volume["uuid"].as_str()?, index))).collect();
+        let parent = |index: usize| by_uuid.get(volumes[index]["parent"]["uuid"].as_str()?).copied();
+        // Volumes first, then snapshots that nobody stands on: each is the head of a chain.
+        let mut heads: Vec<usize> = (0..volumes.len()).collect();
+        let is_snapshot = |index: usize| volumes[index]["is_snapshot"] == true;
+        let has_children = |index: usize| volumes[index]["children"].as_array().is_some_and(|all| !all.is_empty());
+        heads.sort_by_key(|&index| (is_snapshot(index), has_children(index), volumes[index]["created"].as_u64()));
+        let mut forest = Forest { roots: Vec::new(), below: vec![Vec::new(); volumes.len()] };
+        let mut shown = vec![false; volumes.len()];
+        for head in heads {
+            if shown[head] {
+                continue;
+            }
+            shown[head] = true;
+            let mut next = parent(head);
+            while let Some(index) = next.filter(|&index| !shown[index]) {
+                shown[index] = true;
+                forest.below[head].push(index);
+                next = parent(index);
+            }
+            match next.filter(|&index| index != head && !forest.below[head].contains(&index)) {
+                // Somebody else has what it stands on.
+                Some(of) if is_snapshot(of) => forest.below[of].push(head),
+                _ => forest.roots.push(head),
+            }
+        }
+        forest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn volume(name: &str, snapshot: bool, parent: Option<&str>, children: usize, created: u64) -> Value {
+        json!({"alias": format!("p/{name}"), "name": name, "uuid": name, "is_snapshot": snapshot, "created": created,
+               "parent": parent.map(|name| json!({"uuid": name})), "children": vec![0; children],
+               "is_thin_provisioned": true, "size_bytes": 1 << 30, "owned_bytes": 65536, "written_bytes": 4096})
+    }
+
+    fn labels(volumes: &[Value]) -> Vec<String> {
+        tree(volumes).into_iter().map(|(label, _)| label).collect()
+    }
+
+    #[test]
+    fn snapshots_are_under_their_volume_and_clones_under_their_snapshot() {
+        let all = [
+            volume("s1", true, None, 1, 10),
+            volume("s2", true, Some("s1"), 2, 20),
+            volume("v", false, Some("s2"), 0, 5),
+            volume("cs", true, Some("s2"), 1, 40),
+            volume("c", false, Some("cs"), 0, 30),
+            volume("w", false, None, 0, 6),
+        ];
+        assert_eq!(labels(&all), ["p/v", "├─ s2", "│  └─ c", "│     └─ cs", "└─ s1", "p/w"]);
+    }
+
+    #[test]
+    fn snapshots_that_nobody_stands_on_are_seen() {
+        let rolled_back = [
+            volume("s1", true, None, 2, 1),
+            volume("s2", true, Some("s1"), 0, 2),
+            volume("v", false, Some("s1"), 0, 0),
+        ];
+        assert_eq!(labels(&rolled_back), ["p/v", "└─ s1", "   └─ s2"]);
+        let left = [volume("s1", true, None, 1, 1), volume("s2", true, Some("s1"), 0, 2)];
+        assert_eq!(labels(&left), ["p/s2", "└─ s1"]);
+    }
+
+    #[test]
+    fn the_table_has_sizes_for_people() {
+        let shown = at(&json!([volume("v", false, None, 0, 0)]), 90);
+        assert!(shown.contains("thin") && shown.contains("1 GiB    4 KiB    64 KiB"), "{shown}");
+        assert!(shown.contains("1 min 30 s"), "{shown}");
+        assert!(at(&json!([]), 0).contains("volume create"));
+        for odd in [json!(7), json!([3]), json!([{}, {}])] {
+            assert!(!at(&odd, 0).is_empty());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn each_is_shown_once(kinds in prop::collection::vec((any::<bool>(), 0usize..12, 0u64..4), 1..12)) {
+            let all: Vec<_> = kinds.iter().enumerate().map(|(index, &(snapshot, parent, created))| {
+                let of = format!("n{parent}");
+                volume(&format!("n{index}"), snapshot, (parent < kinds.len()).then_some(of.as_str()), parent % 2, created)
+            }).collect();
+            let mut shown: Vec<_> = tree(&all).into_iter().map(|(_, index)| index).collect();
+            shown.sort_unstable();
+            prop_assert_eq!(shown, (0..all.len()).collect::<Vec<_>>());
+        }
+    }
+}

@@ -170,7 +170,10 @@ impl Engine {
                 load.push(Record::Entry { layer, cluster: first + slot as u64, entry: entries[slot] });
             }
         }
-        load.free(freed);
+        // One that was claimed since the last commit, and has lost what was there, is in no batch that counts.
+        let (named, unnamed) = freed.into_iter().partition(|cluster| self.store.is_named(*cluster));
+        load.free(named);
+        load.freed.extend::<Vec<u32>>(unnamed);
     }
 
     /// Takes an entry's cluster away if nothing is there and nobody is about to put something there. Returns the entry as

@@ -395,6 +395,12 @@ impl Store {
         self.stirred = true;
     }
 
+    /// Whether an entry of what is logged or on disk may be on a cluster. Not if it was handed out and never named.
+    #[must_use]
+    pub fn is_named(&self, cluster: u32) -> bool {
+        self.state.space.is_used(cluster)
+    }
+
     /// Clusters that can be handed out.
     #[must_use]
     pub const fn free_clusters(&self) -> u64 {

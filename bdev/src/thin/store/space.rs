@@ -222,6 +222,13 @@ impl Space {
         Ok(())
     }
 
+    /// Whether an entry may name it. Nothing of a leaf that is not in memory has been handed out.
+    pub(super) fn is_used(&self, cluster: u32) -> bool {
+        let (nth, at) = (Space::leaf_of(cluster), cluster % PER_LEAF);
+        let bits = self.leaves.get(nth as usize).and_then(|leaf| leaf.bits.as_ref());
+        bits.is_none_or(|bits| count(&bits.used, at as usize, 1) == 1)
+    }
+
     fn for_parts(first: u32, count: u32, mut f: impl FnMut(u32, u32, u32)) {
         let (mut at, end) = (first, first + count);
         while at < end {

@@ -246,11 +246,7 @@ impl Expect {
             (Ask::Flush(id), _) => self.volume(id).durable_before(asking.0),
             (Ask::Cut(cut), now) => self.cut_done(cut, now),
             (Ask::Delete(id), _) => self.volume(id).deleted = Asked::Done,
-            (Ask::Rollback(id), now) => {
-                let volume = self.volume(id);
-                let entry = volume.rollback.take().expect("it was asked for");
-                volume.whole.push((0..u64::MAX, Entry { ended: Some(now), good: true, durable: true, ..entry }));
-            }
+            (Ask::Rollback(id), now) => self.rolled_back(id, now),
             (Ask::Resize(id), now) => self.resized(id, asking.0, now),
             (Ask::Read { .. }, _) => panic!("a read ends with what was read"),
         }
@@ -272,6 +268,25 @@ impl Expect {
     /// The snapshots of one cut.
     fn of_cut(&self, cut: usize) -> impl Iterator<Item = Id> + '_ {
         self.volumes.iter().filter(move |(_, v)| v.cut.is_some_and(|(of, _)| of == cut)).map(|(id, _)| *id)
+    }
+
+    /// It has the size of the snapshot, too.
+    fn rolled_back(&mut self, id: Id, now: Time) {
+        let entry = self.volume(id).rollback.take().expect("it was asked for");
+        let done = Entry { ended: Some(now), good: true, durable: true, ..entry };
+        let sectors = self.size_after(&entry).unwrap_or(self.volumes[&id].sectors);
+        let volume = self.volume(id);
+        volume.whole.push((0..sectors, done));
+        volume.whole.push((sectors..u64::MAX, Entry { content: Content::Is(Value::Zero), ..done }));
+        volume.sectors = sectors;
+    }
+
+    /// The size that a rollback gives.
+    fn size_after(&self, rollback: &Entry) -> Option<u64> {
+        match rollback.content {
+            Content::OfSnapshot(snapshot) => self.volumes.get(&snapshot).map(|snapshot| snapshot.sectors),
+            Content::Is(_) => None,
+        }
     }
 
     fn resized(&mut self, id: Id, begun: Time, now: Time) {

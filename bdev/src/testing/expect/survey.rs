@@ -40,8 +40,8 @@ impl Expect {
             if volume.deleted == Asked::Done {
                 return Err(format!("{id:?} is there, and its deletion was acknowledged"));
             }
-            if *sectors != volume.sectors && Some(*sectors) != volume.resize {
-                let (is, may) = (volume.sectors, volume.resize);
+            let (is, may) = (volume.sectors, [volume.resize, volume.rollback.and_then(|entry| self.size_after(&entry))]);
+            if *sectors != is && !may.contains(&Some(*sectors)) {
                 return Err(format!("{id:?} has {sectors} sectors; it had {is}, and was to have {may:?}"));
             }
         }

@@ -274,6 +274,25 @@ fn a_rollback_happens_as_a_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_rollback_gives_the_size_of_the_snapshot() {
+    let mut expect = Expect::new();
+    let v = created(&mut expect, 1);
+    let a = put(&mut expect, v, 0);
+    let s = snapshot(&mut expect, v);
+    let asking = expect.resize(v, 2);
+    expect.done(asking);
+    let b = put(&mut expect, v, 1);
+    flush(&mut expect, v);
+    let asking = expect.rollback(v, s);
+    assert!(may(&expect, [(v, &[a, b]), (s, &[a])]) && may(&expect, [(v, &[a]), (s, &[a])]));
+    expect.done(asking);
+    assert!(may(&expect, [(v, &[a]), (s, &[a])]) && !may(&expect, [(v, &[a, b]), (s, &[a])]));
+    let asking = expect.resize(v, 2);
+    expect.done(asking);
+    assert!(may(&expect, [(v, &[a, ZERO]), (s, &[a])]) && !may(&expect, [(v, &[a, b]), (s, &[a])]));
+}
+
+#[test]
 fn what_a_shrink_cut_off_does_not_come_back() {
     let mut expect = Expect::new();
     let v = created(&mut expect, 2);

@@ -410,7 +410,9 @@ impl<'a> Floor<'a> {
         self.run(lane, Request::plain(op, IoFlags::empty(), offset, len)).map(|_| ())
     }
 
-    fn describe(&self) -> String {
+    /// What everybody waits for.
+    #[must_use]
+    pub fn describe(&self) -> String {
         let tell = |(at, place): (usize, &Place<'_>)| match &place.part {
             Part::Lane(lane) => format!("lane {at}: {:?}, in flight {:?}", lane.next(), lane.in_flight()),
             Part::Engine(engine) => format!("engine {at}: {:?}", engine.next()),

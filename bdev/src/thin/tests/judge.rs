@@ -9,7 +9,7 @@ use pollux_core::Op;
 use super::driver::id_of;
 use super::world::World;
 use crate::testing::expect::{Id, Survivors};
-use crate::testing::floor::Floor;
+use crate::testing::floor::{Floor, LaneId};
 use crate::testing::medium::{Happened, Medium};
 use crate::testing::stamp::{SECTOR, Value};
 use crate::thin::PoolInfo;
@@ -118,6 +118,73 @@ pub(super) fn survey(world: &mut World, reactors: usize) -> Result<Found, String
     Ok(found)
 }
 
+/// Bytes that are read at once.
+const CHUNK: u64 = 128 << 10;
+
+/// A pool that is read as somebody asks, by the lanes of one volume after the other.
+pub(super) struct Live<'a> {
+    world: &'a mut World,
+    reactors: usize,
+    volumes: BTreeMap<Id, (u128, u64)>,
+    /// What each stands on.
+    pub(super) parents: BTreeMap<Id, Id>,
+    lane: Option<(Id, LaneId)>,
+    chunk: Option<(Id, u64, Vec<u8>)>,
+    failed: Option<String>,
+}
+
+impl<'a> Live<'a> {
+    pub(super) fn new(world: &'a mut World, reactors: usize) -> Result<Live<'a>, String> {
+        let (mut volumes, mut parents) = (BTreeMap::new(), BTreeMap::new());
+        for volume in world.info().volumes.iter().filter(|volume| !volume.uuid.is_nil()) {
+            let id = id_of(volume.uuid).ok_or_else(|| format!("there is a {} that nobody made", volume.name))?;
+            volumes.insert(id, (volume.uuid.as_u128(), volume.bytes));
+            parents.extend(volume.parent.and_then(id_of).map(|parent| (id, parent)));
+        }
+        Ok(Live { world, reactors, volumes, parents, lane: None, chunk: None, failed: None })
+    }
+
+    fn load(&mut self, id: Id, at: u64) -> Result<Vec<u8>, String> {
+        let (uuid, bytes) = self.volumes[&id];
+        let lane = match self.lane {
+            Some((open, lane)) if open == id => lane,
+            other => {
+                other.into_iter().for_each(|(_, lane)| self.world.close(lane));
+                let lane = self.world.lane(uuid, id.0 as usize % self.reactors);
+                self.lane = Some((id, lane));
+                lane
+            }
+        };
+        let read = self.world.floor.read(lane, at, CHUNK.min(bytes - at));
+        read.map_err(|error| format!("byte {at} of {id:?} cannot be read: {error}"))
+    }
+
+    /// Whether all could be read.
+    pub(super) fn end(&mut self) -> Result<(), String> {
+        self.lane.take().into_iter().for_each(|(_, lane)| self.world.close(lane));
+        self.failed.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Survivors for Live<'_> {
+    fn volumes(&mut self) -> Vec<(Id, u64)> {
+        self.volumes.iter().map(|(id, (_, bytes))| (*id, bytes / SECTOR as u64)).collect()
+    }
+
+    fn read(&mut self, volume: Id, sector: u64) -> [u8; SECTOR] {
+        let (at, inside) = (sector * SECTOR as u64 / CHUNK * CHUNK, sector * SECTOR as u64 % CHUNK);
+        if self.chunk.as_ref().is_none_or(|(id, start, _)| (*id, *start) != (volume, at)) {
+            let bytes = self.load(volume, at).unwrap_or_else(|what| {
+                self.failed.get_or_insert(what);
+                vec![0; CHUNK as usize]
+            });
+            self.chunk = Some((volume, at, bytes));
+        }
+        let bytes = self.chunk.as_ref().map_or(&[][..], |(_, _, bytes)| bytes);
+        bytes[inside as usize..].first_chunk().copied().unwrap_or([0xee; SECTOR])
+    }
+}
+
 /// Whether the pool counts what the checker counts. Nothing is under way, and all is in the trees.
 pub(super) fn counted(info: &PoolInfo, report: &Report) -> Result<(), String> {
     let size = u64::from(info.cluster_size);
@@ -152,11 +219,8 @@ pub(super) fn judge(medium: &Medium, reactors: usize) -> Result<Found, String> {
 
 /// Brings everything to its end, compares what is counted, and closes.
 fn tidy(mut world: World) -> Result<Medium, String> {
-    if super::HAS_CHECKPOINTS {
-        world.order(crate::thin::orders::Order::Checkpoint).map_err(|error| format!("no checkpoint: {error}"))?;
-    }
-    world.floor.advance(600_000_000);
-    world.floor.settle(600_000_000);
+    world.order(crate::thin::orders::Order::Checkpoint).map_err(|error| format!("no checkpoint: {error}"))?;
+    world.floor.settle(2_000_000_000);
     let info = world.info();
     let medium = world.shut();
     let report = clean(&medium, "after it was closed")?;

@@ -3,14 +3,12 @@
 //! ```text
 //! plain     what a pool does                          sweep     every short workload, cut at every instant
 //! world     a pool that a test drives                 driver    the same, and an oracle that is told of it
-//! judge     whether a medium after a crash is as it may be
+//! judge     whether a medium after a crash is as it may be     storm   long runs from seeds
 //! ```
 
 mod driver;
 mod judge;
 mod plain;
+mod storm;
 mod sweep;
 mod world;
-
-/// Whether the store makes checkpoints.
-const HAS_CHECKPOINTS: bool = true;

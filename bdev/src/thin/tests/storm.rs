@@ -1,0 +1,364 @@
+//! Long runs from seeds: volumes, snapshots and clones on three reactors, many requests in flight, structural orders in
+//! between, a pool that is nearly full, a medium that reorders and tears; the power fails at any instant, also while the pool
+//! is being opened, and everything goes on from what is left.
+
+use std::collections::BTreeSet;
+
+use pollux_core::{IoFlags, Op};
+
+use super::driver::Driver;
+use super::judge::{Live, clean, counted, open};
+use super::world::{MIB, World};
+use crate::rng::Rng;
+use crate::testing::expect::{Expect, Id};
+use crate::testing::floor::Floor;
+use crate::testing::medium::{Crash, Geometry, Medium, Off, Order};
+
+const REACTORS: usize = 3;
+/// Volumes and snapshots, about.
+const MOST: usize = 12;
+/// Requests in flight.
+const WIDTH: usize = 24;
+/// Steps after which something hangs that waits for nothing.
+const HANGS: u32 = 200_000;
+
+/// Makes a medium do something wrong.
+pub(super) type Spoil<'a> = &'a dyn Fn(&Medium);
+
+/// What a storm is like; all drawn from its seed.
+struct Weather {
+    block: u64,
+    cluster: u64,
+    /// Of a volume, in clusters: most are small, and some have more than one leaf.
+    sizes: [u64; 4],
+    /// Instants between two crashes, at most.
+    calm: u64,
+}
+
+/// See the module's description.
+pub(super) struct Storm<'a> {
+    rng: Rng,
+    weather: Weather,
+    driver: Driver,
+    /// To be deleted, when nothing of it is in flight.
+    closing: Option<Id>,
+    salt: u64,
+    spoil: Spoil<'a>,
+    pub(super) crashes: u64,
+    pub(super) requests: u64,
+    pub(super) orders: u64,
+    pub(super) refused: u64,
+}
+
+impl<'a> Storm<'a> {
+    /// A fresh pool.
+    pub(super) fn new(seed: u64, spoil: Spoil<'a>) -> Result<Storm<'a>, String> {
+        let mut rng = Rng::new(seed);
+        let (block, cluster) = if rng.below(3) == 0 { (4096, 128 << 10) } else { (512, 64 << 10) };
+        let bytes = (5 + rng.below(4)) * MIB;
+        let geometry = if block == 512 { Geometry::with_512(bytes) } else { Geometry::with_4096(bytes) };
+        let depth = [4, 16, 64][rng.below(3) as usize];
+        let medium = Medium::new(Geometry { depth, ..geometry }, Order::Seeded(rng.next()));
+        spoil(&medium);
+        World::create_of(&medium, cluster);
+        let sizes = [2, 3, 6, 500 + rng.below(600)];
+        let weather = Weather { block, cluster, sizes, calm: 20 + rng.below(200) };
+        let world = open(&medium, Floor::seeded(rng.next()), REACTORS, 1)?;
+        let driver = Driver::new(world, Expect::new(), REACTORS);
+        Ok(Storm {
+            rng,
+            weather,
+            driver,
+            closing: None,
+            salt: 1,
+            spoil,
+            crashes: 0,
+            requests: 0,
+            orders: 0,
+            refused: 0,
+        })
+    }
+
+    /// Goes on until the power has failed so many times.
+    pub(super) fn run(&mut self, crashes: u64) -> Result<(), String> {
+        while self.crashes < crashes {
+            self.until_the_power_fails().map_err(|what| format!("before crash {}: {what}", self.crashes))?;
+            self.after_a_crash().map_err(|what| format!("after crash {}: {what}", self.crashes))?;
+        }
+        let medium = &self.driver.world.medium;
+        medium.stop_after(medium.instants());
+        Ok(())
+    }
+
+    fn until_the_power_fails(&mut self) -> Result<(), String> {
+        let medium = self.driver.world.medium.clone();
+        let stop = medium.instants() + 1 + self.rng.below(self.weather.calm);
+        medium.stop_after(stop);
+        while medium.powered() {
+            self.act();
+            for _ in 0..self.rng.below(30) {
+                self.driver.step(u64::MAX)?;
+            }
+            if self.rng.below(40) == 0 {
+                self.finish(&medium)?;
+                self.settle(&medium)?;
+            }
+        }
+        // Who has been told something by then is told.
+        for _ in 0..150 {
+            if !self.driver.step(u64::MAX)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs until everything is answered, or the power fails.
+    fn finish(&mut self, medium: &Medium) -> Result<(), String> {
+        let mut steps = 0;
+        while self.driver.in_flight() != (0, 0) && medium.powered() {
+            steps += 1;
+            let did = self.driver.step(u64::MAX)?;
+            if (!did && medium.powered()) || steps > HANGS {
+                let (left, floor) = (self.driver.in_flight(), self.driver.world.floor.describe());
+                return Err(format!("(requests, orders) are never answered: {left:?}; {floor}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the pool to itself, until it is at rest or the power fails.
+    fn settle(&mut self, medium: &Medium) -> Result<(), String> {
+        let (deadline, mut steps) = (self.driver.world.floor.now() + 600_000_000, 0);
+        self.driver.world.floor.stir();
+        while medium.powered() && self.driver.step(deadline)? {
+            steps += 1;
+            if steps > HANGS {
+                return Err(format!("it is never at rest: {}", self.driver.world.floor.describe()));
+            }
+        }
+        Ok(())
+    }
+
+    fn pick(&mut self, all: &[Id]) -> Option<Id> {
+        (!all.is_empty()).then(|| all[self.rng.below(all.len() as u64) as usize])
+    }
+
+    /// Asks for something.
+    fn act(&mut self) {
+        if let Some(id) = self.closing.filter(|id| !self.driver.is_busy(*id)) {
+            if self.driver.in_flight().1 == 0 {
+                self.closing = None;
+                self.driver.delete(id);
+                self.orders += 1;
+            }
+            return;
+        }
+        let (requests, orders) = self.driver.in_flight();
+        if orders == 0 && (self.rng.below(8) == 0 || self.driver.expect.present().is_empty()) {
+            self.order();
+        } else if requests < WIDTH {
+            self.request();
+        }
+    }
+
+    fn request(&mut self) {
+        let present: Vec<Id> = self.driver.expect.present().into_iter().filter(|id| Some(*id) != self.closing).collect();
+        let Some(id) = self.pick(&present) else { return };
+        let reactor = self.rng.below(REACTORS as u64) as usize;
+        let (first, count) = self.range(id);
+        let fua = if self.rng.below(6) == 0 { IoFlags::FUA } else { IoFlags::empty() };
+        self.requests += 1;
+        if self.driver.expect.is_snapshot(id) {
+            return self.driver.read(id, reactor, first, count);
+        }
+        match self.rng.below(100) {
+            0..58 => self.driver.write(id, reactor, first, count, fua),
+            58..66 => self.driver.zero(id, reactor, Op::Discard, first, count, IoFlags::empty()),
+            66..72 => self.driver.zero(id, reactor, Op::WriteZeroes, first, count, fua),
+            72..76 => self.driver.zero(id, reactor, Op::WriteZeroes, first, count, fua | IoFlags::MAY_DEALLOCATE),
+            76..90 => self.driver.read(id, reactor, first, count),
+            _ => self.driver.flush(id, reactor),
+        }
+    }
+
+    /// Sectors of a volume: mostly few, often at the same places.
+    fn range(&mut self, id: Id) -> (u64, u64) {
+        let Weather { block, cluster, .. } = self.weather;
+        let (unit, sub) = (block / 512, cluster / 512 / 16);
+        let sectors = self.driver.expect.sectors(id);
+        let places = [0, cluster / 512, sectors / 2, sectors - cluster / 512];
+        let near = places[self.rng.below(4) as usize];
+        let first = (near + self.rng.below(3 * sub)).min(sectors - unit) / unit * unit;
+        let longest = [sub, sub, 4 * sub, 24 * sub][self.rng.below(4) as usize];
+        let count = (1 + self.rng.below(longest)).next_multiple_of(unit).min(sectors - first);
+        if self.rng.below(4) == 0 && first + 3 * sub < sectors {
+            return (first / sub * sub, sub * (1 + self.rng.below(3)));
+        }
+        (first, count)
+    }
+
+    fn order(&mut self) {
+        self.orders += 1;
+        let present = self.driver.expect.present();
+        let (snapshots, volumes): (Vec<Id>, Vec<Id>) =
+            present.iter().copied().filter(|id| Some(*id) != self.closing).partition(|id| self.driver.expect.is_snapshot(*id));
+        let many = present.len() >= MOST;
+        let sectors = self.weather.cluster / 512;
+        match self.rng.below(12) {
+            0 | 1 if !many => {
+                let clusters = self.weather.sizes[self.rng.below(4) as usize];
+                drop(self.driver.create(clusters * sectors));
+            }
+            2..=4 if !many && !volumes.is_empty() => {
+                let some: BTreeSet<Id> = (0..1 + self.rng.below(3)).filter_map(|_| self.pick(&volumes)).collect();
+                drop(self.driver.snapshot(&some.into_iter().collect::<Vec<_>>()));
+            }
+            5 if !many => drop(self.pick(&snapshots).map(|snapshot| self.driver.clone_of(snapshot))),
+            6 if self.closing.is_none() => self.closing = self.pick(&snapshots),
+            7 if self.closing.is_none() => self.closing = self.pick(if many { &present } else { &volumes }),
+            8 => {
+                let Some(id) = self.pick(&volumes) else { return };
+                let more = sectors * (1 + self.rng.below(2));
+                self.driver.resize(id, self.driver.expect.sectors(id) + more);
+            }
+            9 => {
+                let with = |id: &Id| self.driver.parents.get(id).map(|snapshot| (*id, *snapshot));
+                let pairs: Vec<(Id, Id)> = volumes.iter().filter_map(with).filter(|(_, s)| snapshots.contains(s)).collect();
+                if let Some((volume, snapshot)) = pairs.get(self.rng.below(pairs.len().max(1) as u64) as usize) {
+                    self.driver.rollback(*volume, *snapshot);
+                }
+            }
+            _ => self.driver.checkpoint(),
+        }
+    }
+
+    /// What is left, and what may be.
+    fn after_a_crash(&mut self) -> Result<(), String> {
+        self.crashes += 1;
+        self.refused += self.driver.errors.len() as u64;
+        let mut crashed = self.crash(&self.driver.world.medium.clone());
+        clean(&crashed, "after the crash")?;
+        while self.rng.below(5) == 0 {
+            crashed = self.cut_while_opening(&crashed)?;
+            clean(&crashed, "after a crash while it was opened")?;
+        }
+        let mut world = self.open(&crashed)?;
+        let parents = {
+            let mut live = Live::new(&mut world, REACTORS)?;
+            let agrees = self.driver.expect.check_after_crash(&mut live);
+            live.end()?;
+            agrees?;
+            live.parents
+        };
+        if self.rng.below(8) == 0 {
+            world = self.tidy(world)?;
+        }
+        let expect = std::mem::take(&mut self.driver.expect);
+        // The old one goes without power.
+        self.driver = Driver::new(world, expect, REACTORS);
+        self.driver.parents = parents;
+        self.closing = None;
+        Ok(())
+    }
+
+    fn crash(&mut self, medium: &Medium) -> Medium {
+        let unsynced = medium.unsynced().len();
+        let choice = match self.rng.below(8) {
+            0 => Crash::None,
+            1 => Crash::All,
+            2 if unsynced > 0 => Crash::AllBut(self.rng.below(unsynced as u64) as usize),
+            3 if unsynced > 0 => Crash::Only(self.rng.below(unsynced as u64) as usize),
+            4 => Crash::Subset(self.rng.next()),
+            _ => Crash::Seeded(self.rng.next()),
+        };
+        let crashed = medium.crash(choice, Order::Seeded(self.rng.next()));
+        (self.spoil)(&crashed);
+        crashed
+    }
+
+    fn cut_while_opening(&mut self, medium: &Medium) -> Result<Medium, String> {
+        medium.stop_after(medium.instants() + self.rng.below(5));
+        medium.when_off(Off::Failing);
+        self.salt += 1;
+        let floor = Floor::seeded(self.rng.next());
+        match World::open(medium, floor, REACTORS, self.salt) {
+            Err(_) if !medium.powered() => {}
+            Err(error) => return Err(format!("it cannot be opened: {error}")),
+            Ok(world) => world.forget(),
+        }
+        Ok(self.crash(medium))
+    }
+
+    fn open(&mut self, medium: &Medium) -> Result<World, String> {
+        self.salt += 1;
+        open(medium, Floor::seeded(self.rng.next()), REACTORS, self.salt)
+    }
+
+    /// Comes to rest, and everything adds up; then it is opened again.
+    fn tidy(&mut self, mut world: World) -> Result<World, String> {
+        world.order(crate::thin::orders::Order::Checkpoint).map_err(|error| format!("no checkpoint: {error}"))?;
+        world.floor.settle(2_000_000_000);
+        let info = world.info();
+        let medium = world.shut();
+        let report = clean(&medium, "after it was closed")?;
+        counted(&info, &report)?;
+        self.open(&medium)
+    }
+}
+
+/// Runs storms from these seeds; returns how many crashes there were.
+fn storms(seeds: impl Iterator<Item = u64>, crashes: u64) -> u64 {
+    let began = std::time::Instant::now();
+    let (mut all, mut requests, mut orders, mut refused) = (0, 0, 0, 0);
+    for seed in seeds {
+        let told = Told(seed);
+        let mut storm = Storm::new(seed, &|_| {}).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+        if let Err(what) = storm.run(crashes) {
+            panic!("seed {seed}, {what}\nto repeat: POLLUX_STORM={seed} cargo test -p pollux-bdev --lib thin::tests::storm");
+        }
+        drop(told);
+        (all, requests, orders) = (all + storm.crashes, requests + storm.requests, orders + storm.orders);
+        refused += storm.refused;
+    }
+    eprintln!("{all} crashes, {requests} requests, {orders} orders, {refused} refused, {:?}", began.elapsed());
+    all
+}
+
+/// Says which seed it was if the run panics.
+struct Told(u64);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the storm's seed was {}", self.0);
+        }
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// Two tests, for two processors.
+fn half(nth: u64) {
+    let crashes = number("POLLUX_STORM_CRASHES").unwrap_or(250);
+    match number("POLLUX_STORM") {
+        Some(seed) if nth == 0 => drop(storms(std::iter::once(seed), crashes)),
+        Some(_) => {}
+        None => {
+            let seeds = number("POLLUX_STORM_SEEDS").unwrap_or(20);
+            assert!(storms((1..=seeds).map(|seed| 2 * seed + nth), crashes) >= seeds * crashes);
+        }
+    }
+}
+
+#[test]
+fn a_pool_bears_storms() {
+    half(0);
+}
+
+#[test]
+fn a_pool_bears_other_storms() {
+    half(1);
+}

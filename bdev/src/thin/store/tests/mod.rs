@@ -2,6 +2,8 @@
 
 mod basics;
 mod checkpoints;
+mod crash;
+mod model;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use pollux_core::{Bdev, Cx, Next, Ring};
 use uuid::Uuid;
 
 use super::*;
+use crate::testing::medium::Medium;
 use crate::testing::{FileRing, ram};
 use crate::thin::format::{Entry, LayerKind};
 
@@ -25,6 +28,16 @@ pub(super) fn memory(mib: u64) -> Arc<dyn Bdev> {
     ram(512, mib << 11)
 }
 
+/// The power went off.
+pub(super) struct Off;
+
+/// Leaves whatever waits for a medium without power.
+pub(super) fn leave_if(off: bool) {
+    if off {
+        std::panic::resume_unwind(Box::new(Off));
+    }
+}
+
 pub(super) fn blocking<R>(base: &Arc<dyn Bdev>, f: impl FnOnce(&mut Blocking<'_>) -> R) -> R {
     let mut ring = FileRing::default();
     let mut wait = |_: &mut dyn Ring| {};
@@ -36,30 +49,59 @@ pub(super) fn make(base: &Arc<dyn Bdev>) {
     blocking(base, |blocking| create(blocking, &params(false))).unwrap();
 }
 
+/// Blocking code on a medium that announces its steps, and whose power may go off.
+pub(super) fn on_medium<R>(medium: &Medium, f: impl FnOnce(&mut Blocking<'_>) -> R) -> R {
+    let mut ring = FileRing::default();
+    let mut wait = |_: &mut dyn Ring| leave_if(!medium.powered());
+    let blocking = Blocking::new(medium, &mut ring, &mut wait).unwrap();
+    f(&mut blocking.with_steps(Some(Arc::new(medium.clone()))))
+}
+
 /// A store that is driven until it is idle.
 pub(super) struct Rig {
     pub(super) store: Store,
     ring: FileRing,
+    medium: Option<Medium>,
 }
 
 impl Rig {
     pub(super) fn open(base: &Arc<dyn Bdev>, salt: u64) -> Result<Rig, StoreError> {
         let opened = blocking(base, |blocking| open(blocking, salt))?;
+        Self::with(opened, base, None)
+    }
+
+    /// On a medium whose power may go off: then this, and whatever waits, ends with [`Off`].
+    pub(super) fn on(medium: &Medium, salt: u64) -> Result<Rig, StoreError> {
+        let base: Arc<dyn Bdev> = Arc::new(medium.clone());
+        let opened = on_medium(medium, |blocking| open(blocking, salt))?;
+        Self::with(opened, &base, Some(medium.clone()))
+    }
+
+    fn with(opened: Opened, base: &Arc<dyn Bdev>, medium: Option<Medium>) -> Result<Rig, StoreError> {
         let mut ring = FileRing::default();
-        let mut store = Store::new(opened, base, None)?;
+        let steps = medium.clone().map(|medium| Arc::new(medium) as Arc<dyn Steps>);
+        let mut store = Store::new(opened, base, steps)?;
         store.attach(&mut Cx { now: 1, reactor: 0, ring: &mut ring }).unwrap();
-        Ok(Rig { store, ring })
+        Ok(Rig { store, ring, medium })
     }
 
     pub(super) fn run(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         for _ in 0..1_000_000 {
             self.store.poll(&mut Cx { now: 1, reactor: 0, ring: &mut self.ring }, &mut events);
+            leave_if(self.medium.as_ref().is_some_and(|medium| !medium.powered()));
             if self.store.is_idle() && self.store.next() == Next::Idle {
                 return events;
             }
         }
         panic!("the store never becomes idle");
+    }
+
+    pub(super) fn checkpoint(&mut self) {
+        self.store.checkpoint();
+        let events = self.run();
+        let done = events.iter().any(|event| matches!(event, Event::Checkpointed(_)));
+        assert!(done, "{events:?} {:?}", self.store.failure());
     }
 
     pub(super) fn append(&mut self, records: &[Record]) {

@@ -1,0 +1,207 @@
+//! Power cuts at every instant of random work: what was told to be durable is there afterwards, and the batch that was
+//! under way is there as a whole or not at all; clusters hold what their owners have written; the checker finds nothing.
+//!
+//! And each barrier is needed: leave one out, and the same test sees it.
+
+use std::cell::RefCell;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use super::model::{Batch, Model};
+use super::*;
+use crate::rng::{Rng, mix};
+use crate::testing::medium::{Crash, Geometry as Disk, Medium, Order};
+use crate::thin::check::{Block, Blocks, check};
+use crate::thin::store::labels;
+
+/// Places in maps of three levels, in several leaves below several pages.
+const PLACES: &[u64] = &[0, 1, 7, 503, 504, 505, 3000, 252 * 504 - 1, 252 * 504, 252 * 504 + 9, 1_000_000];
+
+/// What is known when the power goes.
+#[derive(Clone)]
+struct Journal {
+    durable: Model,
+    /// With the batch that was appended last.
+    pending: Model,
+}
+
+struct Image(Medium);
+
+impl Blocks for Image {
+    fn len(&self) -> u64 {
+        self.0.geometry().bytes / BLOCK as u64
+    }
+
+    fn read(&mut self, block: u64) -> io::Result<Block> {
+        let bytes = self.0.peek(block * BLOCK as u64, BLOCK);
+        Ok(bytes.into_boxed_slice().try_into().expect("a whole block"))
+    }
+}
+
+/// Runs until it is done or the power goes off.
+fn until_off<R>(f: impl FnOnce() -> R) -> Option<R> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(done) => Some(done),
+        Err(payload) if payload.is::<Off>() => None,
+        Err(payload) => resume_unwind(payload),
+    }
+}
+
+fn stamp(cluster: u32, layer: u64, at: u64) -> Vec<u8> {
+    [u64::from(cluster), layer, at].iter().flat_map(|word| word.to_le_bytes()).cycle().take(BLOCK).collect()
+}
+
+fn data_block(cluster: u32) -> u64 {
+    u64::from(cluster) * u64::from(CLUSTER) / BLOCK as u64
+}
+
+/// A settled medium with a pool.
+fn fresh(tear: u32) -> Medium {
+    let medium = Medium::new(Disk { tear, ..Disk::with_512(16 << 20) }, Order::InOrder);
+    on_medium(&medium, |blocking| create(blocking, &params(false))).unwrap();
+    medium.crash(Crash::All, Order::InOrder)
+}
+
+/// What an engine does: data first, then the batch, then what it frees can be used again.
+fn commit(medium: &Medium, rig: &mut Rig, model: &mut Model, journal: &RefCell<Journal>) {
+    if rig.store.room() < 9000 {
+        rig.checkpoint();
+    }
+    let Batch { records, freed, given } = model.draw(rig, 8);
+    for (cluster, layer, at) in given {
+        let mut ring = FileRing::default();
+        let mut wait = |_: &mut dyn Ring| leave_if(!medium.powered());
+        let mut blocking = Blocking::new(medium, &mut ring, &mut wait).unwrap();
+        blocking.write(data_block(cluster), &stamp(cluster, layer, at), false).unwrap();
+    }
+    journal.borrow_mut().pending = model.clone();
+    rig.append(&records);
+    journal.borrow_mut().durable = model.clone();
+    freed.iter().for_each(|cluster| rig.store.release(*cluster, 1));
+}
+
+/// Goes round the ring: names a layer again and again.
+fn fill_log(rig: &mut Rig) {
+    let Some(layer) = rig.store.layers().values().next().cloned() else { return };
+    let count = rig.store.room() / 300;
+    rig.append(&vec![Record::Layer(Box::new(layer)); count]);
+}
+
+fn work(medium: &Medium, seed: u64, steps: u64, journal: &RefCell<Journal>) {
+    let mut model = Model::at(seed, PLACES);
+    let mut rig = Rig::on(medium, 100).unwrap();
+    for step in 0..steps {
+        commit(medium, &mut rig, &mut model, journal);
+        match model.rng().below(8) {
+            0 | 1 => rig.checkpoint(),
+            2 => {
+                // A checkpoint with a batch in its midst.
+                rig.store.checkpoint();
+                commit(medium, &mut rig, &mut model, journal);
+            }
+            3 => {
+                drop(rig);
+                rig = Rig::on(medium, 101 + step).unwrap();
+            }
+            4 | 5 => fill_log(&mut rig),
+            _ => {}
+        }
+    }
+}
+
+/// What is wrong after a crash.
+fn verify(crashed: &Medium, journal: &Journal) -> Result<(), String> {
+    let report = check(&mut Image(crashed.clone()), &mut |_, _| {});
+    if !report.is_clean() {
+        return Err(format!("the checker says {:?} {:?}", report.reason, report.findings));
+    }
+    let mut rig = Rig::on(crashed, 999).map_err(|error| error.to_string())?;
+    let different = journal.durable.difference(&mut rig);
+    let model = match different {
+        None => &journal.durable,
+        Some(why) => match journal.pending.difference(&mut rig) {
+            None => &journal.pending,
+            Some(other) => return Err(format!("neither as it was ({why}) nor as it was to be ({other})")),
+        },
+    };
+    for (id, map) in &model.layers {
+        for (at, entry) in map {
+            let Some(cluster) = entry.cluster() else { continue };
+            if crashed.peek(data_block(cluster) * BLOCK as u64, BLOCK) != stamp(cluster, *id, *at) {
+                return Err(format!("cluster {cluster} does not hold what cluster {at} of layer {id} has written"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// After a crash everything goes on: batches, a checkpoint, another start.
+fn goes_on(crashed: &Medium, journal: &Journal) -> Result<(), String> {
+    let mut rig = Rig::on(crashed, 1000).map_err(|error| error.to_string())?;
+    let durable = journal.durable.difference(&mut rig).is_none();
+    let mut model = if durable { journal.durable.clone() } else { journal.pending.clone() };
+    let journal = RefCell::new(Journal { durable: model.clone(), pending: model.clone() });
+    for _ in 0..3 {
+        commit(crashed, &mut rig, &mut model, &journal);
+        rig.checkpoint();
+        model.check_owned(&rig);
+    }
+    rig.close();
+    verify(crashed, &journal.into_inner())
+}
+
+/// Cuts the power at every `stride`th instant, and looks at a few of the media that there may be then.
+fn sweep(seed: u64, steps: u64, stride: usize, choices: usize, mutate: &dyn Fn(&Medium)) -> Result<u64, String> {
+    let tear = if seed.is_multiple_of(2) { 512 } else { 4096 };
+    let order = if seed % 4 < 2 { Order::InOrder } else { Order::Seeded(seed) };
+    let start = fresh(tear);
+    let empty = Model::at(seed, PLACES);
+    let journal = RefCell::new(Journal { durable: empty.clone(), pending: empty });
+    let run = |stop: u64| {
+        let medium = start.crash(Crash::All, order);
+        mutate(&medium);
+        medium.stop_after(stop);
+        let journal = RefCell::new(journal.borrow().clone());
+        let done = until_off(|| work(&medium, seed, steps, &journal)).is_some();
+        (medium, journal.into_inner(), done)
+    };
+    let (whole, _, done) = run(u64::MAX);
+    assert!(done, "nothing stops it");
+    let mut rng = Rng::new(mix(seed));
+    let mut crashes = 0;
+    for stop in (0..whole.instants()).step_by(stride) {
+        let (medium, journal, _) = run(stop);
+        let all: Vec<Crash> = Crash::sweep(medium.unsynced().len(), 4).collect();
+        for nth in 0..choices.min(all.len()) {
+            let choice = if all.len() <= choices { all[nth] } else { all[rng.below(all.len() as u64) as usize] };
+            let crashed = medium.crash(choice, Order::InOrder);
+            let at = |what: String| format!("seed {seed}, instant {stop} of {}, {choice:?}: {what}", whole.instants());
+            verify(&crashed, &journal).map_err(at)?;
+            if rng.below(8) == 0 {
+                goes_on(&crashed, &journal).map_err(at)?;
+            }
+            crashes += 1;
+        }
+    }
+    Ok(crashes)
+}
+
+#[test]
+fn nothing_durable_is_lost_and_nothing_is_torn() {
+    let crashes: u64 = (0..8).map(|seed| sweep(seed, 12, 3, 6, &|_| {}).unwrap()).sum();
+    assert!(crashes > 1500, "only {crashes} crashes");
+}
+
+#[test]
+fn each_barrier_is_needed() {
+    let needed: [(&str, &dyn Fn(&Medium)); 4] = [
+        ("data before the map", &|medium| medium.drop_flush(labels::COMMIT_BARRIER)),
+        ("the log is durable", &|medium| medium.drop_fua(labels::COMMIT_LOG)),
+        ("pages before the superblock", &|medium| medium.drop_flush(labels::CHECKPOINT_BARRIER)),
+        ("the superblock before what it frees is used", &|medium| medium.drop_fua(labels::CHECKPOINT_SUPERBLOCK)),
+    ];
+    for (what, mutate) in needed {
+        let seen = (0..20).any(|seed| sweep(seed, 30, 5, 6, mutate).is_err());
+        assert!(seen, "nobody sees that this does not hold: {what}");
+    }
+}

@@ -8,7 +8,7 @@ use super::trees::{Seen, Tree, Trees, clusters_of};
 use crate::thin::format::{Geometry, Kind, LAYER_LEN, LAYERS_PER_PAGE, Layer, LayerKind, Pointer, Superblock};
 
 /// Numbers of layers stay below it.
-const MOST_LAYERS: u64 = 1 << 62;
+pub(super) const MOST_LAYERS: u64 = 1 << 62;
 
 /// All layers by number.
 pub(super) type Layers = BTreeMap<u64, Layer>;

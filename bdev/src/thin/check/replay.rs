@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::catalog::{Layers, map_tree, merged};
+use super::catalog::{Layers, MOST_LAYERS, map_tree, merged};
 use super::log::Batch;
 use super::maps::{DataArea, Owned, Totals};
 use super::medium::Medium;
@@ -38,6 +38,11 @@ pub(super) struct Replay<'a> {
 }
 
 impl Logged {
+    /// Whether it says all of its leaf.
+    pub(super) fn is_all(&self) -> bool {
+        self.whole.is_some()
+    }
+
     pub(super) fn entry(&self, at: u16) -> Option<Entry> {
         self.entries.get(&at).copied().or(self.whole)
     }
@@ -112,8 +117,9 @@ impl<'a> Replay<'a> {
     fn layer(&mut self, layer: &Layer) -> Result<(), Complaint> {
         let id = layer.id;
         let old = self.layers.get(&id);
-        if old.is_none() && !self.is_hidden(id) && (id < self.superblock.next_layer || self.gone.contains(&id)) {
-            let what = format!("makes layer {id}, whose number was given out before");
+        let again = id < self.superblock.next_layer || self.gone.contains(&id);
+        if old.is_none() && !self.is_hidden(id) && (again || id >= MOST_LAYERS) {
+            let what = format!("makes layer {id}, whose number was given out before, or never will be");
             return Err((Flaw::LayerNumber, id, what));
         }
         let totals = Totals { whole: !self.is_hidden(id), ..Totals::default() };

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use uuid::Uuid;
 
 use super::super::bits::Bits;
-use super::super::catalog::{Layers, catalog_tree, map_tree};
+use super::super::catalog::{Layers, MOST_LAYERS, catalog_tree, map_tree};
 use super::super::medium::Medium;
 use super::super::report::Findings;
 use super::super::space::{pages_tree, space_tree};
@@ -190,7 +190,8 @@ impl Gathered {
         for (id, (generation, block)) in scanned.iter().filter(|(id, _)| id.kind == Kind::Catalog && id.level == 0) {
             let header = PageHeader { id: *id, generation: *generation, block: *block, pool: superblock.pool };
             let page = medium.read(*block).ok().and_then(|bytes| Page::open(bytes, &header).ok());
-            if let Some(page) = page.filter(|_| hidden(id.index)) {
+            let refused = lost.iter().any(|lost| lost.block == *block);
+            if let Some(page) = page.filter(|_| hidden(id.index) && !refused) {
                 let before: BTreeSet<u64> = self.layers.keys().copied().collect();
                 self.take_layers(id.index, &page);
                 found.insert(id.index);
@@ -203,7 +204,7 @@ impl Gathered {
         for id in scanned.keys().filter(|id| id.kind == Kind::Map && id.level == 0) {
             let leaf = id.layer / per_leaf;
             let gone = self.unreadable.contains(&id.layer) || hidden(leaf) && !found.contains(&leaf);
-            if gone && id.layer < superblock.next_layer && !self.layers.contains_key(&id.layer) {
+            if gone && id.layer < superblock.next_layer.min(MOST_LAYERS) && !self.layers.contains_key(&id.layer) {
                 let end = ends.entry(id.layer).or_default();
                 *end = (*end).max(id.index + 1);
             }
@@ -232,9 +233,11 @@ impl Gathered {
         for missing in &self.missing {
             let pages = scanned.iter().filter(|(id, _)| {
                 let inside = id.index >= missing.first && id.index - missing.first < missing.count;
-                id.kind == Kind::Map && id.level == 0 && id.layer == missing.layer && inside && missing.level > 0
+                // Without the bitmap an older one might be taken for a leaf that is lost itself.
+                let meant = missing.level > 0 || self.marked.is_some();
+                id.kind == Kind::Map && id.level == 0 && id.layer == missing.layer && inside && meant
             });
-            for (id, (generation, block)) in pages {
+            for (id, (generation, block)) in pages.filter(|(_, (_, block))| *block != missing.block) {
                 let place = Place { block: *block, generation: *generation, found: true };
                 self.leaves.entry((id.layer, id.index)).or_insert(place);
                 if let Some(number) = self.trees.number(*block) {

@@ -148,7 +148,13 @@ fn prepare(
     let mut losses = Losses::default();
     for missing in &gathered.missing {
         let Some(layer) = layers.get(&missing.layer) else { continue };
-        for (from, to) in gathered.holes(missing) {
+        for (mut from, to) in gathered.holes(missing) {
+            // What the log says in full does not need the tree.
+            let said = logged.range((layer.id, from)..(layer.id, to)).filter(|(_, logged)| logged.is_all());
+            for ((_, leaf), _) in said {
+                losses.leaves(layer, from, *leaf, &superblock.geometry);
+                from = leaf + 1;
+            }
             losses.leaves(layer, from, to, &superblock.geometry);
         }
     }

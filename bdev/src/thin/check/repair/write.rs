@@ -57,8 +57,7 @@ pub(super) fn plan(
     superblock.spans = vec![LogSpan { salt: uuid::Uuid::new_v4().as_u64_pair().0, from: log.0 }];
     (superblock.log_from, superblock.batch_from) = log;
     superblock.extents = extents(old);
-    let kept = rebuilt.leaves.values().filter(|leaf| matches!(leaf, Leaf::Keep(_))).count() as u64;
-    let needed = pages_needed(&superblock, layers, rebuilt.leaves.len() as u64, kept);
+    let needed = pages_needed(&superblock, layers, rebuilt);
     make_room(&mut superblock, gathered, &mut rebuilt.clusters, needed)?;
     let mut places = places(&superblock, gathered);
     let mut writer = Writer { superblock: &superblock, places: &mut places, pages: Vec::new(), kept: Vec::new() };
@@ -76,14 +75,34 @@ pub(super) fn extents(old: &Superblock) -> Vec<Extent> {
 }
 
 /// Pages that have to be written at most.
-fn pages_needed(superblock: &Superblock, layers: &Layers, leaves: u64, kept: u64) -> u64 {
-    let with_index = |leaves: u64, trees: u64| leaves + leaves / (POINTERS_PER_PAGE as u64 - 1) + 10 * trees;
-    let layer_count = layers.len() as u64;
+fn pages_needed(superblock: &Superblock, layers: &Layers, rebuilt: &Rebuilt) -> u64 {
+    let new = rebuilt.leaves.values().filter(|leaf| matches!(leaf, Leaf::New(_))).count() as u64;
+    let maps = layers.iter().map(|(id, layer)| {
+        let leaves = rebuilt.leaves.range((*id, 0)..=(*id, u64::MAX)).map(|((_, leaf), _)| *leaf);
+        above(leaves.collect(), levels_for(map_leaves(layer.size, &superblock.geometry)))
+    });
+    let tree = |leaves: Vec<u64>, room: u64| leaves.len() as u64 + above(leaves, levels_for(room));
+    let per_leaf = LAYERS_PER_PAGE as u64;
+    let mut catalog: Vec<u64> = layers.keys().map(|id| id / per_leaf).collect();
+    catalog.dedup();
     let clusters = u64::from(superblock.geometry.clusters).div_ceil(BITS_PER_PAGE as u64);
+    // There may be one more extent.
     let pages = Trees::new(superblock).pages.div_ceil(BITS_PER_PAGE as u64) + 1;
-    with_index(leaves, 4 * layer_count) - kept.min(leaves)
-        + with_index(layer_count, 3)
-        + with_index(clusters + pages, 6)
+    new + maps.sum::<u64>()
+        + tree(catalog, superblock.next_layer.div_ceil(per_leaf))
+        + tree((0..clusters).collect(), clusters)
+        + tree((0..pages).collect(), pages)
+}
+
+/// Pages above these leaves.
+fn above(mut level: Vec<u64>, levels: u8) -> u64 {
+    let mut pages = 0;
+    for _ in 1..levels {
+        level.iter_mut().for_each(|index| *index /= POINTERS_PER_PAGE as u64);
+        level.dedup();
+        pages += level.len() as u64;
+    }
+    pages
 }
 
 /// Pages that must not be written: those of the old trees, and those that hold what was found.

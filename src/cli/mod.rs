@@ -237,6 +237,8 @@ mod tests {
             "pollux volume list lvs --json",
             "pollux volume snapshot lvs/a=sa lvs/b=sb",
             "pollux volume rollback lvs/v s --force",
+            "pollux pool repair /srv/pool",
+            "pollux pool repair /dev/sdb --yes",
             "pollux completions bash",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
@@ -259,6 +261,7 @@ mod tests {
             "pollux pool create lvs",
             "pollux pool create lvs --on f0 --overcommit 0",
             "pollux volume create lvs --size 1G",
+            "pollux pool repair --yes",
             "pollux bench",
             "pollux bench --socket /s --rw sideways",
             "pollux bench --socket /s --bs 4q",

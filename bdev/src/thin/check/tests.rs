@@ -92,30 +92,12 @@ fn the_document_lists_every_invariant() {
     assert_eq!(words, Flaw::ALL.iter().map(|flaw| flaw.word()).collect());
 }
 
-/// Checks and repairs what may be anything; it ends, and soon.
-fn survives(mut built: crate::thin::testing::image::Built) -> Result<(), String> {
-    let len = built.memory.len;
-    let report = check(&mut built.memory, &mut |_, _| {});
-    let reads = built.memory.reads;
-    // Superblocks, the pages twice, the log twice, and a few for each record.
-    if reads > len * 4 {
-        return Err(format!("{reads} blocks were read of {len}"));
-    }
-    if report.verdict != Verdict::Damaged {
-        return Ok(());
-    }
-    let Ok(repaired) = repair(&mut built.memory, true, &mut |_, _| {}) else { return Ok(()) };
-    let after = repaired.after.expect("it was written");
-    let same_pool = repaired.before.pool.map(|pool| pool.uuid) == after.pool.as_ref().map(|pool| pool.uuid);
-    if after.is_clean() && same_pool { Ok(()) } else { Err(format!("{:#?}", after.findings)) }
-}
-
 proptest::proptest! {
     #[test]
     fn nothing_in_an_image_makes_it_panic_or_go_round(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 12..=48)) {
         let mut built = story().build();
         crate::thin::testing::mutate::mutate(&mut built, &bytes);
-        if let Err(what) = survives(built) {
+        if let Err(what) = crate::thin::testing::mutate::survive(built) {
             proptest::prop_assert!(false, "{}", what);
         }
     }

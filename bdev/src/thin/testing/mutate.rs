@@ -1,6 +1,7 @@
 //! Breaks a pool at random, with checksums that fit: what a fuzzer's bytes, or a property test's, make of the story.
 
 use super::image::Built;
+use crate::thin::check::{Verdict, check, repair};
 use crate::thin::format::{BLOCK, SLOTS, slot_block};
 
 /// Bytes that one change takes.
@@ -56,5 +57,27 @@ fn change(built: &mut Built, kind: u8, (one, other): (u64, u64), offset: usize, 
         6 => (0..SLOTS).for_each(|slot| built.edit_block(slot_block(slot), |bytes| bytes[offset] = value as u8)),
         7 => (0..SLOTS).for_each(|slot| built.edit_block(slot_block(slot), set)),
         _ => _ = built.memory.bad.insert(one),
+    }
+}
+
+/// Checks and repairs what may be anything.
+///
+/// # Errors
+/// If it takes too long, or the pool is not clean afterwards.
+pub fn survive(mut built: Built) -> Result<(), String> {
+    let report = check(&mut built.memory, &mut |_, _| {});
+    // Superblocks, the pages twice, the log twice, and a few for each record.
+    let (reads, len) = (built.memory.reads, built.memory.len);
+    if reads > len * 4 {
+        return Err(format!("{reads} blocks were read of {len}"));
+    }
+    if report.verdict != Verdict::Damaged {
+        return Ok(());
+    }
+    // It may say that it cannot: no room, a medium that was cut, numbers that are used up.
+    let Ok(repaired) = repair(&mut built.memory, true, &mut |_, _| {}) else { return Ok(()) };
+    match repaired.after {
+        Some(after) if after.is_clean() => Ok(()),
+        after => Err(format!("{after:#?}")),
     }
 }

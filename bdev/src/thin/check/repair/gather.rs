@@ -201,7 +201,7 @@ impl Gathered {
         }
         let per_leaf = LAYERS_PER_PAGE as u64;
         let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
-        for id in scanned.keys().filter(|id| id.kind == Kind::Map && id.level == 0) {
+        for id in scanned.keys().filter(|id| id.kind == Kind::Map && id.level == 0 && id.layer > 0) {
             let leaf = id.layer / per_leaf;
             let gone = self.unreadable.contains(&id.layer) || hidden(leaf) && !found.contains(&leaf);
             if gone && id.layer < superblock.next_layer.min(MOST_LAYERS) && !self.layers.contains_key(&id.layer) {

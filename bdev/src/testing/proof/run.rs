@@ -13,6 +13,8 @@ use crate::testing::stamp::SECTOR;
 
 /// Volumes and snapshots there are at most.
 const MOST: usize = 20;
+/// Steps without power and without an answer after which none is waited for.
+const IN_VAIN: u32 = 1000;
 /// Longest time that a pool's own timers are waited for, in nanoseconds.
 const PATIENCE_NS: u64 = 3_000_000_000;
 
@@ -25,18 +27,21 @@ struct Asked {
 
 pub(super) struct Run<S> {
     pub(super) subject: S,
+    medium: Medium,
     pub(super) expect: Expect,
     requests: BTreeMap<Ticket, Asked>,
     orders: Vec<(u64, Asking, Vec<Id>)>,
     lanes: BTreeMap<(Id, usize), LaneId>,
     /// Counts acts, which take reactors in turn.
     turn: usize,
+    /// Steps without power since the last answer.
+    in_vain: u32,
 }
 
 impl<S: Subject> Run<S> {
-    pub(super) fn new(subject: S, expect: Expect) -> Self {
-        let (requests, lanes) = (BTreeMap::new(), BTreeMap::new());
-        Run { subject, expect, requests, orders: Vec::new(), lanes, turn: 0 }
+    fn new(subject: S, medium: Medium, expect: Expect) -> Self {
+        let (requests, orders, lanes) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+        Run { subject, medium, expect, requests, orders, lanes, turn: 0, in_vain: 0 }
     }
 
     /// What may be used: there for sure, and about which no order is under way.
@@ -168,9 +173,7 @@ impl<S: Subject> Run<S> {
     /// Gives an order about a volume that nobody uses then; not without power, if somebody does.
     fn alone(&mut self, id: Id, ask: impl FnOnce(&mut Self) -> (Order, Asking)) -> Result<(), String> {
         while self.requests.values().any(|asked| asked.volume == id) {
-            let goes_on = self.subject.floor().step();
-            self.collect()?;
-            if !goes_on {
+            if !self.step()? {
                 return Ok(());
             }
         }
@@ -189,9 +192,17 @@ impl<S: Subject> Run<S> {
     /// # Errors
     /// If an answer is wrong.
     pub(super) fn step(&mut self) -> Result<bool, String> {
-        let stepped = self.subject.floor().step();
+        self.step_until(u64::MAX)
+    }
+
+    /// Without power somebody may look for ever for what never comes: that is rest, too.
+    fn step_until(&mut self, deadline: u64) -> Result<bool, String> {
+        let before = self.under_way();
+        let stepped = self.subject.floor().step_until(deadline);
         self.collect()?;
-        Ok(stepped)
+        let in_vain = !self.medium.powered() && self.under_way() == before;
+        self.in_vain = if in_vain { self.in_vain + 1 } else { 0 };
+        Ok(stepped && self.in_vain < IN_VAIN)
     }
 
     /// Until all is answered that ever will be.
@@ -199,8 +210,9 @@ impl<S: Subject> Run<S> {
     /// # Errors
     /// If an answer is wrong.
     pub(super) fn settle(&mut self) -> Result<(), String> {
-        self.subject.floor().settle(PATIENCE_NS);
-        self.collect()
+        let deadline = self.subject.floor().now() + PATIENCE_NS;
+        while self.step_until(deadline)? {}
+        Ok(())
     }
 
     /// Tells the oracle what was answered.
@@ -252,7 +264,7 @@ pub(super) fn live<S: Subject>(
         Err(_) => return Ok(expect),
     };
     medium.when_off(Off::Frozen);
-    let mut run = Run::new(subject, expect);
+    let mut run = Run::new(subject, medium.clone(), expect);
     let outcome = work(&mut run);
     if medium.powered() {
         medium.stop_after(0);

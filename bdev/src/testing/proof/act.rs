@@ -87,6 +87,8 @@ pub enum Act {
         /// So many blocks.
         blocks: u64,
     },
+    /// Everything goes to where it stays.
+    Checkpoint,
 }
 
 /// What a pool is told to do. New things get their names from who tells.
@@ -124,6 +126,8 @@ pub enum Order {
         /// So many sectors.
         sectors: u64,
     },
+    /// A pool with a log empties it.
+    Checkpoint,
 }
 
 /// All workloads of one act up to `longest`, made of these.

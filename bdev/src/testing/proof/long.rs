@@ -42,6 +42,7 @@ fn draw(rng: &mut Rng, blocks: u64) -> Act {
         57 => Act::Delete { volume },
         58..61 => Act::DeleteSnapshot { snapshot: volume },
         61 => Act::Rollback { volume },
+        62 if rng.below(2) == 0 => Act::Checkpoint,
         62 => Act::Resize { volume, blocks: 1 + rng.below(blocks) },
         _ => Act::Create { blocks },
     }

@@ -30,7 +30,8 @@ pub(super) struct Run<S> {
     medium: Medium,
     pub(super) expect: Expect,
     requests: BTreeMap<Ticket, Asked>,
-    orders: Vec<(u64, Asking, Vec<Id>)>,
+    /// Number, what the oracle was told, and about whom.
+    orders: Vec<(u64, Option<Asking>, Vec<Id>)>,
     lanes: BTreeMap<(Id, usize), LaneId>,
     /// Counts acts, which take reactors in turn.
     turn: usize,
@@ -159,6 +160,11 @@ impl<S: Subject> Run<S> {
                 let order = Order::Resize { volume, sectors };
                 return self.alone(volume, |run| (order, run.expect.resize(volume, sectors)));
             }
+            Act::Checkpoint => {
+                let number = self.subject.order(&Order::Checkpoint);
+                self.orders.push((number, None, Vec::new()));
+                return nothing;
+            }
             _ => return nothing,
         };
         self.give(&order, asking, about);
@@ -167,7 +173,7 @@ impl<S: Subject> Run<S> {
 
     fn give(&mut self, order: &Order, asking: Asking, about: Vec<Id>) {
         let number = self.subject.order(order);
-        self.orders.push((number, asking, about));
+        self.orders.push((number, Some(asking), about));
     }
 
     /// Gives an order about a volume that nobody uses then; not without power, if somebody does.
@@ -226,10 +232,11 @@ impl<S: Subject> Run<S> {
             }
         }
         for (number, asking, about) in std::mem::take(&mut self.orders) {
-            match self.subject.answer(number) {
-                Some(Ok(())) => self.expect.done(asking),
-                Some(Err(_)) => self.expect.failed(asking),
-                None => self.orders.push((number, asking, about)),
+            match (self.subject.answer(number), asking) {
+                (Some(Ok(())), Some(asking)) => self.expect.done(asking),
+                (Some(Err(_)), Some(asking)) => self.expect.failed(asking),
+                (Some(_), None) => {}
+                (None, asking) => self.orders.push((number, asking, about)),
             }
         }
         Ok(())

@@ -4,11 +4,14 @@
 //! plain     what a pool does                          sweep     every short workload, cut at every instant
 //! world     a pool that a test drives                 driver    the same, and an oracle that is told of it
 //! judge     whether a medium after a crash is as it may be     storm   long runs from seeds
+//! prove     a pool as `testing::proof` wants it       long      long runs over it, and promises broken on purpose
 //! ```
 
 mod driver;
 mod judge;
+mod long;
 mod plain;
+mod prove;
 mod storm;
 mod sweep;
 mod world;

@@ -95,6 +95,7 @@ impl Shared {
                 let copy = Volume { snapshot: false, ..get(&self.volumes, snapshot)? };
                 self.volumes.insert(volume.0, copy);
             }
+            Order::Checkpoint => {}
             Order::Delete(id) => drop(self.volumes.remove(&id.0)),
             Order::Rollback { volume, snapshot } => {
                 let size = get(&self.volumes, volume)?.bytes.len();

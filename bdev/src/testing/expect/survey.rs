@@ -40,7 +40,8 @@ impl Expect {
             if volume.deleted == Asked::Done {
                 return Err(format!("{id:?} is there, and its deletion was acknowledged"));
             }
-            let (is, may) = (volume.sectors, [volume.resize, volume.rollback.and_then(|entry| self.size_after(&entry))]);
+            let (is, may) =
+                (volume.sectors, [volume.resize, volume.rollback.and_then(|entry| self.size_after(&entry))]);
             if *sectors != is && !may.contains(&Some(*sectors)) {
                 return Err(format!("{id:?} has {sectors} sectors; it had {is}, and was to have {may:?}"));
             }

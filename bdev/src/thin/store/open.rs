@@ -15,7 +15,7 @@ use super::overlay::Overlay;
 use super::pages::Pages;
 use super::replay::{Found, Ring};
 use super::space::{self, Space};
-use super::state::{State, catalog_place};
+use super::state::{MOST, State, catalog_place};
 use crate::thin::format::{
     BLOCK, Kind, LAYER_LEN, LAYERS_PER_PAGE, Layer, LogSpan, MAX_SPANS, Pointer, Record, SLOTS, Superblock,
     SuperblockError, slot_block,
@@ -129,6 +129,7 @@ impl Opened {
 /// If there is no pool, or none that can be opened; then nothing has been written.
 pub fn open(blocking: &mut Blocking<'_>, salt: u64) -> Result<Opened, StoreError> {
     let superblock = probe(blocking)?;
+    check_superblock(&superblock)?;
     let mut state = read_state(blocking, &superblock)?;
     let geometry = superblock.geometry;
     let bytes = blocking.read(geometry.log_start, geometry.log_blocks as usize).map_err(io("log"))?;
@@ -144,6 +145,18 @@ pub fn open(blocking: &mut Blocking<'_>, salt: u64) -> Result<Opened, StoreError
     let mut opened = Opened { superblock, state, head, batch, durable, salt, unannounced: false, replayed };
     announce(blocking, &mut opened, found.last_start_unseen)?;
     Ok(opened)
+}
+
+/// What a superblock that can be read says may still be absurd.
+fn check_superblock(superblock: &Superblock) -> Result<(), StoreError> {
+    let first_free = superblock.geometry.first_free;
+    if superblock.next_layer > MOST || superblock.generation >= u64::MAX / 2 {
+        return Err(StoreError::damaged("its numbers of layers and generations cannot be"));
+    }
+    if superblock.extents[1..].iter().any(|extent| extent.first < first_free) {
+        return Err(StoreError::damaged("metadata lies over what was laid out when it was made"));
+    }
+    Ok(())
 }
 
 /// Everything but the log.

@@ -9,7 +9,7 @@ use super::space::Space;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Geometry, LAYERS_PER_PAGE, Layer, Pointer, Record};
 
 /// Numbers of clusters of a layer, and of layers, stay below it.
-const MOST: u64 = 1 << 48;
+pub(super) const MOST: u64 = 1 << 48;
 
 /// See the module's description.
 pub(super) struct State {

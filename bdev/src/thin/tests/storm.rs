@@ -163,7 +163,8 @@ impl<'a> Storm<'a> {
     }
 
     fn request(&mut self) {
-        let present: Vec<Id> = self.driver.expect.present().into_iter().filter(|id| Some(*id) != self.closing).collect();
+        let present: Vec<Id> =
+            self.driver.expect.present().into_iter().filter(|id| Some(*id) != self.closing).collect();
         let Some(id) = self.pick(&present) else { return };
         let reactor = self.rng.below(REACTORS as u64) as usize;
         let (first, count) = self.range(id);
@@ -201,8 +202,11 @@ impl<'a> Storm<'a> {
     fn order(&mut self) {
         self.orders += 1;
         let present = self.driver.expect.present();
-        let (snapshots, volumes): (Vec<Id>, Vec<Id>) =
-            present.iter().copied().filter(|id| Some(*id) != self.closing).partition(|id| self.driver.expect.is_snapshot(*id));
+        let (snapshots, volumes): (Vec<Id>, Vec<Id>) = present
+            .iter()
+            .copied()
+            .filter(|id| Some(*id) != self.closing)
+            .partition(|id| self.driver.expect.is_snapshot(*id));
         let many = present.len() >= MOST;
         let sectors = self.weather.cluster / 512;
         match self.rng.below(12) {
@@ -224,7 +228,8 @@ impl<'a> Storm<'a> {
             }
             9 => {
                 let with = |id: &Id| self.driver.parents.get(id).map(|snapshot| (*id, *snapshot));
-                let pairs: Vec<(Id, Id)> = volumes.iter().filter_map(with).filter(|(_, s)| snapshots.contains(s)).collect();
+                let pairs: Vec<(Id, Id)> =
+                    volumes.iter().filter_map(with).filter(|(_, s)| snapshots.contains(s)).collect();
                 if let Some((volume, snapshot)) = pairs.get(self.rng.below(pairs.len().max(1) as u64) as usize) {
                     self.driver.rollback(*volume, *snapshot);
                 }
@@ -315,7 +320,9 @@ fn storms(seeds: impl Iterator<Item = u64>, crashes: u64) -> u64 {
         let told = Told(seed);
         let mut storm = Storm::new(seed, &|_| {}).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
         if let Err(what) = storm.run(crashes) {
-            panic!("seed {seed}, {what}\nto repeat: POLLUX_STORM={seed} cargo test -p pollux-bdev --lib thin::tests::storm");
+            panic!(
+                "seed {seed}, {what}\nto repeat: POLLUX_STORM={seed} cargo test -p pollux-bdev --lib thin::tests::storm"
+            );
         }
         drop(told);
         (all, requests, orders) = (all + storm.crashes, requests + storm.requests, orders + storm.orders);

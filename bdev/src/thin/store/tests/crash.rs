@@ -98,6 +98,7 @@ fn work(medium: &Medium, mut model: Model, steps: u64, kinds: &[u64], journal: &
             2 => {
                 // A checkpoint with a batch in its midst, and another one behind it without a barrier between.
                 rig.store.checkpoint();
+                rig.turn();
                 commit(medium, &mut rig, &mut model, journal);
                 rig.checkpoint();
             }

@@ -2,8 +2,10 @@
 
 mod basics;
 mod checkpoints;
+mod crafted;
 mod crash;
 mod model;
+mod replays;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -95,6 +97,13 @@ impl Rig {
             }
         }
         panic!("the store never becomes idle");
+    }
+
+    /// One poll.
+    pub(super) fn turn(&mut self) {
+        let mut events = Vec::new();
+        self.store.poll(&mut Cx { now: 1, reactor: 0, ring: &mut self.ring }, &mut events);
+        assert!(events.is_empty(), "{events:?}");
     }
 
     pub(super) fn checkpoint(&mut self) {

@@ -46,11 +46,17 @@ fn at(volumes: &Value, now: u64) -> String {
 fn kind(volume: &Value) -> &'static str {
     if volume["is_snapshot"] == true {
         "snapshot"
-    } else if volume["is_thin_provisioned"] == false {
+    } else if is_thick(volume) {
         "thick"
     } else {
         "thin"
     }
+}
+
+/// All of its space is kept for it.
+fn is_thick(volume: &Value) -> bool {
+    let bytes = |name: &str| volume[name].as_u64().unwrap_or_default();
+    bytes("reserved_bytes") > 0 && bytes("reserved_bytes") >= bytes("size_bytes")
 }
 
 /// Every volume once, in the order in which they are shown, with its name behind the branches of the tree.
@@ -132,6 +138,7 @@ impl Forest {
                 _ => forest.roots.push(head),
             }
         }
+        forest.roots.sort_by(|&a, &b| volumes[a]["alias"].as_str().cmp(&volumes[b]["alias"].as_str()));
         forest
     }
 }
@@ -155,12 +162,12 @@ mod tests {
     #[test]
     fn snapshots_are_under_their_volume_and_clones_under_their_snapshot() {
         let all = [
+            volume("w", false, None, 0, 6),
             volume("s1", true, None, 1, 10),
             volume("s2", true, Some("s1"), 2, 20),
             volume("v", false, Some("s2"), 0, 5),
             volume("cs", true, Some("s2"), 1, 40),
             volume("c", false, Some("cs"), 0, 30),
-            volume("w", false, None, 0, 6),
         ];
         assert_eq!(labels(&all), ["p/v", "├─ s2", "│  └─ c", "│     └─ cs", "└─ s1", "p/w"]);
     }
@@ -180,8 +187,10 @@ mod tests {
     #[test]
     fn the_table_has_sizes_for_people() {
         let shown = at(&json!([volume("v", false, None, 0, 0)]), 90);
-        assert!(shown.contains("thin") && shown.contains("1 GiB    4 KiB    64 KiB"), "{shown}");
+        assert!(shown.contains("thin") && shown.contains("1 GiB  4 KiB    64 KiB"), "{shown}");
         assert!(shown.contains("1 min 30 s"), "{shown}");
+        let reserved = |bytes: u64| json!([{"size_bytes": 10, "reserved_bytes": bytes}]);
+        assert!(at(&reserved(9), 0).contains("thin") && at(&reserved(10), 0).contains("thick"));
         assert!(at(&json!([]), 0).contains("volume create"));
         for odd in [json!(7), json!([3]), json!([{}, {}])] {
             assert!(!at(&odd, 0).is_empty());

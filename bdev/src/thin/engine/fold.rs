@@ -32,8 +32,9 @@ pub(super) struct Fold {
 }
 
 enum Stage {
-    /// What began before somebody asked for it may still write to the snapshot.
-    Beginning(u64),
+    /// What began before somebody asked for it may still write to the snapshot; and that it is not needed any more has to
+    /// be durable: from now on its clusters are written in place, as the child's.
+    Beginning { epoch: u64, commit: u64 },
     /// Cluster by cluster.
     Entries,
     /// The sub-blocks of one cluster are being copied.
@@ -90,15 +91,15 @@ impl Engine {
         let Some(node) = going else { return };
         let (layer, clusters) = (node.layer.id, node.map.clusters());
         let Some(into) = node.children.first().copied() else { return };
-        let stage = Stage::Beginning(self.raise_epoch());
+        let stage = Stage::Beginning { epoch: self.raise_epoch(), commit: self.shared.commits.ticket() };
         self.fold = Some(Fold { layer, into, next: 0, clusters, said: 0, stage });
     }
 
     /// `None`: it has to wait; else whether there is more to do.
     fn fold_step(&mut self, fold: &mut Fold, cx: &mut Cx<'_>) -> Option<bool> {
         match fold.stage {
-            Stage::Beginning(epoch) => {
-                self.is_over(epoch).then_some(())?;
+            Stage::Beginning { epoch, commit } => {
+                (self.is_over(epoch) && self.shared.commits.is_done(commit)).then_some(())?;
                 fold.stage = Stage::Entries;
             }
             Stage::Entries => {

@@ -153,6 +153,9 @@ fn goes_on(crashed: &Medium, journal: &Journal) -> Result<(), String> {
     verify(crashed, &journal.into_inner())
 }
 
+/// What does not hold any more, and how that is brought about.
+type Mutation<'a> = (&'a str, &'a dyn Fn(&Medium));
+
 /// A run that can be repeated, up to any instant.
 struct Runs<'a> {
     seed: u64,
@@ -219,7 +222,7 @@ fn nothing_durable_is_lost_and_nothing_is_torn() {
 
 #[test]
 fn each_barrier_is_needed() {
-    let needed: [(&str, &dyn Fn(&Medium)); 3] = [
+    let needed: [Mutation<'_>; 3] = [
         ("data before the map", &|medium| medium.drop_flush(labels::COMMIT_BARRIER)),
         ("the log is durable", &|medium| medium.drop_fua(labels::COMMIT_LOG)),
         ("pages before the superblock", &|medium| medium.drop_flush(labels::CHECKPOINT_BARRIER)),

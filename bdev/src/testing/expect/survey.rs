@@ -111,6 +111,9 @@ impl Expect {
         let before = self.clone();
         let Err(without) = self.check_volume_with(id, sectors, values, None) else { return Ok(()) };
         *self = before;
+        if self.size_after(&rollback).is_some_and(|size| size != sectors) {
+            return Err(without);
+        }
         let done = Entry { ended: Some(self.tick()), good: true, durable: true, ..rollback };
         self.check_volume_with(id, sectors, values, Some(&done))
             .map_err(|with| format!("a rollback of {id:?} has neither happened: {with}; nor not: {without}"))
@@ -123,7 +126,8 @@ impl Expect {
         values: &[(u64, Value)],
         also: Option<&Entry>,
     ) -> Result<(), String> {
-        let old = self.volumes[&id].sectors;
+        // A rollback gives the snapshot's size, and what the snapshot has there.
+        let old = if also.is_some() { sectors } else { self.volumes[&id].sectors };
         for (sector, value) in values {
             if *sector < old {
                 self.see_volume(id, *sector, *value, also, Final::Durable)?;

@@ -98,9 +98,7 @@ impl Shared {
             Order::Checkpoint => {}
             Order::Delete(id) => drop(self.volumes.remove(&id.0)),
             Order::Rollback { volume, snapshot } => {
-                let size = get(&self.volumes, volume)?.bytes.len();
-                let mut copy = get(&self.volumes, snapshot)?;
-                copy.bytes.resize(size, 0);
+                let copy = get(&self.volumes, snapshot)?;
                 self.volumes.insert(volume.0, Volume { snapshot: false, ..copy });
             }
             Order::Resize { volume, sectors } => {

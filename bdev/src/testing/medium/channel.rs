@@ -59,8 +59,9 @@ impl Channel for MediumChannel {
 impl Drop for MediumChannel {
     fn drop(&mut self) {
         let state = &mut self.medium.state();
-        // The data of what is in flight goes with its owner: after a power cut, and only then, that is nobody's loss.
-        let allowed = self.in_flight == 0 || !state.power.is_on() || thread::panicking();
+        // The data of what is in flight goes with its owner: only when all is over is that nobody's loss.
+        let killed = state.flights.iter().all(|flight| flight.channel != self.id);
+        let allowed = self.in_flight == 0 || killed || !state.power.is_on() || thread::panicking();
         state.close(self.id);
         assert!(allowed, "a channel is dropped with the power on and {} in flight", self.in_flight);
     }

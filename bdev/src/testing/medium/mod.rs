@@ -266,6 +266,12 @@ impl Medium {
         self.state().mutations.seen().clone()
     }
 
+    /// The process that used it is killed, and the power stays on: of what is in flight some happens and some does not, what
+    /// is visible stays visible, and what is not durable can still be lost. The channels are to be dropped.
+    pub fn kill(&self) {
+        self.state().kill();
+    }
+
     /// How many instants there were: submissions and completions of changes and flushes.
     #[must_use]
     pub fn instants(&self) -> u64 {

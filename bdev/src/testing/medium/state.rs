@@ -106,6 +106,18 @@ impl State {
         self.flights.push(Flight { number, channel, io, label, fault, work, due: polls + delay, held });
     }
 
+    /// Who has asked for what is in flight is gone: some of it still happens, and nobody hears of it.
+    pub(super) fn kill(&mut self) {
+        for flight in std::mem::take(&mut self.flights) {
+            if let Work::Change { seq, .. } = flight.work {
+                match self.rng.below(2) {
+                    0 if flight.fault.is_none() => self.cache.complete(seq, false),
+                    _ => self.cache.give_up(seq),
+                }
+            }
+        }
+    }
+
     fn moves(&self, flight: &Flight) -> bool {
         !flight.held && (flight.io.op == Op::Read || self.power.is_on())
     }

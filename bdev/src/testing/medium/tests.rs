@@ -365,6 +365,24 @@ fn a_crash_leaves_a_medium_of_its_own() {
 }
 
 #[test]
+fn when_its_user_is_killed_nothing_becomes_durable_by_that() {
+    let medium = medium(Order::InOrder);
+    let mut floor = Floor::in_order();
+    let lane = open(&mut floor, &medium);
+    write(&mut floor, lane, 0, 1);
+    floor.submit(lane, Request::write(512, fill(2, 1), IoFlags::FUA));
+    medium.kill();
+    drop(floor);
+    assert_eq!(medium.peek(0, 1), [1], "what was visible is");
+    let outcomes = outcomes(&medium, 0..2);
+    assert!(outcomes.contains(&vec![0, 0]) && outcomes.contains(&vec![1, 0]));
+    let mut floor = Floor::in_order();
+    let lane = open(&mut floor, &medium);
+    floor.flush(lane).unwrap();
+    assert_eq!(after(&medium, Crash::None, 0..1), [1]);
+}
+
+#[test]
 fn a_cancelled_request_that_is_held_is_aborted() {
     let medium = medium(Order::InOrder);
     let mut floor = Floor::in_order();

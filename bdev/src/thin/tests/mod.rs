@@ -5,11 +5,14 @@
 //! world     a pool that a test drives                 driver    the same, and an oracle that is told of it
 //! judge     whether a medium after a crash is as it may be     storm   long runs from seeds
 //! prove     a pool as `testing::proof` wants it       long      long runs over it, and promises broken on purpose
+//! folding   deleted snapshots                         mutations promises broken on purpose
 //! ```
 
 mod driver;
+mod folding;
 mod judge;
 mod long;
+mod mutations;
 mod plain;
 mod prove;
 mod storm;

@@ -42,6 +42,8 @@ pub(super) struct Storm<'a> {
     driver: Driver,
     /// To be deleted, when nothing of it is in flight.
     closing: Option<Id>,
+    /// The process is killed next, and the power stays on.
+    killed: bool,
     salt: u64,
     spoil: Spoil<'a>,
     pub(super) crashes: u64,
@@ -70,6 +72,7 @@ impl<'a> Storm<'a> {
             weather,
             driver,
             closing: None,
+            killed: false,
             salt: 1,
             spoil,
             crashes: 0,
@@ -93,8 +96,11 @@ impl<'a> Storm<'a> {
     fn until_the_power_fails(&mut self) -> Result<(), String> {
         let medium = self.driver.world.medium.clone();
         let stop = medium.instants() + 1 + self.rng.below(self.weather.calm);
-        medium.stop_after(stop);
-        while medium.powered() {
+        self.killed = self.rng.below(4) == 0;
+        if !self.killed {
+            medium.stop_after(stop);
+        }
+        while medium.powered() && medium.instants() < stop {
             self.act();
             for _ in 0..self.rng.below(30) {
                 self.driver.step(u64::MAX)?;
@@ -105,7 +111,7 @@ impl<'a> Storm<'a> {
             }
         }
         // Who has been told something by then is told.
-        for _ in 0..150 {
+        for _ in 0..if self.killed { 0 } else { 150 } {
             if !self.driver.step(u64::MAX)? {
                 break;
             }
@@ -242,7 +248,8 @@ impl<'a> Storm<'a> {
     fn after_a_crash(&mut self) -> Result<(), String> {
         self.crashes += 1;
         self.refused += self.driver.errors.len() as u64;
-        let mut crashed = self.crash(&self.driver.world.medium.clone());
+        let medium = self.driver.world.medium.clone();
+        let mut crashed = if self.killed { Self::kill(&medium) } else { self.crash(&medium) };
         clean(&crashed, "after the crash")?;
         while self.rng.below(5) == 0 {
             crashed = self.cut_while_opening(&crashed)?;
@@ -282,6 +289,12 @@ impl<'a> Storm<'a> {
         crashed
     }
 
+    /// The medium stays as it is; what nobody has flushed yet the next start has to flush.
+    fn kill(medium: &Medium) -> Medium {
+        medium.kill();
+        medium.clone()
+    }
+
     fn cut_while_opening(&mut self, medium: &Medium) -> Result<Medium, String> {
         medium.stop_after(medium.instants() + self.rng.below(5));
         medium.when_off(Off::Failing);
@@ -310,6 +323,12 @@ impl<'a> Storm<'a> {
         counted(&info, &report)?;
         self.open(&medium)
     }
+}
+
+/// What a storm of a spoiled medium comes to.
+pub(super) fn spoiled(seed: u64, crashes: u64, spoil: Spoil<'_>) -> Result<(), String> {
+    let run = || Storm::new(seed, spoil)?.run(crashes);
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| Err("it panics".into()))
 }
 
 /// Runs storms from these seeds; returns how many crashes there were.

@@ -52,19 +52,24 @@ impl World {
 
     /// The same, with clusters of this size.
     pub(super) fn create_of(medium: &Medium, cluster: u64) {
+        World::make(medium, cluster, false).expect("a medium that works");
+    }
+
+    /// The same; `force`: whatever is there.
+    pub(super) fn make(medium: &Medium, cluster: u64, force: bool) -> Result<(), PoolError> {
         let base: Arc<dyn Bdev> = Arc::new(medium.clone());
         Floor::in_order().blocking(&base, Some(Arc::new(medium.clone())), |blocking| {
             let params = CreateParams {
                 name: "pool".into(),
-                uuid: uuid(1),
+                uuid: uuid(1 + u128::from(force)),
                 cluster_size: cluster as u32,
                 created: 1,
                 overcommit: 0,
                 salt: 77,
-                force: false,
+                force,
             };
-            Pool::create(blocking, &params).expect("a medium that works");
-        });
+            Pool::create(blocking, &params)
+        })
     }
 
     /// Opens it, with this many reactors.

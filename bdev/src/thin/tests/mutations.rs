@@ -1,0 +1,151 @@
+//! Promises broken on purpose, one at a time: a barrier that does nothing, a write that is not forced, a step that is durable
+//! before the one that it should follow. Each time the storms, or what a pool is made on, have to notice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use super::driver::Driver;
+use super::judge::{Live, clean};
+use super::storm::{Storm, spoiled};
+use super::world::{MIB, World};
+use crate::testing::expect::Expect;
+use crate::testing::floor::Floor;
+use crate::testing::medium::{Crash, Geometry, Medium, Off, Order, Seen};
+use crate::testing::proof::Mutation;
+use crate::thin::store::LABELS;
+
+/// Seeds that are tried for each, and crashes of each of them.
+const SEEDS: u64 = 60;
+const CRASHES: u64 = 40;
+
+type Label = Option<&'static str>;
+
+/// Steps of which the first has to be durable before the second is.
+const PAIRS: &[(Label, Label)] = &[
+    (None, Some("commit.log")),
+    (Some("commit.log"), Some("checkpoint.superblock")),
+    (Some("checkpoint.page"), Some("checkpoint.superblock")),
+    (Some("open.superblock"), Some("commit.log")),
+];
+
+fn spoil(mutation: Mutation, medium: &Medium) {
+    match mutation {
+        Mutation::DropFlush(label) => medium.drop_flush(label),
+        Mutation::DropFua(label) => medium.drop_fua(label),
+        Mutation::DropWait(label) => medium.drop_wait(label),
+        Mutation::Swap(before, after) => medium.swap(before, after),
+    }
+}
+
+/// What honest storms go through.
+fn steps() -> BTreeMap<&'static str, Seen> {
+    let media = Mutex::new(Vec::new());
+    let remember = |medium: &Medium| media.lock().unwrap().push(medium.clone());
+    for seed in 1..=6 {
+        Storm::new(seed, &remember).and_then(|mut storm| storm.run(30)).unwrap();
+    }
+    let mut all: BTreeMap<&'static str, Seen> = BTreeMap::new();
+    for medium in media.into_inner().unwrap() {
+        medium.steps().into_iter().for_each(|(label, seen)| all.entry(label).or_default().add(seen));
+    }
+    all
+}
+
+#[test]
+fn each_promise_is_missed_when_it_is_broken() {
+    let steps = steps();
+    let (seen, announced): (BTreeSet<_>, BTreeSet<_>) = (steps.keys().copied().collect(), LABELS.iter().copied().collect());
+    assert_eq!(seen, announced, "what is announced is what happens");
+    let mut unnoticed = Vec::new();
+    for mutation in Mutation::all(&steps, PAIRS) {
+        // Of these nobody knows who has not just made the pool: see below.
+        if matches!(mutation, Mutation::DropFlush(label) | Mutation::DropFua(label) if label.starts_with("create.")) {
+            continue;
+        }
+        let red = (1..=SEEDS).find_map(|seed| Some((seed, spoiled(seed, CRASHES, &|m| spoil(mutation, m)).err()?)));
+        match red {
+            Some((seed, what)) => eprintln!("{mutation:?}: seed {seed}: {}", what.chars().take(160).collect::<String>()),
+            None => unnoticed.push(mutation),
+        }
+    }
+    assert!(unnoticed.is_empty(), "nobody misses {unnoticed:?}");
+}
+
+/// A medium with a pool on it whose log is not empty, and what it holds.
+fn old_pool() -> (Medium, Expect) {
+    let medium = Medium::new(Geometry::with_512(4 * MIB), Order::InOrder);
+    World::create(&medium);
+    let world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
+    let mut driver = Driver::new(world, Expect::new(), 2);
+    let volume = driver.create(256);
+    driver.finish().unwrap();
+    driver.write(volume, 0, 3, 70, pollux_core::IoFlags::empty());
+    driver.finish().unwrap();
+    driver.flush(volume, 1);
+    driver.finish().unwrap();
+    let Driver { world, expect, .. } = driver;
+    world.forget();
+    (medium.crash(Crash::None, Order::InOrder), expect)
+}
+
+/// Makes a pool where there is one, with a power cut at every instant: the old one is there as it was, or none that opens, or
+/// the new one. Afterwards the new one is.
+fn made_anew(mutation: Option<Mutation>) -> Result<u64, String> {
+    let (old, expect) = old_pool();
+    let mut cuts = 0;
+    for stop in 1.. {
+        let medium = old.crash(Crash::All, Order::InOrder);
+        mutation.into_iter().for_each(|mutation| spoil(mutation, &medium));
+        medium.stop_after(stop);
+        medium.when_off(Off::Failing);
+        let made = World::make(&medium, super::world::CLUSTER, true).is_ok();
+        for (choice, left) in medium.crashes(6, Order::InOrder) {
+            cuts += 1;
+            let found = what_is_there(&left, &expect).map_err(|what| format!("instant {stop}, {choice:?}: {what}"))?;
+            if made && found != There::New {
+                return Err(format!("it was made, and {choice:?} leaves {found:?}"));
+            }
+        }
+        if made {
+            return Ok(cuts);
+        }
+    }
+    unreachable!("it is made some time")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum There {
+    Old,
+    None,
+    New,
+}
+
+fn what_is_there(medium: &Medium, expect: &Expect) -> Result<There, String> {
+    let Ok(mut world) = World::open(medium, Floor::in_order(), 2, 3) else { return Ok(There::None) };
+    if world.info().volumes.is_empty() {
+        world.forget();
+        let again = medium.crash(Crash::All, Order::InOrder);
+        return clean(&again, "of the new pool").map(|_| There::New);
+    }
+    let mut live = Live::new(&mut world, 2)?;
+    let agrees = expect.clone().check_after_crash(&mut live);
+    live.end().and(agrees)?;
+    world.forget();
+    Ok(There::Old)
+}
+
+#[test]
+fn a_new_pool_takes_the_place_of_an_old_one_as_a_whole() {
+    assert!(made_anew(None).unwrap() > 50);
+    let promises = [
+        Mutation::DropFlush("create.wipe"),
+        Mutation::DropFlush("create.barrier"),
+        Mutation::DropFua("create.superblock"),
+    ];
+    for mutation in promises {
+        match made_anew(Some(mutation)) {
+            Err(what) => eprintln!("{mutation:?}: {}", what.chars().take(160).collect::<String>()),
+            Ok(_) => panic!("nobody misses {mutation:?}"),
+        }
+    }
+}

@@ -19,12 +19,14 @@ impl ThinChannel {
     pub(super) fn zero(&mut self, token: Token, io: &Io, cx: &mut Cx<'_>) -> Progress {
         let head = self.chain.head().clone();
         let end = io.offset + io.len;
+        // What it finds to be zero may be so in memory only.
+        self.request(token).unmapped = true;
         for _ in 0..CLUSTERS_A_PASS {
             let at = io.offset + self.request(token).at;
             if at == end {
                 return Progress::Started;
             }
-            match self.zero_front(token, io, &head, at, end - at, cx) {
+            match self.zero_front(token, &head, at, end - at, cx) {
                 Ok(len) => self.request(token).at += len,
                 Err(wait) => return Progress::Waits(wait),
             }
@@ -36,7 +38,6 @@ impl ThinChannel {
     fn zero_front(
         &mut self,
         token: Token,
-        io: &Io,
         head: &Arc<LayerMap>,
         at: u64,
         len: u64,
@@ -54,7 +55,7 @@ impl ThinChannel {
         let askew = at & (sub - 1);
         if askew != 0 || len < sub {
             let len = len.min(sub - askew);
-            self.zero_edge(token, io, head, at, len, cx)?;
+            self.zero_edge(token, head, at, len, cx)?;
             return Ok(len);
         }
         let len = len & !(sub - 1);
@@ -66,7 +67,6 @@ impl ThinChannel {
         }
         self.shared.punch(head, number, Shared::slot(cluster).1, mask, bottom);
         self.shared.locks.unlock(head.id, cluster, mask);
-        self.request(token).unmapped = true;
         Ok(len)
     }
 
@@ -74,7 +74,6 @@ impl ThinChannel {
     fn zero_edge(
         &mut self,
         token: Token,
-        io: &Io,
         head: &Arc<LayerMap>,
         at: u64,
         len: u64,
@@ -90,8 +89,7 @@ impl ThinChannel {
             let inside = at & ((1 << self.shared.cluster_shift) - 1);
             let base = (u64::from(on) << self.shared.cluster_shift) + inside;
             let part = Part { owner: token, kind: Kind::Plain, at, len, base };
-            self.send(part, Op::WriteZeroes, io.flags & IoFlags::FUA, cx);
-            self.request(token).unmapped = true;
+            self.send(part, Op::WriteZeroes, IoFlags::empty(), cx);
             return Ok(());
         }
         if entry.zero() & mask != 0 || self.chain.layers.len() == 1 {

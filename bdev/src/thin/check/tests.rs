@@ -73,6 +73,14 @@ fn what_is_there_is_counted_as_the_log_leaves_it() {
 }
 
 #[test]
+fn pools_of_earlier_versions_can_be_checked() {
+    let report = check_all(&mut crate::thin::testing::images::v1());
+    let expected: serde_json::Value = serde_json::from_str(crate::thin::testing::images::V1_REPORT).unwrap();
+    assert_eq!(serde_json::to_value(&report).unwrap(), expected);
+    assert_eq!(expected["verdict"], "clean");
+}
+
+#[test]
 fn both_owners_are_named() {
     let damage = damages().into_iter().find(|damage| damage.flaw == Flaw::ClusterOwnedTwice).unwrap();
     let report = check_all(&mut damage.build().memory);

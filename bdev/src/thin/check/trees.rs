@@ -103,7 +103,9 @@ impl Trees {
         tree: &Tree,
         look: &mut dyn FnMut(&mut Findings, &Seen) -> u64,
     ) -> bool {
-        if tree.root.is_some() && !(levels_for(tree.leaves).max(1)..=MAX_LEVELS).contains(&tree.levels) {
+        let high = levels_for(tree.leaves).max(1)..=MAX_LEVELS;
+        let fits = if tree.root.is_some() { high.contains(&tree.levels) } else { tree.levels == 0 };
+        if !fits {
             let Tree { levels, leaves, .. } = *tree;
             findings.add(Flaw::TreeHeight, Some(tree.root.block), Some(tree.layer), || {
                 format!("the tree of {} has {levels} levels, for {leaves} leaves", whose(tree))

@@ -141,6 +141,7 @@ damages! {
     PageNotMarked, "a page is not marked", before(|image| _ = image.wrong_pages.insert(0));
     TreeHeight, "a map of one level for three leaves", after(|it| it.edit_layer(1, |layer| layer.levels = 1));
     TreeHeight, "more levels than there are numbers", after(|it| it.edit_layer(1, |layer| layer.levels = 10));
+    TreeHeight, "levels without a page", after(|it| it.edit_layer(18, |layer| layer.levels = 1));
     TreeBeyondEnd, "a page that there is not", after(|it| it.edit(PAGES, |page| page.set_bit(300, true)));
     TreeBeyondEnd, "a leaf behind the volume", after(|it| {
         let (block, generation) = it.pages[&leaf(1, 2)];

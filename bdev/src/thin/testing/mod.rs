@@ -1,8 +1,10 @@
 //! Pools for tests, made by code of its own over the definitions of the format: [`image`] writes one from a description,
-//! [`story`] is one that has something of everything, [`damage`] breaks it, one invariant at a time, [`mutate`] at random.
+//! [`story`] is one that has something of everything, [`damage`] breaks it, one invariant at a time, [`mutate`] at random;
+//! [`images`] are pools of earlier versions.
 
 pub mod damage;
 pub mod image;
+pub mod images;
 mod memory;
 pub mod mutate;
 pub mod story;

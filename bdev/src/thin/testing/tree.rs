@@ -43,7 +43,7 @@ impl Plan<'_> {
     pub(super) fn write(&self, mut leaves: BTreeMap<u64, Page>, pages: &Pages, memory: &mut Memory) -> (u8, Pointer) {
         let levels = levels_for(self.room);
         if leaves.is_empty() {
-            return (levels, Pointer::NONE);
+            return (0, Pointer::NONE);
         }
         let mut level = 0;
         loop {

@@ -6,6 +6,7 @@ mod crafted;
 mod crash;
 mod model;
 mod replays;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

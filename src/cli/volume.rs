@@ -223,13 +223,23 @@ fn done(command: &VolumeCommand) -> String {
             )
         }
         VolumeCommand::List { .. } => String::new(),
-        VolumeCommand::Snapshot { what } => format!("made {}\n", what.join(" ")),
+        VolumeCommand::Snapshot { what } => made(what),
         VolumeCommand::Clone { snapshot, name } => format!("made {name}, a clone of {snapshot}\n"),
         VolumeCommand::Resize { volume, size: bytes, .. } => format!("{volume} has {}\n", size(*bytes)),
         VolumeCommand::Rename { volume, name } => format!("{volume} is called {name} now\n"),
         VolumeCommand::Rollback { volume, snapshot, .. } => format!("{volume} is what {snapshot} is\n"),
         VolumeCommand::Limit { volume, .. } => format!("limits of {volume} set\n"),
         VolumeCommand::Delete { volume, .. } => format!("deleted {volume}; its space comes back in the background\n"),
+    }
+}
+
+fn made(what: &[String]) -> String {
+    let line = |volume: &str, name: &str| format!("made {name}, a snapshot of {volume}\n");
+    match what {
+        [volume, name] if !volume.contains('=') => line(volume, name),
+        pairs => {
+            pairs.iter().filter_map(|pair| pair.split_once('=')).map(|(volume, name)| line(volume, name)).collect()
+        }
     }
 }
 
@@ -309,6 +319,13 @@ mod tests {
             let error = asked(line).expect_err(line);
             assert!(error.contains(told), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn each_snapshot_is_told() {
+        let told = |what: &[&str]| made(&what.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(told(&["p/v", "s"]), "made s, a snapshot of p/v\n");
+        assert_eq!(told(&["p/a=x", "p/b=y"]), "made x, a snapshot of p/a\nmade y, a snapshot of p/b\n");
     }
 
     #[test]

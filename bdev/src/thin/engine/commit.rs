@@ -5,12 +5,12 @@
 //! that is on a cluster and has nothing there loses it here, and nowhere else: its batch says that the cluster is free. The
 //! store puts a barrier before each batch, so data is on the medium before a map leads to it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use pollux_core::IoError;
 
 use super::Engine;
-use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LAYER_LEN, Record};
+use crate::thin::format::{BITS_PER_PAGE, ENTRIES_PER_PAGE, Entry, LAYER_LEN, Record};
 use crate::thin::shared::DIRTY_WORDS;
 use crate::thin::store::BatchId;
 
@@ -25,7 +25,28 @@ pub(super) struct Load {
     pub(super) records: Vec<Record>,
     /// At most so many bytes are they in the log.
     bytes: usize,
+    /// Leaves of trees that they change.
+    leaves: HashSet<Leaf>,
+    /// The last ones of maps and of the space tree: what comes next is mostly there, too.
+    last: [Option<Leaf>; 2],
+    /// Layers are among them.
+    has_layers: bool,
     freed: Vec<u32>,
+}
+
+/// Which leaf of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Leaf {
+    Map(u64, u64),
+    Space(u32),
+    Catalog(u64),
+}
+
+/// What a batch is not to exceed by more than a leaf.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    bytes: usize,
+    pages: u64,
 }
 
 impl Load {
@@ -36,7 +57,41 @@ impl Load {
             Record::Entry { .. } | Record::Leaf { .. } => 32,
             Record::Free { .. } | Record::Gone(_) => 12,
         };
+        match &record {
+            Record::Layer(layer) => {
+                self.has_layers = true;
+                self.touch(Leaf::Catalog(layer.id));
+            }
+            Record::Gone(layer) => self.touch(Leaf::Catalog(*layer)),
+            Record::Leaf { layer, leaf, .. } => self.touch(Leaf::Map(*layer, *leaf)),
+            Record::Entry { layer, cluster, entry } => {
+                self.touch(Leaf::Map(*layer, cluster / ENTRIES_PER_PAGE as u64));
+                entry.cluster().into_iter().for_each(|cluster| self.touch(Leaf::Space(space_leaf(cluster))));
+            }
+            Record::Free { first, count } => {
+                let last = first.saturating_add(count.saturating_sub(1));
+                (space_leaf(*first)..=space_leaf(last)).for_each(|leaf| self.touch(Leaf::Space(leaf)));
+            }
+        }
         self.records.push(record);
+    }
+
+    fn touch(&mut self, leaf: Leaf) {
+        let last = &mut self.last[usize::from(matches!(leaf, Leaf::Space(_)))];
+        if *last != Some(leaf) {
+            *last = Some(leaf);
+            self.leaves.insert(leaf);
+        }
+    }
+
+    /// Pages that a checkpoint of it needs at most: each leaf, and one above it.
+    fn pages(&self) -> u64 {
+        self.leaves.len() as u64 * 2
+    }
+
+    /// Whether what comes next belongs into another batch.
+    pub(super) fn is_full(&self, limits: Limits) -> bool {
+        self.bytes >= limits.bytes || self.pages() >= limits.pages
     }
 
     /// These clusters are nobody's any more.
@@ -75,7 +130,7 @@ impl Engine {
             return 0;
         }
         let Some(load) = commit.left.front() else { return 0 };
-        if load.bytes > self.store.room() && !load.records.is_empty() {
+        if !load.records.is_empty() && !self.store.has_room(load.bytes, load.pages()) {
             self.store.checkpoint();
             return 0;
         }
@@ -119,17 +174,27 @@ impl Engine {
         }
     }
 
+    /// What a batch is not to exceed: it has to find room in an empty log.
+    pub(super) fn limits(&self, new_layers: bool) -> Limits {
+        let (bytes, pages) = self.store.batch(new_layers);
+        Limits { bytes: bytes.min(BATCH), pages }
+    }
+
     /// Everything that has changed, in batches: at least one, if it is empty.
     fn gather(&mut self, number: u64) -> VecDeque<Load> {
         let mut loads = VecDeque::new();
         let mut load = std::mem::take(&mut self.to_log);
+        let limits = self.limits(load.has_layers);
+        if load.is_full(limits) {
+            loads.push_back(std::mem::take(&mut load));
+        }
         let mut taken = std::mem::take(&mut self.taken);
         self.shared.leaves.take_dirty(&mut taken);
         // In the order in which they lie, which makes the log smaller and checkpoints straighter.
         taken.sort_by_cached_key(|leaf| self.shared.leaves.get(*leaf).key());
         for leaf in taken.drain(..) {
             self.gather_leaf(number, leaf, &mut load);
-            if load.bytes >= BATCH {
+            if load.is_full(limits) {
                 loads.push_back(std::mem::take(&mut load));
             }
         }
@@ -195,6 +260,10 @@ impl Engine {
         self.shared.locks.unlock(layer, cluster, u16::MAX);
         now
     }
+}
+
+fn space_leaf(cluster: u32) -> u32 {
+    cluster / BITS_PER_PAGE as u32
 }
 
 /// The set bits.

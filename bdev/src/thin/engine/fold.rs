@@ -111,7 +111,8 @@ impl Engine {
                         fold.stage = Stage::Emptying(self.raise_epoch());
                         return Some(true);
                     }
-                    if fold.said >= A_COMMIT {
+                    // As if there were new layers: what is said now may be in one batch with some.
+                    if fold.said >= A_COMMIT || self.to_log.is_full(self.limits(true)) {
                         if !self.to_log.records.is_empty() {
                             self.hurry = true;
                             return None;

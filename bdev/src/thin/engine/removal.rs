@@ -37,6 +37,7 @@ impl Engine {
             self.removal = Some(Removal { layer, next: 0, leaves, epoch, loading: None, emptied: 0 });
         }
         let mut count = 0;
+        let limits = self.limits(true);
         while let Some(removal) = &mut self.removal {
             if removal.loading.is_some() {
                 break;
@@ -45,7 +46,8 @@ impl Engine {
                 self.removal = None;
                 break;
             }
-            if removal.emptied >= LEAVES {
+            // As if there were new layers: what is said now may be in one batch with some.
+            if removal.emptied >= LEAVES || self.to_log.is_full(limits) {
                 // What has been said so far is to be in the log before more is.
                 if !self.to_log.records.is_empty() {
                     self.hurry = true;

@@ -102,7 +102,12 @@ impl Log {
     /// Bytes of records that a batch may have.
     pub(super) fn room(&self) -> usize {
         let free = self.geometry.log_blocks - self.used();
-        free.min(MOST_BLOCKS).min(self.geometry.log_blocks / 4) as usize * PAYLOAD_LEN
+        (free as usize * PAYLOAD_LEN).min(self.most())
+    }
+
+    /// The same of an empty log.
+    pub(super) fn most(&self) -> usize {
+        MOST_BLOCKS.min(self.geometry.log_blocks / 4) as usize * PAYLOAD_LEN
     }
 
     /// What lies before is not needed any more.

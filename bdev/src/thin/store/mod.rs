@@ -66,6 +66,8 @@ pub use overlay::LeafBits;
 const DEPTH: u32 = 64;
 /// Memory of what is logged beyond the last checkpoint, from which on there should be a new one.
 const OVERLAY: usize = 64 << 20;
+/// Pages that are left whatever a batch may need.
+const SPARE: u64 = 16;
 
 /// Names a batch: they rise by one from 1 on, and become durable in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -225,7 +227,9 @@ impl Store {
         self.failure.as_ref()
     }
 
-    /// Bytes of records that a batch may have now; 0: there has to be a checkpoint first, or the store has failed.
+    /// Bytes of records that a batch may have now, whatever they say; 0: there has to be a checkpoint first, or the store
+    /// has failed.
+    #[cfg(test)]
     #[must_use]
     pub fn room(&self) -> usize {
         if self.unannounced || self.failure.is_some() {
@@ -233,8 +237,25 @@ impl Store {
         }
         // A record that needs a page of a map has ten bytes at least, and seldom needs a second one above it.
         let spare = self.spare_pages();
-        let by_pages = if spare >= self.state.pages_untouched() { u64::MAX } else { spare.saturating_sub(16) * 5 };
+        let by_pages = if spare >= self.state.pages_untouched() { u64::MAX } else { spare.saturating_sub(SPARE) * 5 };
         self.log.room().min(usize::try_from(by_pages).unwrap_or(usize::MAX))
+    }
+
+    /// Whether a batch may be appended now that has so many bytes of records, and needs so many pages at most. If not, a
+    /// checkpoint makes room, for one that is within [`Store::batch`].
+    #[must_use]
+    pub fn has_room(&self, bytes: usize, pages: u64) -> bool {
+        let spare = self.spare_pages();
+        let pages_suffice = spare >= self.state.pages_untouched() || pages + SPARE <= spare;
+        !self.unannounced && self.failure.is_none() && bytes <= self.log.room() && pages_suffice
+    }
+
+    /// What a batch is not to exceed by more than a leaf, so that an empty log has room for it: bytes of records, and pages.
+    /// There may be layers in it that the store does not know yet.
+    #[must_use]
+    pub fn batch(&self, new_layers: bool) -> (usize, u64) {
+        let any = !new_layers && self.spare_pages() >= self.state.pages_untouched();
+        (self.log.most() / 2, if any { u64::MAX } else { (self.state.pages.total() / 32).max(4) })
     }
 
     /// Pages that are free when all that is logged has been written.

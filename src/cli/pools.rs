@@ -187,7 +187,7 @@ fn people(pool: &Value) -> String {
     );
     match cell(&pool["state"]).as_str() {
         "full" => {
-            out += "  FULL: writes that need space wait or fail; delete snapshots, fstrim in the guests, or grow it\n"
+            out += "  FULL: writes that need space wait or fail; delete snapshots, fstrim in the guests, or grow it\n";
         }
         "failed" => out += "  FAILED: its base did; reads go on, writes are refused until the base is created anew\n",
         _ => {}

@@ -54,7 +54,8 @@ fn steps() -> BTreeMap<&'static str, Seen> {
 #[test]
 fn each_promise_is_missed_when_it_is_broken() {
     let steps = steps();
-    let (seen, announced): (BTreeSet<_>, BTreeSet<_>) = (steps.keys().copied().collect(), LABELS.iter().copied().collect());
+    let (seen, announced): (BTreeSet<_>, BTreeSet<_>) =
+        (steps.keys().copied().collect(), LABELS.iter().copied().collect());
     assert_eq!(seen, announced, "what is announced is what happens");
     let mut unnoticed = Vec::new();
     for mutation in Mutation::all(&steps, PAIRS) {
@@ -64,7 +65,9 @@ fn each_promise_is_missed_when_it_is_broken() {
         }
         let red = (1..=SEEDS).find_map(|seed| Some((seed, spoiled(seed, CRASHES, &|m| spoil(mutation, m)).err()?)));
         match red {
-            Some((seed, what)) => eprintln!("{mutation:?}: seed {seed}: {}", what.chars().take(160).collect::<String>()),
+            Some((seed, what)) => {
+                eprintln!("{mutation:?}: seed {seed}: {}", what.chars().take(160).collect::<String>())
+            }
             None => unnoticed.push(mutation),
         }
     }

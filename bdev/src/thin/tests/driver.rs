@@ -41,7 +41,6 @@ enum Pending {
 pub(super) struct Driver {
     pub(super) world: World,
     pub(super) expect: Expect,
-    pub(super) reactors: usize,
     lanes: BTreeMap<(Id, usize), LaneId>,
     pending: Vec<Pending>,
     /// The snapshots that volumes and snapshots stand on, and were made of.
@@ -53,9 +52,9 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(world: World, expect: Expect, reactors: usize) -> Driver {
+    pub(super) fn new(world: World, expect: Expect) -> Driver {
         let (lanes, pending, parents, errors) = (BTreeMap::new(), Vec::new(), BTreeMap::new(), Vec::new());
-        Driver { world, expect, reactors, lanes, pending, parents, errors, answers: 0 }
+        Driver { world, expect, lanes, pending, parents, errors, answers: 0 }
     }
 
     /// The lane into a volume on a reactor.
@@ -228,14 +227,6 @@ impl Driver {
                 return Err(format!("never answered: {:?}", self.in_flight()));
             }
         }
-        Ok(())
-    }
-
-    /// Lets the pool do by itself what it does within so much time.
-    pub(super) fn settle(&mut self, ns: u64) -> Result<(), String> {
-        let deadline = self.world.floor.now() + ns;
-        self.world.floor.stir();
-        while self.step(deadline)? {}
         Ok(())
     }
 }

@@ -18,9 +18,13 @@ fn a_snapshot_is_what_it_was_until_its_deletion_is_durable() {
     world.snapshot(10, 11);
     medium.rule(Rule::new(Effect::Hold).step("commit.log"));
     let answer = world.send(Order::Delete { uuid: uuid(11) });
-    (0..1000).for_each(|_| drop(world.floor.step()));
+    (0..1000).for_each(|_| {
+        world.floor.step();
+    });
     let write = world.floor.submit(lane, Request::write(0, vec![2; 4096], pollux_core::IoFlags::empty()));
-    (0..1000).for_each(|_| drop(world.floor.step()));
+    (0..1000).for_each(|_| {
+        world.floor.step();
+    });
     assert!(answer.try_recv().is_err(), "it is not durable");
     assert_eq!(world.floor.take(write).unwrap(), Ok(Vec::new()));
     let (mut there, mut gone) = (0, 0);

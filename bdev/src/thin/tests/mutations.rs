@@ -66,7 +66,7 @@ fn each_promise_is_missed_when_it_is_broken() {
         let red = (1..=SEEDS).find_map(|seed| Some((seed, spoiled(seed, CRASHES, &|m| spoil(mutation, m)).err()?)));
         match red {
             Some((seed, what)) => {
-                eprintln!("{mutation:?}: seed {seed}: {}", what.chars().take(160).collect::<String>())
+                eprintln!("{mutation:?}: seed {seed}: {}", what.chars().take(160).collect::<String>());
             }
             None => unnoticed.push(mutation),
         }
@@ -79,7 +79,7 @@ fn old_pool() -> (Medium, Expect) {
     let medium = Medium::new(Geometry::with_512(4 * MIB), Order::InOrder);
     World::create(&medium);
     let world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
-    let mut driver = Driver::new(world, Expect::new(), 2);
+    let mut driver = Driver::new(world, Expect::new());
     let volume = driver.create(256);
     driver.finish().unwrap();
     driver.write(volume, 0, 3, 70, pollux_core::IoFlags::empty());

@@ -66,7 +66,7 @@ impl<'a> Storm<'a> {
         let sizes = [2, 3, 6, 500 + rng.below(600)];
         let weather = Weather { block, cluster, sizes, calm: 20 + rng.below(200) };
         let world = open(&medium, Floor::seeded(rng.next()), REACTORS, 1)?;
-        let driver = Driver::new(world, Expect::new(), REACTORS);
+        let driver = Driver::new(world, Expect::new());
         Ok(Storm {
             rng,
             weather,
@@ -218,7 +218,7 @@ impl<'a> Storm<'a> {
         match self.rng.below(12) {
             0 | 1 if !many => {
                 let clusters = self.weather.sizes[self.rng.below(4) as usize];
-                drop(self.driver.create(clusters * sectors));
+                self.driver.create(clusters * sectors);
             }
             2..=4 if !many && !volumes.is_empty() => {
                 let some: BTreeSet<Id> = (0..1 + self.rng.below(3)).filter_map(|_| self.pick(&volumes)).collect();
@@ -268,7 +268,7 @@ impl<'a> Storm<'a> {
         }
         let expect = std::mem::take(&mut self.driver.expect);
         // The old one goes without power.
-        self.driver = Driver::new(world, expect, REACTORS);
+        self.driver = Driver::new(world, expect);
         self.driver.parents = parents;
         self.closing = None;
         Ok(())

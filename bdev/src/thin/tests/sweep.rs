@@ -78,7 +78,7 @@ impl Start {
         let medium = Medium::new(geometry, Order::InOrder);
         World::create_of(&medium, cluster);
         let world = World::open(&medium, Floor::in_order(), 2, 1).expect("it was made");
-        let mut driver = Driver::new(world, Expect::new(), 2);
+        let mut driver = Driver::new(world, Expect::new());
         let cluster = cluster / 512;
         let (a, b) = (driver.create(2 * cluster), driver.create(2 * cluster));
         let rest = driver.create(others * cluster);
@@ -122,7 +122,7 @@ impl<'a> Run<'a> {
     fn new(start: &'a Start) -> Run<'a> {
         let medium = start.medium.crash(Crash::All, Order::InOrder);
         let world = World::open(&medium, Floor::in_order(), 2, 2).expect("it was closed");
-        let driver = Driver::new(world, start.expect.clone(), 2);
+        let driver = Driver::new(world, start.expect.clone());
         let seen = (u64::MAX, 0);
         Run { start, driver, clone: None, snapshot: None, b_is_there: true, good: BTreeSet::new(), seen }
     }

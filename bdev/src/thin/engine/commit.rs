@@ -10,7 +10,7 @@ use std::collections::{HashSet, VecDeque};
 use pollux_core::IoError;
 
 use super::Engine;
-use crate::thin::format::{BITS_PER_PAGE, ENTRIES_PER_PAGE, Entry, LAYER_LEN, Record};
+use crate::thin::format::{BITS_PER_PAGE, ENTRIES_PER_PAGE, Entry, LAYER_LEN, LAYERS_PER_PAGE, Record};
 use crate::thin::shared::DIRTY_WORDS;
 use crate::thin::store::BatchId;
 
@@ -29,8 +29,8 @@ pub(super) struct Load {
     leaves: HashSet<Leaf>,
     /// The last ones of maps and of the space tree: what comes next is mostly there, too.
     last: [Option<Leaf>; 2],
-    /// Layers are among them.
-    has_layers: bool,
+    /// How many layers are among them, and how many bytes these have.
+    layers: (u64, u64),
     freed: Vec<u32>,
 }
 
@@ -59,10 +59,10 @@ impl Load {
         };
         match &record {
             Record::Layer(layer) => {
-                self.has_layers = true;
-                self.touch(Leaf::Catalog(layer.id));
+                self.layers = (self.layers.0 + 1, self.layers.1.saturating_add(layer.size));
+                self.touch(Leaf::Catalog(layer.id / LAYERS_PER_PAGE as u64));
             }
-            Record::Gone(layer) => self.touch(Leaf::Catalog(*layer)),
+            Record::Gone(layer) => self.touch(Leaf::Catalog(*layer / LAYERS_PER_PAGE as u64)),
             Record::Leaf { layer, leaf, .. } => self.touch(Leaf::Map(*layer, *leaf)),
             Record::Entry { layer, cluster, entry } => {
                 self.touch(Leaf::Map(*layer, cluster / ENTRIES_PER_PAGE as u64));
@@ -175,8 +175,8 @@ impl Engine {
     }
 
     /// What a batch is not to exceed: it has to find room in an empty log.
-    pub(super) fn limits(&self, new_layers: bool) -> Limits {
-        let (bytes, pages) = self.store.batch(new_layers);
+    pub(super) fn limits(&self, (layers, bytes): (u64, u64)) -> Limits {
+        let (bytes, pages) = self.store.batch(layers, bytes);
         Limits { bytes: bytes.min(BATCH), pages }
     }
 
@@ -184,10 +184,7 @@ impl Engine {
     fn gather(&mut self, number: u64) -> VecDeque<Load> {
         let mut loads = VecDeque::new();
         let mut load = std::mem::take(&mut self.to_log);
-        let limits = self.limits(load.has_layers);
-        if load.is_full(limits) {
-            loads.push_back(std::mem::take(&mut load));
-        }
+        let limits = self.limits(load.layers);
         let mut taken = std::mem::take(&mut self.taken);
         self.shared.leaves.take_dirty(&mut taken);
         // In the order in which they lie, which makes the log smaller and checkpoints straighter.

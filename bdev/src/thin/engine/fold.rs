@@ -106,13 +106,13 @@ impl Engine {
                 if self.leaving {
                     return Some(false);
                 }
+                let limits = self.limits((0, 0));
                 for _ in 0..A_PASS {
                     if fold.next == fold.clusters {
                         fold.stage = Stage::Emptying(self.raise_epoch());
                         return Some(true);
                     }
-                    // As if there were new layers: what is said now may be in one batch with some.
-                    if fold.said >= A_COMMIT || self.to_log.is_full(self.limits(true)) {
+                    if fold.said >= A_COMMIT || self.to_log.is_full(limits) {
                         if !self.to_log.records.is_empty() {
                             self.hurry = true;
                             return None;

@@ -36,8 +36,11 @@ impl Engine {
             let epoch = self.raise_epoch();
             self.removal = Some(Removal { layer, next: 0, leaves, epoch, loading: None, emptied: 0 });
         }
+        if self.removal.is_none() {
+            return 0;
+        }
         let mut count = 0;
-        let limits = self.limits(true);
+        let limits = self.limits((0, 0));
         while let Some(removal) = &mut self.removal {
             if removal.loading.is_some() {
                 break;
@@ -46,7 +49,6 @@ impl Engine {
                 self.removal = None;
                 break;
             }
-            // As if there were new layers: what is said now may be in one batch with some.
             if removal.emptied >= LEAVES || self.to_log.is_full(limits) {
                 // What has been said so far is to be in the log before more is.
                 if !self.to_log.records.is_empty() {

@@ -44,7 +44,7 @@ use pollux_core::{Bdev, Cx, IoError, Next, OpenArgs};
 use uuid::Uuid;
 
 use crate::thin::format::{
-    BLOCK, Geometry, Layer, LogSpan, NAME_LEN, Page, PageHeader, Pointer, Record, Records, Superblock,
+    BLOCK, ENTRIES_PER_PAGE, Geometry, Layer, LogSpan, NAME_LEN, Page, PageHeader, Pointer, Record, Records, Superblock,
 };
 use crate::thin::steps::Steps;
 use checkpoint::{Checkpoint, CheckpointJob, Facts, Parts, Trouble};
@@ -251,11 +251,13 @@ impl Store {
     }
 
     /// What a batch is not to exceed by more than a leaf, so that an empty log has room for it: bytes of records, and pages.
-    /// There may be layers in it that the store does not know yet.
+    /// So many layers with so many bytes together are about to be appended that the store may not know yet.
     #[must_use]
-    pub fn batch(&self, new_layers: bool) -> (usize, u64) {
-        let any = !new_layers && self.spare_pages() >= self.state.pages_untouched();
-        (self.log.most() / 2, if any { u64::MAX } else { (self.state.pages.total() / 32).max(4) })
+    pub fn batch(&self, layers: u64, bytes: u64) -> (usize, u64) {
+        let leaf = self.state.geometry.cluster_size as u64 * ENTRIES_PER_PAGE as u64;
+        let untouched = (bytes.div_ceil(leaf) + layers).saturating_mul(2).saturating_add(self.state.pages_untouched());
+        let suffice = self.spare_pages() >= untouched;
+        (self.log.most() / 2, if suffice { u64::MAX } else { (self.state.pages.total() / 32).max(4) })
     }
 
     /// Pages that are free when all that is logged has been written.

@@ -4,14 +4,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
+use uuid::Uuid;
+
 use super::driver::Driver;
-use super::judge::{Live, clean};
+use super::judge::{Live, checked};
 use super::storm::{Storm, spoiled};
-use super::world::{MIB, World};
+use super::world::{MIB, World, uuid};
 use crate::testing::expect::Expect;
 use crate::testing::floor::Floor;
 use crate::testing::medium::{Crash, Geometry, Medium, Off, Order, Seen};
 use crate::testing::proof::Mutation;
+use crate::thin::check::{Finding, Flaw};
 use crate::thin::store::LABELS;
 
 /// Seeds that are tried for each, and crashes of each of them.
@@ -41,7 +44,7 @@ fn spoil(mutation: Mutation, medium: &Medium) {
 fn steps() -> BTreeMap<&'static str, Seen> {
     let media = Mutex::new(Vec::new());
     let remember = |medium: &Medium| media.lock().unwrap().push(medium.clone());
-    for seed in 1..=6 {
+    for seed in 1..=8 {
         Storm::new(seed, &remember).and_then(|mut storm| storm.run(30)).unwrap();
     }
     let mut all: BTreeMap<&'static str, Seen> = BTreeMap::new();
@@ -104,7 +107,8 @@ fn made_anew(mutation: Option<Mutation>) -> Result<u64, String> {
         let made = World::make(&medium, super::world::CLUSTER, true).is_ok();
         for (choice, left) in medium.crashes(6, Order::InOrder) {
             cuts += 1;
-            let found = what_is_there(&left, &expect).map_err(|what| format!("instant {stop}, {choice:?}: {what}"))?;
+            let found =
+                what_is_there(&left, &expect, uuid(1), made).map_err(|what| format!("instant {stop}, {choice:?}: {what}"))?;
             if made && found != There::New {
                 return Err(format!("it was made, and {choice:?} leaves {found:?}"));
             }
@@ -123,12 +127,18 @@ enum There {
     New,
 }
 
-fn what_is_there(medium: &Medium, expect: &Expect) -> Result<There, String> {
+fn what_is_there(medium: &Medium, expect: &Expect, old: Uuid, made: bool) -> Result<There, String> {
+    let before = medium.crash(Crash::All, Order::InOrder);
     let Ok(mut world) = World::open(medium, Floor::in_order(), 2, 3) else { return Ok(There::None) };
-    if world.info().volumes.is_empty() {
+    if world.pool.uuid() != old {
         world.forget();
-        let again = medium.crash(Crash::All, Order::InOrder);
-        return clean(&again, "of the new pool").map(|_| There::New);
+        let findings = checked(&before).findings;
+        // Until it is made, superblocks may be missing.
+        let tolerated = |finding: &Finding| !made && finding.finding == Flaw::SuperblockUnreadable;
+        return match findings.iter().find(|finding| !tolerated(finding)) {
+            None => Ok(There::New),
+            Some(finding) => Err(format!("of the new pool the checker says {finding:?}")),
+        };
     }
     let mut live = Live::new(&mut world, 2)?;
     let agrees = expect.clone().check_after_crash(&mut live);

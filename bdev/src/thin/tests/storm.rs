@@ -33,6 +33,8 @@ struct Weather {
     sizes: [u64; 4],
     /// Instants between two crashes, at most.
     calm: u64,
+    /// Much is done in many leaves, so that pages get scarce.
+    wide: bool,
 }
 
 /// See the module's description.
@@ -57,14 +59,16 @@ impl<'a> Storm<'a> {
     pub(super) fn new(seed: u64, spoil: Spoil<'a>) -> Result<Storm<'a>, String> {
         let mut rng = Rng::new(seed);
         let (block, cluster) = if rng.below(3) == 0 { (4096, 128 << 10) } else { (512, 64 << 10) };
-        let bytes = (5 + rng.below(4)) * MIB;
+        let bytes = (5 + rng.below(4)) * MIB + if seed % 4 == 1 { 12 * MIB } else { 0 };
         let geometry = if block == 512 { Geometry::with_512(bytes) } else { Geometry::with_4096(bytes) };
         let depth = [4, 16, 64][rng.below(3) as usize];
         let medium = Medium::new(Geometry { depth, ..geometry }, Order::Seeded(rng.next()));
         spoil(&medium);
         World::create_of(&medium, cluster);
-        let sizes = [2, 3, 6, 500 + rng.below(600)];
-        let weather = Weather { block, cluster, sizes, calm: 20 + rng.below(200) };
+        let wide = seed % 4 == 1;
+        let large = if wide { 504 * (60 + rng.below(40)) } else { 500 + rng.below(600) };
+        let sizes = if wide { [2, large, large, large] } else { [2, 3, 6, large] };
+        let weather = Weather { block, cluster, sizes, calm: 20 + rng.below(200), wide };
         let world = open(&medium, Floor::seeded(rng.next()), REACTORS, 1)?;
         let driver = Driver::new(world, Expect::new());
         Ok(Storm {
@@ -195,7 +199,8 @@ impl<'a> Storm<'a> {
         let (unit, sub) = (block / 512, cluster / 512 / 16);
         let sectors = self.driver.expect.sectors(id);
         let places = [0, cluster / 512, sectors / 2, sectors - cluster / 512];
-        let near = places[self.rng.below(4) as usize];
+        let leaf = self.rng.below(sectors.div_ceil(504 * cluster / 512)) * 504 * cluster / 512;
+        let near = if self.weather.wide && self.rng.below(4) > 0 { leaf } else { places[self.rng.below(4) as usize] };
         let first = (near + self.rng.below(3 * sub)).min(sectors - unit) / unit * unit;
         let longest = [sub, sub, 4 * sub, 24 * sub][self.rng.below(4) as usize];
         let count = (1 + self.rng.below(longest)).next_multiple_of(unit).min(sectors - first);

@@ -1,7 +1,7 @@
 //! Commits: everything that has changed goes into the log, after the data that it speaks of.
 //!
-//! A commit is one or more batches. The first begins with what the structural operations want to have said (so that no
-//! entry of a layer is in the log before the layer is), then come the entries of the leaves on the dirty stack. An entry
+//! A commit is one or more batches. The first begins with what removals and folds have to say; then come the entries of the
+//! leaves on the dirty stack, then what has changed of the layers, then the entries of layers that are new. An entry
 //! that is on a cluster and has nothing there loses it here, and nowhere else: its batch says that the cluster is free. The
 //! store puts a barrier before each batch, so data is on the medium before a map leads to it.
 
@@ -89,6 +89,11 @@ impl Load {
         self.leaves.len() as u64 * 2
     }
 
+    /// Says something more, in the same batch.
+    fn append(&mut self, more: Option<Load>) {
+        more.into_iter().flat_map(|more| more.records).for_each(|record| self.push(record));
+    }
+
     /// Whether what comes next belongs into another batch.
     pub(super) fn is_full(&self, limits: Limits) -> bool {
         self.bytes >= limits.bytes || self.pages() >= limits.pages
@@ -140,7 +145,7 @@ impl Engine {
     }
 
     fn wants_commit(&mut self) -> bool {
-        let changed = self.shared.leaves.any_dirty() || !self.to_log.records.is_empty();
+        let changed = self.shared.leaves.any_dirty() || self.has_to_say();
         if !changed {
             self.hurry = false;
         } else if self.dirty_since.is_none() {
@@ -184,22 +189,62 @@ impl Engine {
     fn gather(&mut self, number: u64) -> VecDeque<Load> {
         let mut loads = VecDeque::new();
         let mut load = std::mem::take(&mut self.to_log);
-        let limits = self.limits(load.layers);
+        let said = self.structure();
+        let limits = self.limits(said.layers);
         let mut taken = std::mem::take(&mut self.taken);
         self.shared.leaves.take_dirty(&mut taken);
-        // In the order in which they lie, which makes the log smaller and checkpoints straighter.
-        taken.sort_by_cached_key(|leaf| self.shared.leaves.get(*leaf).key());
-        for leaf in taken.drain(..) {
+        // In the order in which they lie, which makes the log smaller and checkpoints straighter; but those that the log has
+        // no place for yet come last.
+        taken.sort_by_cached_key(|leaf| (!self.has_place(*leaf), self.shared.leaves.get(*leaf).key()));
+        let first_new = taken.partition_point(|leaf| self.has_place(*leaf));
+        let mut said = Some(said).filter(|said| !said.records.is_empty());
+        for (nth, leaf) in taken.drain(..).enumerate() {
+            if nth == first_new {
+                load.append(said.take());
+            }
             self.gather_leaf(number, leaf, &mut load);
             if load.is_full(limits) {
                 loads.push_back(std::mem::take(&mut load));
             }
         }
+        load.append(said);
         self.taken = taken;
         if !load.records.is_empty() || loads.is_empty() {
             loads.push_back(load);
         }
         loads
+    }
+
+    /// What has changed of the layers themselves, as it is now: behind what was written before, so that whatever a power
+    /// cut leaves of a commit, a snapshot that is there has all that was acknowledged before it; and in one batch, so that
+    /// of a group there are all or none.
+    fn structure(&mut self) -> Load {
+        let mut load = Load::default();
+        for id in std::mem::take(&mut self.layers_to_log) {
+            if let Some(node) = self.nodes.by_id.get(&id) {
+                load.push(Record::Layer(Box::new(node.logged())));
+            }
+        }
+        for id in std::mem::take(&mut self.gone_to_log) {
+            load.push(Record::Gone(id));
+        }
+        load
+    }
+
+    /// Whether the next commit has something to say that no entry says.
+    pub(super) fn has_to_say(&self) -> bool {
+        !self.to_log.records.is_empty() || !self.layers_to_log.is_empty() || !self.gone_to_log.is_empty()
+    }
+
+    /// Whether the log knows the layer of a leaf, and that it is large enough.
+    fn has_place(&self, leaf: u32) -> bool {
+        let (layer, index) = self.shared.leaves.get(leaf).key();
+        let end = (index + 1) * ENTRIES_PER_PAGE as u64;
+        self.store.layers().get(&layer).is_some_and(|known| {
+            let clusters = |size| self.nodes.clusters(size);
+            let is_same = self.nodes.by_id.get(&layer).is_none_or(|node| node.layer.size == known.size);
+            is_same || end <= clusters(known.size)
+        })
     }
 
     fn gather_leaf(&mut self, number: u64, leaf: u32, load: &mut Load) {

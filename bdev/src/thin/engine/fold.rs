@@ -273,9 +273,8 @@ impl Engine {
         map.present().for_each(|(_, leaf)| self.shared.leaves.fill(leaf, &[0; ENTRIES_PER_PAGE]));
         self.dropped = Some(map);
         self.nodes.take_out(fold.layer);
-        // The child first: no layer stands on one that is gone.
         self.log_layer(fold.into);
-        self.to_log.push(Record::Gone(fold.layer));
+        self.gone_to_log.push(fold.layer);
         for id in self.nodes.above(fold.into) {
             let volume = self.nodes.get(id).is_known().then(|| self.directory.get(self.nodes.get(id).layer.uuid));
             if let Some(volume) = volume.flatten() {

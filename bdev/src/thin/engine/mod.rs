@@ -42,8 +42,11 @@ pub(crate) struct Engine {
     orders: Arc<Orders>,
     directory: Arc<Directory>,
     nodes: Nodes,
-    /// What structural operations and removals want to have in the next commit.
+    /// What removals and folds want to have in the next commit.
     to_log: Load,
+    /// The layers that have changed since the last commit, and those that are gone.
+    layers_to_log: BTreeSet<u64>,
+    gone_to_log: Vec<u64>,
     commit: Option<Commit>,
     /// Since when something has been changed that is in no commit.
     dirty_since: Option<u64>,
@@ -100,6 +103,8 @@ impl Engine {
             directory,
             nodes,
             to_log: Load::default(),
+            layers_to_log: BTreeSet::new(),
+            gone_to_log: Vec::new(),
             commit: None,
             dirty_since: None,
             hurry: false,
@@ -175,7 +180,7 @@ impl Engine {
             return;
         }
         self.end_orders();
-        let busy = self.commit.is_some() || !self.to_log.records.is_empty() || self.shared.leaves.any_dirty();
+        let busy = self.commit.is_some() || self.has_to_say() || self.shared.leaves.any_dirty();
         if self.failed.is_some() {
             self.left = self.store.is_idle() && self.copier.is_idle();
         } else if busy {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Engine;
 use crate::thin::PoolError;
-use crate::thin::format::{Layer, LayerKind, NAME_LEN, Pointer, Record};
+use crate::thin::format::{Layer, LayerKind, NAME_LEN, Pointer};
 use crate::thin::orders::{Answer, Asked, Order, SnapshotOf};
 use crate::thin::shared::Volume;
 
@@ -335,8 +335,7 @@ impl Engine {
     }
 
     pub(super) fn log_layer(&mut self, id: u64) {
-        let layer = Box::new(self.nodes.get(id).logged());
-        self.to_log.push(Record::Layer(layer));
+        self.layers_to_log.insert(id);
         self.hurry = true;
     }
 

@@ -16,6 +16,8 @@ pub(super) struct Removal {
     leaves: u64,
     /// What began before nobody could open it any more has to be over.
     epoch: u64,
+    /// That it is not needed any more has to be durable: its clusters are free before.
+    commit: u64,
     /// The leaf that is being loaded.
     loading: Option<u64>,
     /// Emptied since the last commit.
@@ -33,8 +35,8 @@ impl Engine {
                 self.nodes.by_id.values().find(|node| node.layer.kind == LayerKind::Going && node.children.is_empty());
             let Some(node) = going else { return 0 };
             let (layer, leaves) = (node.layer.id, node.map.clusters().div_ceil(ENTRIES_PER_PAGE as u64));
-            let epoch = self.raise_epoch();
-            self.removal = Some(Removal { layer, next: 0, leaves, epoch, loading: None, emptied: 0 });
+            let (epoch, commit) = (self.raise_epoch(), self.shared.commits.ticket());
+            self.removal = Some(Removal { layer, next: 0, leaves, epoch, commit, loading: None, emptied: 0 });
         }
         if self.removal.is_none() {
             return 0;
@@ -58,7 +60,7 @@ impl Engine {
                 removal.emptied = 0;
             }
             let (layer, leaf, epoch, end) = (removal.layer, removal.next, removal.epoch, removal.leaves);
-            if !self.is_over(epoch) {
+            if !self.shared.commits.is_done(removal.commit) || !self.is_over(epoch) {
                 break;
             }
             if leaf < end && self.is_leaf_dirty(layer, leaf) {
@@ -84,7 +86,7 @@ impl Engine {
         let Some(removal) = &mut self.removal else { return };
         if leaf == removal.leaves {
             self.removal = None;
-            self.to_log.push(Record::Gone(layer));
+            self.gone_to_log.push(layer);
             self.nodes.remove(layer);
             self.review_unnamed();
             self.hurry = true;

@@ -66,7 +66,7 @@ impl ThinChannel {
         let (source, _) = match below {
             Ok(below) => below,
             Err(miss) => {
-                self.shared.locks.unlock(head.id, piece.cluster, piece.touched);
+                self.let_go(head, piece);
                 return Err(miss.into());
             }
         };

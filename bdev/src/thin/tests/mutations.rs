@@ -40,6 +40,10 @@ fn spoil(mutation: Mutation, medium: &Medium) {
     }
 }
 
+/// Superblocks that a storm does not miss when they are written without FUA: that of a start, because the next commit's
+/// barrier makes it durable, too; that of a checkpoint is missed by `store::tests::crash`, which aims at it.
+const NOT_MISSED_HERE: [&str; 2] = ["open.superblock", "checkpoint.superblock"];
+
 /// Comes only where maps take more pages than the first extent of metadata has.
 const RARE: &str = "checkpoint.extent";
 
@@ -67,6 +71,9 @@ fn each_promise_is_missed_when_it_is_broken() {
     for mutation in Mutation::all(&steps, PAIRS) {
         // Of these nobody knows who has not just made the pool: see below.
         if matches!(mutation, Mutation::DropFlush(label) | Mutation::DropFua(label) if label.starts_with("create.")) {
+            continue;
+        }
+        if matches!(mutation, Mutation::DropFua(label) if NOT_MISSED_HERE.contains(&label)) {
             continue;
         }
         let red = (1..=SEEDS).find_map(|seed| Some((seed, spoiled(seed, CRASHES, &|m| spoil(mutation, m)).err()?)));

@@ -250,8 +250,7 @@ fn check_copy(ends: &[End], order: CopyOrder) -> Outcome {
             }
             CopyTask::Together { .. } => panic!("this medium copies nothing by itself"),
             CopyTask::Settle { place, offset, len, .. } => {
-                let shape = ends[place as usize].unit.shape().expect("a device");
-                assert!(offset + len <= shape.bytes());
+                check_range(&ends[place as usize].unit.shape().expect("a device"), offset, len);
             }
             CopyTask::Pause => assert_eq!(read, None, "it gives up what it has read"),
             CopyTask::End(outcome) => {

@@ -409,6 +409,19 @@ fn a_populate_that_is_ended_leaves_no_token() {
 }
 
 #[test]
+fn a_token_of_no_blocks_is_good_at_once() {
+    let mut disks = Disks::filled();
+    let mut copy = disks.command(MINE, 0x10, 4, &populating(&[(8, 0), (3, 0)])).unwrap();
+    assert!(matches!(copy.next_task(), CopyTask::End(Outcome::GOOD)), "there is nothing to wait for");
+    copy.end(&Outcome::GOOD);
+    let token = disks.information(MINE, 4)[38..].to_vec();
+    assert_eq!(token.len(), 512);
+    assert_eq!(disks.done(SECOND, 0x11, 1, &using(&token, 0, &[(5, 0)])), Outcome::GOOD);
+    assert_eq!(code(&disks.done(SECOND, 0x11, 1, &using(&token, 0, &[(5, 1)]))), (Key::IllegalRequest, 0x2600));
+    assert!(disks.writes.is_empty());
+}
+
+#[test]
 fn all_tokens_are_reported_to_who_has_made_them() {
     let mut disks = Disks::filled();
     let report = [0x84, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];

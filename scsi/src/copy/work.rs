@@ -53,7 +53,7 @@ pub enum CopyTask {
         len: u64,
     },
     /// Find out when nothing is under way any more of what came before `order` on a range of an end: ask everybody for it,
-    /// and [`LogicalUnit::may_start`](crate::LogicalUnit::may_start) for claims.
+    /// and [`LogicalUnit::may_start`](crate::LogicalUnit::may_start) for claims. The range is never empty.
     Settle {
         /// The end, by the number that the front end gave it.
         place: u32,
@@ -264,6 +264,10 @@ impl Copy {
     fn begin(&mut self) -> CopyTask {
         if let By::Making(making) = &self.by {
             let Range { offset, len } = making.token.hull;
+            if len == 0 {
+                // It stands for nothing, so nothing is under way there.
+                return self.settled();
+            }
             self.stage = Stage::Settling;
             return CopyTask::Settle { place: self.ends[0].place, order: making.token.order, offset, len };
         }

@@ -6,9 +6,11 @@
 //! judge     whether a medium after a crash is as it may be     storm   long runs from seeds
 //! prove     a pool as `testing::proof` wants it       long      long runs over it, and promises broken on purpose
 //! folding   deleted snapshots                         mutations promises broken on purpose
+//! faults    a base that fails, lies or forgets
 //! ```
 
 mod driver;
+mod faults;
 mod folding;
 mod judge;
 mod long;

@@ -378,8 +378,8 @@ fn half(nth: u64) {
         Some(seed) if nth == 0 => drop(storms(std::iter::once(seed), crashes)),
         Some(_) => {}
         None => {
-            let seeds = number("POLLUX_STORM_SEEDS").unwrap_or(20);
-            assert!(storms((1..=seeds).map(|seed| 2 * seed + nth), crashes) >= seeds * crashes);
+            let (from, seeds) = (number("POLLUX_STORM_FROM").unwrap_or(1), number("POLLUX_STORM_SEEDS").unwrap_or(20));
+            assert!(storms((from..from + seeds).map(|seed| 2 * seed + nth), crashes) >= seeds * crashes);
         }
     }
 }

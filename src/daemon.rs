@@ -36,6 +36,9 @@ const LOG_VARIABLE: &str = "POLLUX_LOG";
 /// Descriptors that the daemon would like to have: a VM with many queues needs dozens.
 const FILES_WANTED: u64 = 1 << 20;
 
+/// How long jobs that were told to end are waited for.
+const JOBS_TIME: Duration = Duration::from_secs(10);
+
 struct Methods(Arc<Node>);
 
 impl Dispatch for Methods {
@@ -93,7 +96,11 @@ pub fn run(settings: &Settings) -> Result<()> {
 
     wait_for_the_end(&mut signals, &node);
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
+    node.jobs.close();
     rpc.stop();
+    if !node.jobs.wait(JOBS_TIME) {
+        tracing::warn!("a job does not end: its disk does not answer; ending without it");
+    }
     scheduler.stop();
     watch.stop();
     if let Some(metrics) = metrics {

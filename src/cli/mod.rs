@@ -7,9 +7,11 @@
 mod bdev;
 mod bench;
 mod client;
+mod job;
 mod output;
 mod pool;
 mod pools;
+mod progress;
 mod serve;
 mod status;
 mod units;
@@ -88,6 +90,9 @@ enum Command {
     /// Volumes, snapshots and clones in thin pools
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// What takes long: exports, imports, copies
+    #[command(subcommand)]
+    Job(job::JobCommand),
     /// Put load on a controller, as a VM would, and measure it
     Bench(Box<bench::BenchArgs>),
     /// Print a completion script
@@ -159,6 +164,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Command::Vhost(command) => vhost::run(&command, connect, &output),
         Command::Pool(command) => pools::run(&command, connect, &output),
         Command::Volume(command) => volume::run(&command, connect, &output),
+        Command::Job(command) => job::run(&command, connect, &output),
         Command::Bench(args) => bench::run(*args, &output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -239,6 +245,9 @@ mod tests {
             "pollux volume rollback lvs/v s --force",
             "pollux pool repair /srv/pool",
             "pollux pool repair /dev/sdb --yes",
+            "pollux job list --json",
+            "pollux job cancel 1234abcd",
+            "pollux job wait 1234abcd",
             "pollux completions bash",
         ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");

@@ -1,6 +1,5 @@
 //! `pollux pool check` and `repair`, on a file or block device. They need no daemon, and the pool must not be in use.
 
-use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -9,6 +8,7 @@ use serde_json::Value;
 
 use super::CliError;
 use super::output::{Output, cell, table, text};
+use super::progress::Bar;
 use super::units::size;
 
 #[derive(Debug, Subcommand)]
@@ -178,39 +178,6 @@ fn people(report: &Value) -> String {
     out
 }
 
-/// How far it is, on a terminal only.
-struct Bar {
-    what: &'static str,
-    shown: Option<u64>,
-    terminal: bool,
-}
-
-impl Bar {
-    fn new(what: &'static str) -> Self {
-        Bar { what, shown: None, terminal: io::stderr().is_terminal() }
-    }
-
-    fn show(&mut self, done: u64, total: u64) {
-        let percent = (u128::from(done) * 100 / u128::from(total.max(1))) as u64;
-        if self.terminal && self.shown != Some(percent) {
-            self.shown = Some(percent);
-            let _ = write!(io::stderr(), "\r{}", bar(self.what, percent));
-        }
-    }
-
-    /// Takes it away again.
-    fn end(&self) {
-        if self.shown.is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
-    }
-}
-
-fn bar(what: &str, percent: u64) -> String {
-    let full = (percent / 4).min(25) as usize;
-    format!("{what} [{}{}] {percent:3} %", "#".repeat(full), " ".repeat(25 - full))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,10 +252,5 @@ mod tests {
         let text = people(&serde_json::to_value(check(&mut built.memory, &mut |_, _| {})).unwrap());
         assert!(text.contains("superblock_unreadable at block") && !text.contains("clean"), "{text}");
         assert_eq!(people(&Value::Null), "");
-    }
-
-    #[test]
-    fn the_bar_has_its_length() {
-        assert!((0..=120).all(|percent| bar("x", percent).len() == bar("x", 0).len()));
     }
 }

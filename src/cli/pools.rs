@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::CliError;
 use super::client::{CallError, Client};
+use super::job;
 use super::output::{Output, cell, table, text};
 use super::pool::PoolCommand;
 use super::units::{parse_size, size};
@@ -63,7 +64,7 @@ pub(crate) fn run(
             if *force {
                 params["force"] = true.into();
             }
-            let uuid = connect()?.call("bdev_lvol_create_lvstore", params)?;
+            let uuid = job::follow(&mut connect()?, "bdev_lvol_create_lvstore", params, "making the pool")?;
             output.show(&uuid, |_| {
                 format!("created pool {name} on {on}; `pollux volume create {name}/NAME --size SIZE` makes a volume\n")
             })

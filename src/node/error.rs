@@ -43,6 +43,12 @@ pub enum Reason {
     StateSave,
     /// The system refused.
     Os,
+    /// It was asked to end before it was done.
+    Cancelled,
+    /// It is over already.
+    Ended,
+    /// As many jobs run as may.
+    TooManyJobs,
 }
 
 impl Reason {
@@ -61,6 +67,9 @@ impl Reason {
             Reason::TimedOut => "timed_out",
             Reason::StateSave => "state_save_failed",
             Reason::Os => "os_error",
+            Reason::Cancelled => "cancelled",
+            Reason::Ended => "ended",
+            Reason::TooManyJobs => "too_many_jobs",
         }
     }
 
@@ -68,8 +77,10 @@ impl Reason {
         match self {
             Reason::NotFound | Reason::Missing => errno::ENODEV,
             Reason::ExistsSame | Reason::ExistsDifferent => errno::EEXIST,
-            Reason::InUse => errno::EBUSY,
+            Reason::InUse | Reason::TooManyJobs => errno::EBUSY,
             Reason::Invalid => errno::EINVAL,
+            Reason::Cancelled => errno::ECANCELED,
+            Reason::Ended => errno::EALREADY,
             Reason::NoSpace => errno::ENOSPC,
             Reason::Unsupported => errno::EOPNOTSUPP,
             Reason::TimedOut => errno::ETIMEDOUT,

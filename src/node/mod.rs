@@ -9,6 +9,7 @@ pub mod bdevs;
 pub mod document;
 mod error;
 pub mod identity;
+pub mod jobs;
 pub mod notify;
 mod options;
 pub mod pools;
@@ -37,6 +38,7 @@ use crate::state::Store;
 use crate::units::UnitSaver;
 use document::Document;
 pub use error::{NodeError, Reason};
+use jobs::Jobs;
 use notify::Notifications;
 use pools::Pools;
 pub use restore::RestoreError;
@@ -73,6 +75,8 @@ pub struct Node {
     pub target: Arc<Target>,
     /// All pools.
     pub pools: Pools,
+    /// What takes long and runs, or has run.
+    pub jobs: Arc<Jobs>,
     /// The reactors' counters.
     pub reactors: Vec<Arc<ReactorStats>>,
     /// What has happened lately.
@@ -146,6 +150,7 @@ impl Node {
             bdevs: parts.bdevs,
             target: parts.target,
             pools: Pools::default(),
+            jobs: Arc::default(),
             reactors: parts.reactors,
             notifications: Notifications::default(),
             logging: parts.logging,

@@ -147,7 +147,7 @@ impl From<PoolError> for NodeError {
 }
 
 /// Now, in seconds since 1970.
-fn seconds() -> u64 {
+pub(in crate::node) fn seconds() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }

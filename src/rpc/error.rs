@@ -46,6 +46,10 @@ pub mod errno {
     pub const EOPNOTSUPP: i32 = 95;
     /// Connection timed out.
     pub const ETIMEDOUT: i32 = 110;
+    /// Operation already in progress; here: over.
+    pub const EALREADY: i32 = 114;
+    /// Operation canceled.
+    pub const ECANCELED: i32 = 125;
 }
 
 /// A refused request.

@@ -1,11 +1,13 @@
 //! The one list of RPC methods: name, where it may be called, whether it changes anything, its parameters and what runs
 //! it. `rpc_get_methods`, the dispatcher and the check of docs/rpc.md all read it.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::error::{RpcError, code};
 use super::message::Request;
-use super::methods::{bdev, create, fault, framework, identity, log, lvol, lvstore, options, reservations, vhost};
+use super::methods::{bdev, create, fault, framework, identity, job, log, lvol, lvstore, options, reservations, vhost};
 use super::params::{self, Habit, NoParams};
 use crate::node::Node;
 
@@ -34,7 +36,7 @@ pub struct Method {
     /// The names of its parameters.
     pub params: fn() -> Vec<&'static str>,
     /// What runs it.
-    pub call: fn(&Node, Value) -> Answer,
+    pub call: fn(&Arc<Node>, Value) -> Answer,
 }
 
 /// A method with typed parameters.
@@ -150,6 +152,8 @@ pub static METHODS: &[Method] = &[
     typed!("bdev_lvol_rollback", changes, Decode, lvol::Rollback, lvol::roll_back),
     typed!("bdev_lvol_set_limits", changes, Decode, lvol::SetLimits, lvol::set_limits),
     typed!("bdev_lvol_delete", changes, Decode, lvol::Delete, lvol::delete),
+    typed!("job_get_jobs", reads, Decode, job::GetJobs, job::get_jobs),
+    typed!("job_cancel", reads, Decode, job::Cancel, job::cancel),
     typed!("vhost_create_scsi_controller", changes, Argument, vhost::Create, vhost::create),
     typed!("vhost_start_scsi_controller", changes, Argument, vhost::Start, vhost::start),
     typed!("vhost_scsi_controller_add_target", changes, Argument, vhost::AddTarget, vhost::add_target),
@@ -171,7 +175,7 @@ pub fn find(name: &str) -> Option<&'static Method> {
 ///
 /// # Errors
 /// What the method answers, or that there is none.
-pub fn call(node: &Node, request: &Request) -> Answer {
+pub fn call(node: &Arc<Node>, request: &Request) -> Answer {
     let Some(method) = find(&request.method) else {
         let name: String = request.method.chars().take(64).collect();
         let error = RpcError::new(code::METHOD_NOT_FOUND, "Method not found", "method_not_found");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use pollux_bdev::thin::format::Geometry;
 use pollux_bdev::thin::store::{CreateParams, StoreError, probe};
 use pollux_bdev::thin::{Pool, PoolInfo, PoolOptions, Role, VolumeInfo};
 use pollux_bdev::{Claim, Device, Entry, Kind as BdevKind, Measured, Placing};
@@ -12,6 +13,7 @@ use uuid::Uuid;
 use super::ring::on_base;
 use super::{ClosedPool, OpenPool, seconds};
 use crate::node::document::Document;
+use crate::node::jobs::Job;
 use crate::node::notify::Kind;
 use crate::node::{Node, NodeError, Reason};
 
@@ -34,12 +36,11 @@ pub struct NewPool {
 }
 
 impl Node {
-    /// Makes a pool and opens it; returns its UUID.
+    /// The base of a pool that is to be made, if it can be as far as one can tell without looking at the base.
     ///
     /// # Errors
     /// [`NodeError`] says why not.
-    pub fn create_pool(&self, new: &NewPool) -> Result<Uuid, NodeError> {
-        let _structure = self.pools.structure();
+    pub fn check_new_pool(&self, new: &NewPool) -> Result<Arc<Entry>, NodeError> {
         let entry = self.bdevs.get(&new.base).ok_or_else(|| NodeError::no_bdev(&new.base))?;
         check_name(&new.name)?;
         if let Some(open) = self.pools.all().into_iter().find(|open| open.last_info().name == new.name) {
@@ -50,6 +51,17 @@ impl Node {
                 format!("pool '{}' exists already, on bdev '{}'", new.name, open.base.name()),
             ));
         }
+        Ok(entry)
+    }
+
+    /// Makes a pool and opens it; returns its UUID. What is long is to write log and metadata in full: a job that is
+    /// cancelled leaves a base with no pool.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn create_pool(&self, new: &NewPool, job: &Arc<Job>) -> Result<Uuid, NodeError> {
+        let _structure = self.pools.structure();
+        let entry = self.check_new_pool(new)?;
         let uuid = Uuid::new_v4();
         self.claimed(&entry, &new.name, || {
             let device = self.base_of(&entry)?;
@@ -62,7 +74,18 @@ impl Node {
                 salt: salt(),
                 force: new.force,
             };
-            on_base(&*device, |blocking| Pool::create(blocking, &params))?;
+            let geometry = Geometry::new(device.shape().bytes(), params.cluster_size);
+            job.progress(0, geometry.map_or(0, |geometry| geometry.written_at_creation()));
+            let writing = Arc::clone(job);
+            let made = on_base(&*device, |blocking| {
+                blocking.watch(Box::new(move |bytes| {
+                    writing.add(bytes);
+                    !writing.is_cancelled()
+                }));
+                Pool::create(blocking, &params)
+            });
+            // The answer of a job that was cancelled is that, and not what it came upon.
+            made.map_err(|error| job.check().err().unwrap_or(error))?;
             self.open_on(&entry)
         })?;
         tracing::info!("pool '{}' ({uuid}) is made on bdev '{}'", new.name, entry.name());

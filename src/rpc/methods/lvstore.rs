@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::lvol::refused;
 use crate::node::Node;
+use crate::node::jobs::NewJob;
 use crate::node::pools::{ClosedPool, NewPool, OpenPool, PoolName, clusters};
 use crate::rpc::error::{RpcError, errno};
 use crate::rpc::table::Answer;
@@ -35,9 +36,11 @@ pub struct Create {
     overcommit: u32,
     #[serde(default)]
     force: bool,
+    #[serde(default)]
+    job: bool,
 }
 
-pub(crate) fn create(node: &Node, params: &Create) -> Answer {
+pub(crate) fn create(node: &Arc<Node>, params: &Create) -> Answer {
     if let Some(method) = &params.clear_method {
         check_clear(method, &["none", "unmap", "write_zeroes"], "Invalid clear_method parameter")?;
     }
@@ -48,7 +51,11 @@ pub(crate) fn create(node: &Node, params: &Create) -> Answer {
         overcommit: params.overcommit,
         force: params.force,
     };
-    node.create_pool(&new).map(|uuid| uuid.to_string().into()).map_err(|error| match error.errno {
+    let made = node.check_new_pool(&new).and_then(|_| {
+        let (job, worker) = (NewJob { kind: "create_lvstore", object: new.name.clone() }, Arc::clone(node));
+        node.jobs.run(job, params.job, move |job| Ok(worker.create_pool(&new, job)?.to_string().into()))
+    });
+    made.map_err(|error| match error.errno {
         // SPDK finds out about these two before it begins.
         errno::ENODEV | errno::EINVAL => error.by_errno(),
         _ => error.by_params(),

@@ -6,6 +6,7 @@ pub mod create;
 pub mod fault;
 pub mod framework;
 pub mod identity;
+pub mod job;
 pub mod log;
 pub mod lvol;
 pub mod lvstore;

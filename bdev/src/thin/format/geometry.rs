@@ -112,6 +112,12 @@ impl Geometry {
         })
     }
 
+    /// Bytes that are written in full when the pool is made.
+    #[must_use]
+    pub const fn written_at_creation(&self) -> u64 {
+        self.log_blocks * BLOCK as u64 + self.metadata.1 as u64 * self.cluster_size as u64
+    }
+
     /// How many clusters a base of so many bytes has.
     ///
     /// # Errors

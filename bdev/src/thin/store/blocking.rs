@@ -24,6 +24,9 @@ const RETRIES: u32 = 1000;
 /// Has the ring get on: enters or sleeps briefly, or lets a simulated world do so.
 pub type Wait<'a> = &'a mut dyn FnMut(&mut dyn Ring);
 
+/// Hears how many bytes have been zeroed, piece by piece; says whether to go on.
+pub type Watch = Box<dyn FnMut(u64) -> bool>;
+
 struct Request {
     op: Op,
     flags: IoFlags,
@@ -39,6 +42,7 @@ pub struct Blocking<'a> {
     ring: &'a mut dyn Ring,
     wait: Wait<'a>,
     steps: Option<Arc<dyn Steps>>,
+    watch: Option<Watch>,
     bytes: u64,
     requests: Vec<Request>,
     in_flight: u32,
@@ -57,7 +61,9 @@ impl<'a> Blocking<'a> {
         let mut channel = base.open(OpenArgs { depth: DEPTH, seed: 0 })?;
         let now = ring.now_ns();
         channel.attach(&mut Cx { now, reactor: 0, ring }).map_err(io("way in"))?;
-        Ok(Blocking { channel, ring, wait, steps: None, bytes: shape.bytes(), requests: Vec::new(), in_flight: 0 })
+        let bytes = shape.bytes();
+        let requests = Vec::new();
+        Ok(Blocking { channel, ring, wait, steps: None, watch: None, bytes, requests, in_flight: 0 })
     }
 
     /// Tells somebody what comes.
@@ -65,6 +71,11 @@ impl<'a> Blocking<'a> {
     pub fn with_steps(mut self, steps: Option<Arc<dyn Steps>>) -> Self {
         self.steps = steps;
         self
+    }
+
+    /// Has somebody hear how far zeroing is, who can end it: then it is [`IoError::Aborted`].
+    pub fn watch(&mut self, watch: Watch) {
+        self.watch = Some(watch);
     }
 
     /// Bytes of the base.
@@ -146,7 +157,11 @@ impl<'a> Blocking<'a> {
                 requests.push(write(at, &zeroes[..count as usize * BLOCK], IoFlags::empty()));
                 at += count;
             }
+            let bytes = requests.iter().map(|request| (request.blocks * BLOCK) as u64).sum();
             self.run(requests)?;
+            if self.watch.as_mut().is_some_and(|watch| !watch(bytes)) {
+                return Err(IoError::Aborted);
+            }
         }
         Ok(())
     }

@@ -55,7 +55,7 @@ use maps::Cache;
 use state::State;
 use trees::Mark;
 
-pub use blocking::{Blocking, Wait};
+pub use blocking::{Blocking, Wait, Watch};
 pub use create::{CreateParams, create, wipe};
 pub use error::{Failure, LoadError, StoreError};
 pub use labels::LABELS;

@@ -1,0 +1,109 @@
+//! Jobs in the real daemon: what they say while they run, that they can be cancelled and leave nothing half, and that the
+//! end of the daemon is theirs.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use common::file;
+use pollux_tests::daemon::Daemon;
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+/// A job as it is now.
+fn job(daemon: &Daemon, id: &Value) -> Result<Value> {
+    let mut listed = daemon.rpc("job_get_jobs", json!({ "job_id": id }))?;
+    Ok(listed[0].take())
+}
+
+/// Asks until there is an answer.
+fn wait_for<T>(mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        ensure!(Instant::now() < until, "it takes too long");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits for its end.
+fn ended(daemon: &Daemon, id: &Value) -> Result<Value> {
+    wait_for(|| {
+        let job = job(daemon, id)?;
+        Ok((job["state"] != "running").then_some(job))
+    })
+}
+
+/// A base whose writes take a third of a second.
+fn slow_base(daemon: &Daemon) -> Result<()> {
+    file(daemon, "f0", 256 * MIB)?;
+    let slow = 300_000;
+    daemon.rpc(
+        "bdev_delay_create",
+        json!({"name": "d0", "base_bdev_name": "f0", "avg_read_latency": 0, "p99_read_latency": 0,
+               "avg_write_latency": slow, "p99_write_latency": slow}),
+    )?;
+    Ok(())
+}
+
+#[test]
+fn a_job_tells_how_far_it_is_and_a_cancelled_one_leaves_nothing() -> Result<()> {
+    let daemon = Daemon::start()?;
+    slow_base(&daemon)?;
+    let params = json!({"bdev_name": "d0", "lvs_name": "lvs", "job": true});
+    let id = daemon.rpc("bdev_lvol_create_lvstore", params.clone())?["job_id"].clone();
+    let running = wait_for(|| {
+        let job = job(&daemon, &id)?;
+        Ok((job["done_bytes"] != 0).then_some(job))
+    })?;
+    ensure!(running["state"] == "running" && running["kind"] == "create_lvstore", "{running}");
+    ensure!(running["object"] == "lvs" && running["total_bytes"] == 20 * MIB, "{running}");
+    daemon.rpc("job_cancel", json!({ "job_id": id }))?;
+    let cancelled = ended(&daemon, &id)?;
+    ensure!(cancelled["state"] == "cancelled" && cancelled["error"]["reason"] == "cancelled", "{cancelled}");
+    let late = daemon.rpc_error("job_cancel", json!({ "job_id": id }))?;
+    ensure!(late.reason.as_deref() == Some("ended"), "{late}");
+    ensure!(daemon.rpc("bdev_lvol_get_lvstores", Value::Null)? == json!([]));
+    // The base is nobody's.
+    let id = daemon.rpc("bdev_lvol_create_lvstore", params)?["job_id"].clone();
+    let complete = ended(&daemon, &id)?;
+    ensure!(complete["state"] == "complete" && complete["result"].is_string(), "{complete}");
+    ensure!(complete["done_bytes"].as_u64() >= Some(20 * MIB), "{complete}");
+    ensure!(daemon.rpc("bdev_lvol_get_lvstores", Value::Null)?[0]["uuid"] == complete["result"]);
+    Ok(())
+}
+
+#[test]
+fn what_can_be_refused_at_once_is_and_what_is_waited_for_is_in_the_table_too() -> Result<()> {
+    let daemon = Daemon::start()?;
+    file(&daemon, "f0", 64 * MIB)?;
+    let uuid = daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "f0", "lvs_name": "lvs"}))?;
+    let twice = json!({"bdev_name": "f0", "lvs_name": "lvs", "job": true});
+    ensure!(daemon.rpc_error("bdev_lvol_create_lvstore", twice)?.reason.as_deref() == Some("exists_same"));
+    let jobs = daemon.rpc("job_get_jobs", Value::Null)?;
+    ensure!(jobs.as_array().map(Vec::len) == Some(1) && jobs[0]["state"] == "complete", "{jobs}");
+    ensure!(jobs[0]["result"] == uuid && jobs[0]["ended"].is_u64(), "{jobs}");
+    for method in ["job_get_jobs", "job_cancel"] {
+        let none = daemon.rpc_error(method, json!({"job_id": "nonsense"}))?;
+        ensure!((none.code, none.reason.as_deref()) == (-19, Some("not_found")), "{method}: {none}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_daemon_ends_in_time_while_a_job_runs() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    slow_base(&daemon)?;
+    let id = daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "d0", "lvs_name": "lvs", "job": true}))?;
+    ensure!(job(&daemon, &id["job_id"])?["state"] == "running");
+    let status = daemon.terminate().context("it ends")?;
+    ensure!(status.code() == Some(0), "{status}");
+    daemon.restart()?;
+    ensure!(daemon.rpc("bdev_lvol_get_lvstores", Value::Null)? == json!([]), "nothing is half made");
+    ensure!(daemon.rpc("job_get_jobs", Value::Null)? == json!([]));
+    Ok(())
+}

@@ -139,7 +139,7 @@ impl Surveyor<'_> {
         let (mut data, mut zero) = (0, 0);
         for layer in layers {
             let entry: Entry = self.volume.shared.entry(layer, cluster).map_err(|miss| match miss {
-                Miss::Wait => Stop::Wait,
+                Miss::Wait | Miss::Space => Stop::Wait,
                 Miss::Lost => Stop::Error(PoolError::Unfit {
                     name: self.volume.volume.uuid.to_string(),
                     what: "has a map that is damaged: see pollux pool check",

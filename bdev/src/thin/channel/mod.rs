@@ -43,7 +43,7 @@ const EDGE_BUFFERS: usize = 16;
 enum Wait {
     /// For the engine: a leaf, an empty leaf, the gate, layers that are not settled, a commit.
     Engine,
-    /// For a cluster.
+    /// For a cluster, or for a leaf where there was none.
     Space,
     /// For a lock that somebody holds.
     Lock,
@@ -59,6 +59,7 @@ impl From<Miss> for Wait {
     fn from(miss: Miss) -> Wait {
         match miss {
             Miss::Wait => Wait::Engine,
+            Miss::Space => Wait::Space,
             Miss::Lost => Wait::Lost,
         }
     }
@@ -448,7 +449,8 @@ impl Channel for ThinChannel {
             let Some(request) = self.requests.get(*token) else { continue };
             next = next.or(match request.wait {
                 Some(Wait::Lock) => Next::Now,
-                Some(Wait::Space) => Next::At(request.until),
+                // Later the engine says when the pool is full.
+                Some(Wait::Space) if self.now < request.until => Next::At(request.until),
                 _ => Next::Ring,
             });
         }

@@ -12,7 +12,7 @@ use pollux_core::IoError;
 use super::Engine;
 use crate::thin::format::{BITS_PER_PAGE, ENTRIES_PER_PAGE, Entry, LAYER_LEN, LAYERS_PER_PAGE, Record};
 use crate::thin::shared::DIRTY_WORDS;
-use crate::thin::store::BatchId;
+use crate::thin::store::{BatchId, PAGES_PER_LEAF};
 
 /// A batch is closed when it has so many bytes.
 const BATCH: usize = 256 << 10;
@@ -85,8 +85,8 @@ impl Load {
     }
 
     /// Pages that a checkpoint of it needs at most: each leaf, and one above it.
-    fn pages(&self) -> u64 {
-        self.leaves.len() as u64 * 2
+    pub(super) fn pages(&self) -> u64 {
+        self.leaves.len() as u64 * PAGES_PER_LEAF
     }
 
     /// Says something more, in the same batch.
@@ -116,6 +116,13 @@ pub(super) struct Commit {
     left: VecDeque<Load>,
     /// What is on its way there, and what is free then.
     flying: Option<(BatchId, Vec<u32>)>,
+}
+
+impl Commit {
+    /// Pages that a checkpoint needs for what the store has not heard of yet.
+    pub(super) fn unsaid_pages(&self) -> u64 {
+        self.left.iter().map(Load::pages).sum()
+    }
 }
 
 impl Engine {
@@ -248,8 +255,10 @@ impl Engine {
     }
 
     fn gather_leaf(&mut self, number: u64, leaf: u32, load: &mut Load) {
-        let page = self.shared.leaves.get(leaf);
+        let shared = self.shared.clone();
+        let page = shared.leaves.get(leaf);
         let (layer, index) = page.key();
+        self.fresh.remove(&leaf);
         let dirty = page.take_dirty(number);
         let first = index * ENTRIES_PER_PAGE as u64;
         // Of one on its way out, too: what the log has not heard of cannot be given back.
@@ -267,6 +276,10 @@ impl Engine {
                 }
             }
             entries[slot] = entry;
+        }
+        let emptied = slots(&dirty).last().is_some_and(|last| entries[last] == Entry::EMPTY);
+        if emptied && (0..ENTRIES_PER_PAGE).all(|slot| page.entry(slot) == Entry::EMPTY) {
+            self.evicting.may_be_empty(leaf);
         }
         if dirty.iter().map(|word| word.count_ones()).sum::<u32>() as usize == ENTRIES_PER_PAGE
             && entries.iter().all(|entry| *entry == entries[0] && entry.cluster().is_none())

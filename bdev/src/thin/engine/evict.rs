@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use super::Engine;
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry};
 use crate::thin::shared::Place;
 
 /// Leaves that are kept free for who needs one.
@@ -23,12 +24,19 @@ pub(super) struct Evicting {
     epoch: u64,
     /// The number of the leaf that is looked at next.
     hand: u32,
+    /// Leaves in which nothing is left: they leave, so that whoever puts something there again has to have a page for it.
+    emptied: Vec<u32>,
 }
 
 impl Evicting {
     /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.leaves.is_empty()
+    }
+
+    /// There may be nothing in this leaf.
+    pub(super) fn may_be_empty(&mut self, leaf: u32) {
+        self.emptied.push(leaf);
     }
 }
 
@@ -40,10 +48,13 @@ impl Engine {
         }
         let most = self.shared.leaves.most();
         let free = self.spare.free(most);
-        if free >= FREE.min(most / 8) || self.leaving {
+        if self.leaving {
             return 0;
         }
-        let mut taken = 0;
+        let mut taken = self.take_out_emptied();
+        if free >= FREE.min(most / 8) {
+            return self.begin_eviction(taken);
+        }
         for _ in 0..LOOKED_AT.min(self.spare.numbered()) {
             let number = self.evicting.hand;
             self.evicting.hand = (number + 1) % self.spare.numbered();
@@ -52,10 +63,28 @@ impl Engine {
                 break;
             }
         }
+        self.begin_eviction(taken)
+    }
+
+    fn begin_eviction(&mut self, taken: usize) -> u32 {
         if taken > 0 {
             self.evicting.epoch = self.raise_epoch();
         }
         taken as u32
+    }
+
+    /// Those that are empty, when the commit that found them so is done.
+    fn take_out_emptied(&mut self) -> usize {
+        if self.evicting.emptied.is_empty() || self.commit.is_some() {
+            return 0;
+        }
+        let emptied = std::mem::take(&mut self.evicting.emptied);
+        let is_empty = |leaf: u32| {
+            let leaf = self.shared.leaves.get(leaf);
+            (0..ENTRIES_PER_PAGE).all(|slot| leaf.entry(slot) == Entry::EMPTY)
+        };
+        let empty: Vec<u32> = emptied.into_iter().filter(|leaf| is_empty(*leaf)).collect();
+        empty.into_iter().filter(|leaf| self.take_out(*leaf)).count()
     }
 
     /// Whether it could be taken out of its map.

@@ -122,6 +122,12 @@ impl Engine {
                     match self.fold_cluster(fold, cx) {
                         Ok(()) => {}
                         Err(Miss::Wait) => return None,
+                        Err(Miss::Space) => {
+                            // What it has done so far gives pages back when a checkpoint has written it.
+                            self.hurry = self.has_to_say();
+                            self.checkpoint_wanted |= self.store.has_logged();
+                            return None;
+                        }
                         Err(Miss::Lost) => {
                             tracing::error!(layer = fold.layer, "a deleted snapshot stays: a part of a map is lost");
                             self.unfoldable.insert(fold.layer);
@@ -181,7 +187,7 @@ impl Engine {
             self.say_folded(fold, None, below.cluster());
             return Ok(());
         }
-        let number = self.shared.leaf_to_change(&into, leaf)?;
+        let number = self.leaf_to_change(&into, leaf)?;
         if !self.shared.locks.try_lock(into.id, cluster, u16::MAX) {
             return Err(Miss::Wait);
         }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::Engine;
+use super::commit::Commit;
 use crate::thin::format::ENTRIES_PER_PAGE;
-use crate::thin::shared::{LayerMap, Place};
-use crate::thin::store::LoadError;
+use crate::thin::shared::{LayerMap, Miss, Place};
+use crate::thin::store::{LoadError, PAGES_PER_LEAF};
 
 /// Leaves that are loaded at once.
 const LOADS: usize = 64;
@@ -49,21 +50,69 @@ impl Engine {
     /// A leaf that nobody looks at any more.
     pub(super) fn return_leaf(&mut self, leaf: u32) {
         self.shared.leaves.fill(leaf, &[0; ENTRIES_PER_PAGE]);
+        self.fresh.remove(&leaf);
         let _nobodys = self.shared.leaves.get(leaf).take_dirty(0);
         self.spare.returned.push(leaf);
     }
 
-    /// Makes empty leaves ready for channels.
+    /// Makes empty leaves ready for channels, as far as the pages on the base go: each of them will need some.
     pub(super) fn make_ready(&mut self) -> u32 {
         let wanted = self.shared.leaves.wanted();
-        for _ in 0..wanted {
-            let Some(leaf) = self.spare_leaf() else { break };
+        let room = usize::try_from(self.leaf_room()).unwrap_or(usize::MAX);
+        let mut made = 0;
+        while made < wanted.min(room)
+            && let Some(leaf) = self.spare_leaf()
+        {
+            self.fresh.insert(leaf);
             self.shared.leaves.return_ready(leaf);
+            made += 1;
         }
-        if wanted > 0 {
+        if made > 0 {
             self.shared.tell_waiters();
         }
-        wanted as u32
+        made as u32
+    }
+
+    /// How many leaves may come into being.
+    pub(super) fn leaf_room(&self) -> u64 {
+        self.store.leaf_room(self.unsaid_pages())
+    }
+
+    /// Pages that will be needed for what the store has not heard of.
+    fn unsaid_pages(&self) -> u64 {
+        let said_next = self.commit.as_ref().map_or(0, Commit::unsaid_pages) + self.to_log.pages();
+        said_next + self.fresh.len() as u64 * PAGES_PER_LEAF
+    }
+
+    /// Whether somebody waits for a leaf for which there are no pages.
+    pub(super) fn lacks_pages(&self) -> bool {
+        self.shared.leaves.is_starving() && self.leaf_room() == 0
+    }
+
+    /// Whether the catalog can have more layers, if not now then after a checkpoint.
+    pub(super) fn has_room_for_layers(&self) -> bool {
+        self.store.leaf_room_of_reserve(self.unsaid_pages()) > 0
+            || self.store.has_logged()
+            || self.store.is_checkpointing()
+            || self.store.can_extend()
+    }
+
+    /// A leaf of a layer that can be changed, made if there is none, from the reserve of pages if it has to be: for what gives
+    /// space back.
+    pub(super) fn leaf_to_change(&mut self, map: &Arc<LayerMap>, leaf: u64) -> Result<u32, Miss> {
+        match self.shared.leaf_to_change(map, leaf) {
+            Err(Miss::Space) if self.store.leaf_room_of_reserve(self.unsaid_pages()) > 0 => {
+                let number = self.spare_leaf().ok_or(Miss::Space)?;
+                self.fresh.insert(number);
+                self.shared.leaves.name(number, map.id, leaf);
+                if map.set(leaf, Place::Empty, Place::At(number)) {
+                    return Ok(number);
+                }
+                self.return_leaf(number);
+                Err(Miss::Wait)
+            }
+            found => found,
+        }
     }
 
     /// Begins to load what somebody wants.

@@ -14,7 +14,7 @@ mod orders;
 mod removal;
 mod space;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use pollux_core::{Bdev, Cx, IoError, Next, OpenError, Resident};
@@ -55,6 +55,8 @@ pub(crate) struct Engine {
     quarantine: Quarantine,
     loading: HashMap<(u64, u64), Arc<LayerMap>>,
     spare: Spare,
+    /// Leaves that were made ready and that no commit has heard of.
+    fresh: HashSet<u32>,
     evicting: Evicting,
     doing: Option<Doing>,
     removal: Option<Removal>,
@@ -111,6 +113,7 @@ impl Engine {
             quarantine: Quarantine::default(),
             loading: HashMap::new(),
             spare: Spare::default(),
+            fresh: HashSet::new(),
             evicting: Evicting::default(),
             doing: None,
             removal: None,
@@ -234,13 +237,12 @@ impl Engine {
                 parents.iter().filter(|(_, parent, role)| *parent == Some(volume.uuid) && *role != Role::Leaving);
             volume.children = children.map(|(child, ..)| *child).collect();
         }
-        let leased: usize = self.shared.stations.iter().map(super::shared::Station::left).sum();
         PoolInfo {
             uuid: self.store.uuid(),
             name: self.store.name().to_owned(),
             cluster_size: geometry.cluster_size,
             total_bytes: self.store.total_clusters() * size,
-            free_bytes: (self.store.free_clusters() + leased as u64) * size,
+            free_bytes: (self.store.free_clusters() + self.leased()) * size,
             quarantined_bytes: self.quarantine.len() * size,
             failed: self.failed.is_some(),
             full: self.shared.full.load(std::sync::atomic::Ordering::Relaxed),

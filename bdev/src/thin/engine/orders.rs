@@ -214,6 +214,10 @@ impl Engine {
             let why = format!("must be 1 to {NAME_LEN} bytes without '/' and control characters");
             return Err(PoolError::invalid("name", why));
         }
+        if !uuid.is_nil() && !self.has_room_for_layers() {
+            let what = "there are no pages left for what it needs to know of it; delete something, or let it grow";
+            return Err(PoolError::NoSpace(what.into()));
+        }
         self.nodes.check_free(name, uuid)
     }
 
@@ -227,8 +231,7 @@ impl Engine {
             let what = format!("its volumes would have {provisioned} bytes, and {most} is the limit (overcommit)");
             return Err(PoolError::NoSpace(what));
         }
-        let leased: usize = self.shared.stations.iter().map(crate::thin::shared::Station::left).sum();
-        let free = (self.unreserved() + leased as u64) * size;
+        let free = (self.unreserved() + self.leased()) * size;
         if reserved > free {
             let what = format!("{reserved} bytes are to be kept, and {free} are free; give back some, or keep less");
             return Err(PoolError::NoSpace(what));

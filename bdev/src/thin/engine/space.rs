@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::Engine;
-use crate::thin::shared::{EPOCHS, KEPT, LEASE, LOW};
+use crate::thin::shared::{EPOCHS, KEPT, LEASE, Station};
 
 /// Clusters in quarantine.
 #[derive(Default)]
@@ -82,10 +82,16 @@ impl Engine {
         self.shared.is_over(epoch)
     }
 
-    /// Clusters that are free and kept for nobody.
+    /// Clusters that are free and kept for nobody, and not held back for metadata.
     pub(super) fn unreserved(&self) -> u64 {
         let at_hand: usize = self.kept_by.iter().map(|volume| volume.kept()).sum();
-        self.store.free_clusters().saturating_sub(self.nodes.promised().saturating_sub(at_hand as u64))
+        let promised = self.nodes.promised().saturating_sub(at_hand as u64);
+        self.store.free_clusters().saturating_sub(promised + self.store.held_back())
+    }
+
+    /// Clusters in leases.
+    pub(super) fn leased(&self) -> u64 {
+        self.shared.stations.iter().map(Station::left).sum::<usize>() as u64
     }
 
     /// Gives volumes some of what is kept for them.
@@ -111,28 +117,10 @@ impl Engine {
 
     /// Fills the leases.
     pub(super) fn give_out(&mut self) -> u32 {
-        let stations = self.shared.stations.len() as u64;
         let mut given = 0;
-        if self.failed.is_none() && self.store.page_room() {
+        if self.failed.is_none() {
             given += self.give_out_kept();
-            for station in &self.shared.stations {
-                let left = station.left();
-                if left >= LOW {
-                    continue;
-                }
-                // When there is little, nobody gets much of it.
-                let unreserved = self.unreserved();
-                let share = (unreserved / (2 * stations)).max(1).min(unreserved);
-                let want = ((LEASE - left) as u64).min(share) as usize;
-                self.store.allocate(want, &mut self.clusters);
-                for cluster in self.clusters.drain(..) {
-                    if let Err(cluster) = station.put(cluster) {
-                        self.store.give_back(&[cluster]);
-                    } else {
-                        given += 1;
-                    }
-                }
-            }
+            given += self.fill_leases();
         }
         self.notice_fullness();
         if given > 0 {
@@ -141,39 +129,94 @@ impl Engine {
         given
     }
 
+    /// Each lease is a part of what is free, so that where there is little no reactor has much of it lying idle.
+    fn fill_leases(&mut self) -> u32 {
+        let stations = self.shared.stations.len() as u64;
+        let mut given = 0;
+        for station in &self.shared.stations {
+            let (left, free) = (station.left(), self.unreserved());
+            let most = (free / (4 * stations)).clamp(1, LEASE as u64) as usize;
+            // The last ones are for who asks.
+            let wants = if free < 4 * stations { station.is_starving() } else { left == 0 || left < most / 2 };
+            if !wants || free == 0 {
+                continue;
+            }
+            station.lease_is(most);
+            self.store.allocate(most - left, &mut self.clusters);
+            for cluster in self.clusters.drain(..) {
+                if let Err(cluster) = station.put(cluster) {
+                    self.store.give_back(&[cluster]);
+                } else {
+                    given += 1;
+                }
+            }
+        }
+        given
+    }
+
     /// Says that the pool is full when it is, and not before everything that could be had has been had.
     fn notice_fullness(&mut self) {
-        let wanting = self.shared.stations.iter().any(|station| station.left() == 0);
-        if !wanting || self.unreserved() > 0 && self.store.page_room() {
+        let lacks_pages = self.lacks_pages();
+        let starving = self.shared.stations.iter().any(Station::is_starving);
+        if !lacks_pages && (!starving || self.unreserved() > 0) {
             self.shared.full.store(false, Release);
             return;
         }
-        if self.spread_leases() {
+        if starving && self.spread_leases() {
             return;
         }
+        if !starving && self.evicting.is_empty() {
+            // Leaves that somebody has taken and then had no use for.
+            self.fresh.iter().for_each(|leaf| self.evicting.may_be_empty(*leaf));
+        }
         let could_be_had = !self.quarantine.is_empty() || self.removal.is_some() || self.fold.is_some();
-        if could_be_had || self.shared.leaves.any_dirty() {
+        if could_be_had || self.shared.leaves.any_dirty() || self.has_to_say() {
             self.hurry = true;
+        } else if lacks_pages && self.could_have_pages() {
+            self.checkpoint_wanted = true;
         } else if !self.shared.full.swap(true, Relaxed) {
             self.shared.tell_waiters();
         }
     }
 
-    /// Takes from the reactor that has most for one that has none. Returns whether there was anything.
-    fn spread_leases(&self) -> bool {
-        let stations = &self.shared.stations;
-        let Some(rich) = stations.iter().max_by_key(|station| station.left()).filter(|s| s.left() > 1) else {
-            return false;
-        };
-        for poor in stations.iter().filter(|station| station.left() == 0) {
-            for _ in 0..rich.left() / 2 {
-                let Some(cluster) = rich.take() else { break };
-                if poor.put(cluster).is_err() {
-                    break;
-                }
+    /// Whether a checkpoint may find pages: those that it does not need any more, or new ones.
+    fn could_have_pages(&mut self) -> bool {
+        if self.store.has_logged() || self.commit.is_some() || self.store.is_checkpointing() {
+            return true;
+        }
+        self.take_leases_back();
+        self.store.can_extend()
+    }
+
+    /// Takes back what is in leases if nothing is left for metadata.
+    fn take_leases_back(&mut self) {
+        if self.store.free_clusters() > 0 {
+            return;
+        }
+        for station in &self.shared.stations {
+            while let Some(cluster) = station.take_back() {
+                self.store.give_back(&[cluster]);
             }
         }
-        self.shared.tell_waiters();
-        true
+    }
+
+    /// Takes from the reactor that has most for those where somebody found none. Returns whether there was anything.
+    fn spread_leases(&self) -> bool {
+        let stations = &self.shared.stations;
+        let mut spread = false;
+        for poor in stations.iter().filter(|station| station.is_starving()) {
+            let Some(rich) = stations.iter().max_by_key(|station| station.left()) else { break };
+            for _ in 0..rich.left().div_ceil(2) {
+                let Some(cluster) = rich.take_back() else { break };
+                // There is room: for twice of what a lease may be.
+                let given = poor.put(cluster).or_else(|cluster| rich.put(cluster));
+                debug_assert!(given.is_ok());
+                spread = true;
+            }
+        }
+        if spread {
+            self.shared.tell_waiters();
+        }
+        spread
     }
 }

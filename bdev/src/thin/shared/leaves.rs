@@ -9,7 +9,7 @@
 //! bits, then the entries. So an entry that was changed before the engine took the stack is among those that it reads.
 
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use crossbeam::queue::ArrayQueue;
@@ -108,13 +108,20 @@ pub(crate) struct Leaves {
     dirty: AtomicU32,
     /// Empty ones that belong to nobody.
     ready: ArrayQueue<u32>,
+    /// Somebody found none.
+    missed: AtomicBool,
 }
 
 impl Leaves {
     /// At most so many.
     pub(crate) fn new(most: usize) -> Leaves {
         let chunks = (0..most.div_ceil(CHUNK).max(1)).map(|_| OnceLock::new()).collect();
-        Leaves { chunks, dirty: AtomicU32::new(0), ready: ArrayQueue::new(READY.min(most / 8).max(1)) }
+        Leaves {
+            chunks,
+            dirty: AtomicU32::new(0),
+            ready: ArrayQueue::new(READY.min(most / 8).max(1)),
+            missed: AtomicBool::new(false),
+        }
     }
 
     /// How many there can be.
@@ -149,11 +156,21 @@ impl Leaves {
 
     /// An empty leaf, for a channel; `None`: the engine has to be asked for more.
     pub(crate) fn take_ready(&self) -> Option<u32> {
-        self.ready.pop()
+        let leaf = self.ready.pop();
+        if leaf.is_none() {
+            self.missed.store(true, SeqCst);
+        }
+        leaf
+    }
+
+    /// For the engine: whether somebody found no empty leaf, and there is none now.
+    pub(crate) fn is_starving(&self) -> bool {
+        self.ready.is_empty() && self.missed.load(SeqCst)
     }
 
     /// Gives back a leaf that was taken and not used.
     pub(crate) fn return_ready(&self, leaf: u32) {
+        self.missed.store(false, Relaxed);
         let returned = self.ready.push(leaf);
         debug_assert!(returned.is_ok() || self.ready.is_full());
     }

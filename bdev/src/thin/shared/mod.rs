@@ -27,7 +27,7 @@ pub(crate) use layer::{LayerMap, Place, Usage};
 pub(crate) use leaves::{DIRTY_WORDS, Leaves};
 pub(crate) use locks::SubLocks;
 pub(crate) use readers::{CLOSED, EPOCHS, Epoch, Reader, Stay};
-pub(crate) use station::{LEASE, LOW, Station};
+pub(crate) use station::{LEASE, Station};
 pub(crate) use volume::{Chain, KEPT, Volume};
 
 use super::format::{ENTRIES_PER_PAGE, Entry, SUB_BLOCKS};
@@ -42,6 +42,8 @@ const LOADS: usize = 1024;
 pub(crate) enum Miss {
     /// Its leaf is not in memory, and has been asked for.
     Wait,
+    /// It has no leaf yet, and none can be had now: for lack of pages on the base, or of memory.
+    Space,
     /// Its leaf is damaged.
     Lost,
 }
@@ -192,7 +194,7 @@ impl Shared {
                 Place::Empty => {
                     let Some(number) = self.leaves.take_ready() else {
                         self.call_engine();
-                        return Err(Miss::Wait);
+                        return Err(Miss::Space);
                     };
                     self.leaves.name(number, map.id, leaf);
                     if map.set(leaf, Place::Empty, Place::At(number)) {
@@ -252,7 +254,7 @@ impl Shared {
     fn take_leased(&self, reactor: usize) -> Option<u32> {
         let station = &self.stations[reactor];
         let cluster = station.take();
-        if station.left() < LOW {
+        if station.is_low() {
             self.call_engine();
         }
         cluster

@@ -1,7 +1,7 @@
 //! One reactor's place in a pool: clusters to give out, and whether somebody there waits for the engine.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam::queue::ArrayQueue;
@@ -9,20 +9,28 @@ use pollux_core::Wake;
 
 /// Clusters that the engine puts into a lease at most; there is room for as many that come back.
 pub(crate) const LEASE: usize = 512;
-/// Below so many the engine is called for more.
-pub(crate) const LOW: usize = LEASE / 2;
 
 /// See the module's description.
 pub(crate) struct Station {
     /// Clusters that belong to nobody and may be put into entries.
     lease: ArrayQueue<u32>,
+    /// Below so many the engine is called for more.
+    low: AtomicUsize,
+    /// Somebody found none.
+    starving: AtomicBool,
     waiting: AtomicBool,
     wake: OnceLock<Arc<dyn Wake>>,
 }
 
 impl Station {
     pub(crate) fn new() -> Station {
-        Station { lease: ArrayQueue::new(2 * LEASE), waiting: AtomicBool::new(false), wake: OnceLock::new() }
+        Station {
+            lease: ArrayQueue::new(2 * LEASE),
+            low: AtomicUsize::new(0),
+            starving: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
+            wake: OnceLock::new(),
+        }
     }
 
     /// How its reactor is woken.
@@ -33,6 +41,32 @@ impl Station {
     /// A cluster, if there is one.
     #[inline]
     pub(crate) fn take(&self) -> Option<u32> {
+        let cluster = self.lease.pop();
+        if cluster.is_none() {
+            self.starving.store(true, SeqCst);
+        }
+        cluster
+    }
+
+    /// Whether the engine should look for more.
+    #[inline]
+    pub(crate) fn is_low(&self) -> bool {
+        let left = self.left();
+        left == 0 || left < self.low.load(Relaxed)
+    }
+
+    /// For the engine: a full lease has so many.
+    pub(crate) fn lease_is(&self, most: usize) {
+        self.low.store(most / 2, Relaxed);
+    }
+
+    /// For the engine: whether somebody found no cluster, and there is none now.
+    pub(crate) fn is_starving(&self) -> bool {
+        self.left() == 0 && self.starving.load(SeqCst)
+    }
+
+    /// For the engine: takes a cluster back.
+    pub(crate) fn take_back(&self) -> Option<u32> {
         self.lease.pop()
     }
 
@@ -43,6 +77,7 @@ impl Station {
 
     /// More clusters, or one that was taken and not used; gives it back if there is no room.
     pub(crate) fn put(&self, cluster: u32) -> Result<(), u32> {
+        self.starving.store(false, Relaxed);
         self.lease.push(cluster)
     }
 

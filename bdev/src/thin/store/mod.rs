@@ -44,7 +44,8 @@ use pollux_core::{Bdev, Cx, IoError, Next, OpenArgs};
 use uuid::Uuid;
 
 use crate::thin::format::{
-    BLOCK, ENTRIES_PER_PAGE, Geometry, Layer, LogSpan, NAME_LEN, Page, PageHeader, Pointer, Record, Records, Superblock,
+    BLOCK, ENTRIES_PER_PAGE, Geometry, Layer, LogSpan, MAX_EXTENTS, NAME_LEN, Page, PageHeader, Pointer, Record,
+    Records, Superblock,
 };
 use crate::thin::steps::Steps;
 use checkpoint::{Checkpoint, CheckpointJob, Facts, Parts, Trouble};
@@ -66,6 +67,10 @@ pub use overlay::LeafBits;
 const DEPTH: u32 = 64;
 /// Memory of what is logged beyond the last checkpoint, from which on there should be a new one.
 const OVERLAY: usize = 64 << 20;
+/// Pages that a leaf needs which comes into being: its own, and one above.
+pub const PAGES_PER_LEAF: u64 = 2;
+/// The part of all clusters that is held back for metadata, at most.
+const HELD_BACK_PART: u64 = 32;
 /// Pages that are left whatever a batch may need.
 const SPARE: u64 = 16;
 
@@ -266,11 +271,38 @@ impl Store {
         self.state.pages.free().saturating_sub(frozen + self.state.pages_needed())
     }
 
-    /// Whether writes that take clusters may go on: pages suffice for a checkpoint of all that is logged, and a reserve is
-    /// left for what gives space back. If not, a checkpoint helps, or the pool is full.
+    /// How many leaves of maps may come into being now, while so many pages are needed for what is not logged yet: a reserve
+    /// of pages is left for what gives space back. If there are none a checkpoint may help; see [`Store::can_extend`].
     #[must_use]
-    pub fn page_room(&self) -> bool {
-        self.spare_pages() > (self.state.pages.total() / 16).max(32)
+    pub fn leaf_room(&self, unsaid: u64) -> u64 {
+        let reserve = (self.state.pages.total() / 16).max(32);
+        self.spare_pages().saturating_sub(reserve + unsaid) / PAGES_PER_LEAF
+    }
+
+    /// The same for what gives space back: the reserve is for that.
+    #[must_use]
+    pub fn leaf_room_of_reserve(&self, unsaid: u64) -> u64 {
+        self.spare_pages().saturating_sub(SPARE + unsaid) / PAGES_PER_LEAF
+    }
+
+    /// Whether a checkpoint would add pages if they are scarce.
+    #[must_use]
+    pub fn can_extend(&self) -> bool {
+        self.state.pages.extents().len() < MAX_EXTENTS && self.state.space.free() > 0
+    }
+
+    /// Whether a checkpoint would have something to write.
+    #[must_use]
+    pub fn has_logged(&self) -> bool {
+        !self.state.overlay.is_empty()
+    }
+
+    /// Clusters that are no data's: for the next extent of metadata.
+    #[must_use]
+    pub fn held_back(&self) -> u64 {
+        let extents = self.state.pages.extents();
+        let next = if extents.len() < MAX_EXTENTS { u64::from(extents[0].count) } else { 0 };
+        next.min(self.total_clusters() / HELD_BACK_PART)
     }
 
     /// Whether a checkpoint should be started: for the log, for memory, or for pages.

@@ -17,6 +17,7 @@ mod long;
 mod mutations;
 mod plain;
 mod prove;
+mod space;
 mod storm;
 mod sweep;
 mod world;

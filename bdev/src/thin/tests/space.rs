@@ -1,0 +1,125 @@
+//! Pools with little left: whoever asks gets what there is, metadata has its own, and what is freed can be used again.
+
+use pollux_core::{IoError, IoFlags, Op};
+
+use super::judge::{clean, counted};
+use super::world::{CLUSTER, MIB, World, uuid};
+use crate::testing::floor::{Floor, LaneId, Request};
+use crate::testing::medium::{Geometry, Medium, Order as Arrival};
+use crate::thin::orders::Order;
+
+const NONE: IoFlags = IoFlags::empty();
+
+fn world(bytes: u64, seed: u64, reactors: usize) -> World {
+    let medium = Medium::new(Geometry::with_512(bytes), Arrival::Seeded(seed));
+    World::create(&medium);
+    World::open(&medium, Floor::seeded(seed), reactors, 1).unwrap()
+}
+
+/// Writes a sub-block into each of these places until there is no space; how many could be written.
+fn fill(world: &mut World, lanes: &[LaneId], places: impl Iterator<Item = u64>, byte: u8) -> u64 {
+    let mut written = 0;
+    for (nth, at) in places.enumerate() {
+        match world.floor.write(lanes[nth % lanes.len()], at, &[byte; 4096], NONE) {
+            Ok(()) => written += 1,
+            Err(error) => {
+                assert_eq!(error, IoError::NoSpace);
+                break;
+            }
+        }
+    }
+    written
+}
+
+#[test]
+fn no_write_fails_while_another_reactor_has_clusters_of_no_use() {
+    for (seed, bytes) in [(1, 6 * MIB), (2, 7 * MIB), (3, 40 * MIB), (4, 300 * MIB)] {
+        let mut world = world(bytes, seed, 4);
+        let info = world.info();
+        let total = info.total_bytes / CLUSTER;
+        assert_eq!(info.free_bytes, info.total_bytes);
+        world.create_volume(10, 512 * MIB);
+        let idle = [world.lane(10, 1), world.lane(10, 2), world.lane(10, 3)];
+        let busy = world.lane(10, 0);
+        assert_eq!(fill(&mut world, &idle, (0..3).map(|nth| nth * CLUSTER), 1), 3);
+        let written = 3 + fill(&mut world, &[busy], (3..).map(|nth| nth * CLUSTER), 2);
+        let info = world.info();
+        let next_extent = if bytes < 256 * MIB { 16 } else { 64 };
+        let held_back = next_extent.min(total / 32);
+        assert!(info.full, "{info:?}");
+        assert_eq!(written, total - held_back, "of {total} clusters");
+        // Those who had given up what they had get what becomes free.
+        world.discard(busy, 0, CLUSTER);
+        world.write(idle[2], written * CLUSTER, 3, CLUSTER);
+        let again = world.floor.write(idle[0], (written + 1) * CLUSTER, &[1; 512], NONE);
+        assert_eq!(again, Err(IoError::NoSpace));
+        let medium = world.shut();
+        clean(&medium, "after it was closed").unwrap();
+    }
+}
+
+/// The maps of a sparse volume need far more pages than there are at first: the pool finds room for them until it is full,
+/// and what is freed then can be used again.
+#[test]
+fn a_pool_never_gets_stuck_for_lack_of_pages() {
+    const LEAF: u64 = 504 * CLUSTER;
+    const LEAVES: u64 = 2000;
+    for (seed, bytes) in [(1, 5 * MIB), (2, 9 * MIB), (3, 24 * MIB), (4, 60 * MIB)] {
+        let mut world = world(bytes, seed, 2);
+        world.create_volume(10, LEAVES * LEAF);
+        world.create_volume(11, LEAVES * LEAF);
+        let lanes = [world.lane(10, 0), world.lane(10, 1)];
+        let others = [world.lane(11, 1), world.lane(11, 0)];
+        let mut least = u64::MAX;
+        for round in 1..=3 {
+            let places = |from: u64| (0..LEAVES).map(move |leaf| leaf * LEAF + from * CLUSTER);
+            let written = fill(&mut world, &lanes, places(round), round as u8);
+            least = least.min(written);
+            assert!(written > bytes / MIB, "{bytes}, round {round}: {written} leaves");
+            // What is there can be written, and made durable, and made more of.
+            world.write(lanes[1], round * CLUSTER + 4096, 7, 512);
+            world.floor.flush(lanes[0]).unwrap();
+            world.order(Order::Checkpoint).unwrap();
+            world.write(lanes[0], (written - 1) * LEAF + round * CLUSTER, 9, 4096);
+            world.floor.flush(lanes[1]).unwrap();
+            for leaf in 0..written {
+                let bytes = world.read(lanes[0], leaf * LEAF + round * CLUSTER, 4096);
+                let expected = if leaf + 1 == written { 9 } else { round as u8 };
+                assert!(bytes.iter().all(|byte| *byte == expected), "{leaf}");
+            }
+            for leaf in 0..written {
+                world.discard(lanes[leaf as usize % 2], leaf * LEAF + round * CLUSTER, CLUSTER);
+            }
+            world.floor.settle(2_000_000_000);
+            // The other volume's maps take the pages now.
+            let other = fill(&mut world, &others, places(round), 5);
+            assert!(other * 2 > written, "{bytes}, round {round}: {other} of {written}");
+            world.floor.zero(others[0], Op::Discard, 0, LEAVES * LEAF).unwrap();
+            world.floor.settle(2_000_000_000);
+            let info = world.info();
+            assert_eq!((info.volumes[0].owned_bytes, info.volumes[1].owned_bytes), (0, 0), "round {round}");
+        }
+        let (info, medium) = (world.info(), world.shut());
+        counted(&info, &clean(&medium, "after it was closed").unwrap()).unwrap();
+        assert!(least < 100 || medium.steps()["checkpoint.extent"].changes > 0, "pages were added");
+    }
+}
+
+/// Requests that come while the pool is full wait, and go on when somebody deletes something.
+#[test]
+fn writes_wait_for_space_that_comes() {
+    let mut world = world(6 * MIB, 5, 2);
+    world.create_volume(10, 16 * MIB);
+    world.create_volume(11, 16 * MIB);
+    let (lane, other) = (world.lane(10, 0), world.lane(11, 1));
+    world.write(other, 0, 1, 4 * CLUSTER);
+    fill(&mut world, &[lane], (0..).map(|nth| nth * CLUSTER), 1);
+    let late = (0..4).map(|nth| 8 * MIB + nth * CLUSTER);
+    let waiting: Vec<_> = late.map(|at| world.floor.submit(lane, Request::write(at, vec![3; 4096], NONE))).collect();
+    world.floor.settle(500_000_000);
+    world.close(other);
+    world.order(Order::Delete { uuid: uuid(11) }).unwrap();
+    for ticket in waiting {
+        assert_eq!(world.floor.run_until(ticket), Ok(Vec::new()));
+    }
+}

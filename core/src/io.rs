@@ -57,6 +57,8 @@ bitflags::bitflags! {
         /// medium or nothing, whatever happens: an error, a cancel, a power cut. Whether somebody who reads at the same
         /// time may see a part is the submitter's matter.
         const ATOMIC = 4;
+        /// On what changes data: it does not wait for space that may come, but fails with [`IoError::NoSpace`] when there is none.
+        const HASTY = 8;
     }
 }
 

@@ -30,7 +30,7 @@ impl ScsiWorker {
         let data_out = chain.readable_bytes - COMMAND_LEN as u64;
         let data_in = chain.writable_bytes - RESPONSE_LEN as u64;
         let fits = if op == Op::Read { (data_in, data_out) == (len, 0) } else { (data_in, data_out) == (0, len) };
-        if !fits || !unit.is_clear() {
+        if !fits || !unit.is_clear() || !port.is_patient_with_one_more() {
             return false;
         }
         let (readable, writable) = self.segments.as_slice().split_at(chain.readable);

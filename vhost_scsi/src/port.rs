@@ -251,6 +251,9 @@ pub(crate) struct Port {
     pub(crate) queue: Queue,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) inflight: u32,
+    /// With more than so many in flight none that comes waits for space: half of a queue is for what gives space back. Large
+    /// queues have no limit of their own, as a device keeps fewer waiting anyway.
+    patient: u32,
     /// How many of its requests are in a unit's line, barred, wait for those of others to end, or are one dormant request too
     /// many. Nothing is taken from the ring while there is one.
     pub(crate) waiting: u32,
@@ -299,6 +302,8 @@ pub(crate) struct Port {
     signal_entries: u8,
 }
 
+/// A queue with fewer slots may be filled by writes that wait for space.
+const SMALL_QUEUE: usize = 64;
 /// Marks the token of a cancel request, so that it is told from the poll it cancels.
 const CANCEL: u32 = 1 << 20;
 /// Marks the token of a signal, so that it is told from the poll of the kick descriptor.
@@ -312,6 +317,7 @@ impl Port {
         let kind = Kind::of(key.index);
         queue.suppress_kicks();
         let spin_max = spin_max_ns.unwrap_or(0);
+        let patient = if slots.len() < SMALL_QUEUE { slots.len() as u32 / 2 } else { u32::MAX };
         Port {
             key,
             kind,
@@ -320,6 +326,7 @@ impl Port {
             queue,
             slots,
             inflight: 0,
+            patient,
             waiting: 0,
             ranked: 0,
             held: VecDeque::new(),
@@ -364,6 +371,18 @@ impl Port {
     pub(crate) fn tag(&self, head: u16) -> Tag {
         let turn = self.slots[usize::from(head)].turn;
         u64::from(turn) << 32 | u64::from(self.number) << 16 | u64::from(head)
+    }
+
+    /// Whether its requests may wait for space.
+    #[inline(always)]
+    pub(crate) const fn is_patient(&self) -> bool {
+        self.inflight <= self.patient
+    }
+
+    /// The same for one that has no slot yet.
+    #[inline(always)]
+    pub(crate) const fn is_patient_with_one_more(&self) -> bool {
+        self.inflight < self.patient
     }
 
     /// The slot that a descriptor head stands for, for a new request.

@@ -310,6 +310,7 @@ impl ScsiWorker {
 
     fn submit_slot(&mut self, port: &mut Port, head: u16, unit: UnitId, cx: &mut Cx<'_>) {
         let tag = port.tag(head);
+        let haste = if port.is_patient() { IoFlags::empty() } else { IoFlags::HASTY };
         let slot = &mut port.slots[usize::from(head)];
         slot.phase = Phase::Running;
         let data = match slot.long.as_deref_mut() {
@@ -321,7 +322,7 @@ impl ScsiWorker {
             Some(Long::Copy { .. }) => unreachable!("a parked command has no request"),
             Some(Long::Pass(_)) => return self.submit_pass(port, head, unit, cx),
         };
-        let io = Io { tag, op: slot.op, flags: slot.flags, offset: slot.offset, len: slot.len, data };
+        let io = Io { tag, op: slot.op, flags: slot.flags | haste, offset: slot.offset, len: slot.len, data };
         if let Err(error) = self.units.submit(unit, io, slot.charge(), cx) {
             self.finish(port, head, Err(error), cx);
         }

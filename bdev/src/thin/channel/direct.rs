@@ -16,7 +16,9 @@ impl ThinChannel {
     pub(super) fn try_direct(&mut self, io: &Io, cx: &mut Cx<'_>) -> bool {
         let may = match io.op {
             Op::Read => true,
-            Op::Write => io.flags == IoFlags::empty() && !self.chain.read_only && !self.shared.commits.have_failed(),
+            Op::Write => {
+                (io.flags - IoFlags::HASTY).is_empty() && !self.chain.read_only && !self.shared.commits.have_failed()
+            }
             _ => false,
         };
         let fits = io.end().is_some_and(|end| end <= self.chain.bytes);

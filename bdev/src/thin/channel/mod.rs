@@ -34,6 +34,12 @@ use crate::measured::{tag_of, token_of};
 
 /// Parts that a channel may have beyond one for each request.
 const SPARE_PARTS: u32 = 32;
+/// Requests of one volume that wait for space at most, and the part of a channel's room that they may take: what would give
+/// space back has to get through.
+const MOST_SHORT: u32 = 32;
+const SHORT_PART: u32 = 2;
+/// Bytes of a request that take as much of the room of whoever submits it as a request does.
+const ROOM_SHIFT: u32 = 16;
 /// Memory for the edges of sub-blocks, and how many buffers at most.
 const EDGE_BYTES: usize = 1 << 20;
 const EDGE_BUFFERS: usize = 16;
@@ -111,6 +117,8 @@ pub(crate) struct ThinChannel {
     committing: VecDeque<Token>,
     ended: Vec<Completion>,
     below: Vec<Completion>,
+    /// Room that those take which wait for space.
+    short: u32,
     reactor: usize,
     now: u64,
 }
@@ -138,6 +146,7 @@ impl ThinChannel {
             committing: VecDeque::with_capacity(args.depth as usize),
             ended: Vec::with_capacity((args.depth + depth) as usize),
             below: Vec::with_capacity(depth as usize),
+            short: 0,
             reactor: 0,
             now: 0,
             base: channel,
@@ -204,14 +213,10 @@ impl ThinChannel {
         };
         match progress {
             Progress::Started => {
-                self.request(token).wait = None;
+                self.set_wait(token, None);
                 self.try_end(token);
             }
-            Progress::Failed(error) => {
-                let request = self.request(token);
-                (request.result, request.wait) = (request.result.and(Err(error)), None);
-                self.try_end(token);
-            }
+            Progress::Failed(error) => self.fail(token, error),
             Progress::Waits(why) => self.wait(token, why),
         }
     }
@@ -232,14 +237,13 @@ impl ThinChannel {
     }
 
     fn wait(&mut self, token: Token, why: Wait) {
-        let patience = self.shared.patience.load(Relaxed);
         let now = self.now;
-        let request = self.request(token);
-        if why == Wait::Space && request.wait != Some(Wait::Space) {
-            request.until = now.saturating_add(patience);
+        if why == Wait::Space && self.request(token).wait != Some(Wait::Space) {
+            let patience = if self.may_be_short(token) { self.shared.patience.load(Relaxed) } else { 0 };
+            self.request(token).until = now.saturating_add(patience);
         }
-        let too_long = why == Wait::Space && now >= request.until;
-        request.wait = Some(why);
+        self.set_wait(token, Some(why));
+        let too_long = why == Wait::Space && now >= self.request(token).until;
         let error = match why {
             Wait::Lost => IoError::Medium,
             Wait::Quota => IoError::NoSpace,
@@ -249,9 +253,40 @@ impl ThinChannel {
                 return self.waiting.push_back(token);
             }
         };
+        self.fail(token, error);
+    }
+
+    fn fail(&mut self, token: Token, error: IoError) {
+        self.set_wait(token, None);
         let request = self.request(token);
-        (request.result, request.wait) = (request.result.and(Err(error)), None);
+        request.result = request.result.and(Err(error));
         self.try_end(token);
+    }
+
+    /// Whether one more may wait for space.
+    fn may_be_short(&mut self, token: Token) -> bool {
+        let io = self.request(token).io;
+        let most = self.requests.capacity() / SHORT_PART;
+        let has_room = self.short == 0 || self.short + room_of(&io) <= most;
+        has_room && !io.flags.contains(IoFlags::HASTY) && self.volume.short.load(Relaxed) < MOST_SHORT
+    }
+
+    fn set_wait(&mut self, token: Token, wait: Option<Wait>) {
+        let request = self.request(token);
+        let (was, is) = (request.wait == Some(Wait::Space), wait == Some(Wait::Space));
+        request.wait = wait;
+        let room = room_of(&request.io);
+        match (was, is) {
+            (false, true) => {
+                self.volume.short.fetch_add(1, Relaxed);
+                self.short += room;
+            }
+            (true, false) => {
+                self.volume.short.fetch_sub(1, Relaxed);
+                self.short -= room;
+            }
+            _ => {}
+        }
     }
 
     /// A request that waits, with nothing in flight, uses nothing of any map: what it waits for may be just that somebody
@@ -372,6 +407,10 @@ impl ThinChannel {
             .iter()
             .any(|token| requests.get(*token).and_then(|request| request.wait).is_some_and(|wait| why.contains(&wait)))
     }
+}
+
+fn room_of(io: &Io) -> u32 {
+    1 + u32::try_from(io.len >> ROOM_SHIFT).unwrap_or(u32::MAX / 4)
 }
 
 impl Channel for ThinChannel {

@@ -16,6 +16,7 @@ mod space;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use pollux_core::{Bdev, Cx, IoError, Next, OpenError, Resident};
 
@@ -57,6 +58,8 @@ pub(crate) struct Engine {
     spare: Spare,
     /// Leaves that were made ready and that no commit has heard of.
     fresh: HashSet<u32>,
+    /// Since when somebody waits for space and gets none.
+    short_since: Option<u64>,
     evicting: Evicting,
     doing: Option<Doing>,
     removal: Option<Removal>,
@@ -114,6 +117,7 @@ impl Engine {
             loading: HashMap::new(),
             spare: Spare::default(),
             fresh: HashSet::new(),
+            short_since: None,
             evicting: Evicting::default(),
             doing: None,
             removal: None,
@@ -161,8 +165,8 @@ impl Engine {
         for (id, (owned, here)) in counted {
             if let (Some(node), Some(layer)) = (self.nodes.by_id.get(&id), self.store.layers().get(&id)) {
                 let usage = &node.map.usage;
-                usage.owned.fetch_add(layer.owned.wrapping_sub(owned), std::sync::atomic::Ordering::Relaxed);
-                usage.here.fetch_add(layer.here.wrapping_sub(here), std::sync::atomic::Ordering::Relaxed);
+                usage.owned.fetch_add(layer.owned.wrapping_sub(owned), Relaxed);
+                usage.here.fetch_add(layer.here.wrapping_sub(here), Relaxed);
             }
         }
     }
@@ -245,7 +249,7 @@ impl Engine {
             free_bytes: (self.store.free_clusters() + self.leased()) * size,
             quarantined_bytes: self.quarantine.len() * size,
             failed: self.failed.is_some(),
-            full: self.shared.full.load(std::sync::atomic::Ordering::Relaxed),
+            full: self.shared.full.load(Relaxed),
             commits: self.commits,
             checkpoints: self.checkpoints,
             volumes,
@@ -270,7 +274,7 @@ impl Resident for Engine {
         let called = self.shared.was_called();
         count += self.advance_orders();
         count += self.advance_commit();
-        if called || count > 0 {
+        if called || count > 0 || self.short_since.is_some() {
             count += self.begin_loads() + self.make_ready() + self.give_out();
         }
         count += self.advance_eviction();
@@ -298,6 +302,9 @@ impl Resident for Engine {
         }
         if let Some(since) = self.dirty_since {
             next = next.or(Next::At(since + OWN_COMMIT_NS));
+        }
+        if let Some(since) = self.short_since.filter(|_| !self.shared.full.load(Relaxed)) {
+            next = next.or(Next::At(since.saturating_add(self.shared.patience.load(Relaxed))));
         }
         if self.leaving && !self.left { next.or(Next::Now) } else { next }
     }

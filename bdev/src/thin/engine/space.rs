@@ -160,9 +160,14 @@ impl Engine {
         let starving = self.shared.stations.iter().any(Station::is_starving);
         if !lacks_pages && (!starving || self.unreserved() > 0) {
             self.shared.full.store(false, Release);
+            self.short_since = None;
             return;
         }
+        let since = *self.short_since.get_or_insert(self.now);
+        // Something that gives space back may take long, and nobody waits for ever.
+        let for_long = self.now >= since.saturating_add(self.shared.patience.load(Relaxed));
         if starving && self.spread_leases() {
+            self.short_since = None;
             return;
         }
         if !starving && self.evicting.is_empty() {
@@ -170,9 +175,10 @@ impl Engine {
             self.fresh.iter().for_each(|leaf| self.evicting.may_be_empty(*leaf));
         }
         let could_be_had = !self.quarantine.is_empty() || self.removal.is_some() || self.fold.is_some();
-        if could_be_had || self.shared.leaves.any_dirty() || self.has_to_say() {
+        let could_be_had = could_be_had || self.shared.leaves.any_dirty() || self.has_to_say();
+        if could_be_had && !for_long {
             self.hurry = true;
-        } else if lacks_pages && self.could_have_pages() {
+        } else if lacks_pages && !for_long && self.could_have_pages() {
             self.checkpoint_wanted = true;
         } else if !self.shared.full.swap(true, Relaxed) {
             self.shared.tell_waiters();

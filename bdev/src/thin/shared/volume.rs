@@ -1,7 +1,7 @@
 //! What a volume is to its channels: the chain of layers behind it, replaced as a whole.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::queue::ArrayQueue;
@@ -52,6 +52,8 @@ pub(crate) struct Volume {
     pub(crate) reserved: AtomicU64,
     /// Some of those that it does not own yet.
     lease: ArrayQueue<u32>,
+    /// Requests that wait for space.
+    pub(crate) short: AtomicU32,
 }
 
 impl Volume {
@@ -61,6 +63,7 @@ impl Volume {
         Volume {
             reserved: AtomicU64::new(reserved),
             lease: ArrayQueue::new(2 * KEPT),
+            short: AtomicU32::new(0),
             uuid,
             word: AtomicU64::new(0),
             chain,

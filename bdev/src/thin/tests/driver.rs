@@ -31,28 +31,10 @@ pub(super) fn name_of(id: Id) -> String {
     format!("n{}", id.0)
 }
 
-/// A request that is not answered.
-struct Io {
-    volume: Id,
-    asking: Asking,
-    reads: bool,
-}
-
-/// An order that is not answered.
-struct Given {
-    answer: Receiver<Answer>,
-    asking: Option<Asking>,
-    then: Then,
-}
-
-/// How an order that succeeds changes what stands on what.
-#[derive(Default)]
-pub(super) enum Then {
-    /// Not at all.
-    #[default]
-    Same,
-    /// The first of each stands on the second, and that on what the first stood on.
-    Stands(Vec<(Id, Id)>),
+/// What was asked for and is not answered.
+enum Pending {
+    Io { volume: Id, lane: LaneId, ticket: Ticket, asking: Asking, reads: bool },
+    Order { answer: Receiver<Answer>, asking: Option<Asking>, made: Vec<(Id, Id)> },
 }
 
 /// See the module's description.
@@ -60,8 +42,7 @@ pub(super) struct Driver {
     pub(super) world: World,
     pub(super) expect: Expect,
     lanes: BTreeMap<(Id, usize), LaneId>,
-    requests: BTreeMap<Ticket, Io>,
-    orders: Vec<Given>,
+    pending: Vec<Pending>,
     /// The snapshots that volumes and snapshots stand on, and were made of.
     pub(super) parents: BTreeMap<Id, Id>,
     /// Answers that were errors.
@@ -72,9 +53,8 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(world: World, expect: Expect) -> Driver {
-        let (lanes, parents) = (BTreeMap::new(), BTreeMap::new());
-        let (requests, orders, errors) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Driver { world, expect, lanes, requests, orders, parents, errors, answers: 0 }
+        let (lanes, pending, parents, errors) = (BTreeMap::new(), Vec::new(), BTreeMap::new(), Vec::new());
+        Driver { world, expect, lanes, pending, parents, errors, answers: 0 }
     }
 
     /// The lane into a volume on a reactor.
@@ -87,7 +67,7 @@ impl Driver {
         let lane = self.lane(volume, reactor);
         let reads = request.op == Op::Read;
         let ticket = self.world.floor.submit(lane, request);
-        self.requests.insert(ticket, Io { volume, asking, reads });
+        self.pending.push(Pending::Io { volume, lane, ticket, asking, reads });
     }
 
     pub(super) fn write(&mut self, volume: Id, reactor: usize, first: u64, count: u64, flags: IoFlags) {
@@ -111,17 +91,16 @@ impl Driver {
         self.submit(volume, reactor, Request::read(first * BYTES, count * BYTES), asking);
     }
 
-    /// Gives an order. `asking`: what the oracle was told of it, nothing of what changes no contents.
-    pub(super) fn order(&mut self, order: Order, asking: Option<Asking>, then: Then) {
+    fn order(&mut self, order: Order, asking: Option<Asking>, made: Vec<(Id, Id)>) {
         let answer = self.world.send(order);
-        self.orders.push(Given { answer, asking, then });
+        self.pending.push(Pending::Order { answer, asking, made });
     }
 
     pub(super) fn create(&mut self, sectors: u64) -> Id {
         let (id, asking) = self.expect.create(sectors);
         let order =
             Order::Create { uuid: uuid_of(id), name: name_of(id), bytes: sectors * BYTES, reserved: 0, created: 5 };
-        self.order(order, Some(asking), Then::Same);
+        self.order(order, Some(asking), Vec::new());
         id
     }
 
@@ -130,56 +109,52 @@ impl Driver {
         let one = |(of, id): (&Id, &Id)| SnapshotOf { volume: uuid_of(*of), uuid: uuid_of(*id), name: name_of(*id) };
         let of = volumes.iter().zip(&made).map(one).collect();
         let pairs = volumes.iter().copied().zip(made.iter().copied()).collect();
-        self.order(Order::Snapshot { of, created: 6 }, Some(asking), Then::Stands(pairs));
+        self.order(Order::Snapshot { of, created: 6 }, Some(asking), pairs);
         made
     }
 
     pub(super) fn clone_of(&mut self, snapshot: Id) -> Id {
         let (id, asking) = self.expect.clone_of(snapshot);
         let order = Order::Clone { of: uuid_of(snapshot), uuid: uuid_of(id), name: name_of(id), created: 7 };
-        self.order(order, Some(asking), Then::Stands(vec![(id, snapshot)]));
+        self.order(order, Some(asking), vec![(id, snapshot)]);
         id
     }
 
     pub(super) fn resize(&mut self, volume: Id, sectors: u64) {
         let asking = self.expect.resize(volume, sectors);
         let order = Order::Resize { uuid: uuid_of(volume), bytes: sectors * BYTES, allow_shrink: false };
-        self.order(order, Some(asking), Then::Same);
+        self.order(order, Some(asking), Vec::new());
     }
 
     pub(super) fn rollback(&mut self, volume: Id, snapshot: Id) {
         let asking = self.expect.rollback(volume, snapshot);
-        self.order(Order::Rollback { uuid: uuid_of(volume), to: uuid_of(snapshot) }, Some(asking), Then::Same);
+        self.order(Order::Rollback { uuid: uuid_of(volume), to: uuid_of(snapshot) }, Some(asking), Vec::new());
     }
 
-    /// Takes the lanes of a volume off, of which nothing is in flight.
-    pub(super) fn close(&mut self, id: Id) {
+    /// Nothing of it is in flight.
+    pub(super) fn delete(&mut self, id: Id) {
         let mine: Vec<_> = self.lanes.range((id, 0)..(Id(id.0 + 1), 0)).map(|(key, lane)| (*key, *lane)).collect();
         for (key, lane) in mine {
             self.lanes.remove(&key);
             self.world.close(lane);
         }
-    }
-
-    /// Nothing of it is in flight.
-    pub(super) fn delete(&mut self, id: Id) {
-        self.close(id);
         let asking = self.expect.delete(id);
-        self.order(Order::Delete { uuid: uuid_of(id) }, Some(asking), Then::Same);
+        self.order(Order::Delete { uuid: uuid_of(id) }, Some(asking), Vec::new());
     }
 
     pub(super) fn checkpoint(&mut self) {
-        self.order(Order::Checkpoint, None, Then::Same);
+        self.order(Order::Checkpoint, None, Vec::new());
     }
 
     /// Whether something of a volume is in flight.
     pub(super) fn is_busy(&self, id: Id) -> bool {
-        self.requests.values().any(|io| io.volume == id)
+        self.pending.iter().any(|pending| matches!(pending, Pending::Io { volume, .. } if *volume == id))
     }
 
     /// How much is not answered: requests, orders.
     pub(super) fn in_flight(&self) -> (usize, usize) {
-        (self.requests.len(), self.orders.len())
+        let requests = self.pending.iter().filter(|pending| matches!(pending, Pending::Io { .. })).count();
+        (requests, self.pending.len() - requests)
     }
 
     /// One step, and what was answered with it. Returns whether there was anything to do.
@@ -191,60 +166,63 @@ impl Driver {
 
     /// Tells the oracle what was answered.
     fn hear(&mut self) -> Result<(), String> {
-        for (ticket, outcome) in self.world.floor.answers() {
-            let Some(Io { volume, asking, reads }) = self.requests.remove(&ticket) else { continue };
-            self.answers += 1;
-            match outcome {
-                Ok(bytes) if reads => self.expect.has_read(asking, &bytes)?,
-                Ok(_) => self.expect.done(asking),
-                Err(error) => {
-                    self.errors.push(format!("{volume:?}: {error:?}"));
-                    self.expect.failed(asking);
-                }
+        let mut left = Vec::with_capacity(self.pending.len());
+        for pending in std::mem::take(&mut self.pending) {
+            match pending {
+                Pending::Io { volume, ticket, asking, reads, lane } => match self.world.floor.take(ticket) {
+                    None => left.push(Pending::Io { volume, lane, ticket, asking, reads }),
+                    Some(outcome) => {
+                        self.answers += 1;
+                        match outcome {
+                            Ok(bytes) if reads => self.expect.has_read(asking, &bytes)?,
+                            Ok(_) => self.expect.done(asking),
+                            Err(error) => {
+                                self.errors.push(format!("{volume:?}: {error:?}"));
+                                self.expect.failed(asking);
+                            }
+                        }
+                    }
+                },
+                Pending::Order { answer, asking, made } => match answer.try_recv() {
+                    Err(TryRecvError::Empty) => left.push(Pending::Order { answer, asking, made }),
+                    Err(TryRecvError::Disconnected) => return Err("an order was never answered".into()),
+                    Ok(answer) => {
+                        self.answers += 1;
+                        self.order_ended(answer, asking, made)?;
+                    }
+                },
             }
         }
-        let mut nth = 0;
-        while let Some(given) = self.orders.get(nth) {
-            match given.answer.try_recv() {
-                Err(TryRecvError::Empty) => nth += 1,
-                Err(TryRecvError::Disconnected) => return Err("an order was never answered".into()),
-                Ok(answer) => {
-                    let given = self.orders.remove(nth);
-                    self.answers += 1;
-                    self.order_ended(answer, given)?;
-                }
-            }
-        }
+        self.pending = left;
         Ok(())
     }
 
-    fn order_ended(&mut self, answer: Answer, Given { asking, then, .. }: Given) -> Result<(), String> {
+    fn order_ended(&mut self, answer: Answer, asking: Option<Asking>, made: Vec<(Id, Id)>) -> Result<(), String> {
         match answer {
             Ok(_) => {
-                asking.into_iter().for_each(|asking| self.expect.done(asking));
-                self.stand(then);
+                if let Some(asking) = asking {
+                    self.expect.done(asking);
+                }
+                for (of, snapshot) in made {
+                    if let Some(below) = self.parents.insert(of, snapshot) {
+                        self.parents.insert(snapshot, below);
+                    }
+                }
             }
             Err(error @ (PoolError::Unfit { .. } | PoolError::NoSpace(_) | PoolError::Failed(_))) => {
                 self.errors.push(error.to_string());
-                asking.into_iter().for_each(|asking| self.expect.failed(asking));
+                if let Some(asking) = asking {
+                    self.expect.failed(asking);
+                }
             }
             Err(error) => return Err(format!("an order is refused that was in order: {error}")),
         }
         Ok(())
     }
 
-    fn stand(&mut self, then: Then) {
-        let Then::Stands(pairs) = then else { return };
-        for (of, snapshot) in pairs {
-            if let Some(below) = self.parents.insert(of, snapshot) {
-                self.parents.insert(snapshot, below);
-            }
-        }
-    }
-
     /// Runs until everything is answered.
     pub(super) fn finish(&mut self) -> Result<(), String> {
-        while self.in_flight() != (0, 0) {
+        while !self.pending.is_empty() {
             if !self.step(u64::MAX)? {
                 return Err(format!("never answered: {:?}", self.in_flight()));
             }

@@ -61,33 +61,37 @@ impl Expect {
         Ok(())
     }
 
-    /// The sectors that were ever touched in a volume or in what it descends from.
-    fn touched(&self, id: Id, all: &mut BTreeSet<u64>, seen: &mut BTreeSet<Id>) {
+    /// The pieces that were ever touched in a volume or in what it descends from.
+    fn touched(&self, id: Id, pieces: &mut BTreeSet<u64>, seen: &mut BTreeSet<Id>) {
         if !seen.insert(id) {
             return;
         }
         let volume = &self.volumes[&id];
-        all.extend(volume.history.keys().chain(volume.known.keys()));
+        let mut last = None;
+        for piece in volume.history.keys().chain(volume.known.keys()).map(|sector| sector / self.near) {
+            if last.replace(piece) != Some(piece) {
+                pieces.insert(piece);
+            }
+        }
         if let Some((_, of)) = volume.cut {
-            self.touched(of, all, seen);
+            self.touched(of, pieces, seen);
         }
         for entry in volume.whole.iter().map(|(_, entry)| entry).chain(&volume.rollback) {
             if let Content::OfSnapshot(snapshot) = entry.content {
-                self.touched(snapshot, all, seen);
+                self.touched(snapshot, pieces, seen);
             }
         }
     }
 
     fn read_all(&self, id: Id, sectors: u64, pool: &mut impl Survivors) -> Result<Vec<(u64, Value)>, String> {
-        let mut all = BTreeSet::new();
+        let mut read = |sector| Ok((sector, value_of(id, sector, &pool.read(id, sector))?));
         if sectors <= self.in_full {
-            all.extend(0..sectors);
-        } else {
-            self.touched(id, &mut all, &mut BTreeSet::new());
-            let near = |sector: &u64| sector / self.near * self.near..(sector / self.near + 1) * self.near;
-            all = all.iter().flat_map(near).chain([0, sectors - 1]).filter(|sector| *sector < sectors).collect();
+            return (0..sectors).map(read).collect();
         }
-        all.into_iter().map(|sector| Ok((sector, value_of(id, sector, &pool.read(id, sector))?))).collect()
+        let mut pieces = BTreeSet::from([0, (sectors - 1) / self.near]);
+        self.touched(id, &mut pieces, &mut BTreeSet::new());
+        let near = |piece: u64| piece * self.near..((piece + 1) * self.near).min(sectors);
+        pieces.into_iter().flat_map(near).map(&mut read).collect()
     }
 
     /// Snapshots in the order in which they were made: what they hold says when they were cut.

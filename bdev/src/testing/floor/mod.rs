@@ -128,6 +128,7 @@ impl<'a> Floor<'a> {
     }
 
     fn with(rng: Option<Rng>) -> Self {
+        super::heap::keep_freed_memory();
         Floor {
             places: Vec::new(),
             bells: BTreeMap::new(),

@@ -20,8 +20,8 @@ pub(super) enum Work {
     Nothing,
     /// A flush, of what had completed at this time of the cache's clock.
     Flush { since: u64 },
-    /// A read: what it has found so far.
-    Read { bytes: Vec<u8>, left: Option<Range<u64>> },
+    /// A read: what it has found so far, from its beginning on.
+    Read { found: Vec<u8> },
     /// Submitted when the power was off.
     Dead,
 }
@@ -60,7 +60,7 @@ impl State {
         let range = io.offset..io.offset + io.len;
         let content = match io.op {
             Op::Flush => return Work::Flush { since: self.cache.now() },
-            Op::Read => return Work::Read { bytes: vec![0; io.len as usize], left: Some(range) },
+            Op::Read => return Work::Read { found: Vec::new() },
             Op::Write => Content::Bytes(bytes_of(io)),
             Op::Discard => Content::Zeroes { deallocate: true },
             Op::WriteZeroes => Content::Zeroes { deallocate: io.flags.contains(IoFlags::MAY_DEALLOCATE) },
@@ -82,18 +82,11 @@ impl State {
         let flight = &mut self.flights[at];
         match (&mut flight.work, flight.fault) {
             (Work::Change { seq, .. }, None) if self.space.is_none() => self.cache.effect(*seq, part),
-            (Work::Read { bytes, left }, _) => {
-                if let Some(range) = left.take() {
-                    // A read finds all of its range at two moments at most: a part now, the rest when it completes.
-                    let cut = range.start.max(part.start)..range.end.min(part.end);
-                    if cut.start == range.start && cut.start < cut.end {
-                        let now = (cut.end - cut.start) as usize;
-                        let done = bytes.len() - (range.end - range.start) as usize;
-                        self.cache.visible.read(cut.start, &mut bytes[done..done + now]);
-                        *left = (cut.end < range.end).then_some(cut.end..range.end);
-                    } else {
-                        *left = Some(range);
-                    }
+            (Work::Read { found }, _) => {
+                // A read finds all of its range at a few moments: a part now, the rest when it completes.
+                let from = flight.io.offset + found.len() as u64;
+                if part.start <= from && from < part.end {
+                    self.cache.visible.each(from, part.end - from, |bytes| found.extend_from_slice(bytes));
                 }
             }
             _ => {}
@@ -113,13 +106,7 @@ impl State {
                 _ if self.mutations.drops(Op::Flush, flight.label) => {}
                 _ => self.cache.synced(*since),
             },
-            Work::Read { bytes, left } => {
-                if let Some(range) = left.take() {
-                    let done = bytes.len() - (range.end - range.start) as usize;
-                    self.cache.visible.read(range.start, &mut bytes[done..]);
-                }
-                self.answer_read(&flight.io, fault, bytes);
-            }
+            Work::Read { found } => self.answer_read(&flight.io, fault, found),
             Work::Change { seq, bytes } => {
                 let seq = *seq;
                 let changed = bytes.as_ref().is_some_and(|bytes| bytes_of(&flight.io) != *bytes);
@@ -143,15 +130,20 @@ impl State {
         }
     }
 
-    fn answer_read(&self, io: &Io, fault: Option<Effect>, bytes: &mut [u8]) {
+    fn answer_read(&self, io: &Io, fault: Option<Effect>, found: &[u8]) {
         if matches!(fault, Some(Effect::Fail(_) | Effect::FailHalf(_) | Effect::FailAndLose(_))) {
             return;
         }
+        let mut at = copy_to(io.data.as_slice(), 0, found);
+        let rest = io.len - at as u64;
+        let mut put = |bytes: &[u8]| at += copy_to(io.data.as_slice(), at, bytes);
+        self.cache.visible.each(io.offset + found.len() as u64, rest, &mut put);
+        assert_eq!(at as u64, io.len, "the request holds its bytes");
         if let Some(Effect::Corrupt(at)) = fault {
-            let at = (at % io.len) as usize;
-            bytes[at] = !bytes[at];
+            let (at, mut byte) = ((at % io.len) as usize, [0]);
+            copy_from(io.data.as_slice(), at, &mut byte);
+            copy_to(io.data.as_slice(), at, &[!byte[0]]);
         }
-        assert_eq!(copy_to(io.data.as_slice(), 0, bytes), bytes.len(), "the request holds its bytes");
     }
 
     /// Whether the change fits into the space that the medium may take.

@@ -34,7 +34,7 @@ use pollux_core::{Bdev, Channel, Discard, Extent, IoError, IoFlags, Op, OpenArgs
 
 pub use cache::Unsynced;
 pub use crash::Crash;
-pub use mutations::Seen;
+pub use mutations::{Mutation, Seen};
 pub use power::Off;
 pub use rules::{Effect, Rule};
 
@@ -238,6 +238,16 @@ impl Medium {
         self.state().release();
     }
 
+    /// Breaks a promise.
+    pub fn spoil(&self, mutation: Mutation) {
+        match mutation {
+            Mutation::DropFlush(label) => self.drop_flush(label),
+            Mutation::DropFua(label) => self.drop_fua(label),
+            Mutation::DropWait(label) => self.drop_wait(label),
+            Mutation::Swap(before, after) => self.swap(before, after),
+        }
+    }
+
     /// Flushes that are this step are acknowledged and do nothing.
     pub fn drop_flush(&self, label: &'static str) {
         self.state().mutations.drop_flush.insert(label);
@@ -293,6 +303,12 @@ impl Medium {
     #[must_use]
     pub fn powered(&self) -> bool {
         self.state().power.is_on()
+    }
+
+    /// How many reads were submitted.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.state().reads
     }
 
     /// The last few thousand things that happened.

@@ -30,6 +30,39 @@ impl Seen {
     }
 }
 
+/// A promise that is broken on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// A flush does nothing.
+    DropFlush(&'static str),
+    /// A write with FUA is like one without.
+    DropFua(&'static str),
+    /// Something is not waited for.
+    DropWait(&'static str),
+    /// The second may become durable before the first. `None`: what has no label, what guests write.
+    Swap(Option<&'static str>, Option<&'static str>),
+}
+
+impl Mutation {
+    /// All that can be left out of these steps, and these pairs.
+    #[must_use]
+    pub fn all(
+        steps: &BTreeMap<&'static str, Seen>,
+        pairs: &[(Option<&'static str>, Option<&'static str>)],
+    ) -> Vec<Mutation> {
+        let of = |(label, seen): (&&'static str, &Seen)| {
+            let kinds = [
+                (seen.flushes, Mutation::DropFlush(label)),
+                (seen.fua, Mutation::DropFua(label)),
+                (seen.waits, Mutation::DropWait(label)),
+            ];
+            kinds.into_iter().filter(|(count, _)| *count > 0).map(|(_, mutation)| mutation)
+        };
+        let swaps = pairs.iter().map(|(before, after)| Mutation::Swap(*before, *after));
+        steps.iter().flat_map(of).chain(swaps).collect()
+    }
+}
+
 /// Labels heard, and what becomes of the requests and waits that have them.
 #[derive(Default)]
 pub(super) struct Mutations {

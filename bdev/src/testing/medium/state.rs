@@ -31,6 +31,8 @@ pub(super) struct State {
     pub(super) space: Option<u64>,
     pub(super) lenient: bool,
     pub(super) events: VecDeque<Event>,
+    /// Reads that were submitted.
+    pub(super) reads: u64,
 }
 
 impl State {
@@ -53,6 +55,7 @@ impl State {
             space: None,
             lenient: false,
             events: VecDeque::new(),
+            reads: 0,
         }
     }
 
@@ -99,6 +102,7 @@ impl State {
         if counts && self.power.is_on() {
             self.power.tick();
         }
+        self.reads += u64::from(!counts);
         self.note(channel, &io, label, Happened::Submitted);
         let held = fault == Some(Effect::Hold);
         self.next_number += 1;

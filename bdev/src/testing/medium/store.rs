@@ -50,14 +50,22 @@ impl Store {
         &mut Arc::make_mut(chunk)[(nth % PAGES as u64) as usize]
     }
 
-    pub(super) fn read(&self, offset: u64, to: &mut [u8]) {
-        for (at, nth, range) in parts(offset, to.len() as u64) {
-            let to = &mut to[at as usize..][..range.len()];
+    /// The bytes of a range, piece by piece.
+    pub(super) fn each(&self, offset: u64, len: u64, mut take: impl FnMut(&[u8])) {
+        for (_, nth, range) in parts(offset, len) {
             match self.page(nth) {
-                Page::Hole | Page::Zeroes => to.fill(0),
-                Page::Data(bytes) => to.copy_from_slice(&bytes[range]),
+                Page::Hole | Page::Zeroes => take(&[0; PAGE][range]),
+                Page::Data(bytes) => take(&bytes[range]),
             }
         }
+    }
+
+    pub(super) fn read(&self, offset: u64, to: &mut [u8]) {
+        let mut at = 0;
+        self.each(offset, to.len() as u64, |bytes| {
+            to[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        });
     }
 
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {

@@ -31,10 +31,28 @@ pub(super) fn name_of(id: Id) -> String {
     format!("n{}", id.0)
 }
 
-/// What was asked for and is not answered.
-enum Pending {
-    Io { volume: Id, lane: LaneId, ticket: Ticket, asking: Asking, reads: bool },
-    Order { answer: Receiver<Answer>, asking: Option<Asking>, made: Vec<(Id, Id)> },
+/// A request that is not answered.
+struct Io {
+    volume: Id,
+    asking: Asking,
+    reads: bool,
+}
+
+/// An order that is not answered.
+struct Given {
+    answer: Receiver<Answer>,
+    asking: Option<Asking>,
+    then: Then,
+}
+
+/// How an order that succeeds changes what stands on what.
+#[derive(Default)]
+pub(super) enum Then {
+    /// Not at all.
+    #[default]
+    Same,
+    /// The first of each stands on the second, and that on what the first stood on.
+    Stands(Vec<(Id, Id)>),
 }
 
 /// See the module's description.
@@ -42,7 +60,8 @@ pub(super) struct Driver {
     pub(super) world: World,
     pub(super) expect: Expect,
     lanes: BTreeMap<(Id, usize), LaneId>,
-    pending: Vec<Pending>,
+    requests: BTreeMap<Ticket, Io>,
+    orders: Vec<Given>,
     /// The snapshots that volumes and snapshots stand on, and were made of.
     pub(super) parents: BTreeMap<Id, Id>,
     /// Answers that were errors.
@@ -53,8 +72,9 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(world: World, expect: Expect) -> Driver {
-        let (lanes, pending, parents, errors) = (BTreeMap::new(), Vec::new(), BTreeMap::new(), Vec::new());
-        Driver { world, expect, lanes, pending, parents, errors, answers: 0 }
+        let (lanes, parents) = (BTreeMap::new(), BTreeMap::new());
+        let (requests, orders, errors) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Driver { world, expect, lanes, requests, orders, parents, errors, answers: 0 }
     }
 
     /// The lane into a volume on a reactor.
@@ -67,7 +87,7 @@ impl Driver {
         let lane = self.lane(volume, reactor);
         let reads = request.op == Op::Read;
         let ticket = self.world.floor.submit(lane, request);
-        self.pending.push(Pending::Io { volume, lane, ticket, asking, reads });
+        self.requests.insert(ticket, Io { volume, asking, reads });
     }
 
     pub(super) fn write(&mut self, volume: Id, reactor: usize, first: u64, count: u64, flags: IoFlags) {
@@ -91,16 +111,17 @@ impl Driver {
         self.submit(volume, reactor, Request::read(first * BYTES, count * BYTES), asking);
     }
 
-    fn order(&mut self, order: Order, asking: Option<Asking>, made: Vec<(Id, Id)>) {
+    /// Gives an order. `asking`: what the oracle was told of it, nothing of what changes no contents.
+    pub(super) fn order(&mut self, order: Order, asking: Option<Asking>, then: Then) {
         let answer = self.world.send(order);
-        self.pending.push(Pending::Order { answer, asking, made });
+        self.orders.push(Given { answer, asking, then });
     }
 
     pub(super) fn create(&mut self, sectors: u64) -> Id {
         let (id, asking) = self.expect.create(sectors);
         let order =
             Order::Create { uuid: uuid_of(id), name: name_of(id), bytes: sectors * BYTES, reserved: 0, created: 5 };
-        self.order(order, Some(asking), Vec::new());
+        self.order(order, Some(asking), Then::Same);
         id
     }
 
@@ -109,52 +130,56 @@ impl Driver {
         let one = |(of, id): (&Id, &Id)| SnapshotOf { volume: uuid_of(*of), uuid: uuid_of(*id), name: name_of(*id) };
         let of = volumes.iter().zip(&made).map(one).collect();
         let pairs = volumes.iter().copied().zip(made.iter().copied()).collect();
-        self.order(Order::Snapshot { of, created: 6 }, Some(asking), pairs);
+        self.order(Order::Snapshot { of, created: 6 }, Some(asking), Then::Stands(pairs));
         made
     }
 
     pub(super) fn clone_of(&mut self, snapshot: Id) -> Id {
         let (id, asking) = self.expect.clone_of(snapshot);
         let order = Order::Clone { of: uuid_of(snapshot), uuid: uuid_of(id), name: name_of(id), created: 7 };
-        self.order(order, Some(asking), vec![(id, snapshot)]);
+        self.order(order, Some(asking), Then::Stands(vec![(id, snapshot)]));
         id
     }
 
     pub(super) fn resize(&mut self, volume: Id, sectors: u64) {
         let asking = self.expect.resize(volume, sectors);
         let order = Order::Resize { uuid: uuid_of(volume), bytes: sectors * BYTES, allow_shrink: false };
-        self.order(order, Some(asking), Vec::new());
+        self.order(order, Some(asking), Then::Same);
     }
 
     pub(super) fn rollback(&mut self, volume: Id, snapshot: Id) {
         let asking = self.expect.rollback(volume, snapshot);
-        self.order(Order::Rollback { uuid: uuid_of(volume), to: uuid_of(snapshot) }, Some(asking), Vec::new());
+        self.order(Order::Rollback { uuid: uuid_of(volume), to: uuid_of(snapshot) }, Some(asking), Then::Same);
     }
 
-    /// Nothing of it is in flight.
-    pub(super) fn delete(&mut self, id: Id) {
+    /// Takes the lanes of a volume off, of which nothing is in flight.
+    pub(super) fn close(&mut self, id: Id) {
         let mine: Vec<_> = self.lanes.range((id, 0)..(Id(id.0 + 1), 0)).map(|(key, lane)| (*key, *lane)).collect();
         for (key, lane) in mine {
             self.lanes.remove(&key);
             self.world.close(lane);
         }
+    }
+
+    /// Nothing of it is in flight.
+    pub(super) fn delete(&mut self, id: Id) {
+        self.close(id);
         let asking = self.expect.delete(id);
-        self.order(Order::Delete { uuid: uuid_of(id) }, Some(asking), Vec::new());
+        self.order(Order::Delete { uuid: uuid_of(id) }, Some(asking), Then::Same);
     }
 
     pub(super) fn checkpoint(&mut self) {
-        self.order(Order::Checkpoint, None, Vec::new());
+        self.order(Order::Checkpoint, None, Then::Same);
     }
 
     /// Whether something of a volume is in flight.
     pub(super) fn is_busy(&self, id: Id) -> bool {
-        self.pending.iter().any(|pending| matches!(pending, Pending::Io { volume, .. } if *volume == id))
+        self.requests.values().any(|io| io.volume == id)
     }
 
     /// How much is not answered: requests, orders.
     pub(super) fn in_flight(&self) -> (usize, usize) {
-        let requests = self.pending.iter().filter(|pending| matches!(pending, Pending::Io { .. })).count();
-        (requests, self.pending.len() - requests)
+        (self.requests.len(), self.orders.len())
     }
 
     /// One step, and what was answered with it. Returns whether there was anything to do.
@@ -166,63 +191,60 @@ impl Driver {
 
     /// Tells the oracle what was answered.
     fn hear(&mut self) -> Result<(), String> {
-        let mut left = Vec::with_capacity(self.pending.len());
-        for pending in std::mem::take(&mut self.pending) {
-            match pending {
-                Pending::Io { volume, ticket, asking, reads, lane } => match self.world.floor.take(ticket) {
-                    None => left.push(Pending::Io { volume, lane, ticket, asking, reads }),
-                    Some(outcome) => {
-                        self.answers += 1;
-                        match outcome {
-                            Ok(bytes) if reads => self.expect.has_read(asking, &bytes)?,
-                            Ok(_) => self.expect.done(asking),
-                            Err(error) => {
-                                self.errors.push(format!("{volume:?}: {error:?}"));
-                                self.expect.failed(asking);
-                            }
-                        }
-                    }
-                },
-                Pending::Order { answer, asking, made } => match answer.try_recv() {
-                    Err(TryRecvError::Empty) => left.push(Pending::Order { answer, asking, made }),
-                    Err(TryRecvError::Disconnected) => return Err("an order was never answered".into()),
-                    Ok(answer) => {
-                        self.answers += 1;
-                        self.order_ended(answer, asking, made)?;
-                    }
-                },
+        for (ticket, outcome) in self.world.floor.answers() {
+            let Some(Io { volume, asking, reads }) = self.requests.remove(&ticket) else { continue };
+            self.answers += 1;
+            match outcome {
+                Ok(bytes) if reads => self.expect.has_read(asking, &bytes)?,
+                Ok(_) => self.expect.done(asking),
+                Err(error) => {
+                    self.errors.push(format!("{volume:?}: {error:?}"));
+                    self.expect.failed(asking);
+                }
             }
         }
-        self.pending = left;
+        let mut nth = 0;
+        while let Some(given) = self.orders.get(nth) {
+            match given.answer.try_recv() {
+                Err(TryRecvError::Empty) => nth += 1,
+                Err(TryRecvError::Disconnected) => return Err("an order was never answered".into()),
+                Ok(answer) => {
+                    let given = self.orders.remove(nth);
+                    self.answers += 1;
+                    self.order_ended(answer, given)?;
+                }
+            }
+        }
         Ok(())
     }
 
-    fn order_ended(&mut self, answer: Answer, asking: Option<Asking>, made: Vec<(Id, Id)>) -> Result<(), String> {
+    fn order_ended(&mut self, answer: Answer, Given { asking, then, .. }: Given) -> Result<(), String> {
         match answer {
             Ok(_) => {
-                if let Some(asking) = asking {
-                    self.expect.done(asking);
-                }
-                for (of, snapshot) in made {
-                    if let Some(below) = self.parents.insert(of, snapshot) {
-                        self.parents.insert(snapshot, below);
-                    }
-                }
+                asking.into_iter().for_each(|asking| self.expect.done(asking));
+                self.stand(then);
             }
             Err(error @ (PoolError::Unfit { .. } | PoolError::NoSpace(_) | PoolError::Failed(_))) => {
                 self.errors.push(error.to_string());
-                if let Some(asking) = asking {
-                    self.expect.failed(asking);
-                }
+                asking.into_iter().for_each(|asking| self.expect.failed(asking));
             }
             Err(error) => return Err(format!("an order is refused that was in order: {error}")),
         }
         Ok(())
     }
 
+    fn stand(&mut self, then: Then) {
+        let Then::Stands(pairs) = then else { return };
+        for (of, snapshot) in pairs {
+            if let Some(below) = self.parents.insert(of, snapshot) {
+                self.parents.insert(snapshot, below);
+            }
+        }
+    }
+
     /// Runs until everything is answered.
     pub(super) fn finish(&mut self) -> Result<(), String> {
-        while !self.pending.is_empty() {
+        while self.in_flight() != (0, 0) {
             if !self.step(u64::MAX)? {
                 return Err(format!("never answered: {:?}", self.in_flight()));
             }

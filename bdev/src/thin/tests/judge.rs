@@ -4,13 +4,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use pollux_core::Op;
-
 use super::driver::id_of;
 use super::world::World;
 use crate::testing::expect::{Id, Survivors};
 use crate::testing::floor::{Floor, LaneId};
-use crate::testing::medium::{Happened, Medium};
+use crate::testing::medium::Medium;
 use crate::testing::stamp::{SECTOR, Value};
 use crate::thin::PoolInfo;
 use crate::thin::check::{Block, Blocks, Report, check};
@@ -81,11 +79,9 @@ impl Survivors for Found {
 
 /// Opens the pool on a medium; fails if that reads more than it may.
 pub(super) fn open(medium: &Medium, floor: Floor<'static>, reactors: usize, salt: u64) -> Result<World, String> {
-    let before = medium.events().len();
+    let before = medium.reads();
     let world = World::open(medium, floor, reactors, salt).map_err(|error| format!("it cannot be opened: {error}"))?;
-    let events = medium.events();
-    let reads = events[before.min(events.len())..].iter();
-    let reads = reads.filter(|event| event.op == Op::Read && event.what == Happened::Submitted).count() as u64;
+    let reads = medium.reads() - before;
     if reads > OPEN_READS {
         return Err(format!("{reads} reads to open it"));
     }

@@ -1,22 +1,22 @@
 //! A pool on a simulated medium: channels on several reactors and the engine, in one thread.
 //!
 //! ```text
-//! plain     what a pool does                          sweep     every short workload, cut at every instant
-//! world     a pool that a test drives                 driver    the same, and an oracle that is told of it
-//! judge     whether a medium after a crash is as it may be     storm   long runs from seeds
-//! prove     a pool as `testing::proof` wants it       long      long runs over it, and promises broken on purpose
-//! folding   deleted snapshots                         mutations promises broken on purpose
-//! faults    a base that fails, lies or forgets
+//! world     a pool that a test drives                 plain     what a pool does
+//! driver    the same, and an oracle that is told      folding   deleted snapshots
+//! judge     whether a medium after a crash is as      sweep     every short workload, cut at every instant
+//!           it may be                                 storm     long runs from seeds
+//! faults    a base that fails, lies or forgets        mutations promises broken on purpose
 //! ```
+//!
+//! An order that pools learn gets a method of [`driver::Driver`], a line of `storm::orders::ORDERS`, and one of
+//! `sweep::STEPS`. If it changes what a volume may hold the oracle learns of it first ([`crate::testing::expect`]).
 
 mod driver;
 mod faults;
 mod folding;
 mod judge;
-mod long;
 mod mutations;
 mod plain;
-mod prove;
 mod space;
 mod storm;
 mod sweep;

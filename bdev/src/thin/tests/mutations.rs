@@ -12,8 +12,7 @@ use super::storm::{Storm, spoiled};
 use super::world::{MIB, World, uuid};
 use crate::testing::expect::Expect;
 use crate::testing::floor::Floor;
-use crate::testing::medium::{Crash, Geometry, Medium, Off, Order, Seen};
-use crate::testing::proof::Mutation;
+use crate::testing::medium::{Crash, Geometry, Medium, Mutation, Off, Order, Seen};
 use crate::thin::check::{Finding, Flaw};
 use crate::thin::store::LABELS;
 
@@ -30,15 +29,6 @@ const PAIRS: &[(Label, Label)] = &[
     (Some("checkpoint.page"), Some("checkpoint.superblock")),
     (Some("open.superblock"), Some("commit.log")),
 ];
-
-fn spoil(mutation: Mutation, medium: &Medium) {
-    match mutation {
-        Mutation::DropFlush(label) => medium.drop_flush(label),
-        Mutation::DropFua(label) => medium.drop_fua(label),
-        Mutation::DropWait(label) => medium.drop_wait(label),
-        Mutation::Swap(before, after) => medium.swap(before, after),
-    }
-}
 
 /// Superblocks that a storm does not miss when they are written without FUA: that of a start, because the next commit's
 /// barrier makes it durable, too; that of a checkpoint is missed by `store::tests::crash`, which aims at it.
@@ -127,7 +117,7 @@ fn each_promise_is_missed_when_it_is_broken() {
         if matches!(mutation, Mutation::DropFua(label) if NOT_MISSED_HERE.contains(&label)) {
             continue;
         }
-        let red = (1..=SEEDS).find_map(|seed| Some((seed, spoiled(seed, CRASHES, &|m| spoil(mutation, m)).err()?)));
+        let red = (1..=SEEDS).find_map(|seed| Some((seed, spoiled(seed, CRASHES, &|m| m.spoil(mutation)).err()?)));
         match red {
             Some((seed, what)) => {
                 eprintln!("{mutation:?}: seed {seed}: {}", what.chars().take(160).collect::<String>());
@@ -162,7 +152,7 @@ fn made_anew(mutation: Option<Mutation>) -> Result<u64, String> {
     let mut cuts = 0;
     for stop in 1.. {
         let medium = old.crash(Crash::All, Order::InOrder);
-        mutation.into_iter().for_each(|mutation| spoil(mutation, &medium));
+        mutation.into_iter().for_each(|mutation| medium.spoil(mutation));
         medium.stop_after(stop);
         medium.when_off(Off::Failing);
         let made = World::make(&medium, super::world::CLUSTER, true).is_ok();

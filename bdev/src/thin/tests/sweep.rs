@@ -5,6 +5,7 @@
 //! in order at most one request completes that counts; so the end of each step stands for all instants in it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 
 use pollux_core::{IoFlags, Op};
 
@@ -18,44 +19,66 @@ use crate::testing::medium::{Crash, Geometry, Medium, Order};
 const NONE: IoFlags = IoFlags::empty();
 
 /// One operation. Two volumes, `a` on one reactor and `b` on the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Whole sub-blocks of `a`, of `b`.
-    WriteA,
-    WriteB,
-    /// A part of a sub-block, of `a`; of the clone, or else of `b`.
-    EdgeA,
-    EdgeC,
-    Fua,
-    Flush,
-    Discard,
-    Snapshot,
-    Group,
-    Clone,
-    /// The clone, or else `b`.
-    Delete,
-    DeleteSnapshot,
-    Grow,
-    Rollback,
-    Checkpoint,
+#[derive(Clone, Copy)]
+pub(super) struct Step {
+    name: &'static str,
+    /// Begins it; `false`: it cannot be done.
+    begin: fn(&mut Run<'_>) -> bool,
 }
 
-pub(super) const ALL: [Step; 15] = [
-    Step::WriteA,
-    Step::WriteB,
-    Step::EdgeA,
-    Step::EdgeC,
-    Step::Fua,
-    Step::Flush,
-    Step::Discard,
-    Step::Snapshot,
-    Step::Group,
-    Step::Clone,
-    Step::Delete,
-    Step::DeleteSnapshot,
-    Step::Grow,
-    Step::Rollback,
-    Step::Checkpoint,
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+const fn step(name: &'static str, begin: fn(&mut Run<'_>) -> bool) -> Step {
+    Step { name, begin }
+}
+
+/// All of them.
+const STEPS: &[Step] = &[
+    // Whole sub-blocks of `a`, of `b`.
+    step("write a", |run| run.write(run.start.a, 0, run.sub, 2 * run.sub, NONE)),
+    step("write b", |run| run.b().is_some_and(|b| run.write(b, 1, 15 * run.sub, 2 * run.sub, NONE))),
+    // A part of a sub-block, of `a`; of the clone, or else of `b`.
+    step("edge a", |run| run.write(run.start.a, 0, 2 * run.sub + run.sub / 2, run.sub, NONE)),
+    step("edge c", |run| run.other().is_some_and(|other| run.write(other, 1, run.sub / 2, run.sub / 2, NONE))),
+    step("write fua", |run| run.write(run.start.a, 1, 16 * run.sub, run.sub, IoFlags::FUA)),
+    step("flush", |run| {
+        run.driver.flush(run.start.a, 0);
+        true
+    }),
+    step("discard", |run| {
+        run.driver.zero(run.start.a, 0, Op::Discard, run.sub, 16 * run.sub, NONE);
+        true
+    }),
+    step("snapshot", |run| run.snapshot_of(&[run.start.a])),
+    step("group", |run| run.b().is_some_and(|b| run.snapshot_of(&[run.start.a, b]))),
+    step("clone", |run| {
+        let Some(snapshot) = run.snapshot.filter(|_| run.clone.is_none()) else { return false };
+        run.clone = Some(run.driver.clone_of(snapshot));
+        true
+    }),
+    // The clone, or else `b`.
+    step("delete", |run| {
+        let Some(other) = run.other() else { return false };
+        run.driver.delete(other);
+        run.b_is_there &= other != run.start.b;
+        run.clone = None;
+        true
+    }),
+    step("delete snapshot", |run| run.snapshot.take().map(|snapshot| run.driver.delete(snapshot)).is_some()),
+    step("grow", |run| {
+        let sectors = run.driver.expect.sectors(run.start.a) + run.sub;
+        run.driver.resize(run.start.a, sectors);
+        true
+    }),
+    step("rollback", |run| run.snapshot.map(|snapshot| run.driver.rollback(run.start.a, snapshot)).is_some()),
+    step("checkpoint", |run| {
+        run.driver.checkpoint();
+        true
+    }),
 ];
 
 /// What every workload begins with.
@@ -107,9 +130,11 @@ pub(super) struct Sweep {
 }
 
 /// A workload that runs.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     start: &'a Start,
     driver: Driver,
+    /// Sectors of a sub-block.
+    sub: u64,
     clone: Option<Id>,
     snapshot: Option<Id>,
     b_is_there: bool,
@@ -123,41 +148,26 @@ impl<'a> Run<'a> {
         let medium = start.medium.crash(Crash::All, Order::InOrder);
         let world = World::open(&medium, Floor::in_order(), 2, 2).expect("it was closed");
         let driver = Driver::new(world, start.expect.clone());
-        let seen = (u64::MAX, 0);
-        Run { start, driver, clone: None, snapshot: None, b_is_there: true, good: BTreeSet::new(), seen }
+        let (sub, seen) = (start.cluster / 16, (u64::MAX, 0));
+        Run { start, driver, sub, clone: None, snapshot: None, b_is_there: true, good: BTreeSet::new(), seen }
     }
 
-    /// Begins a step; `false`: it cannot be done.
-    fn begin(&mut self, step: Step) -> bool {
-        let Start { a, b, cluster, .. } = *self.start;
-        let sub = cluster / 16;
-        let driver = &mut self.driver;
-        let other = self.clone.or(self.b_is_there.then_some(b));
-        match (step, self.snapshot, other) {
-            (Step::WriteA, ..) => driver.write(a, 0, sub, 2 * sub, NONE),
-            (Step::WriteB, ..) if self.b_is_there => driver.write(b, 1, cluster - sub, 2 * sub, NONE),
-            (Step::EdgeA, ..) => driver.write(a, 0, 2 * sub + sub / 2, sub, NONE),
-            (Step::EdgeC, _, Some(other)) => driver.write(other, 1, sub / 2, sub / 2, NONE),
-            (Step::Fua, ..) => driver.write(a, 1, cluster, sub, IoFlags::FUA),
-            (Step::Flush, ..) => driver.flush(a, 0),
-            (Step::Discard, ..) => driver.zero(a, 0, Op::Discard, sub, cluster, NONE),
-            (Step::Snapshot, ..) => self.snapshot = Some(driver.snapshot(&[a])[0]),
-            (Step::Group, ..) if self.b_is_there => self.snapshot = Some(driver.snapshot(&[a, b])[0]),
-            (Step::Clone, Some(snapshot), _) if self.clone.is_none() => self.clone = Some(driver.clone_of(snapshot)),
-            (Step::Delete, _, Some(other)) => {
-                driver.delete(other);
-                self.b_is_there &= other != b;
-                self.clone = None;
-            }
-            (Step::DeleteSnapshot, Some(snapshot), _) => {
-                driver.delete(snapshot);
-                self.snapshot = None;
-            }
-            (Step::Grow, ..) => driver.resize(a, driver.expect.sectors(a) + sub),
-            (Step::Rollback, Some(snapshot), _) => driver.rollback(a, snapshot),
-            (Step::Checkpoint, ..) => driver.checkpoint(),
-            _ => return false,
-        }
+    fn b(&self) -> Option<Id> {
+        self.b_is_there.then_some(self.start.b)
+    }
+
+    /// The clone, or else `b`.
+    fn other(&self) -> Option<Id> {
+        self.clone.or(self.b())
+    }
+
+    fn write(&mut self, volume: Id, reactor: usize, first: u64, count: u64, flags: IoFlags) -> bool {
+        self.driver.write(volume, reactor, first, count, flags);
+        true
+    }
+
+    fn snapshot_of(&mut self, volumes: &[Id]) -> bool {
+        self.snapshot = self.driver.snapshot(volumes).first().copied();
         true
     }
 
@@ -213,10 +223,10 @@ impl Sweep {
         let mut run = Run::new(start);
         let (last, before) = steps.split_last().expect("it has a step");
         for step in before {
-            assert!(run.begin(*step), "it could be done before");
+            assert!((step.begin)(&mut run), "it could be done before");
             run.driver.finish()?;
         }
-        if !run.begin(*last) {
+        if !(last.begin)(&mut run) {
             run.driver.world.forget();
             return Ok(false);
         }
@@ -231,8 +241,8 @@ impl Sweep {
         if more == 0 {
             return Ok(());
         }
-        for step in ALL {
-            steps.push(step);
+        for step in STEPS {
+            steps.push(*step);
             let told = Told(steps);
             let possible = self.workload(start, told.0).map_err(|what| format!("{:?}: {what}", told.0))?;
             drop(told);

@@ -1,22 +1,27 @@
 //! Long runs from seeds: volumes, snapshots and clones on three reactors, many requests in flight, structural orders in
 //! between, a pool that is nearly full, a medium that reorders and tears; the power fails at any instant, also while the pool
 //! is being opened, and everything goes on from what is left.
+//!
+//! A new kind of order is one line of [`orders::ORDERS`], and a method of the driver.
 
-use std::collections::BTreeSet;
+mod orders;
+mod runs;
+mod weather;
 
 use pollux_core::{IoFlags, Op};
 
 use super::driver::Driver;
 use super::judge::{Live, clean, counted, open};
-use super::world::{MIB, World};
+use super::world::World;
 use crate::rng::Rng;
 use crate::testing::expect::{Expect, Id};
 use crate::testing::floor::Floor;
-use crate::testing::medium::{Crash, Geometry, Medium, Off, Order};
+use crate::testing::medium::{Crash, Medium, Off, Order};
+use weather::Weather;
+
+pub(super) use runs::spoiled;
 
 const REACTORS: usize = 3;
-/// Volumes and snapshots, about.
-const MOST: usize = 12;
 /// Requests in flight.
 const WIDTH: usize = 24;
 /// Steps after which something hangs that waits for nothing.
@@ -24,18 +29,6 @@ const HANGS: u32 = 200_000;
 
 /// Makes a medium do something wrong.
 pub(super) type Spoil<'a> = &'a dyn Fn(&Medium);
-
-/// What a storm is like; all drawn from its seed.
-struct Weather {
-    block: u64,
-    cluster: u64,
-    /// Of a volume, in clusters: most are small, and some have more than one leaf.
-    sizes: [u64; 4],
-    /// Instants between two crashes, at most.
-    calm: u64,
-    /// Much is done in many leaves, so that pages get scarce.
-    wide: bool,
-}
 
 /// See the module's description.
 pub(super) struct Storm<'a> {
@@ -58,17 +51,10 @@ impl<'a> Storm<'a> {
     /// A fresh pool.
     pub(super) fn new(seed: u64, spoil: Spoil<'a>) -> Result<Storm<'a>, String> {
         let mut rng = Rng::new(seed);
-        let (block, cluster) = if rng.below(3) == 0 { (4096, 128 << 10) } else { (512, 64 << 10) };
-        let bytes = (5 + rng.below(4)) * MIB + if seed % 4 == 1 { 12 * MIB } else { 0 };
-        let geometry = if block == 512 { Geometry::with_512(bytes) } else { Geometry::with_4096(bytes) };
-        let depth = [4, 16, 64][rng.below(3) as usize];
-        let medium = Medium::new(Geometry { depth, ..geometry }, Order::Seeded(rng.next()));
+        let weather = Weather::draw(seed, &mut rng);
+        let medium = Medium::new(weather.geometry, Order::Seeded(rng.next()));
         spoil(&medium);
-        World::create_of(&medium, cluster);
-        let wide = seed % 4 == 1;
-        let large = if wide { 504 * (60 + rng.below(40)) } else { 500 + rng.below(600) };
-        let sizes = if wide { [2, large, large, large] } else { [2, 3, 6, large] };
-        let weather = Weather { block, cluster, sizes, calm: 20 + rng.below(200), wide };
+        World::create_of(&medium, weather.cluster);
         let world = open(&medium, Floor::seeded(rng.next()), REACTORS, 1)?;
         let driver = Driver::new(world, Expect::new());
         Ok(Storm {
@@ -195,7 +181,8 @@ impl<'a> Storm<'a> {
 
     /// Sectors of a volume: mostly few, often at the same places.
     fn range(&mut self, id: Id) -> (u64, u64) {
-        let Weather { block, cluster, .. } = self.weather;
+        let Weather { cluster, .. } = self.weather;
+        let block = u64::from(self.weather.geometry.block_size);
         let (unit, sub) = (block / 512, cluster / 512 / 16);
         let sectors = self.driver.expect.sectors(id);
         let places = [0, cluster / 512, sectors / 2, sectors - cluster / 512];
@@ -208,45 +195,6 @@ impl<'a> Storm<'a> {
             return (first / sub * sub, sub * (1 + self.rng.below(3)));
         }
         (first, count)
-    }
-
-    fn order(&mut self) {
-        self.orders += 1;
-        let present = self.driver.expect.present();
-        let (snapshots, volumes): (Vec<Id>, Vec<Id>) = present
-            .iter()
-            .copied()
-            .filter(|id| Some(*id) != self.closing)
-            .partition(|id| self.driver.expect.is_snapshot(*id));
-        let many = present.len() >= MOST;
-        let sectors = self.weather.cluster / 512;
-        match self.rng.below(12) {
-            0 | 1 if !many => {
-                let clusters = self.weather.sizes[self.rng.below(4) as usize];
-                self.driver.create(clusters * sectors);
-            }
-            2..=4 if !many && !volumes.is_empty() => {
-                let some: BTreeSet<Id> = (0..1 + self.rng.below(3)).filter_map(|_| self.pick(&volumes)).collect();
-                drop(self.driver.snapshot(&some.into_iter().collect::<Vec<_>>()));
-            }
-            5 if !many => drop(self.pick(&snapshots).map(|snapshot| self.driver.clone_of(snapshot))),
-            6 if self.closing.is_none() => self.closing = self.pick(&snapshots),
-            7 if self.closing.is_none() => self.closing = self.pick(if many { &present } else { &volumes }),
-            8 => {
-                let Some(id) = self.pick(&volumes) else { return };
-                let more = sectors * (1 + self.rng.below(2));
-                self.driver.resize(id, self.driver.expect.sectors(id) + more);
-            }
-            9 => {
-                let with = |id: &Id| self.driver.parents.get(id).map(|snapshot| (*id, *snapshot));
-                let pairs: Vec<(Id, Id)> =
-                    volumes.iter().filter_map(with).filter(|(_, s)| snapshots.contains(s)).collect();
-                if let Some((volume, snapshot)) = pairs.get(self.rng.below(pairs.len().max(1) as u64) as usize) {
-                    self.driver.rollback(*volume, *snapshot);
-                }
-            }
-            _ => self.driver.checkpoint(),
-        }
     }
 
     /// What is left, and what may be.
@@ -328,68 +276,4 @@ impl<'a> Storm<'a> {
         counted(&info, &report)?;
         self.open(&medium)
     }
-}
-
-/// What a storm of a spoiled medium comes to.
-pub(super) fn spoiled(seed: u64, crashes: u64, spoil: Spoil<'_>) -> Result<(), String> {
-    let run = || Storm::new(seed, spoil)?.run(crashes);
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| Err("it panics".into()))
-}
-
-/// Runs storms from these seeds; returns how many crashes there were.
-fn storms(seeds: impl Iterator<Item = u64>, crashes: u64) -> u64 {
-    let began = std::time::Instant::now();
-    let (mut all, mut requests, mut orders, mut refused) = (0, 0, 0, 0);
-    for seed in seeds {
-        let told = Told(seed);
-        let mut storm = Storm::new(seed, &|_| {}).unwrap_or_else(|what| panic!("seed {seed}: {what}"));
-        if let Err(what) = storm.run(crashes) {
-            panic!(
-                "seed {seed}, {what}\nto repeat: POLLUX_STORM={seed} cargo test -p pollux-bdev --lib thin::tests::storm"
-            );
-        }
-        drop(told);
-        (all, requests, orders) = (all + storm.crashes, requests + storm.requests, orders + storm.orders);
-        refused += storm.refused;
-    }
-    eprintln!("{all} crashes, {requests} requests, {orders} orders, {refused} refused, {:?}", began.elapsed());
-    all
-}
-
-/// Says which seed it was if the run panics.
-struct Told(u64);
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the storm's seed was {}", self.0);
-        }
-    }
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
-}
-
-/// Two tests, for two processors.
-fn half(nth: u64) {
-    let crashes = number("POLLUX_STORM_CRASHES").unwrap_or(250);
-    match number("POLLUX_STORM") {
-        Some(seed) if nth == 0 => drop(storms(std::iter::once(seed), crashes)),
-        Some(_) => {}
-        None => {
-            let (from, seeds) = (number("POLLUX_STORM_FROM").unwrap_or(1), number("POLLUX_STORM_SEEDS").unwrap_or(20));
-            assert!(storms((from..from + seeds).map(|seed| 2 * seed + nth), crashes) >= seeds * crashes);
-        }
-    }
-}
-
-#[test]
-fn a_pool_bears_storms() {
-    half(0);
-}
-
-#[test]
-fn a_pool_bears_other_storms() {
-    half(1);
 }

@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, CopyRange, CopySide, CopyWatch, Cx, Extent, Io, IoError, IoStats, Lane, Next,
-    Op, OpenArgs, OpenError, Shape, Slab, Tag, Token,
+    Alignment, Bdev, Channel, Completion, CopyRange, CopySide, CopyWatch, Cx, Extent, FIRST_MARK, Io, IoError, IoStats,
+    Lane, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag, Token,
 };
 
 use crate::StatsSet;
@@ -70,31 +70,93 @@ impl Bdev for Measured {
         Ok(Box::new(MeasuredChannel {
             base,
             stats: self.stats.new_stats(),
-            pending: Slab::new(depth),
-            ended: Vec::with_capacity(depth as usize),
+            bursts: [Burst::default(); BURSTS],
+            newest: [0; Op::ALL.len()],
+            others: Slab::new(depth),
         }))
     }
 }
 
-/// What is remembered of a request while it is below.
-struct Pending {
-    tag: Tag,
+/// Requests that are alike: begun in the same pass, of one kind and length. Nothing is kept of each of them; the burst's
+/// number is in its tag below, in bits that submitters leave free.
+#[derive(Clone, Copy)]
+struct Burst {
     op: Op,
     len: u64,
     started: u64,
+    /// How many of them have not ended.
+    left: u32,
+}
+
+impl Default for Burst {
+    fn default() -> Self {
+        Burst { op: Op::Flush, len: 0, started: 0, left: 0 }
+    }
+}
+
+/// How many there can be at once.
+const BURSTS: usize = 32;
+/// In a tag below: it is of the burst whose number is above.
+const MARK: Tag = 1 << (FIRST_MARK + 5);
+const NUMBER: u32 = FIRST_MARK + 6;
+/// All bits that are used so.
+const MARKS: Tag = MARK | (BURSTS as Tag - 1) << NUMBER;
+
+const fn marked(tag: Tag, burst: usize) -> Tag {
+    tag | MARK | (burst as Tag) << NUMBER
 }
 
 struct MeasuredChannel {
     base: Box<dyn Channel>,
     stats: Arc<IoStats>,
-    /// Requests below go by a name of ours: the index here and its generation.
-    pending: Slab<Pending>,
-    ended: Vec<Completion>,
+    bursts: [Burst; BURSTS],
+    /// The newest of each operation.
+    newest: [usize; Op::ALL.len()],
+    /// Requests that found no burst, and whose tags are marked already. They go by a name of ours below.
+    others: Slab<(Tag, Burst)>,
+}
+
+impl MeasuredChannel {
+    /// The tag below of a request that begins.
+    #[inline]
+    fn begin(&mut self, io: &Io, now: u64) -> Tag {
+        let number = self.newest[io.op as usize];
+        let burst = &mut self.bursts[number];
+        if burst.left > 0 && burst.started == now && burst.len == io.len && burst.op == io.op && io.tag & MARKS == 0 {
+            burst.left += 1;
+            return marked(io.tag, number);
+        }
+        self.begin_burst(io, now)
+    }
+
+    fn begin_burst(&mut self, io: &Io, now: u64) -> Tag {
+        let burst = Burst { op: io.op, len: io.len, started: now, left: 1 };
+        let free = self.bursts.iter().position(|burst| burst.left == 0);
+        if let (Some(number), 0) = (free, io.tag & MARKS) {
+            self.newest[io.op as usize] = number;
+            self.bursts[number] = burst;
+            return marked(io.tag, number);
+        }
+        let token = self.others.insert((io.tag, burst)).ok().expect("the submitter keeps to the depth");
+        tag_of(token)
+    }
+
+    /// Counts so many of a burst that have ended well.
+    #[inline]
+    fn count(&self, burst: &Burst, ended: u64, now: u64) {
+        self.stats.ended_well(burst.op, ended, burst.len, now.saturating_sub(burst.started));
+    }
+
+    fn other_ended(&mut self, completion: &mut Completion, now: u64) {
+        let (tag, burst) = self.others.remove(token_of(completion.tag)).expect("each tag completes once");
+        completion.tag = tag;
+        self.stats.ended(burst.op, burst.len, now.saturating_sub(burst.started), completion.result);
+    }
 }
 
 impl Channel for MeasuredChannel {
     fn depth(&self) -> u32 {
-        self.pending.capacity()
+        self.others.capacity()
     }
 
     fn alignment(&self) -> Alignment {
@@ -109,20 +171,35 @@ impl Channel for MeasuredChannel {
         self.base.detach(cx);
     }
 
-    fn submit(&mut self, io: Io, cx: &mut Cx<'_>) {
-        let pending = Pending { tag: io.tag, op: io.op, len: io.len, started: cx.now };
-        let token = self.pending.insert(pending).ok().expect("the submitter keeps to the depth");
+    fn submit(&mut self, mut io: Io, cx: &mut Cx<'_>) {
+        io.tag = self.begin(&io, cx.now);
         self.stats.started();
-        self.base.submit(Io { tag: tag_of(token), ..io }, cx);
+        self.base.submit(io, cx);
     }
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Vec<Completion>) {
-        self.base.poll(cx, &mut self.ended);
-        for Completion { tag, result } in self.ended.drain(..) {
-            let pending = self.pending.remove(token_of(tag)).expect("each tag completes once");
-            self.stats.ended(pending.op, pending.len, cx.now.saturating_sub(pending.started), result);
-            done.push(Completion { tag: pending.tag, result });
+        let before = done.len();
+        self.base.poll(cx, done);
+        // Those of one burst that follow each other are counted at once.
+        let (mut current, mut ended) = (0, 0);
+        for completion in &mut done[before..] {
+            if completion.tag & MARK == 0 {
+                self.other_ended(completion, cx.now);
+                continue;
+            }
+            let number = (completion.tag >> NUMBER) as usize % BURSTS;
+            completion.tag &= !MARKS;
+            self.bursts[number].left -= 1;
+            if number != current {
+                self.count(&self.bursts[current], ended, cx.now);
+                (current, ended) = (number, 0);
+            }
+            match completion.result {
+                Ok(()) => ended += 1,
+                Err(_) => self.stats.ended(self.bursts[number].op, 0, 0, completion.result),
+            }
         }
+        self.count(&self.bursts[current], ended, cx.now);
     }
 
     fn next(&self) -> Next {
@@ -130,9 +207,12 @@ impl Channel for MeasuredChannel {
     }
 
     fn cancel(&mut self, tag: Tag, cx: &mut Cx<'_>) {
-        let found = self.pending.iter_mut().find(|(_, pending)| pending.tag == tag).map(|(token, _)| token);
-        if let Some(token) = found {
-            self.base.cancel(tag_of(token), cx);
+        // Of those that are not below the base knows nothing.
+        let others = &mut self.others;
+        let other = others.iter_mut().find(|(_, (its, _))| *its == tag).map(|(token, _)| tag_of(token));
+        let alike = (0..BURSTS).filter(|number| tag & MARKS == 0 && self.bursts[*number].left > 0);
+        for below in other.into_iter().chain(alike.map(|number| marked(tag, number))) {
+            self.base.cancel(below, cx);
         }
     }
 }
@@ -164,6 +244,33 @@ mod tests {
         assert_eq!(sum.inflight, 0);
         drop(rig);
         assert_eq!(stats.snapshot().op(Op::Write).ops, 1);
+    }
+
+    /// Requests of many kinds at once, more than there are bursts, through two layers that both count.
+    #[test]
+    fn every_tag_comes_back_and_everything_is_counted_once() {
+        let stats = [(); 2].map(|()| Arc::new(StatsSet::new()));
+        let inner = Arc::new(Measured::new(ram(512, 256), stats[0].clone()));
+        let outer = Measured::new(inner, stats[1].clone());
+        let mut rig = Rig::with(&outer, OpenArgs { depth: 100, seed: 1 });
+        let mut tags: Vec<Tag> = (0..100).map(|nth| if nth % 3 == 0 { MARK | nth } else { nth | 1 << 60 }).collect();
+        let bytes = |nth: usize| 512 * (1 + nth as u64 % 50);
+        for (nth, tag) in tags.iter().enumerate() {
+            let op = [Op::Discard, Op::WriteZeroes][nth % 2];
+            rig.submit(Io::without_data(*tag, op, IoFlags::empty(), 0, bytes(nth)));
+        }
+        let mut ended: Vec<Tag> = rig.finish().into_iter().map(|completion| completion.tag).collect();
+        tags.sort_unstable();
+        ended.sort_unstable();
+        assert_eq!(ended, tags);
+        for stats in stats {
+            for (op, first) in [(Op::Discard, 0), (Op::WriteZeroes, 1)] {
+                let sum = stats.snapshot();
+                let of = sum.op(op);
+                assert_eq!((of.ops, of.bytes), (50, (first..100).step_by(2).map(bytes).sum()));
+            }
+            assert_eq!(stats.snapshot().inflight, 0);
+        }
     }
 
     #[test]

@@ -5,6 +5,10 @@ use crate::SegmentList;
 /// The submitter's name for a request; opaque to every layer below. At most one request in flight on a channel has it.
 pub type Tag = u64;
 
+/// The first bit of a tag that submitters leave 0. A layer in between may mark requests there that it passes on as they
+/// are, instead of keeping something of them; where a layer above has done so already, it keeps something.
+pub const FIRST_MARK: u32 = 48;
+
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]

@@ -26,7 +26,7 @@ pub mod worker;
 pub use bdev::{Alignment, AtomicWrite, Bdev, Channel, Discard, Extent, Next, OpenArgs, OpenError, Shape};
 pub use copy::{CopyEnd, CopyError, CopyRange, CopySide, CopyWatch, CopyWay, PairCopy};
 pub use helpers::{Chore, ChoreId, Helpers, Lane};
-pub use io::{Completion, Io, IoError, IoFlags, Op, Tag};
+pub use io::{Completion, FIRST_MARK, Io, IoError, IoFlags, Op, Tag};
 pub use resident::{Resident, Wake};
 pub use ring::{ClientId, Done, Entry, FileSlot, Ring, RingError, RingOp, Token};
 pub use scsi::{Delivery, Direction, SENSE_MAX, ScsiAnswer, ScsiChannel, ScsiCommand};

@@ -95,8 +95,14 @@ impl Histogram {
     /// Counts one value.
     #[inline]
     pub fn record(&self, ns: u64) {
-        self.buckets[Self::bucket_of(ns)].add(1);
-        self.sum.add(ns);
+        self.record_many(ns, 1);
+    }
+
+    /// Counts one value so many times.
+    #[inline]
+    pub fn record_many(&self, ns: u64, times: u64) {
+        self.buckets[Self::bucket_of(ns)].add(times);
+        self.sum.add(ns.wrapping_mul(times));
         if ns > self.max.get() {
             self.max.set(ns);
         }
@@ -178,6 +184,18 @@ impl IoStats {
     #[inline]
     pub fn started(&self) {
         self.inflight.add(1);
+    }
+
+    /// So many requests ended well that are alike: of so many bytes each, and begun at the same time.
+    #[inline]
+    pub fn ended_well(&self, op: Op, count: u64, bytes: u64, latency_ns: u64) {
+        if count > 0 {
+            self.inflight.sub(count);
+            let of = self.op(op);
+            of.ops.add(count);
+            of.bytes.add(count * bytes);
+            of.latency.record_many(latency_ns, count);
+        }
     }
 
     /// A request ended.

@@ -9,7 +9,8 @@
 //! loop), [`UringRing`] (`ring.rs`; its table of clients is `clients.rs`, an entry's way into the kernel's format
 //! `sqe.rs`, and the optional second ring for reads and writes of files `data.rs`, and everything unsafe but reading
 //! the processor's counter (`clock.rs`) and choosing where memory comes from (`numa.rs`) in `kernel.rs`),
-//! [`ReactorStats`] (`stats.rs`). Beside them: [`HelperPool`] (`helpers.rs`), threads for what may block.
+//! [`ReactorStats`] (`stats.rs`). Beside them: [`HelperPool`] (`helpers.rs`), threads for what may block,
+//! and [`WaitingRing`] (`waiting.rs`), for a thread that does one thing and waits.
 //!
 //! [`Worker`]: pollux_core::Worker
 //! [`Worker::poll`]: pollux_core::Worker::poll
@@ -29,6 +30,7 @@ mod sqe;
 mod start;
 mod stats;
 mod turn;
+mod waiting;
 
 pub use cores::{CoresError, allowed as allowed_cores, describe as describe_cores, keep_off, parse_cores};
 pub use data::DataMode;
@@ -38,3 +40,4 @@ pub use numa::{keep_memory_near, node_of};
 pub use ring::{RingConfig, UringRing};
 pub use start::{Config, PollMode, Reactors, StartError, start};
 pub use stats::ReactorStats;
+pub use waiting::WaitingRing;

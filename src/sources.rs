@@ -92,6 +92,8 @@ families! {
     POOL_ALLOCATED Gauge "pollux_pool_allocated_bytes" ["pool"] "Bytes of a pool that are in use.";
     POOL_QUARANTINED Gauge "pollux_pool_quarantined_bytes" ["pool"]
         "Bytes of a pool that were given back and cannot be used again yet.";
+    POOL_COMPOSITE Gauge "pollux_pool_composite_bytes" ["pool"]
+        "Bytes of memory that remember where long chains of snapshots have their data.";
     POOL_FAILED Gauge "pollux_pool_failed" ["pool"] "1 if a pool is read-only because its base has failed.";
     POOL_FULL Gauge "pollux_pool_full" ["pool"] "1 while writes wait for space in a pool, or fail for lack of it.";
     VOLUME_SIZE Gauge "pollux_volume_size_bytes" ["pool", "volume"] "Bytes that a guest can address.";
@@ -170,6 +172,7 @@ fn pool(sink: &mut Sink, info: &PoolInfo) {
     put(sink, &POOL_FREE, &labels, info.free_bytes as f64);
     put(sink, &POOL_ALLOCATED, &labels, used as f64);
     put(sink, &POOL_QUARANTINED, &labels, info.quarantined_bytes as f64);
+    put(sink, &POOL_COMPOSITE, &labels, info.composite_bytes as f64);
     put(sink, &POOL_FAILED, &labels, f64::from(u8::from(info.failed)));
     put(sink, &POOL_FULL, &labels, f64::from(u8::from(info.full)));
     for volume in info.volumes.iter().filter(|volume| volume.role != Role::Leaving) {

@@ -61,6 +61,8 @@ pub struct PoolInfo {
     pub failed: bool,
     /// Whether it is full.
     pub full: bool,
+    /// Bytes of what channels remember of long chains.
+    pub composite_bytes: u64,
     /// Commits and checkpoints so far.
     pub commits: u64,
     /// See `commits`.

@@ -27,6 +27,8 @@ pub struct PoolOptions {
     pub reactors: usize,
     /// Most bytes of maps in memory.
     pub map_bytes: u64,
+    /// Most bytes of what channels remember of long chains, for all volumes together.
+    pub composite_bytes: usize,
     /// How long a write waits for space, in nanoseconds, before it fails.
     pub patience_ns: u64,
     /// Any random number that no other start has had.
@@ -38,7 +40,14 @@ pub struct PoolOptions {
 impl Default for PoolOptions {
     fn default() -> Self {
         let salt = Uuid::new_v4().as_u64_pair().0;
-        PoolOptions { reactors: 1, map_bytes: 2 << 30, patience_ns: 5_000_000_000, salt, steps: None }
+        PoolOptions {
+            reactors: 1,
+            map_bytes: 2 << 30,
+            composite_bytes: 64 << 20,
+            patience_ns: 5_000_000_000,
+            salt,
+            steps: None,
+        }
     }
 }
 
@@ -85,6 +94,7 @@ impl Pool {
         let leaves = (options.map_bytes / MAP_PAGE).clamp(64, 1 << 28) as usize;
         let shared = Arc::new(Shared::new(store.geometry().cluster_size, options.reactors, leaves));
         shared.patience.store(options.patience_ns, Relaxed);
+        shared.composites.set_limit(options.composite_bytes);
         let (orders, directory) = (Arc::<Orders>::default(), Arc::<Directory>::default());
         let uuid = store.uuid();
         let engine = Engine::new(store, &base, shared.clone(), orders.clone(), directory.clone());

@@ -279,6 +279,7 @@ mod tests {
             total_bytes: 1 << 30,
             free_bytes: 1 << 30,
             quarantined_bytes: 0,
+            composite_bytes: 0,
             failed: false,
             full: false,
             commits: 0,

@@ -4,13 +4,15 @@
 //! on, because a leaf is not in memory, a sub-block is locked, there is no space or the gate is closed, waits in order and is
 //! tried again in each pass; it holds nothing meanwhile but what is in flight and will end by itself.
 //!
-//! - **Read**: each sub-block comes from the first layer of the chain that has it; what none has is zero.
+//! - **Read**: each sub-block comes from the first layer of the chain that has it; what none has is zero. What a long chain
+//!   says is remembered (`composite.rs`).
 //! - **Write** of what is here: in place. Of whole sub-blocks that are not: they are locked, the entry is put on a cluster,
 //!   the data is written, then the entry says that they are here, then they are unlocked. Of a part of a sub-block that is
 //!   not here: the same, with the rest of it from the layers below, by a buffer.
 //! - **Discard, write zeroes**: the entries say so; parts of sub-blocks are written with zeroes where they are not zero.
 //! - **Flush** waits for a commit of the pool (`Commits`), and so does a write with FUA whose mapping is not durable.
 
+mod composite;
 mod direct;
 mod edge;
 mod parts;
@@ -27,9 +29,10 @@ use pollux_core::{
     Tag, Token,
 };
 
+use self::composite::Composite;
 use self::parts::{Kind, Part, Parts};
 pub(crate) use self::read::extent;
-use super::shared::{CLOSED, Chain, Miss, Reader, Shared, Stay, Volume};
+use super::shared::{CLOSED, Chain, LayerMap, Miss, Reader, Shared, Stay, Volume};
 use crate::measured::{tag_of, token_of};
 
 /// Parts that a channel may have beyond one for each request.
@@ -106,6 +109,10 @@ pub(crate) struct ThinChannel {
     reader: Arc<Reader>,
     stay: Stay,
     chain: Arc<Chain>,
+    /// The first of the chain's layers.
+    head: Arc<LayerMap>,
+    /// What is known of the others.
+    composite: Composite,
     /// The volume's word that it goes by.
     word: u64,
     base: Box<dyn Channel>,
@@ -139,6 +146,8 @@ impl ThinChannel {
             stay: Stay::new(),
             reader: Arc::new(Reader::new()),
             word: chain.word,
+            head: chain.head().clone(),
+            composite: Composite::new(shared.composites.clone()),
             chain,
             requests: Slab::new(args.depth),
             parts: Parts::new(depth, (EDGE_BYTES / sub_block).clamp(2, EDGE_BUFFERS), sub_block),
@@ -192,6 +201,8 @@ impl ThinChannel {
         self.word = word;
         if word & CLOSED == 0 {
             self.chain = self.volume.chain();
+            self.head = self.chain.head().clone();
+            self.composite.forget();
             // A later one holds from a later word on, which is still to be seen.
             if self.chain.word != word {
                 self.word = self.chain.word | CLOSED;
@@ -342,6 +353,20 @@ impl ThinChannel {
         self.base.submit(Io { tag: tag_of(token), op, flags, offset: base, len, data }, cx);
     }
 
+    /// What the base has completed, from the `first` on, are parts, and requests that went the short way.
+    fn parts_ended(&mut self, first: usize, cx: &mut Cx<'_>, done: &mut Vec<Completion>) {
+        let mut below = std::mem::take(&mut self.below);
+        below.extend(done.drain(first..));
+        for completion in &mut below {
+            match self.end_direct(std::slice::from_mut(completion)) {
+                0 => self.part_ended(*completion, cx),
+                _ => done.push(*completion),
+            }
+        }
+        below.clear();
+        self.below = below;
+    }
+
     /// A part has ended.
     fn part_ended(&mut self, completion: Completion, cx: &mut Cx<'_>) {
         let token = token_of(completion.tag);
@@ -351,11 +376,6 @@ impl ThinChannel {
         }
         let part = self.parts.slab.remove(token).expect("a part in flight");
         let result = match &part.kind {
-            Kind::Direct { tag, epoch } => {
-                self.stay.end(&self.reader, *epoch);
-                self.ended.push(Completion { tag: *tag, result: completion.result });
-                return;
-            }
             Kind::Plain => completion.result,
             Kind::Fresh(map, leaf) => self.arrived(map, *leaf, &part, completion.result),
             Kind::EdgeRead(edge) | Kind::EdgeWrite(edge) => {
@@ -439,8 +459,8 @@ impl Channel for ThinChannel {
         self.base.detach(cx);
     }
 
-    fn submit(&mut self, io: Io, cx: &mut Cx<'_>) {
-        if self.try_direct(&io, cx) {
+    fn submit(&mut self, mut io: Io, cx: &mut Cx<'_>) {
+        if self.try_direct(&mut io, cx) {
             return;
         }
         self.now = cx.now;
@@ -461,13 +481,17 @@ impl Channel for ThinChannel {
 
     fn poll(&mut self, cx: &mut Cx<'_>, done: &mut Vec<Completion>) {
         self.now = cx.now;
-        let mut below = std::mem::take(&mut self.below);
-        self.base.poll(cx, &mut below);
-        below.drain(..).for_each(|completion| self.part_ended(completion, cx));
-        self.below = below;
+        let before = done.len();
+        self.base.poll(cx, done);
+        let direct = before + self.end_direct(&mut done[before..]);
+        if direct < done.len() {
+            self.parts_ended(direct, cx, done);
+        }
         // Says so if the gate has closed, also when nothing is about to start.
         self.gate_is_open();
-        self.look_at_waiting(cx);
+        if !self.waiting.is_empty() || !self.committing.is_empty() {
+            self.look_at_waiting(cx);
+        }
         if !self.committing.is_empty() || self.any_waits_for(&[Wait::Engine, Wait::Space]) {
             // From now on the engine tells; what it did before is seen now.
             self.shared.stations[self.reactor].wait();
@@ -497,12 +521,8 @@ impl Channel for ThinChannel {
     }
 
     fn cancel(&mut self, tag: Tag, cx: &mut Cx<'_>) {
-        let is_direct = |part: &Part| matches!(part.kind, Kind::Direct { tag: its, .. } if its == tag);
-        if let Some((token, _)) = self.parts.slab.iter_mut().find(|(_, part)| is_direct(part)) {
-            return self.base.cancel(tag_of(token), cx);
-        }
         let found = self.requests.iter_mut().find(|(_, request)| request.io.tag == tag);
-        let Some((token, request)) = found else { return };
+        let Some((token, request)) = found else { return self.cancel_direct(tag, cx) };
         let parts = request.parts;
         if request.wait.is_some() {
             // It is ended by the next pass, or when nothing of it is in flight.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use pollux_core::segment::for_range;
-use pollux_core::{SegmentList, Slab, Tag, Token};
+use pollux_core::{SegmentList, Slab, Token};
 
 use crate::memory::{Buffer, Pieces};
 use crate::thin::shared::LayerMap;
@@ -16,8 +16,6 @@ const SEGMENTS: usize = 16;
 
 /// What a part is for.
 pub(super) enum Kind {
-    /// All of a request of which nothing else is known: its tag, and the epoch in which it began.
-    Direct { tag: Tag, epoch: u64 },
     /// Data of sub-blocks that are here, or a read: nothing is to be done afterwards.
     Plain,
     /// Data of sub-blocks that are not here yet and locked; all in this leaf, which stays in memory meanwhile.
@@ -27,9 +25,6 @@ pub(super) enum Kind {
     /// A whole sub-block is written from a buffer.
     EdgeWrite(Edge),
 }
-
-/// The owner of a direct part.
-pub(super) const NOBODY: Token = Token { index: u32::MAX, generation: 0 };
 
 /// A sub-block of which a request covers a part only.
 pub(super) struct Edge {
@@ -44,7 +39,7 @@ pub(super) struct Edge {
 
 /// See the module's description.
 pub(super) struct Part {
-    /// The request; [`NOBODY`] of one that is direct.
+    /// The request.
     pub(super) owner: Token,
     pub(super) kind: Kind,
     /// The range of the volume.
@@ -57,6 +52,8 @@ pub(super) struct Part {
 /// All parts of a channel.
 pub(super) struct Parts {
     pub(super) slab: Slab<Part>,
+    /// Requests that are below beside the parts: those that went the short way.
+    pub(super) direct: u32,
     lists: Box<[Pieces]>,
     buffers: Box<[Buffer]>,
     free_buffers: Vec<usize>,
@@ -66,6 +63,7 @@ impl Parts {
     pub(super) fn new(depth: u32, buffers: usize, sub_block: usize) -> Parts {
         Parts {
             slab: Slab::new(depth),
+            direct: 0,
             lists: (0..depth).map(|_| Pieces::new(SEGMENTS)).collect(),
             buffers: (0..buffers).map(|_| Buffer::new(sub_block)).collect(),
             free_buffers: (0..buffers).collect(),
@@ -73,8 +71,9 @@ impl Parts {
     }
 
     /// Whether there is a place for another one.
+    #[inline]
     pub(super) fn has_place(&self) -> bool {
-        self.slab.len() < self.slab.capacity()
+        self.slab.len() + self.direct < self.slab.capacity()
     }
 
     /// Takes a place; the caller has asked whether there is one.

@@ -3,6 +3,7 @@
 use pollux_core::segment::zero;
 use pollux_core::{Cx, Extent, Io, IoFlags, Op, Token};
 
+use super::composite::{NOBODY, ZERO, run};
 use super::parts::{Kind, Part};
 use super::{Progress, ThinChannel, Wait};
 use crate::thin::format::SUB_BLOCKS;
@@ -27,7 +28,7 @@ impl ThinChannel {
         let mut at = io.offset + self.request(token).at;
         let end = io.offset + io.len;
         while at < end {
-            let (base, len) = match front(&self.shared, &self.chain, 0, at, end - at) {
+            let (base, len) = match self.look(at, end - at) {
                 Ok(front) => front,
                 Err(miss) if self.finish_run(token, io, run.as_ref(), cx) => return Progress::Waits(miss.into()),
                 Err(_) => return Progress::Waits(Wait::Place),
@@ -44,6 +45,28 @@ impl ThinChannel {
             at += len;
         }
         if self.finish_run(token, io, run.as_ref(), cx) { Progress::Started } else { Progress::Waits(Wait::Place) }
+    }
+
+    /// The front of a range, inside of one cluster: where it is and how far it lies together.
+    pub(super) fn look(&mut self, at: u64, len: u64) -> Result<(Source, u64), Miss> {
+        let shared = &*self.shared;
+        let cluster = at >> shared.cluster_shift;
+        let inside = at & ((1 << shared.cluster_shift) - 1);
+        let len = len.min((1 << shared.cluster_shift) - inside);
+        let (from, to) = (inside >> shared.sub_shift(), (inside + len - 1) >> shared.sub_shift());
+        let head = shared.entry(&self.head, cluster)?;
+        if head.parent() >> from & 1 == 1
+            && let Some(places) = self.composite.places(shared, &self.chain, cluster)
+        {
+            let places = places?;
+            let end = (from + run(places, from, to, head.parent())) << shared.sub_shift();
+            let base = match places[from as usize] {
+                NOBODY | ZERO => None,
+                cluster => Some((u64::from(cluster) << shared.cluster_shift) + inside),
+            };
+            return Ok((base, end.min(inside + len) - inside));
+        }
+        front(shared, &self.chain, 0, at, len)
     }
 
     /// Starts a run, if there is one; whether there was a place for it.

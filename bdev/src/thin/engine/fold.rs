@@ -14,8 +14,8 @@ use super::orders::Doing;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LayerKind, Record};
 use crate::thin::shared::{Miss, Place, Shared};
 
-/// Clusters that one commit has to say something of.
-const A_COMMIT: u32 = 4096;
+/// Clusters that one commit has to say something of. In tests folding takes several of them.
+const A_COMMIT: u32 = if cfg!(test) { 4 } else { 4096 };
 /// Clusters that are looked at in one pass.
 const A_PASS: u32 = 1024;
 
@@ -268,6 +268,9 @@ impl Engine {
             self.to_log.push(Record::Entry { layer: fold.into, cluster, entry });
         }
         self.to_log.push(Record::Entry { layer: fold.layer, cluster, entry: Entry::EMPTY });
+        if freed.is_some() {
+            self.shared.has_folded();
+        }
         self.to_log.free(freed.into_iter().collect());
         fold.next += 1;
         fold.said += 1;

@@ -78,6 +78,8 @@ pub(crate) struct Engine {
     unsettled: Option<BTreeMap<u64, (u64, u64)>>,
     leaving: bool,
     left: bool,
+    /// Nothing is to be done until then, unless somebody calls.
+    rests_until: u64,
     now: u64,
     events: Vec<Event>,
     taken: Vec<u32>,
@@ -132,6 +134,7 @@ impl Engine {
             unsettled,
             leaving: false,
             left: false,
+            rests_until: 0,
             now: 0,
             events: Vec::new(),
             taken: Vec::new(),
@@ -250,6 +253,7 @@ impl Engine {
             quarantined_bytes: self.quarantine.len() * size,
             failed: self.failed.is_some(),
             full: self.shared.full.load(Relaxed),
+            composite_bytes: self.shared.composites.used() as u64,
             commits: self.commits,
             checkpoints: self.checkpoints,
             volumes,
@@ -269,6 +273,9 @@ impl Resident for Engine {
     }
 
     fn poll(&mut self, cx: &mut Cx<'_>) -> u32 {
+        if cx.now < self.rests_until && !self.shared.is_called() {
+            return 0;
+        }
         self.now = cx.now;
         let mut count = self.take_events(cx);
         let called = self.shared.was_called();
@@ -283,6 +290,11 @@ impl Resident for Engine {
         count += self.advance_fold(cx);
         self.advance_checkpoint();
         self.advance_leaving();
+        self.rests_until = match self.next() {
+            Next::Idle if count == 0 => u64::MAX,
+            Next::At(until) if count == 0 => until,
+            _ => 0,
+        };
         count
     }
 
@@ -310,7 +322,7 @@ impl Resident for Engine {
     }
 
     fn ask_to_leave(&mut self) {
-        self.leaving = true;
+        (self.leaving, self.rests_until) = (true, 0);
     }
 
     fn has_left(&self) -> bool {

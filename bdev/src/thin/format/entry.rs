@@ -42,6 +42,13 @@ impl Entry {
         if sane { Some(entry) } else { None }
     }
 
+    /// From the bits of an entry.
+    #[inline]
+    pub(in crate::thin) const fn of_entry(bits: u64) -> Entry {
+        debug_assert!(Entry::from_bits(bits).is_some());
+        Entry(bits)
+    }
+
     /// As it is stored.
     #[must_use]
     pub const fn bits(self) -> u64 {

@@ -69,7 +69,7 @@ impl Usage {
     }
 }
 
-type Part = Arc<[AtomicU32]>;
+type Part = Arc<[AtomicU32; PART]>;
 
 /// See the module's description. A layer that grows gets another one, which shares what there is with this.
 pub(crate) struct LayerMap {
@@ -109,8 +109,8 @@ impl LayerMap {
     }
 
     fn word(&self, leaf: u64) -> &AtomicU32 {
-        let part =
-            self.parts[leaf as usize / PART].get_or_init(|| (0..PART).map(|_| AtomicU32::new(self.default)).collect());
+        let part = self.parts[leaf as usize / PART]
+            .get_or_init(|| Arc::new(std::array::from_fn(|_| AtomicU32::new(self.default))));
         &part[leaf as usize % PART]
     }
 
@@ -121,6 +121,13 @@ impl LayerMap {
             Some(part) => Place::of(part[leaf as usize % PART].load(Acquire)),
             None => Place::of(self.default),
         }
+    }
+
+    /// The number of a leaf that is in memory.
+    #[inline]
+    pub(crate) fn leaf(&self, leaf: u64) -> Option<u32> {
+        let word = self.parts[leaf as usize / PART].get()?[leaf as usize % PART].load(Acquire);
+        word.checked_sub(FIRST)
     }
 
     /// It is somewhere else now, if it was where the caller thinks.

@@ -58,13 +58,16 @@ impl Leaf {
     /// An entry as it is now.
     #[inline]
     pub(crate) fn entry(&self, slot: usize) -> Entry {
-        sane(self.entries[slot].load(Acquire))
+        Entry::of_entry(self.entries[slot].load(Acquire))
     }
 
     /// Changes an entry, if it is still `from`; else how it is now.
     #[inline]
     pub(crate) fn change(&self, slot: usize, from: Entry, to: Entry) -> Result<(), Entry> {
-        self.entries[slot].compare_exchange(from.bits(), to.bits(), AcqRel, Acquire).map(|_| ()).map_err(sane)
+        self.entries[slot]
+            .compare_exchange(from.bits(), to.bits(), AcqRel, Acquire)
+            .map(|_| ())
+            .map_err(Entry::of_entry)
     }
 
     /// Whether an entry has changed since a commit looked at it.
@@ -97,13 +100,12 @@ impl Leaf {
     }
 }
 
-fn sane(bits: u64) -> Entry {
-    Entry::from_bits(bits).expect("only entries are stored")
-}
+/// Leaves that were made at once.
+type Chunk = Box<[Leaf; CHUNK]>;
 
 /// All leaves of a pool.
 pub(crate) struct Leaves {
-    chunks: Box<[OnceLock<Box<[Leaf]>>]>,
+    chunks: Box<[OnceLock<Chunk>]>,
     /// The first of the dirty stack, plus one.
     dirty: AtomicU32,
     /// Empty ones that belong to nobody.
@@ -138,7 +140,11 @@ impl Leaves {
 
     /// Takes memory for leaf `leaf` and those beside it, unless they have it. For the engine.
     pub(crate) fn provide(&self, leaf: u32) {
-        self.chunks[leaf as usize / CHUNK].get_or_init(|| (0..CHUNK).map(|_| Leaf::new()).collect());
+        self.chunks[leaf as usize / CHUNK].get_or_init(|| {
+            // Collected, since an array of this size would pass over the stack.
+            let leaves: Box<[Leaf]> = (0..CHUNK).map(|_| Leaf::new()).collect();
+            leaves.try_into().unwrap_or_else(|_| unreachable!("so many were made"))
+        });
     }
 
     /// Gives a leaf that nobody has to a layer. For whoever has its number.

@@ -7,6 +7,7 @@
 //! Whoever waits for the engine says so in its [`Station`] and looks once more; the engine changes what is waited for,
 //! fences, and wakes the reactors of stations where somebody waits. The other way round it is the flag `attention`.
 
+mod budget;
 mod commits;
 mod layer;
 mod leaves;
@@ -22,6 +23,7 @@ use crossbeam::queue::ArrayQueue;
 use pollux_core::Wake;
 use std::sync::Arc;
 
+pub(crate) use budget::Budget;
 pub(crate) use commits::Commits;
 pub(crate) use layer::{LayerMap, Place, Usage};
 pub(crate) use leaves::{DIRTY_WORDS, Leaves};
@@ -74,6 +76,10 @@ pub(crate) struct Shared {
     engine: OnceLock<Arc<dyn Wake>>,
     /// How long a write waits for space, in nanoseconds.
     pub(crate) patience: AtomicU64,
+    /// Memory for what channels remember of long chains.
+    pub(crate) composites: Arc<Budget>,
+    /// See [`Shared::folds`].
+    folds: AtomicU64,
     /// There is no space left that could be handed out.
     pub(crate) full: AtomicBool,
 }
@@ -93,6 +99,8 @@ impl Shared {
             attention: AtomicBool::new(true),
             engine: OnceLock::new(),
             patience: AtomicU64::new(0),
+            composites: Arc::default(),
+            folds: AtomicU64::new(0),
             full: AtomicBool::new(false),
         }
     }
@@ -138,6 +146,24 @@ impl Shared {
         {
             engine.wake();
         }
+    }
+
+    /// Rises when a cluster of a layer that others stand on is about to be free. Who has begun its stay before it looks at
+    /// this knows of all that can have left the quarantine.
+    #[inline]
+    pub(crate) fn folds(&self) -> u64 {
+        self.folds.load(Ordering::Acquire)
+    }
+
+    /// For the engine, before such a cluster goes into the quarantine and after all layers say what is true without it.
+    pub(crate) fn has_folded(&self) {
+        self.folds.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// For the engine: whether somebody has called and nobody has asked yet.
+    #[inline]
+    pub(crate) fn is_called(&self) -> bool {
+        self.attention.load(Ordering::Relaxed)
     }
 
     /// For the engine: whether somebody has called since it was asked last.

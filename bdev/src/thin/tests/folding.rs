@@ -42,3 +42,44 @@ fn a_snapshot_is_what_it_was_until_its_deletion_is_durable() {
     assert!(there > 0 && gone > 0, "{there} {gone}");
     world.forget();
 }
+
+/// A reader remembers where the layers below the head have their data; folding one of them frees clusters that it remembers,
+/// bit by bit, and others write there at once.
+#[test]
+fn what_is_remembered_of_a_chain_is_forgotten_when_a_fold_frees_it() {
+    const MANY: u64 = 60;
+    let medium = Medium::new(Geometry::with_512(32 * MIB), Arrival::InOrder);
+    World::create(&medium);
+    let mut world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
+    world.create_volume(10, MANY * CLUSTER);
+    let lane = world.lane(10, 0);
+    for (nth, len) in [(0, CLUSTER), (1, 4096), (2, 4096)] {
+        for cluster in 0..MANY {
+            world.write(lane, cluster * CLUSTER + nth * 4096, nth as u8 + 1, len);
+        }
+        world.snapshot(10, 11 + u128::from(nth));
+    }
+    world.create_volume(20, 64 * MIB);
+    let other = world.lane(20, 1);
+    let mut next = 0;
+    let mut fill = |world: &mut World| {
+        let bytes = vec![9; CLUSTER as usize];
+        let written = world.floor.write(other, next * CLUSTER, &bytes, pollux_core::IoFlags::empty());
+        next += u64::from(written.is_ok());
+        written.is_ok()
+    };
+    while fill(&mut world) {}
+    let expected = world.read(lane, 0, MANY * CLUSTER);
+    assert!(world.info().composite_bytes > 0);
+    let answer = world.send(Order::Delete { uuid: uuid(12) });
+    let mut reused = 0;
+    for _ in 0..100 * MANY {
+        reused += u64::from(fill(&mut world));
+        assert!(world.read(lane, 0, MANY * CLUSTER) == expected, "after {reused} clusters that were freed");
+        if reused == MANY {
+            break;
+        }
+    }
+    assert_eq!((answer.try_recv().unwrap().unwrap(), reused), (None, MANY));
+    world.forget();
+}

@@ -90,6 +90,8 @@ impl World {
             reactors,
             salt,
             map_bytes,
+            // Some pages: fewer than there are clusters.
+            composite_bytes: 16 << 10,
             patience_ns: 1_000_000_000,
             steps: Some(Arc::new(medium.clone())),
         };

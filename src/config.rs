@@ -34,6 +34,10 @@ pub struct Given {
     pub spin_max_us: Option<u64>,
     /// Whether reads and writes of files go through a ring of their own, and which.
     pub data_ring: Option<DataRing>,
+    /// Most memory for the maps of a pool, in MiB.
+    pub map_memory_mib: Option<u64>,
+    /// Most memory for what is remembered of a pool's long chains, in MiB.
+    pub chain_memory_mib: Option<u64>,
     /// Start empty, save nothing.
     pub ephemeral: Option<bool>,
     /// Group of the controllers' sockets.
@@ -111,6 +115,10 @@ pub struct Settings {
     pub spin_max_us: u64,
     /// Whether reads and writes of files go through a ring of their own, and which.
     pub data_ring: DataRing,
+    /// Most bytes of memory for the maps of a pool.
+    pub map_bytes: u64,
+    /// Most bytes of memory for what is remembered of a pool's long chains; 0: nothing is.
+    pub chain_bytes: u64,
     /// Start empty, save nothing.
     pub ephemeral: bool,
     /// Group id of the controllers' sockets.
@@ -154,6 +162,16 @@ pub enum ConfigError {
     /// Longer than adaptive polling makes sense.
     #[error("--spin-max-us {0}: give at most {SPIN_MAX_US}, or --poll always if reactors are never to sleep")]
     SpinMax(u64),
+    /// More or less memory than makes sense.
+    #[error("{flag} {given}: give {least} to {MOST_MIB}, in MiB, for each pool")]
+    Memory {
+        /// Which flag.
+        flag: &'static str,
+        /// What was given.
+        given: u64,
+        /// The least that makes sense.
+        least: u64,
+    },
     /// No such group.
     #[error("{flag} {name}: there is no such group; give its name or its number")]
     Group {
@@ -188,6 +206,8 @@ impl Given {
             poll: self.poll.or(below.poll),
             spin_max_us: self.spin_max_us.or(below.spin_max_us),
             data_ring: self.data_ring.or(below.data_ring),
+            map_memory_mib: self.map_memory_mib.or(below.map_memory_mib),
+            chain_memory_mib: self.chain_memory_mib.or(below.chain_memory_mib),
             ephemeral: self.ephemeral.or(below.ephemeral),
             vhost_socket_group: self.vhost_socket_group.or(below.vhost_socket_group),
             vhost_socket_mode: self.vhost_socket_mode.or(below.vhost_socket_mode),
@@ -212,12 +232,24 @@ impl Given {
             poll: self.poll.unwrap_or_default(),
             spin_max_us: spin_max(self.spin_max_us.unwrap_or(DEFAULT_SPIN_MAX_US))?,
             data_ring: self.data_ring.unwrap_or_default(),
+            map_bytes: memory("--map-memory-mib", self.map_memory_mib.unwrap_or(DEFAULT_MAP_MIB), 1)?,
+            chain_bytes: memory("--chain-memory-mib", self.chain_memory_mib.unwrap_or(DEFAULT_CHAIN_MIB), 0)?,
             ephemeral: self.ephemeral.unwrap_or_default(),
             vhost_socket_group: group("--vhost-socket-group", self.vhost_socket_group)?,
             vhost_socket_mode: mode(self.vhost_socket_mode.as_deref().unwrap_or("0660"))?,
             rpc_socket_group: group("--rpc-socket-group", self.rpc_socket_group)?,
         })
     }
+}
+
+/// Memory for the maps of a pool if nobody says otherwise: those of some 13 TiB with clusters of 64 KiB.
+const DEFAULT_MAP_MIB: u64 = 2048;
+/// Memory for what is remembered of long chains if nobody says otherwise: 64 GiB with clusters of 64 KiB.
+const DEFAULT_CHAIN_MIB: u64 = 64;
+const MOST_MIB: u64 = 1 << 20;
+
+fn memory(flag: &'static str, given: u64, least: u64) -> Result<u64, ConfigError> {
+    if (least..=MOST_MIB).contains(&given) { Ok(given << 20) } else { Err(ConfigError::Memory { flag, given, least }) }
 }
 
 const SPIN_MAX_US: u64 = pollux_core::SPIN_MAX_NS / 1000;
@@ -278,6 +310,8 @@ mod tests {
             poll = "always"
             spin-max-us = 20
             data-ring = "sqpoll"
+            map-memory-mib = 16
+            chain-memory-mib = 0
             ephemeral = true
             vhost-socket-group = "7"
             vhost-socket-mode = "0600"
@@ -293,6 +327,7 @@ mod tests {
         assert_eq!((settings.vhost_socket_mode, settings.poll, settings.spin_max_us), (0o600, Poll::Always, 20));
         assert_eq!(settings.vhost_dir, PathBuf::from("/v"));
         assert_eq!(settings.data_ring, DataRing::SqPoll);
+        assert_eq!((settings.map_bytes, settings.chain_bytes), (16 << 20, 0));
         assert_eq!(Given::default().settle().expect("good").data_ring, DataRing::None);
     }
 
@@ -314,6 +349,8 @@ mod tests {
             (Given { vhost_socket_mode: Some("0999".into()), ..Given::default() }, "0999"),
             (Given { vhost_socket_mode: Some("1777".into()), ..Given::default() }, "1777"),
             (Given { vhost_socket_mode: Some("+660".into()), ..Given::default() }, "+660"),
+            (Given { map_memory_mib: Some(0), ..Given::default() }, "--map-memory-mib 0"),
+            (Given { chain_memory_mib: Some(1 << 40), ..Given::default() }, "--chain-memory-mib"),
             (Given { spin_max_us: Some(2000), ..Given::default() }, "--spin-max-us 2000"),
             (Given { rpc_socket_group: Some("no such group".into()), ..Given::default() }, "--rpc-socket-group"),
         ] {

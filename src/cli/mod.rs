@@ -209,7 +209,7 @@ mod tests {
     fn every_flag_that_scripts_know_is_taken() {
         let line = "pollux serve --reactors 0,1 --state-dir /s --rpc-socket /r --vhost-dir /v --metrics-listen \
                     127.0.0.1:9 --poll always --ephemeral --config /c --vhost-socket-group g --vhost-socket-mode 0660 \
-                    --rpc-socket-group h";
+                    --rpc-socket-group h --map-memory-mib 64 --chain-memory-mib 0";
         assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
         for line in [
             "pollux rpc bdev_get_bdevs",

@@ -33,6 +33,12 @@ pub(crate) struct ServeArgs {
     /// thread of the kernel that submits [default: none]
     #[arg(long, value_name = "KIND")]
     data_ring: Option<DataRing>,
+    /// Most memory for the maps of a pool, in MiB; what is not in memory is loaded when it is needed [default: 2048]
+    #[arg(long, value_name = "MIB")]
+    map_memory_mib: Option<u64>,
+    /// Most memory that remembers where the data is behind many snapshots, for each pool, in MiB [default: 64]
+    #[arg(long, value_name = "MIB")]
+    chain_memory_mib: Option<u64>,
     /// Start empty and save nothing
     #[arg(long)]
     ephemeral: bool,
@@ -65,6 +71,8 @@ pub(crate) fn run(args: ServeArgs, rpc_socket: Option<PathBuf>) -> Result<(), Cl
         poll: args.poll,
         spin_max_us: args.spin_max_us,
         data_ring: args.data_ring,
+        map_memory_mib: args.map_memory_mib,
+        chain_memory_mib: args.chain_memory_mib,
         ephemeral: args.ephemeral.then_some(true),
         vhost_socket_group: args.vhost_socket_group,
         vhost_socket_mode: args.vhost_socket_mode,

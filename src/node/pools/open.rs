@@ -153,7 +153,13 @@ impl Node {
     /// Opens the pool on a base that is claimed for it, and lists what is in it.
     fn open_on(&self, entry: &Arc<Entry>) -> Result<Vec<Uuid>, NodeError> {
         let base = self.base_of(entry)?;
-        let options = PoolOptions { reactors: self.reactors.len(), salt: salt(), ..PoolOptions::default() };
+        let options = PoolOptions {
+            reactors: self.reactors.len(),
+            salt: salt(),
+            map_bytes: self.settings.map_bytes,
+            composite_bytes: usize::try_from(self.settings.chain_bytes).unwrap_or(usize::MAX),
+            ..PoolOptions::default()
+        };
         let (pool, engine) = on_base(&*base, |blocking| Pool::open(base.clone(), blocking, &options))?;
         let reactor = self.pools.hosted.fetch_add(1, Relaxed) % self.reactors.len().max(1);
         let id = self.target.host(reactor, engine).map_err(|refused| refused.error)?;

@@ -1,12 +1,15 @@
 //! The short way: a read or an overwrite of what lies together on the base and is here. It is looked up and goes down with
 //! another offset; nothing is kept of it but the epoch in which it began, in the bits of its tag that submitters leave free.
+//! The first write of whole sub-blocks of one cluster goes a short way too, as one part and without a request.
 
 use pollux_core::{Completion, Cx, FIRST_MARK, Io, IoFlags, Op, Tag};
 
 use super::ThinChannel;
 use super::composite::together;
-use super::write::touched;
-use crate::thin::shared::{EPOCHS, Shared};
+use super::parts::{Kind, NOBODY, Part};
+use super::write::{Piece, touched};
+use crate::measured::tag_of;
+use crate::thin::shared::{CLOSED, EPOCHS, Shared};
 
 /// In a tag below: this request went the short way. Above it is its epoch.
 const DIRECT: Tag = 1 << FIRST_MARK;
@@ -34,14 +37,38 @@ impl ThinChannel {
             return false;
         }
         let (epoch, word) = self.stay.begin(&self.reader, &self.shared.epoch, self.volume.word());
-        let base = if word == self.word { self.find_direct(io) } else { None };
+        // A word that is gone by may be a closed one, after which nothing is to start.
+        let open = word == self.word && word & CLOSED == 0;
+        let base = if open { self.find_direct(io) } else { None };
         let Some(base) = base else {
-            self.stay.end(&self.reader, epoch);
-            return false;
+            let began = open && io.op == Op::Write && self.try_first(io, epoch, cx);
+            if !began {
+                self.stay.end(&self.reader, epoch);
+            }
+            return began;
         };
         self.parts.direct += 1;
         (io.tag, io.offset) = (marked(io.tag, epoch), base);
         self.base.submit(*io, cx);
+        true
+    }
+
+    /// Sends the first write of whole sub-blocks of one cluster down, which goes where the entry is put now; whether it has.
+    fn try_first(&mut self, io: &Io, epoch: u64, cx: &mut Cx<'_>) -> bool {
+        let shared = &*self.shared;
+        let (cluster, inside) = (io.offset >> shared.cluster_shift, io.offset & ((1 << shared.cluster_shift) - 1));
+        let is_whole = (io.offset | io.len) & ((1 << shared.sub_shift()) - 1) == 0;
+        let fits = inside + io.len <= 1 << shared.cluster_shift && io.end().is_some_and(|end| end <= self.chain.bytes);
+        let (leaf, slot) = Shared::slot(cluster);
+        let (true, Some(leaf)) = (is_whole && fits, self.head.leaf(leaf)) else { return false };
+        let touched = touched(shared, io.offset, io.len);
+        let piece = Piece { cluster, leaf, slot, at: io.offset, len: io.len, touched, edge: false, here: None };
+        let map = self.head.clone();
+        let Ok(on) = self.lock_and_claim(&map, &piece) else { return false };
+        let base = (u64::from(on) << self.shared.cluster_shift) + inside;
+        let kind = Kind::First { map, leaf, tag: io.tag, epoch };
+        let token = self.parts.insert(Part { owner: NOBODY, kind, at: io.offset, len: io.len, base });
+        self.base.submit(Io { tag: tag_of(token), flags: IoFlags::empty(), offset: base, ..*io }, cx);
         true
     }
 
@@ -61,7 +88,10 @@ impl ThinChannel {
 
     /// Cancels a request that may have gone the short way.
     pub(super) fn cancel_direct(&mut self, tag: Tag, cx: &mut Cx<'_>) {
-        if tag >> FIRST_MARK == 0 && self.parts.direct > 0 {
+        let is_first = |part: &Part| matches!(part.kind, Kind::First { tag: its, .. } if its == tag);
+        if let Some((token, _)) = self.parts.slab.iter_mut().find(|(_, part)| is_first(part)) {
+            self.base.cancel(tag_of(token), cx);
+        } else if tag >> FIRST_MARK == 0 && self.parts.direct > 0 {
             // Of those that are not below the base knows nothing.
             (0..EPOCHS).for_each(|epoch| self.base.cancel(marked(tag, epoch), cx));
         }

@@ -376,6 +376,11 @@ impl ThinChannel {
         }
         let part = self.parts.slab.remove(token).expect("a part in flight");
         let result = match &part.kind {
+            Kind::First { map, leaf, tag, epoch } => {
+                let result = self.arrived(map, *leaf, &part, completion.result);
+                self.stay.end(&self.reader, *epoch);
+                return self.ended.push(Completion { tag: *tag, result });
+            }
             Kind::Plain => completion.result,
             Kind::Fresh(map, leaf) => self.arrived(map, *leaf, &part, completion.result),
             Kind::EdgeRead(edge) | Kind::EdgeWrite(edge) => {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use pollux_core::segment::for_range;
-use pollux_core::{SegmentList, Slab, Token};
+use pollux_core::{SegmentList, Slab, Tag, Token};
 
 use crate::memory::{Buffer, Pieces};
 use crate::thin::shared::LayerMap;
@@ -20,11 +20,16 @@ pub(super) enum Kind {
     Plain,
     /// Data of sub-blocks that are not here yet and locked; all in this leaf, which stays in memory meanwhile.
     Fresh(Arc<LayerMap>, u32),
+    /// The same for all of a request of which nothing else is known: its tag, and the epoch in which it began.
+    First { map: Arc<LayerMap>, leaf: u32, tag: Tag, epoch: u64 },
     /// The rest of a sub-block is read into a buffer, before the request's data goes over it.
     EdgeRead(Edge),
     /// A whole sub-block is written from a buffer.
     EdgeWrite(Edge),
 }
+
+/// The owner of a part that is all of a request.
+pub(super) const NOBODY: Token = Token { index: u32::MAX, generation: 0 };
 
 /// A sub-block of which a request covers a part only.
 pub(super) struct Edge {
@@ -39,7 +44,7 @@ pub(super) struct Edge {
 
 /// See the module's description.
 pub(super) struct Part {
-    /// The request.
+    /// The request; [`NOBODY`] of one that is all of it.
     pub(super) owner: Token,
     pub(super) kind: Kind,
     /// The range of the volume.

@@ -152,15 +152,22 @@ impl<'a> Engine<'a> {
                 run.clock.now()
             };
             if now >= schedule.look && self.look(now, run, schedule, what)? {
-                return Ok(now - schedule.begin);
+                // Work that came to its end did so at the last answer.
+                let end = if self.is_idle() { run.last_seen } else { now };
+                return Ok(end.saturating_sub(schedule.begin));
             }
         }
+    }
+
+    /// Nothing is in flight, and nothing will be.
+    fn is_idle(&self) -> bool {
+        self.queues.iter().all(|queue| queue.in_flight() == 0 && queue.due().is_none())
     }
 
     /// Everything that is not the path of an I/O. True: the pass is over.
     #[cold]
     fn look(&mut self, now: u64, run: &mut Run<'_>, schedule: &mut Schedule, what: &str) -> Result<bool, BenchError> {
-        if self.queues.iter().all(|queue| queue.in_flight() == 0 && queue.due().is_none()) {
+        if self.is_idle() {
             return Ok(true);
         }
         if now >= schedule.end || self.stop.load(Ordering::Relaxed) {

@@ -12,6 +12,7 @@
 
 #![deny(unsafe_code)]
 
+mod bounded;
 #[allow(unsafe_code)]
 mod clock;
 mod disk;

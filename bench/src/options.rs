@@ -140,6 +140,12 @@ pub struct Options {
     pub time: Duration,
     /// How long the load runs before that.
     pub ramp: Duration,
+    /// Ends after so many requests of all queues together, if the time is not over before.
+    pub ios: Option<u64>,
+    /// No place is used twice.
+    pub once: bool,
+    /// Each queue flushes after so many of its writes.
+    pub flush_every: Option<u64>,
     /// Where the used part of the disk begins, in bytes.
     pub offset: u64,
     /// How long it is, in bytes; by default all the rest.
@@ -190,6 +196,9 @@ impl Options {
             queue_size: None,
             time: Duration::from_secs(10),
             ramp: Duration::ZERO,
+            ios: None,
+            once: false,
+            flush_every: None,
             offset: 0,
             size: None,
             fill: false,
@@ -207,6 +216,11 @@ impl Options {
             progress: false,
             verbose: false,
         }
+    }
+
+    /// Whether requests are counted, or places remembered, or flushes put between them.
+    pub(crate) const fn bounded(&self) -> bool {
+        self.ios.is_some() || self.once || self.flush_every.is_some()
     }
 
     /// Ring entries that one request takes.
@@ -240,6 +254,18 @@ impl Options {
         }
         if !self.gap.is_zero() && self.depth != 1 {
             return refuse("--gap needs --qd 1".into());
+        }
+        if self.ios == Some(0) || self.flush_every == Some(0) {
+            return refuse("--ios and --flush-every must be at least 1".into());
+        }
+        if (self.ios.is_some() || self.once) && !self.ramp.is_zero() {
+            return refuse("--ios and --once count from the first request on: leave --ramp out".into());
+        }
+        if self.verify && self.bounded() {
+            return refuse("--verify goes without --ios, --once and --flush-every".into());
+        }
+        if self.flush_every.is_some() && !self.mode.writes() {
+            return refuse(format!("--flush-every with --rw {}: nothing is written", self.mode.name()));
         }
         if self.verify && !self.fill && !self.mode.writes() {
             return refuse(format!("--verify with --rw {} needs --fill: nothing else is written", self.mode.name()));
@@ -287,6 +313,11 @@ mod tests {
         refused(|o| o.queue_size = Some(100), "--queue-size");
         refused(|o| o.gap = Duration::from_micros(1), "--gap");
         refused(|o| o.verify = true, "--fill");
+        refused(|o| o.ios = Some(0), "--ios");
+        refused(|o| (o.once, o.ramp) = (true, Duration::from_secs(1)), "--ramp");
+        refused(|o| (o.mode, o.verify, o.ios) = (Mode::RandWrite, true, Some(1)), "--verify");
+        refused(|o| o.flush_every = Some(64), "--flush-every");
+        assert_eq!(with(|o| (o.mode, o.flush_every, o.once) = (Mode::RandReadWrite, Some(64), true)), Ok(()));
         refused(|o| o.lun = 1 << 14, "--lun");
         refused(|o| o.read_percent = 101, "--rwmixread");
         refused(|o| o.depth = u16::MAX, "--qd");

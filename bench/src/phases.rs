@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::BenchError;
+use crate::bounded::Bounded;
 use crate::disk::Disk;
 use crate::engine::{Engine, Until, Window};
 use crate::layout::Shape;
@@ -98,6 +99,8 @@ impl<'a> Phases<'a> {
             let share = usize::from(options.queues);
             let (ledgers, findings) = (&mut self.ledgers[..], &mut self.findings);
             self.engine.pass(&passes, op, &mut Checked { streams, share, ledgers, findings }, run, until, name)
+        } else if options.bounded() {
+            self.engine.pass(&passes, op, &mut Bounded::new(options, streams), run, until, name)
         } else {
             self.engine.pass(&passes, op, &mut Plain(streams), run, until, name)
         }

@@ -85,7 +85,11 @@ impl Queue {
         let slot = &mut self.slots[usize::from(n)];
         slot.op = op;
         self.pass.wire.lay(&self.memory, slot.place, tag(self.index, n), op);
-        let len = if op == Op::Unmap { UNMAP_LEN } else { self.pass.shape.bytes as u32 };
+        let len = match op {
+            Op::Read | Op::Write => self.pass.shape.bytes as u32,
+            Op::Unmap => UNMAP_LEN,
+            Op::Flush => 0,
+        };
         self.lay_chain(n, op == Op::Read, len);
     }
 

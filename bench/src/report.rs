@@ -9,6 +9,7 @@ use crate::histogram::Histogram;
 use crate::memory::Pages;
 use crate::options::Options;
 use crate::run::{Counts, Run};
+use crate::scsi::Op;
 use crate::session::Session;
 use crate::verify::Findings;
 
@@ -22,6 +23,7 @@ pub struct Report {
     pub(crate) read: Figures,
     pub(crate) write: Figures,
     pub(crate) trim: Figures,
+    pub(crate) flush: Figures,
     pub(crate) errors: u64,
     pub(crate) verify: Option<Verified>,
     pub(crate) retries: u64,
@@ -60,6 +62,8 @@ pub(crate) struct What {
     pub(crate) event_idx: bool,
     pub(crate) indirect: bool,
     pub(crate) misalign: u16,
+    pub(crate) once: bool,
+    pub(crate) flush_every: Option<u64>,
     pub(crate) pages: &'static str,
     pub(crate) core: Option<usize>,
     pub(crate) disk: String,
@@ -83,6 +87,8 @@ impl What {
             event_idx: sessions.iter().all(|session| session.event_idx),
             indirect: options.indirect,
             misalign: options.misalign,
+            once: options.once,
+            flush_every: options.flush_every,
             pages: sessions.iter().map(|session| session.pages).min().map_or("none", Pages::name),
             core,
             disk: disk.name.clone(),
@@ -198,9 +204,11 @@ impl Report {
     ) -> Self {
         let seconds = window as f64 * ns_per_tick / 1e9;
         let figures = |histogram: &Histogram| Figures::new(histogram, ns_per_tick, seconds, what.bs);
+        let [read, write, trim] = [Op::Read, Op::Write, Op::Unmap].map(|op| &counts.tallies[op as usize]);
         let mut all = Histogram::default();
-        counts.tallies.iter().for_each(|tally| all.add(tally));
-        let [read, write, trim] = [0, 1, 2].map(|op: usize| figures(&counts.tallies[op]));
+        [read, write, trim].into_iter().for_each(|tally| all.add(tally));
+        let [read, write, trim] = [read, write, trim].map(figures);
+        let flush = Figures::new(&counts.tallies[Op::Flush as usize], ns_per_tick, seconds, 0);
         let total = figures(&all);
         let mut messages = run.messages.clone();
         messages.extend(verified.iter().flat_map(|findings| findings.messages.clone()));
@@ -209,6 +217,7 @@ impl Report {
             read,
             write,
             trim,
+            flush,
             errors: run.errors,
             verify: verified.map(|findings| Verified { bytes: findings.bytes, errors: findings.errors }),
             retries: run.retries,
@@ -250,6 +259,7 @@ impl Report {
             "read": self.read.json(),
             "write": self.write.json(),
             "trim": self.trim.json(),
+            "flush": self.flush.json(),
             "duration_s": (self.seconds * 1e6).round() / 1e6,
             "rw": what.rw,
             "rwmixread": what.read_percent,
@@ -263,6 +273,8 @@ impl Report {
             "event_idx": what.event_idx,
             "indirect": what.indirect,
             "misalign": what.misalign,
+            "once": what.once,
+            "flush_every": what.flush_every,
             "pages": what.pages,
             "core": what.core,
             "seed": what.seed,
@@ -295,7 +307,7 @@ impl Report {
             what.rw, what.bs, what.qd, what.queues, what.sockets, self.seconds, what.disk
         );
         self.total.line("total", &mut out);
-        let kinds = [("read", &self.read), ("write", &self.write), ("trim", &self.trim)];
+        let kinds = [("read", &self.read), ("write", &self.write), ("trim", &self.trim), ("flush", &self.flush)];
         if kinds.iter().filter(|(_, figures)| figures.ios > 0).count() > 1 {
             for (name, figures) in kinds.iter().filter(|(_, figures)| figures.ios > 0) {
                 figures.line(name, &mut out);

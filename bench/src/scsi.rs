@@ -24,8 +24,10 @@ const FIRST_WORD: usize = 16;
 const VERDICT: usize = RESPONSE_AT + 4;
 /// All of that is zero if everything went well, except the qualifier, which says nothing then (SPDK leaves it as it was).
 const MATTERS: u64 = 0xffff_0000_ffff_ffff;
-/// Of an UNMAP the residual says nothing either: SPDK counts its parameter list as not transferred.
-const MATTERS_TO_UNMAP: u64 = 0xffff_0000_0000_0000;
+/// Of an UNMAP the residual says nothing either: SPDK counts its parameter list as not transferred. A flush has no data.
+const MATTERS_TO_REST: u64 = 0xffff_0000_0000_0000;
+/// The operation code.
+const SYNCHRONIZE_CACHE: u8 = 0x35;
 /// What no device answers: residual and response are impossible.
 const POISON: u64 = u64::MAX;
 
@@ -35,16 +37,19 @@ pub(crate) enum Op {
     Read,
     Write,
     Unmap,
+    /// SYNCHRONIZE CACHE of the whole disk.
+    Flush,
 }
 
 impl Op {
-    pub(crate) const COUNT: usize = 3;
+    pub(crate) const COUNT: usize = 4;
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Op::Read => "read",
             Op::Write => "write",
             Op::Unmap => "trim",
+            Op::Flush => "flush",
         }
     }
 }
@@ -67,11 +72,11 @@ impl Wire {
         // The ten-byte commands where they reach, as guests do it.
         let long = end > 1 << 32 || blocks > u32::from(u16::MAX);
         let cdbs = if long {
-            [sixteen(0x88, blocks), sixteen(0x8a, blocks), unmap()]
+            [sixteen(0x88, blocks), sixteen(0x8a, blocks), unmap(), ten(SYNCHRONIZE_CACHE, 0)]
         } else {
-            [ten(0x28, blocks as u16), ten(0x2a, blocks as u16), unmap()]
+            [ten(0x28, blocks as u16), ten(0x2a, blocks as u16), unmap(), ten(SYNCHRONIZE_CACHE, 0)]
         };
-        let words = [0, 1, 2].map(|op: usize| header_words(&cdbs[op]));
+        let words = [0, 1, 2, 3].map(|op: usize| header_words(&cdbs[op]));
         Wire { lun, long, cdbs, words }
     }
 
@@ -94,7 +99,7 @@ impl Wire {
     #[inline(always)]
     pub(crate) fn address(&self, memory: &Memory, at: usize, op: Op, lba: u64) {
         let [mut first, mut second] = self.words[op as usize];
-        if op != Op::Unmap {
+        if matches!(op, Op::Read | Op::Write) {
             // Big endian from byte 21 of the header on.
             let bytes = if self.long { lba.swap_bytes() } else { u64::from((lba as u32).swap_bytes()) };
             first |= bytes << 40;
@@ -115,7 +120,7 @@ impl Wire {
     /// Whether a request went well: everything transferred, GOOD.
     #[inline(always)]
     pub(crate) fn good(memory: &Memory, at: usize, op: Op) -> bool {
-        let matters = if op == Op::Unmap { MATTERS_TO_UNMAP } else { MATTERS };
+        let matters = if matches!(op, Op::Read | Op::Write) { MATTERS } else { MATTERS_TO_REST };
         memory.load_u64(at + VERDICT) & matters == 0
     }
 
@@ -296,6 +301,12 @@ mod tests {
     }
 
     #[test]
+    fn a_flush_is_of_the_whole_disk_whatever_the_place() {
+        let (memory, wire) = (memory(), Wire::new(lun_bytes(3, 0x123), 8, 1 << 20));
+        assert_eq!(cdb_of(&memory, &wire, Op::Flush, 77)[..10], [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
     fn the_long_form_is_used_where_the_short_one_does_not_reach() {
         let long = |blocks, end| Wire::new(lun_bytes(0, 0), blocks, end).long;
         assert_eq!((long(8, 1 << 32), long(8, (1 << 32) + 1)), (false, true));
@@ -318,7 +329,7 @@ mod tests {
         assert!(answer(&[0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0]).0, "the qualifier of a good answer");
         let (good, short) = answer(&[0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
         assert!(!good && short.done() && short.to_string().contains("512"));
-        assert!(Wire::good(&memory, 0, Op::Unmap));
+        assert!(Wire::good(&memory, 0, Op::Unmap) && Wire::good(&memory, 0, Op::Flush));
         let (good, target) = answer(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3]);
         assert!(!good && !target.done() && target.to_string().contains("BAD TARGET"));
         // Fixed format, unit attention; then descriptor format, medium error.

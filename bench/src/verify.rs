@@ -70,6 +70,7 @@ impl Work for Checked<'_> {
             Op::Read => untouch(data.memory, data.at, data.len),
             Op::Write => ledger.write(job.chunk, data.memory, data.at),
             Op::Unmap => ledger.trim(job.chunk),
+            Op::Flush => {}
         }
     }
 

@@ -89,6 +89,16 @@ impl Stream {
         self.first
     }
 
+    /// Pieces of the whole range.
+    pub(crate) const fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// Where it goes if it is sequential.
+    pub(crate) const fn part(&self) -> std::ops::Range<u64> {
+        self.begin..self.end
+    }
+
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Job {
         let random = self.rng.next_u64();

@@ -48,6 +48,15 @@ pub(crate) struct BenchArgs {
     /// How long the load runs before that
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = parse_seconds)]
     ramp: Duration,
+    /// End after so many requests, if the time is not over before
+    #[arg(long, value_name = "N")]
+    ios: Option<u64>,
+    /// Use no place twice; ends when all have been used
+    #[arg(long)]
+    once: bool,
+    /// Each queue flushes after so many of its writes
+    #[arg(long, value_name = "N")]
+    flush_every: Option<u64>,
     /// Where the used part of the disk begins
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = parse_size)]
     offset: u64,
@@ -137,6 +146,9 @@ impl BenchArgs {
             queue_size: self.queue_size,
             time: self.time,
             ramp: self.ramp,
+            ios: self.ios,
+            once: self.once,
+            flush_every: self.flush_every,
             offset: self.offset,
             size: self.size,
             fill: self.fill,

@@ -234,6 +234,7 @@ mod tests {
              --queue-size 256 --time 0.5 --ramp 1 --offset 1M --size 1G --fill --verify --seed 7 --core 1 --kick always \
              --interrupt --gap 100 --hugepages off --event-idx on --indirect on --misalign 8 --timeout 5 --progress --verbose",
             "pollux bench --socket /s --core none",
+            "pollux bench --socket /s --rw randwrite --once --ios 1000 --flush-every 64",
             "pollux pool create lvs --on f0 --cluster-size 1M --overcommit 200 --force",
             "pollux pool list --json",
             "pollux pool show lvs",

@@ -238,11 +238,30 @@ fn several_vms_from_one_thread() -> Result<()> {
 }
 
 #[test]
+fn a_run_ends_with_its_requests_or_its_places_and_flushes_between_them() -> Result<()> {
+    let (daemon, sockets) = faulty()?;
+    let before = served(&daemon, "EE_disk", "num_flush_ops")?;
+    let report = good(&sockets, "--rw randwrite --ios 1000 --flush-every 64 --qd 4 --queues 2 --time 20")?;
+    // Each queue has sent half of them.
+    ensure!(report["ios"] == 1000 && report["write"]["ios"] == 1000 && report["flush"]["ios"] == 14, "{report:#}");
+    ensure!(served(&daemon, "EE_disk", "num_flush_ops")? - before == 14, "{report:#}");
+    ensure!(report["flush"]["bytes_per_second"] == 0 && report["flush"]["latency_ns"]["p50"].as_u64() > Some(0));
+    ensure!(report["duration_s"].as_f64() < Some(10.0), "{report:#}");
+    let pieces = BLOCKS * 512 / 8192;
+    for mode in ["randwrite", "write", "randread"] {
+        let report = good(&sockets, &format!("--rw {mode} --bs 8k --once --queues 3 --time 20"))?;
+        ensure!(report["ios"] == pieces && report["duration_s"].as_f64() < Some(10.0), "{pieces}: {report:#}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_report_has_every_field() -> Result<()> {
     let (_daemon, sockets) = daemon()?;
     let report = good(&sockets, "--rw randrw --qd 8 --bs 8k --queues 2 --time 0.5")?;
     let number =
         |value: &Value, name: &str| value[name].as_f64().with_context(|| format!("{name} is no number in {value:#}"));
+    ensure!(report["flush"]["ios"] == 0, "{report:#}");
     for part in [&report, &report["read"], &report["write"], &report["trim"]] {
         let (ios, iops, rate) = (number(part, "ios")?, number(part, "iops")?, number(part, "bytes_per_second")?);
         ensure!((rate - iops * 8192.0).abs() <= 8192.0, "{part:#}");
@@ -276,6 +295,8 @@ fn a_report_has_every_field() -> Result<()> {
         ("event_idx", json!(true)),
         ("indirect", json!(false)),
         ("misalign", json!(0)),
+        ("once", json!(false)),
+        ("flush_every", Value::Null),
         ("core", Value::Null),
         ("seed", json!(1)),
         ("messages", json!([])),

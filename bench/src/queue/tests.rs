@@ -161,7 +161,7 @@ fn a_slot_goes_from_one_kind_of_request_to_another() {
         assert_eq!(queue.visit(&mut work, &mut run).expect("good"), 0);
         assert!(device.take().is_empty() && queue.in_flight() == 0 && queue.oldest().is_none());
         let counts = run.counts.tallies.each_ref().map(crate::histogram::Histogram::count);
-        assert_eq!((counts, run.errors), ([2, 1, 1], 0));
+        assert_eq!((counts, run.errors), ([2, 1, 1, 0], 0));
     }
 }
 

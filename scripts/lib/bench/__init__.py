@@ -9,7 +9,9 @@ Where to look:
     watch.py      what is read off a target while it is loaded: busy time, kernel workers
     lab.py        a group of cells that share targets: start, fill, take turns, stop
     special.py    what is no cell: idle VMs, memory, scraping, two reactors
-    goals.py      the judged rows; special_goals.py: those of special.py; verdict.py: what a row says
+    thin.py, thin_large.py    thin pools: volumes against their base, SPDK and themselves; pools of 1 and 8 TiB
+    thin_lab.py   bases, pools, volumes and images for them; specials.py: all that is no cell
+    goals.py      the judged rows; thin_goals.py, special_goals.py: those of special.py; verdict.py: what a row says
     wakeup.py     how long the bare kernel takes to wake a thread
     store.py      the file with every sample
     stats.py      medians, spreads, ratios

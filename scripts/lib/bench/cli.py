@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import kernel, special
+from . import kernel
 from .backings import BACKINGS
 from .cells import ACCESSES, ONE_CORE, OWN, parse_size
 from .errors import BenchError, OutOfTime
@@ -22,6 +22,7 @@ from .procs import signals_are_interrupts
 from .render import render
 from .report import cells_tables, goals_table
 from .session import Session
+from .specials import SPECIALS, Special, run
 from .store import Store
 from .targets import Side, parse_side
 from .words import time_text
@@ -107,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-SPECIAL_KEYS = ", ".join(special.SPECIALS)
+SPECIAL_KEYS = ", ".join(dict.fromkeys(key.partition("-")[0] for key in SPECIALS)) + " (see --list for the parts of thin)"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -135,7 +136,7 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
     sides = _sides(arguments)
     clients = _clients(arguments, sides)
     items, judged = _wanted(arguments, sides, clients)
-    specials = [special.SPECIALS[row.special] for row in judged if row.special]
+    specials = [SPECIALS[row.special] for row in judged if row.special]
     turns = arguments.turns or (3 if arguments.quick else 10)
     options = _options(arguments, sides)
     session = Session(options, _store(arguments), turns, arguments.stop_after)
@@ -146,7 +147,7 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> int:
     _keep_away(options)
     session.run(items)
     for one in specials:
-        special.run(session, one)
+        run(session, one)
     if judged:
         print(goals_table([verdict for row in judged for verdict in row.judge(session.store)]))
     else:
@@ -194,7 +195,7 @@ def _clients(arguments: argparse.Namespace, sides: Sequence[Side]) -> list[str]:
 
 def _wanted(arguments: argparse.Namespace, sides: Sequence[Side], clients: list[str]) -> tuple[list[Item], list[Row]]:
     only = _words(arguments.only)
-    known = [*BACKINGS, *(special.SPECIALS if arguments.goals else ())]
+    known = [*BACKINGS, *(chosen_by(SPECIALS) if arguments.goals else ())]
     for name in only:
         if name not in known:
             raise BenchError(f"--only {name}: choose from {', '.join(known)}")
@@ -204,9 +205,17 @@ def _wanted(arguments: argparse.Namespace, sides: Sequence[Side], clients: list[
         return [Item(cell, lanes(cell, names, clients, not arguments.no_fio)) for cell in cells_wanted], []
     other = sides[1].name if len(sides) > 1 else None
     chosen = [
-        row for row in rows(other, clients, not arguments.no_fio) if not only or row.key.partition("-")[0] in only
+        row
+        for row in rows(other, clients, not arguments.no_fio)
+        if not only or any(word in only for word in chosen_by([row.key]))
     ]
     return [item for row in chosen for item in row.items], chosen
+
+
+def chosen_by(keys: Iterable[str]) -> list[str]:
+    """The words that choose rows: their keys, and what these begin with (`thin`, `thin-first`, `thin-first-ram`)."""
+    parts = [key.split("-") for key in keys]
+    return list(dict.fromkeys("-".join(words[:end]) for words in parts for end in range(1, len(words) + 1)))
 
 
 def _axes(arguments: argparse.Namespace, only: Sequence[str]) -> Wanted:
@@ -275,19 +284,19 @@ def _store(arguments: argparse.Namespace) -> Store:
 # --- before and after ----------------------------------------------------------------------------
 
 
-def _announce(session: Session, items: list[Item], specials: list[special.Special]) -> None:
+def _announce(session: Session, items: list[Item], specials: list[Special]) -> None:
     """Says how much is missing, and how long that takes."""
     seconds = estimate(items, session.turns, session.options.seconds, session.options.ramp)
     for item in items:
         session.total += sum(len(session.missing(item.cell.key, lane)) for lane in item.lanes)
     for one in specials:
         if len(kernel.CORES) >= one.cores:
-            session.total += sum(len(session.missing(what, special.POLLUX)) for what in one.whats)
+            session.total += sum(len(session.missing(what, lane)) for what, lane in one.wanted())
             seconds += one.seconds * session.turns + 10
     session.say(f"bench: {session.total} samples are missing; all of them take about {time_text(seconds)}")
 
 
-def _list(items: list[Item], specials: list[special.Special]) -> int:
+def _list(items: list[Item], specials: list[Special]) -> int:
     for item in items:
         print(item.cell.key, *(f"{lane.side}/{lane.client}" for lane in item.lanes))
     for one in specials:

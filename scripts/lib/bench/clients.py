@@ -75,6 +75,8 @@ def parse_bench(text: str) -> Values:
             "bytes_per_second": answer["bytes_per_second"],
             "latency_ns": {name: latency[name] for name in ("min", "mean", *PERCENTILES, "max") if name in latency},
             "errors": answer["errors"] + answer.get("verify_errors", 0),
+            "ios": answer["ios"],
+            "seconds": answer["duration_s"],
         }
     except (ValueError, KeyError) as error:
         raise BenchError(f"pollux bench printed something else than expected ({error}): {text[:200]}") from error

@@ -8,7 +8,7 @@ from .backings import backing
 from .cells import ONE_CORE, Cell
 from .plan import FIO, Item, Lane
 from .special import POLLUX
-from .special_goals import JUDGES
+from .specials import JUDGES, SPECIALS
 from .stats import Ratio, ratio
 from .store import Store
 from .verdict import EMPTY, Verdict, range_text, times, within
@@ -22,7 +22,7 @@ class Row:
     """A row of the goals: cells, or a special measurement, and how it is judged."""
 
     key: str
-    """Begins with what `--only` takes: `null`, `ram`, `disk`, `tmpfs`, `idle`, `two`, `memory`, `scrape`."""
+    """Begins with what `--only` takes: `null`, `ram`, `disk`, `tmpfs`, `idle`, `two`, `memory`, `scrape`, `thin`."""
     items: tuple[Item, ...]
     special: str | None
     judge: Callable[[Store], list[Verdict]]
@@ -125,9 +125,10 @@ def rows(other: str | None, clients: Sequence[str], raw: bool = True) -> list[Ro
         files = [tmpfs.on(depth=depth) for depth in (1, 32, 128)]
         own = [pair for pair in pairs if pair[0].client == "bench"] or pairs
         found.append(_compared("tmpfs", "file on tmpfs", files, own, 1.2))
-    return found + [Row(key, (), key, judged) for key, judged in JUDGES.items()]
+    return found + [Row(key, (), key, judged) for key, judged in JUDGES.items() if other == "spdk" or not SPECIALS[key].theirs]
 
 
-def judge(store: Store, other: str | None, clients: Sequence[str]) -> list[Verdict]:
-    """What comes out of the samples."""
-    return [verdict for row in rows(other, clients) for verdict in row.judge(store)]
+def judge(store: Store, other: str | None, clients: Sequence[str], thin: bool | None = None) -> list[Verdict]:
+    """What comes out of the samples: of all rows, of those on thin pools, or of all others."""
+    wanted = [row for row in rows(other, clients) if thin is None or row.key.startswith("thin") == thin]
+    return [verdict for row in wanted for verdict in row.judge(store)]

@@ -43,9 +43,8 @@ def sides_and_clients(store: Store) -> tuple[str | None, list[str]]:
     return other, clients
 
 
-def verdicts(store: Store) -> list[Verdict]:
-    """The judged rows of the samples."""
-    return judge(store, *sides_and_clients(store))
+GOALS = {"goals": False, "thin": True}
+"""The sections of judged rows, and whether they are those on thin pools."""
 
 
 def render(store: Store, docs: Path) -> list[Path]:
@@ -57,18 +56,24 @@ def render(store: Store, docs: Path) -> list[Path]:
         text = page.read_text()
     except OSError as error:
         raise BenchError(f"cannot read {page}: {error}") from error
-    judged = verdicts(store)
     plots: dict[str, str] = {}
     line = report.measured_line(store)
-    if any(verdict.passed is not None for verdict in judged):
-        plots["goals.svg"] = goals_chart(judged)
-        text = replace_section(text, "goals", f"{line}\n{_images(['goals.svg'])}\n{report.goals_table(judged)}")
+    written = []
+    for name, thin in GOALS.items():
+        judged = judge(store, *sides_and_clients(store), thin)
+        if any(verdict.passed is not None for verdict in judged):
+            plots[f"{name}.svg"] = goals_chart(judged)
+            parts = [line, report.builds_line(store) if thin else "", _images([f"{name}.svg"]), report.goals_table(judged)]
+            text = replace_section(text, name, "\n".join(part for part in parts if part))
+            written.append(name)
     if report.cells(store):
         made = cell_charts(store)
         plots |= made
         parts = [line, _images(list(made)), report.cells_tables(store), report.workers_table(store)]
         text = replace_section(text, "cells", "\n".join(part for part in parts if part))
-    text = replace_section(text, "machine", report.machine_table(store))
+    if written != ["thin"]:
+        # the rows on thin pools say themselves what build they are of
+        text = replace_section(text, "machine", report.machine_table(store))
     for name, svg in plots.items():
         (folder / name).write_text(svg)
     page.write_text(text)

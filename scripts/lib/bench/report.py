@@ -195,6 +195,13 @@ def _from_to(numbers: Iterable[float]) -> str:
     return " to ".join(f"{number:g}" for number in dict.fromkeys((sorted_[0], sorted_[-1])))
 
 
+def builds_line(store: Store) -> str:
+    """What was measured, in a line."""
+    sides = ((NAMES.get(name, "Pollux"), side) for name, side in store.data["sides"].items())
+    words = [f"{name}: " + "; ".join(side[part] for part in ("version", "source") if side.get(part)) for name, side in sides]
+    return ". ".join(words) + ".\n"
+
+
 def measured_line(store: Store) -> str:
     """When, how and how often."""
     calls = store.data["calls"]

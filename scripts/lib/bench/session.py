@@ -49,14 +49,34 @@ class Session:
         except BenchError as error:
             self.give_up(what, [lane], error)
             return
+        self._keep(what, lane, turn, values)
+
+    def _keep(self, what: str, lane: Lane, turn: int, values: dict[str, Any]) -> None:
         self.store.add(what, lane.side, lane.client, turn, values)
         self.taken += 1
         at = f"[{self.taken}/{self.total}, {time.monotonic() - self.start:.0f} s]"
         self.say(f"{at} turn {turn + 1}: {what} {lane.side} by {lane.client}: {brief(values)}")
 
+    def together(self, whats: Sequence[str], lane: Lane, turn: int, measure: Callable[[], list[dict[str, Any]]]) -> None:
+        """Takes samples that only make sense together, unless all of them are there."""
+        if all(turn not in self.missing(what, lane) for what in whats):
+            return
+        self.check_time()
+        try:
+            found = measure()
+        except BenchError as error:
+            self.give_up_all([(what, lane) for what in whats], error)
+            return
+        for what, values in zip(whats, found, strict=True):
+            self._keep(what, lane, turn, values)
+
     def give_up(self, what: str, lanes: Iterable[Lane], error: BenchError) -> None:
         """Notes a failure. The rest is measured all the same: it may take hours."""
-        for lane in lanes:
+        self.give_up_all([(what, lane) for lane in lanes], error)
+
+    def give_up_all(self, wanted: Iterable[tuple[str, Lane]], error: BenchError) -> None:
+        """The same for several things that have failed at once."""
+        for what, lane in wanted:
             self.given_up.add((what, lane))
             self.failed.append(f"{what}, {lane.side} by {lane.client}")
             self.store.fail(what, lane.side, lane.client, str(error).partition("\n")[0])

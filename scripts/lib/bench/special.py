@@ -23,6 +23,7 @@ from .wakeup import bare_wakeups
 from .watch import Look
 
 POLLUX = Lane("pollux", "bench")
+SPDK = Lane("spdk", "bench")
 
 IDLE_VMS = 256
 IDLE_SECONDS = 5.0
@@ -53,6 +54,12 @@ class Special:
     """Of one turn."""
     cores: int = 2
     """How many it needs."""
+    theirs: tuple[str, ...] = ()
+    """What SPDK is measured by as well; without SPDK there is no such measurement."""
+
+    def wanted(self) -> list[tuple[str, Lane]]:
+        """All that it takes samples of, and whose."""
+        return [(what, POLLUX) for what in self.whats] + [(what, SPDK) for what in self.theirs]
 
 
 def is_guest_memory(mapping: str) -> bool:
@@ -295,11 +302,10 @@ def run(session: Session, special: Special) -> None:
     if len(kernel.CORES) < special.cores:
         session.say(f"--- {special.text}: left out, needs {special.cores} cores")
         return
-    if any(session.missing(what, POLLUX) for what in special.whats):
+    if any(session.missing(what, lane) for what, lane in special.wanted()):
         session.check_time()
         session.say(f"--- {special.text}")
         try:
             special.run(session, special)
         except BenchError as error:
-            for what in special.whats:
-                session.give_up(what, [POLLUX], error)
+            session.give_up_all([(what, lane) for what, lane in special.wanted() if session.missing(what, lane)], error)

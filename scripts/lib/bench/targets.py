@@ -54,6 +54,8 @@ class Place:
     memory_mib: int = SPDK_POOLS_MIB
     vms: int = 1
     join: Callable[[], None] | None = None
+    keep: bool = False
+    """It remembers what it has over its end (Pollux)."""
 
 
 def parse_side(text: str) -> Side:
@@ -75,7 +77,8 @@ def spdk_vhost(root: Path) -> Path:
 
 def _pollux_argv(side: Side, place: Place) -> list[str]:
     cores = ",".join(map(str, place.reactors))
-    argv = [str(side.path), "serve", "--reactors", cores, "--ephemeral", "--poll", place.poll]
+    argv = [str(side.path), "serve", "--reactors", cores, "--poll", place.poll]
+    argv += [] if place.keep else ["--ephemeral"]
     argv += [
         "--state-dir",
         str(place.folder),

@@ -27,6 +27,7 @@ class Clients(unittest.TestCase):
         values = clients.parse_bench(json.dumps(answer))
         self.assertEqual((values["iops"], values["errors"], values["latency_ns"]), (1e6, 3, latency))
         self.assertEqual((values["client_ns_per_io"], values["client_busy_share"]), (40.5, 0.25))
+        self.assertEqual((values["ios"], values["seconds"]), (10**6, 1.0))
         for text in ("", "{}", "no", '{"iops": 1}'):
             with self.assertRaises(BenchError, msg=text):
                 clients.parse_bench(text)

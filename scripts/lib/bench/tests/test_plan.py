@@ -4,7 +4,7 @@ import unittest
 from pathlib import Path
 
 from bench.cells import ONE_CORE, Cell, parse_size, size_text
-from bench.cli import _numbers, _words
+from bench.cli import _numbers, _words, chosen_by
 from bench.errors import BenchError
 from bench.goals import rows
 from bench.kernel import mask, parse_cores
@@ -79,14 +79,26 @@ class Matrix(unittest.TestCase):
 class Goals(unittest.TestCase):
     def test_every_row_of_the_issue_is_there(self) -> None:
         keys = [row.key for row in rows("spdk", ["bench", "bdevperf"])]
-        self.assertEqual(keys, ["null-rate", "null-trip", "ram", "disk", "tmpfs", "idle", "two", "memory", "scrape"])
+        thin = [key for key in keys if key.startswith("thin")]
+        others = ["null-rate", "null-trip", "ram", "disk", "tmpfs", "idle", "two", "memory", "scrape"]
+        self.assertEqual(keys, others + thin)
+        parts = {key.removeprefix("thin-").partition("-")[0] for key in thin}
+        self.assertEqual(
+            parts, {"mapped", "lvol", "chain", "first", "written", "cut", "clones", "start", "map", "discard"}
+        )
         cells = {item.cell.key for row in rows("spdk", ["bench"]) for item in row.items}
         self.assertIn("null/randread/4k/qd128/q1/vm1/own", cells)
         self.assertIn("ram/randwrite/4k/qd32/q1/vm1/own", cells)
         self.assertIn("tmpfs/randread/4k/qd32/q1/vm1/one-core", cells)
 
     def test_alone_only_what_needs_nobody_else(self) -> None:
-        self.assertEqual([row.key for row in rows(None, ["bench"])], ["disk", "idle", "two", "memory", "scrape"])
+        alone = [row.key for row in rows(None, ["bench"])]
+        self.assertEqual([key for key in alone if not key.startswith("thin")], ["disk", "idle", "two", "memory", "scrape"])
+        self.assertNotIn("thin-lvol", alone)
+        self.assertIn("thin-cut", alone)
+
+    def test_rows_are_chosen_by_the_beginnings_of_their_keys(self) -> None:
+        self.assertEqual(chosen_by(["thin-first-ram", "idle"]), ["thin", "thin-first", "thin-first-ram", "idle"])
 
 
 class Words(unittest.TestCase):

@@ -139,7 +139,7 @@ class Files(unittest.TestCase):
 
     def test_the_page_changes_between_its_markers_only(self) -> None:
         page = f"by hand\n<!-- bench: goals -->\nold\n{END}\nmore\n"
-        page += f"<!-- bench: cells -->\n{END}\n<!-- bench: machine -->\n{END}\nend\n"
+        page += f"<!-- bench: thin -->\n{END}\n<!-- bench: cells -->\n{END}\n<!-- bench: machine -->\n{END}\nend\n"
         with tempfile.TemporaryDirectory() as folder:
             docs = Path(folder)
             (docs / "performance.md").write_text(page)

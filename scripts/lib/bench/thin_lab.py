@@ -20,6 +20,7 @@ from .errors import BenchError
 from .hugepages import hugepages, remove_leftovers
 from .lab import Options
 from .procs import Process, scratch
+from .rpc import RpcError
 from .targets import SETTLE, SPDK_POOLS_MIB, Place, Side, Target
 from .watch import Watch
 
@@ -150,9 +151,16 @@ class Bench:
         return disk
 
     def withdraw(self, disk: Disk) -> None:
-        """Takes the controller away."""
-        time.sleep(SETTLE)
-        self.call("vhost_delete_controller", ctrlr=f"v{disk.vm}")
+        """Takes the controller away, as soon as it has noticed that its VM is gone."""
+        end = time.monotonic() + 10
+        while True:
+            time.sleep(SETTLE)
+            try:
+                self.call("vhost_delete_controller", ctrlr=f"v{disk.vm}")
+                return
+            except RpcError:
+                if time.monotonic() > end:
+                    raise
 
     def fill(self, disk: Disk, size: int) -> None:
         """Writes the first bytes of a disk, all of them, once."""

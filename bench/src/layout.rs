@@ -48,24 +48,35 @@ pub(crate) struct Layout {
 pub(crate) struct Shape {
     pub(crate) bytes: u64,
     pub(crate) depth: u16,
+    /// Bytes of data that a request brings along: discards only say where.
+    data: u64,
 }
 
 impl Shape {
+    /// So many requests of so many bytes.
+    pub(crate) const fn new(bytes: u64, depth: u16) -> Self {
+        Shape { bytes, depth, data: bytes }
+    }
+
     /// As the options say.
     pub(crate) const fn measured(options: &Options) -> Self {
-        Shape { bytes: options.block_bytes, depth: options.depth }
+        let moves = !options.mode.trims() || options.verify;
+        Shape {
+            data: if moves { options.block_bytes } else { PAGE as u64 },
+            ..Shape::new(options.block_bytes, options.depth)
+        }
     }
 
     /// For filling and checking: as many whole requests in one as make a big block, or one.
     pub(crate) fn big(options: &Options, bytes_max: u64) -> Self {
         let most = BIG_BLOCK.min(bytes_max);
         let bytes = (most / options.block_bytes).max(1) * options.block_bytes;
-        Shape { bytes, depth: BIG_DEPTH.min(options.ring_size() / options.entries()) }
+        Shape::new(bytes, BIG_DEPTH.min(options.ring_size() / options.entries()))
     }
 
     /// Bytes from the data of one slot to that of the next.
     pub(crate) const fn stride(self) -> usize {
-        (self.bytes as usize).next_multiple_of(PAGE)
+        (self.data as usize).next_multiple_of(PAGE)
     }
 
     const fn data_len(self) -> usize {
@@ -149,6 +160,17 @@ mod tests {
         parts.sort_unstable();
         assert!(parts.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0), "{parts:?}");
         assert!(parts.last().is_some_and(|(at, len)| at + len <= layout.len));
+    }
+
+    #[test]
+    fn discards_take_no_memory_for_what_they_discard() {
+        let mut options = Options::new(Vec::new());
+        (options.mode, options.block_bytes, options.depth) = (crate::options::Mode::Trim, 1 << 30, 4);
+        assert!(Layout::new(&options).len < 64 << 20);
+        assert_eq!((Shape::measured(&options).bytes, Shape::measured(&options).stride()), (1 << 30, PAGE));
+        // What is read back afterwards needs its room.
+        (options.verify, options.block_bytes) = (true, 1 << 20);
+        assert_eq!(Shape::measured(&options).stride(), 1 << 20);
     }
 
     #[test]

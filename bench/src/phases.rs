@@ -129,7 +129,7 @@ impl<'a> Phases<'a> {
     /// The passes that together cover all disks.
     fn covers(&self) -> [Cover; 2] {
         let options = self.engine.options;
-        let small = Shape { bytes: options.block_bytes, ..Shape::big(options, 0) };
+        let small = Shape::new(options.block_bytes, Shape::big(options, 0).depth);
         let mut covered = vec![0; self.disks.len()];
         [self.big_shape(), small].map(|shape| {
             let mut cover = Cover { passes: Vec::new(), spans: Vec::new() };
@@ -169,7 +169,7 @@ mod tests {
         let mut options = Options::new(Vec::new());
         options.queues = 3;
         let range = Range { first: 5, blocks: 8 * 1000, block_size: 512 };
-        let pass = range.pass(&options, Shape { bytes: 65536, depth: 8 }, 800);
+        let pass = range.pass(&options, Shape::new(65536, 8), 800);
         assert_eq!((pass.first, pass.blocks), (805, 128));
         let spans = spans(&options, range, &pass, 800);
         assert!(spans.iter().all(|span| (span.from, span.pieces) == (100, 16)));

@@ -31,7 +31,7 @@ impl Queue {
         let QueueParts { index, memory, ring, place, indirect, kick, doorbell, lun, seed } = parts;
         let mut rng = Rng::new(seed ^ index as u64);
         (place.data..place.data + place.data_len).step_by(8).for_each(|at| memory.store_u64(at, rng.next_u64()));
-        let pass = Pass { wire: Wire::new(lun, 1, 1), shape: Shape { bytes: 0, depth: 0 }, blocks: 0, first: 0 };
+        let pass = Pass { wire: Wire::new(lun, 1, 1), shape: Shape::new(0, 0), blocks: 0, first: 0 };
         let size = usize::from(ring.size());
         Queue {
             index,
@@ -96,7 +96,7 @@ impl Queue {
         len: u32,
         timeout: Duration,
     ) -> Result<(Answer, Vec<u8>), BenchError> {
-        let pass = Pass { shape: Shape { bytes: len.into(), depth: 1 }, ..self.pass.clone() };
+        let pass = Pass { shape: Shape::new(len.into(), 1), ..self.pass.clone() };
         self.lay(&pass, Op::Read);
         let slot = &mut self.slots[0];
         slot.start = clock.now();

@@ -130,7 +130,7 @@ fn world(depth: u16, indirect: bool, op: Op) -> (Queue, Device) {
         seed: 1,
     });
     let wire = Wire::new(lun_bytes(0, 0), 8, 1 << 20);
-    queue.lay(&Pass { wire, shape: Shape { bytes: 4096, depth }, blocks: 8, first: 100 }, op);
+    queue.lay(&Pass { wire, shape: Shape::new(4096, depth), blocks: 8, first: 100 }, op);
     (queue, Device { memory, place: place.ring, indirect, taken: 0 })
 }
 

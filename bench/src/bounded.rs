@@ -199,7 +199,7 @@ mod tests {
         let at: Vec<usize> = (0..ops.len()).filter(|n| ops[*n] == Op::Flush).collect();
         assert_eq!((ops.len(), at), (12, vec![4, 9]));
         let reads = |o: &mut Options| {
-            (o.mode, o.read_percent, o.ios, o.flush_every) = (Mode::RandReadWrite, 100, Some(9), Some(1))
+            (o.mode, o.read_percent, o.ios, o.flush_every) = (Mode::RandReadWrite, 100, Some(9), Some(1));
         };
         assert!(all(&mut bounded(reads, 1000, 1), 0).iter().all(|job| job.op == Op::Read));
     }

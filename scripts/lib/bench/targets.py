@@ -56,6 +56,8 @@ class Place:
     join: Callable[[], None] | None = None
     keep: bool = False
     """It remembers what it has over its end (Pollux)."""
+    more: tuple[str, ...] = ()
+    """Further words of its command line."""
 
 
 def parse_side(text: str) -> Side:
@@ -87,7 +89,7 @@ def _pollux_argv(side: Side, place: Place) -> list[str]:
         "--vhost-dir",
         str(place.folder),
     ]
-    return argv + (["--metrics-listen", place.metrics] if place.metrics else [])
+    return [*argv, *(["--metrics-listen", place.metrics] if place.metrics else []), *place.more]
 
 
 def _spdk_argv(side: Side, place: Place) -> list[str]:

@@ -224,12 +224,14 @@ def file_of(options: Options, kind: str, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def bench(options: Options, side: Side | None = None, memory: int = 0, keep: bool = False) -> Iterator[Bench]:
-    """A target of its own. `memory`: bytes of its bdevs in memory (SPDK); `keep`: it remembers what it has (Pollux)."""
+def bench(
+    options: Options, side: Side | None = None, memory: int = 0, keep: bool = False, more: tuple[str, ...] = ()
+) -> Iterator[Bench]:
+    """A target of its own. `memory`: bytes of its bdevs in memory (SPDK); `keep`, `more`: see `Place`."""
     side = side or next(side for side in options.sides if side.name == "pollux")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch())
-        place = Place(folder, options.reactors, options.poll, keep=keep)
+        place = Place(folder, options.reactors, options.poll, keep=keep, more=more)
         if side.kind == "spdk":
             # one piece of this size has to be found among the pages
             mib = SPDK_POOLS_MIB + memory // MIB * 5 // 4

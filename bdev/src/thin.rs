@@ -21,7 +21,8 @@ mod survey;
 
 pub use error::PoolError;
 pub use info::{PoolInfo, Role, VolumeInfo};
-pub use pool::{NewSnapshot, Pool, PoolOptions, ThinVolume};
+pub use orders::Settled;
+pub use pool::{Hold, NewSnapshot, Pool, PoolOptions, ThinVolume};
 pub use survey::{ExtentKind, MapExtent, Survey};
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

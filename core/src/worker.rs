@@ -6,13 +6,16 @@ use crate::{Next, Ring};
 pub struct Cx<'a> {
     /// Monotonic time in nanoseconds, read once for the turn (and again after long steps, see [`Cx::refresh`]).
     pub now: u64,
-    /// The reactor's number: 0 for the first of `--reactors`.
+    /// The reactor's number: 0 for the first of `--reactors`; [`Cx::NO_REACTOR`] on a thread that has only a ring.
     pub reactor: usize,
     /// The reactor's ring.
     pub ring: &'a mut dyn Ring,
 }
 
 impl Cx<'_> {
+    /// The number on a thread that is no reactor: it looks at its channels by itself, and nobody wakes it.
+    pub const NO_REACTOR: usize = usize::MAX;
+
     /// Reads the clock again.
     pub fn refresh(&mut self) -> u64 {
         self.now = self.ring.now_ns();

@@ -46,6 +46,14 @@ pub enum PoolError {
     /// The pool is being closed.
     #[error("the pool is being closed")]
     Closed,
+    /// The pool, or what it lies on, takes too long.
+    #[error("the pool has not answered within {seconds} s, because what it lies on does not: {}", afterwards(*begun))]
+    TimedOut {
+        /// How long was waited.
+        seconds: u64,
+        /// Whether it may still come to be.
+        begun: bool,
+    },
     /// The pool's base.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -64,6 +72,7 @@ impl PoolError {
             PoolError::Unfit { .. } => "unfit",
             PoolError::Failed(_) => "pool_failed",
             PoolError::Closed => "closed",
+            PoolError::TimedOut { .. } => "timed_out",
             PoolError::Store(error) => error.reason(),
         }
     }
@@ -78,11 +87,22 @@ impl PoolError {
             PoolError::NoSpace(_) => libc::ENOSPC,
             PoolError::Unfit { .. } => libc::EPERM,
             PoolError::Failed(_) => libc::EROFS,
+            PoolError::TimedOut { .. } => libc::ETIMEDOUT,
             PoolError::Store(_) => libc::EIO,
         }
     }
 
     pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> Self {
         PoolError::Invalid { field, why: why.into() }
+    }
+}
+
+/// What becomes of an order that was given up.
+const fn afterwards(begun: bool) -> &'static str {
+    if begun {
+        "what was asked for has been begun, and comes to be when the base answers; look at the base, and at the pool's volumes \
+         before asking again"
+    } else {
+        "what was asked for was not begun and will not be; look at the base, then ask again"
     }
 }

@@ -1,9 +1,17 @@
-//! What the control plane may ask of a pool's engine, and the way there: a list under a lock that the engine looks at
-//! only when it was called.
+//! What the control plane may ask of a pool's engine, and the way there: a list under a lock.
+//!
+//! Orders are carried out one after the other, and one that has begun cannot be taken back: what it changed is in memory,
+//! and waits for the base. So who has waited for long enough is told which of the two it is: the order was still in the
+//! list, then it is taken out and nothing comes of it; or it has begun, then it is *late*, and what comes of it comes
+//! when the base answers. While one is late no others are taken, but for those that only ask. When it has ended,
+//! [`Orders::take_settled`] says so once, for whoever keeps books of what the pool holds.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -26,6 +34,8 @@ pub(crate) enum Order {
     Resize { uuid: Uuid, bytes: u64, allow_shrink: bool },
     /// Another name.
     Rename { uuid: Uuid, name: String },
+    /// Nobody writes it any more: it is a snapshot from now on.
+    SetReadOnly { uuid: Uuid },
     /// The volume is as this snapshot of it again.
     Rollback { uuid: Uuid, to: Uuid },
     /// Most bytes that it may own, 0: no limit, and bytes that are kept for it; what is not said stays.
@@ -53,7 +63,9 @@ pub(crate) type Answer = Result<Option<Box<PoolInfo>>, PoolError>;
 pub(crate) struct Asked {
     pub(crate) order: Order,
     /// Has room for the answer.
-    pub(crate) reply: SyncSender<Answer>,
+    reply: SyncSender<Answer>,
+    /// Which one it is, for who takes it back.
+    number: u64,
 }
 
 impl Asked {
@@ -63,39 +75,122 @@ impl Asked {
     }
 }
 
+/// An order that took longer than was waited for, and has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The volume that it was to roll back, if that is what it was.
+    pub rolled_back: Option<Uuid>,
+}
+
 #[derive(Default)]
 struct Inner {
     asked: VecDeque<Asked>,
+    last_number: u64,
+    /// What the order at hand would have to be told of when it ends late, and whether it is.
+    at_hand: Option<(u64, Settled)>,
+    is_late: bool,
+    settled: Vec<Settled>,
     closed: bool,
 }
 
 /// See the module's description.
-#[derive(Default)]
-pub(crate) struct Orders(Mutex<Inner>);
+pub(crate) struct Orders {
+    inner: Mutex<Inner>,
+    /// How long an answer is waited for, in nanoseconds.
+    patience: AtomicU64,
+}
 
 impl Orders {
-    /// Has the engine do something, and waits for it. For threads that may wait.
+    /// Nothing is asked yet; answers are waited for as long.
+    pub(crate) fn new(patience: Duration) -> Orders {
+        let patience = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
+        Orders { inner: Mutex::default(), patience: AtomicU64::new(patience) }
+    }
+
+    /// Has the engine do something, and waits for it, but not for ever. For threads that may wait.
     pub(crate) fn ask(&self, shared: &Shared, order: Order) -> Answer {
-        self.send(shared, order)?.recv().unwrap_or(Err(PoolError::Closed))
+        let (number, answer) = self.put(shared, order)?;
+        match answer.recv_timeout(self.patience()) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Disconnected) => Err(PoolError::Closed),
+            Err(RecvTimeoutError::Timeout) => self.give_up(number, &answer),
+        }
     }
 
     /// The same without waiting.
-    pub(crate) fn send(&self, shared: &Shared, order: Order) -> Result<std::sync::mpsc::Receiver<Answer>, PoolError> {
+    #[cfg(test)]
+    pub(crate) fn send(&self, shared: &Shared, order: Order) -> Result<Receiver<Answer>, PoolError> {
+        Ok(self.put(shared, order)?.1)
+    }
+
+    /// How long an answer is waited for.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_nanos(self.patience.load(Relaxed))
+    }
+
+    fn put(&self, shared: &Shared, order: Order) -> Result<(u64, Receiver<Answer>), PoolError> {
         let (reply, answer) = sync_channel(1);
-        {
+        let number = {
             let mut inner = self.lock();
             if inner.closed {
                 return Err(PoolError::Closed);
             }
-            inner.asked.push_back(Asked { order, reply });
-        }
+            if inner.is_late && order != Order::Info {
+                return Err(PoolError::TimedOut { seconds: self.patience().as_secs(), begun: false });
+            }
+            inner.last_number += 1;
+            let number = inner.last_number;
+            inner.asked.push_back(Asked { order, reply, number });
+            number
+        };
         shared.call_engine();
-        Ok(answer)
+        Ok((number, answer))
     }
 
-    /// For the engine: the next one.
+    /// It was waited for long enough.
+    fn give_up(&self, number: u64, answer: &Receiver<Answer>) -> Answer {
+        let mut inner = self.lock();
+        // It may have come since.
+        if let Ok(answer) = answer.try_recv() {
+            return answer;
+        }
+        let waiting = inner.asked.len();
+        inner.asked.retain(|asked| asked.number != number);
+        let begun = inner.asked.len() == waiting;
+        if begun && inner.at_hand.is_some_and(|(at_hand, _)| at_hand == number) {
+            inner.is_late = true;
+        }
+        Err(PoolError::TimedOut { seconds: self.patience().as_secs(), begun })
+    }
+
+    /// For the engine: the next one. The one before has ended.
     pub(crate) fn next(&self) -> Option<Asked> {
-        self.lock().asked.pop_front()
+        let mut inner = self.lock();
+        let ended = inner.at_hand.take();
+        if std::mem::take(&mut inner.is_late) {
+            inner.settled.extend(ended.map(|(_, settled)| settled));
+        }
+        let next = inner.asked.pop_front()?;
+        let rolled_back = if let Order::Rollback { uuid, .. } = next.order { Some(uuid) } else { None };
+        inner.at_hand = Some((next.number, Settled { rolled_back }));
+        Some(next)
+    }
+
+    /// For the engine: the next one of those that only ask, which need not wait for the order at hand.
+    pub(crate) fn next_question(&self) -> Option<Asked> {
+        let mut inner = self.lock();
+        let at = inner.asked.iter().position(|asked| asked.order == Order::Info)?;
+        inner.asked.remove(at)
+    }
+
+    /// Whether the order at hand takes longer than it was waited for.
+    pub(crate) fn is_late(&self) -> bool {
+        self.lock().is_late
+    }
+
+    /// Late orders that have ended since this was asked last.
+    pub(crate) fn take_settled(&self) -> Vec<Settled> {
+        std::mem::take(&mut self.lock().settled)
     }
 
     /// For the engine: it takes no more.
@@ -109,6 +204,63 @@ impl Orders {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn world(patience: Duration) -> (Orders, Shared) {
+        (Orders::new(patience), Shared::new(65536, 1, 64))
+    }
+
+    #[test]
+    fn an_order_that_was_not_begun_is_taken_back() {
+        let (orders, shared) = world(Duration::from_millis(1));
+        let given_up = orders.ask(&shared, Order::Commit);
+        assert_eq!(given_up, Err(PoolError::TimedOut { seconds: 0, begun: false }));
+        assert!(orders.next().is_none() && !orders.is_late() && orders.take_settled().is_empty());
+    }
+
+    #[test]
+    fn one_that_was_begun_is_late_until_it_ends_and_meanwhile_no_others_are_taken() {
+        let (orders, shared) = world(Duration::from_millis(200));
+        let uuid = Uuid::from_u128(7);
+        let order = Order::Rollback { uuid, to: Uuid::from_u128(8) };
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| orders.ask(&shared, order));
+            let begun = loop {
+                if let Some(begun) = orders.next() {
+                    break begun;
+                }
+                std::thread::yield_now();
+            };
+            assert_eq!(asking.join().expect("no panic"), Err(PoolError::TimedOut { seconds: 0, begun: true }));
+            assert!(orders.is_late());
+            assert_eq!(orders.ask(&shared, Order::Commit), Err(PoolError::TimedOut { seconds: 0, begun: false }));
+            let question = orders.send(&shared, Order::Info).expect("it may be asked");
+            orders.next_question().expect("it overtakes").answer(Ok(None));
+            assert_eq!(question.recv(), Ok(Ok(None)));
+            assert!(orders.next_question().is_none() && orders.is_late());
+            begun.answer(Ok(None));
+        });
+        assert!(orders.take_settled().is_empty(), "it has not ended yet");
+        assert!(orders.next().is_none());
+        assert_eq!(orders.take_settled(), [Settled { rolled_back: Some(uuid) }]);
+        assert!(orders.take_settled().is_empty() && !orders.is_late());
+        assert!(orders.send(&shared, Order::Commit).is_ok());
+    }
+
+    #[test]
+    fn what_is_answered_in_time_is_not_late() {
+        let (orders, shared) = world(Duration::from_secs(60));
+        let answer = orders.send(&shared, Order::Commit).expect("it may be asked");
+        orders.next().expect("asked").answer(Ok(None));
+        assert_eq!(answer.recv(), Ok(Ok(None)));
+        assert!(orders.next().is_none() && orders.take_settled().is_empty());
+        orders.close();
+        assert_eq!(orders.ask(&shared, Order::Commit), Err(PoolError::Closed));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::time::Duration;
 
 use pollux_core::{Bdev, Channel, Discard, Extent, OpenArgs, OpenError, Resident, Shape};
 use serde_json::{Value, json};
@@ -11,8 +12,8 @@ use super::PoolError;
 use super::channel::ThinChannel;
 use super::engine::{Directory, Engine};
 use super::info::PoolInfo;
-use super::orders::{Order, Orders, SnapshotOf};
-use super::shared::{Shared, Volume};
+use super::orders::{Order, Orders, Settled, SnapshotOf};
+use super::shared::{Reader, Shared, Volume};
 use super::steps::Steps;
 use super::store::{self, Blocking, Store};
 use crate::{BdevError, Device};
@@ -31,6 +32,8 @@ pub struct PoolOptions {
     pub composite_bytes: usize,
     /// How long a write waits for space, in nanoseconds, before it fails.
     pub patience_ns: u64,
+    /// How long the control plane waits for an order to be carried out.
+    pub order_time: Duration,
     /// Any random number that no other start has had.
     pub salt: u64,
     /// Told what the pool is about to write; for tests.
@@ -45,6 +48,7 @@ impl Default for PoolOptions {
             map_bytes: 2 << 30,
             composite_bytes: 64 << 20,
             patience_ns: 5_000_000_000,
+            order_time: Duration::from_secs(60),
             salt,
             steps: None,
         }
@@ -95,7 +99,7 @@ impl Pool {
         let shared = Arc::new(Shared::new(store.geometry().cluster_size, options.reactors, leaves));
         shared.patience.store(options.patience_ns, Relaxed);
         shared.composites.set_limit(options.composite_bytes);
-        let (orders, directory) = (Arc::<Orders>::default(), Arc::<Directory>::default());
+        let (orders, directory) = (Arc::new(Orders::new(options.order_time)), Arc::<Directory>::default());
         let uuid = store.uuid();
         let engine = Engine::new(store, &base, shared.clone(), orders.clone(), directory.clone());
         let engine = engine.map_err(store::StoreError::Open)?;
@@ -173,6 +177,14 @@ impl Pool {
         self.order(Order::Rename { uuid, name: name.to_owned() })
     }
 
+    /// A volume is a snapshot from now on, under the same name and UUID. One that is a snapshot already stays one.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn set_read_only(&self, uuid: Uuid) -> Result<(), PoolError> {
+        self.order(Order::SetReadOnly { uuid })
+    }
+
     /// A volume is as its last snapshot was.
     ///
     /// # Errors
@@ -210,6 +222,19 @@ impl Pool {
         self.shared.patience.store(ns, Release);
     }
 
+    /// Whether an order takes longer than it was waited for: then others are refused at once.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.orders.is_late()
+    }
+
+    /// Orders that took longer than was waited for, and have ended since this was asked last: what the pool holds may be
+    /// another than what was answered.
+    #[must_use]
+    pub fn take_settled(&self) -> Vec<Settled> {
+        self.orders.take_settled()
+    }
+
     /// A volume or snapshot as a device.
     #[must_use]
     pub fn volume(&self, uuid: Uuid) -> Option<ThinVolume> {
@@ -235,6 +260,40 @@ pub struct ThinVolume {
     base: Arc<dyn Bdev>,
     pub(super) shared: Arc<Shared>,
     pub(super) volume: Arc<Volume>,
+}
+
+/// A volume or snapshot that cannot be deleted while this is there.
+pub struct Hold {
+    shared: Arc<Shared>,
+    volume: Arc<Volume>,
+    /// Never looks at a map, so nobody waits for it.
+    reader: Arc<Reader>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.shared.leave(&self.volume, &self.reader);
+    }
+}
+
+impl ThinVolume {
+    /// By which it is known.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.volume.uuid
+    }
+
+    /// Keeps it from being deleted.
+    ///
+    /// # Errors
+    /// If it is being deleted.
+    pub fn hold(&self) -> Result<Hold, PoolError> {
+        let reader = Arc::new(Reader::new());
+        if !self.shared.enter(&self.volume, &reader) {
+            return Err(PoolError::NotFound(self.volume.uuid.to_string()));
+        }
+        Ok(Hold { shared: self.shared.clone(), volume: self.volume.clone(), reader })
+    }
 }
 
 impl Bdev for ThinVolume {

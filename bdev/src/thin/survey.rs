@@ -1,20 +1,27 @@
 //! What of a volume is there, and what has changed since a snapshot of it: the map as a service, for backups.
 //!
-//! For threads that may wait: a part of a map that is not in memory is loaded.
+//! For threads that may wait: a part of a map that is not in memory is loaded, and those behind it meanwhile. A call ends
+//! after a while with what it has, and says where to go on; parts of a map where nothing is are passed over as a whole.
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::PoolError;
-use super::format::Entry;
+use super::format::{ENTRIES_PER_PAGE, Entry};
 use super::pool::ThinVolume;
-use super::shared::{CLOSED, LayerMap, Miss, Reader, Stay};
+use super::shared::{CLOSED, LayerMap, Miss, Place, Reader, Shared, Stay};
 
 /// Clusters that are looked at before the engine may take something out of the maps again.
 const AT_ONCE: u64 = 4096;
 /// How long a thread sleeps that waits for a part of a map.
 const NAP: Duration = Duration::from_micros(200);
+/// Leaves of a layer that are asked for beyond one that is waited for.
+const AHEAD: u64 = 32;
+/// How long a call goes on when it has got anywhere.
+const TURN: Duration = Duration::from_millis(200);
+/// How long it waits when it does not.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a range is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,29 +56,47 @@ impl ThinVolume {
     /// What was written, from `offset` on, at most so many extents. All else reads as zeroes.
     ///
     /// # Errors
-    /// If a part of the map is damaged.
+    /// If a part of the map is damaged, or does not come.
     pub fn allocated(&self, offset: u64, most: usize) -> Result<Survey, PoolError> {
-        self.survey(None, offset, most)
+        self.survey(Layers::All, offset, most)
     }
 
     /// What has changed since a snapshot that the volume stands on: what is not listed is as it was.
     ///
     /// # Errors
-    /// If it does not stand on it, or a part of the map is damaged.
+    /// If it does not stand on it, or a part of the map is damaged, or does not come.
     pub fn delta(&self, since: &ThinVolume, offset: u64, most: usize) -> Result<Survey, PoolError> {
-        self.survey(Some(since), offset, most)
+        self.survey(Layers::Since(since), offset, most)
     }
 
-    fn survey(&self, since: Option<&ThinVolume>, offset: u64, most: usize) -> Result<Survey, PoolError> {
+    /// What was written to it itself, and not to what it stands on.
+    ///
+    /// # Errors
+    /// If a part of the map is damaged, or does not come.
+    pub fn own(&self, offset: u64, most: usize) -> Result<Survey, PoolError> {
+        self.survey(Layers::Own, offset, most)
+    }
+
+    fn survey(&self, layers: Layers<'_>, offset: u64, most: usize) -> Result<Survey, PoolError> {
         let reader = Arc::new(Reader::new());
         if !self.shared.enter(&self.volume, &reader) {
             return Err(PoolError::Closed);
         }
         let mut surveyor = Surveyor { volume: self, reader, extents: Vec::new(), most: most.max(1) };
-        let result = surveyor.run(since, offset);
+        let result = surveyor.run(layers, offset);
         self.shared.leave(&self.volume, &surveyor.reader);
         result.map(|next_offset| Survey { extents: surveyor.extents, next_offset })
     }
+}
+
+/// Which layers of a volume are looked at.
+#[derive(Clone, Copy)]
+enum Layers<'a> {
+    All,
+    /// The first one.
+    Own,
+    /// Those above a snapshot.
+    Since(&'a ThinVolume),
 }
 
 struct Surveyor<'a> {
@@ -83,35 +108,42 @@ struct Surveyor<'a> {
 
 impl Surveyor<'_> {
     /// Returns where to go on.
-    fn run(&mut self, since: Option<&ThinVolume>, offset: u64) -> Result<Option<u64>, PoolError> {
+    fn run(&mut self, of: Layers<'_>, offset: u64) -> Result<Option<u64>, PoolError> {
         let shared = &self.volume.shared;
         let shift = shared.cluster_shift;
         let mut stay = Stay::new();
-        let mut at = offset >> shift;
+        let first = offset >> shift;
+        let (mut at, began) = (first, Instant::now());
         loop {
             let (epoch, word) = stay.begin(&self.reader, &shared.epoch, self.volume.volume.word());
             stay.go_by(&self.reader, word);
-            let looked = if word & CLOSED == 0 { self.look(since, offset, &mut at) } else { Err(Stop::Wait) };
+            let looked = if word & CLOSED == 0 { self.look(of, offset, &mut at) } else { Err(Stop::Wait) };
             stay.end(&self.reader, epoch);
             match looked {
-                Ok(more) => match more {
-                    More::Some => {}
-                    More::None => return Ok(None),
-                    More::From(offset) => return Ok(Some(offset)),
-                },
+                Ok(More::Some) => {}
+                Ok(More::None) => return Ok(None),
+                Ok(More::From(offset)) => return Ok(Some(offset)),
                 Err(Stop::Wait) => thread::sleep(NAP),
                 Err(Stop::Error(error)) => return Err(error),
+            }
+            let here = at << shift;
+            if at > first && began.elapsed() > TURN && here < self.volume.volume.chain().bytes {
+                return Ok(Some(here));
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(PoolError::TimedOut { seconds: PATIENCE.as_secs(), begun: false });
             }
         }
     }
 
     /// The next clusters.
-    fn look(&mut self, since: Option<&ThinVolume>, offset: u64, at: &mut u64) -> Result<More, Stop> {
+    fn look(&mut self, of: Layers<'_>, offset: u64, at: &mut u64) -> Result<More, Stop> {
         let shared = &self.volume.shared;
         let chain = self.volume.volume.chain();
-        let layers = match since {
-            None => &chain.layers[..],
-            Some(since) => {
+        let layers = match of {
+            Layers::All => &chain.layers[..],
+            Layers::Own => &chain.layers[..1],
+            Layers::Since(since) => {
                 let below = since.volume.chain().head().id;
                 let depth = chain.layers.iter().position(|layer| layer.id == below);
                 let what = "does not stand on that snapshot";
@@ -124,14 +156,33 @@ impl Surveyor<'_> {
             if *at >= clusters {
                 return Ok(More::None);
             }
-            let (data, zero) = self.masks(layers, *at)?;
-            let zero = if since.is_some() { zero } else { 0 };
+            let leaf = Shared::slot(*at).0;
+            if layers.iter().all(|layer| *at >= layer.clusters() || layer.place(leaf) == Place::Empty) {
+                *at = (leaf + 1) * ENTRIES_PER_PAGE as u64;
+                continue;
+            }
+            let (data, zero) = self.masks(layers, *at).inspect_err(|stop| self.ask_ahead(stop, layers, leaf))?;
+            let zero = if matches!(of, Layers::All) { 0 } else { zero };
             if let Some(end) = self.list(*at, data, zero, offset, chain.bytes) {
                 return Ok(More::From(end));
             }
             *at += 1;
         }
         Ok(More::Some)
+    }
+
+    /// Who waits for one leaf will want those behind it.
+    fn ask_ahead(&self, stop: &Stop, layers: &[Arc<LayerMap>], leaf: u64) {
+        if !matches!(stop, Stop::Wait) {
+            return;
+        }
+        for layer in layers {
+            let end = layer.clusters().div_ceil(ENTRIES_PER_PAGE as u64).min(leaf + AHEAD);
+            if (leaf..end).any(|leaf| !self.volume.shared.want(layer, leaf)) {
+                // There is no room to ask for more.
+                return;
+            }
+        }
     }
 
     /// The sub-blocks of a cluster that the first layers have, and those that they call zero.

@@ -448,10 +448,16 @@ impl Channel for ThinChannel {
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {
-        assert!(cx.reactor < self.shared.stations.len(), "the pool was opened for as many reactors as there are");
+        let stations = self.shared.stations.len();
+        assert!(cx.reactor < stations || cx.reactor == Cx::NO_REACTOR, "it was opened for as many as there are");
         self.base.attach(cx)?;
-        self.reactor = cx.reactor;
-        self.shared.stations[self.reactor].reactor_is(|| cx.ring.waker());
+        if cx.reactor == Cx::NO_REACTOR {
+            // It takes space where the first reactor does, and sees by itself when there is some.
+            self.reactor = 0;
+        } else {
+            self.reactor = cx.reactor;
+            self.shared.stations[self.reactor].reactor_is(|| cx.ring.waker());
+        }
         if !self.shared.enter(&self.volume, &self.reader) {
             self.base.detach(cx);
             return Err(IoError::NotReady);

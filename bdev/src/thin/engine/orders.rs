@@ -62,10 +62,20 @@ impl Engine {
             };
             if !self.advance_order(&mut doing) {
                 self.doing = Some(doing);
-                return count;
+                return count + self.answer_questions();
             }
             count += 1;
         }
+    }
+
+    /// Who only asks is not to wait for a base that does not answer the order at hand.
+    fn answer_questions(&self) -> u32 {
+        let mut count = 0;
+        while let Some(asked) = self.orders.next_question() {
+            asked.answer(Ok(Some(Box::new(self.info()))));
+            count += 1;
+        }
+        count
     }
 
     fn begin_order(&mut self, asked: Asked) {
@@ -181,6 +191,10 @@ impl Engine {
                 self.check_new(name, Uuid::nil())?;
                 Ok(Vec::new())
             }
+            Order::SetReadOnly { uuid } => match self.nodes.get(self.nodes.find(*uuid)?).layer.kind {
+                LayerKind::Head => Ok(vec![volume(*uuid)?]),
+                _ => Ok(Vec::new()),
+            },
             Order::Rollback { uuid, to } => {
                 let id = self.is_kind(*uuid, LayerKind::Head, "is a snapshot: it cannot be rolled back")?;
                 let to = self.is_kind(*to, LayerKind::Snapshot, "is no snapshot")?;
@@ -303,6 +317,13 @@ impl Engine {
                 name.clone_into(&mut self.nodes.get_mut(id).layer.name);
                 self.log_layer(id);
             }
+            Order::SetReadOnly { uuid } => {
+                let id = self.nodes.find(*uuid).expect("checked");
+                if self.nodes.get(id).layer.kind == LayerKind::Head {
+                    self.set_read_only(*uuid, id);
+                    return Stage::Draining(self.raise_epoch());
+                }
+            }
             Order::Rollback { uuid, to } => {
                 self.roll_back(*uuid, *to);
                 return Stage::Draining(self.raise_epoch());
@@ -375,6 +396,16 @@ impl Engine {
         }
         node.layer.size = bytes;
         node.map = Arc::new(node.map.resized(clusters));
+        self.log_layer(id);
+        self.switch(uuid, id);
+        self.review_reserves();
+    }
+
+    /// What is a head is a snapshot, with the same name and the same UUID. Nothing is kept for it any more.
+    fn set_read_only(&mut self, uuid: Uuid, id: u64) {
+        let layer = &mut self.nodes.get_mut(id).layer;
+        layer.kind = LayerKind::Snapshot;
+        (layer.quota, layer.reserved) = (0, 0);
         self.log_layer(id);
         self.switch(uuid, id);
         self.review_reserves();

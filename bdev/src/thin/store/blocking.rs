@@ -60,7 +60,7 @@ impl<'a> Blocking<'a> {
         }
         let mut channel = base.open(OpenArgs { depth: DEPTH, seed: 0 })?;
         let now = ring.now_ns();
-        channel.attach(&mut Cx { now, reactor: 0, ring }).map_err(io("way in"))?;
+        channel.attach(&mut Cx { now, reactor: Cx::NO_REACTOR, ring }).map_err(io("way in"))?;
         let bytes = shape.bytes();
         let requests = Vec::new();
         Ok(Blocking { channel, ring, wait, steps: None, watch: None, bytes, requests, in_flight: 0 })
@@ -166,6 +166,36 @@ impl<'a> Blocking<'a> {
         Ok(())
     }
 
+    /// Writes whole blocks, all at once, in pieces of 256 KiB.
+    ///
+    /// # Errors
+    /// The base's.
+    ///
+    /// # Panics
+    /// If it is not whole blocks.
+    pub fn write_at_once(&mut self, block: u64, bytes: &[u8]) -> Result<(), IoError> {
+        const BLOCKS: usize = 64;
+        assert!(bytes.len().is_multiple_of(BLOCK), "whole blocks are written");
+        let pieces = (block..).step_by(BLOCKS).zip(bytes.chunks(BLOCKS * BLOCK));
+        self.run(pieces.map(|(block, piece)| write(block, piece, IoFlags::empty())).collect()).map(drop)
+    }
+
+    /// Has blocks read as zeroes, with as little space as the device can.
+    ///
+    /// # Errors
+    /// The base's.
+    pub fn write_zeroes(&mut self, blocks: Range<u64>) -> Result<(), IoError> {
+        const BLOCKS: u64 = 1 << 14;
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let count = (blocks.end - at).min(BLOCKS);
+            let (op, flags) = (Op::WriteZeroes, IoFlags::MAY_DEALLOCATE);
+            self.run(vec![Request { op, flags, block: at, blocks: count as usize, buffer: None, tries: 0 }])?;
+            at += count;
+        }
+        Ok(())
+    }
+
     /// Runs requests, as many at once as the channel takes; the buffers come back in order.
     fn run(&mut self, requests: Vec<Request>) -> Result<Vec<Option<Buffer>>, IoError> {
         let mut waiting: Vec<usize> = (0..requests.len()).rev().collect();
@@ -177,7 +207,7 @@ impl<'a> Blocking<'a> {
                 self.submit(at);
             }
             let now = self.ring.now_ns();
-            self.channel.poll(&mut Cx { now, reactor: 0, ring: self.ring }, &mut done);
+            self.channel.poll(&mut Cx { now, reactor: Cx::NO_REACTOR, ring: self.ring }, &mut done);
             if done.is_empty() {
                 (self.wait)(self.ring);
             }
@@ -203,7 +233,7 @@ impl<'a> Blocking<'a> {
         let (offset, len) = (request.block * BLOCK as u64, (request.blocks * BLOCK) as u64);
         let io = Io { tag: tag as u64, op: request.op, flags: request.flags, offset, len, data };
         let now = self.ring.now_ns();
-        self.channel.submit(io, &mut Cx { now, reactor: 0, ring: self.ring });
+        self.channel.submit(io, &mut Cx { now, reactor: Cx::NO_REACTOR, ring: self.ring });
         self.in_flight += 1;
     }
 }
@@ -216,7 +246,7 @@ impl Drop for Blocking<'_> {
             return;
         }
         let now = self.ring.now_ns();
-        self.channel.detach(&mut Cx { now, reactor: 0, ring: self.ring });
+        self.channel.detach(&mut Cx { now, reactor: Cx::NO_REACTOR, ring: self.ring });
     }
 }
 

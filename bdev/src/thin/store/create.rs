@@ -2,8 +2,8 @@
 //!
 //! What was there before is wiped first, so that at no time a superblock leads to what another pool has left; and all that
 //! a pool writes without asking (superblocks, log, metadata) is written in full, so that a full host cannot refuse it
-//! later. The first superblock goes to all four places: a new pool bears damage at one of them like an old one. They say
-//! the same, so it does not matter which of them a crash leaves.
+//! later. The first superblock goes to all four places: a new pool bears damage at one of them like an old one. A crash may
+//! leave none of them, then there is no pool, or the first few, then there is a clean one.
 
 use uuid::Uuid;
 
@@ -65,7 +65,8 @@ pub fn create(blocking: &mut Blocking<'_>, params: &CreateParams) -> Result<(), 
     }
     blocking.step(labels::CREATE_BARRIER);
     blocking.flush().map_err(io("metadata"))?;
-    for slot in 0..SLOTS {
+    // Its own place first: the others have had no turn yet, so a crash that leaves only this one leaves a whole pool.
+    for slot in (0..SLOTS).map(|nth| (FIRST as u32 + nth) % SLOTS) {
         blocking.step(labels::CREATE_SUPERBLOCK);
         blocking.write(slot_block(slot), &*superblock.close(slot), true).map_err(io("superblock"))?;
     }

@@ -94,6 +94,7 @@ impl World {
             composite_bytes: 16 << 10,
             patience_ns: 1_000_000_000,
             steps: Some(Arc::new(medium.clone())),
+            ..PoolOptions::default()
         };
         let steps = options.steps.clone();
         let (pool, engine) = floor.blocking(&base, steps, |blocking| Pool::open(base.clone(), blocking, &options))?;

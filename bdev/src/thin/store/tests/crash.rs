@@ -214,6 +214,36 @@ fn sweep(seed: u64, steps: u64, stride: usize, choices: usize, mutate: &dyn Fn(&
     Ok(crashes)
 }
 
+/// Wherever the power goes while a pool is made: there is none, and one can be made; or there is one, and it is clean.
+#[test]
+fn a_pool_that_was_being_made_is_there_or_not() {
+    for tear in [512, 4096] {
+        let make = |stop| {
+            let medium = Medium::new(Disk { tear, ..Disk::with_512(16 << 20) }, Order::InOrder);
+            medium.stop_after(stop);
+            let made = until_off(|| on_medium(&medium, |blocking| create(blocking, &params(false)))).is_some();
+            (medium, made)
+        };
+        let (instants, mut seen) = (make(u64::MAX).0.instants(), [0, 0]);
+        for stop in 0..=instants {
+            let (medium, made) = make(stop);
+            for choice in Crash::sweep(medium.unsynced().len(), 4) {
+                let crashed = medium.crash(choice, Order::InOrder);
+                let report = check(&mut Image(crashed.clone()), &mut |_, _| {});
+                let is_clean = report.is_clean();
+                seen[usize::from(is_clean)] += 1;
+                let at = || format!("instant {stop}, {choice:?}: {:?} {:?}", report.reason, report.findings);
+                assert!(is_clean || report.reason.is_some() && !made, "{}", at());
+                if !is_clean {
+                    on_medium(&crashed, |blocking| create(blocking, &params(true))).unwrap();
+                }
+                assert!(Rig::on(&crashed, 5).is_ok(), "{}", at());
+            }
+        }
+        assert!(seen.iter().all(|count| *count > 10), "both come about: {seen:?}");
+    }
+}
+
 #[test]
 fn nothing_durable_is_lost_and_nothing_is_torn() {
     let crashes: u64 = (0..8).map(|seed| sweep(seed, 12, 5, 5, &|_| {}).unwrap()).sum();

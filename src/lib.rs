@@ -13,4 +13,5 @@ pub mod node;
 pub mod rpc;
 pub mod sources;
 pub mod state;
+pub mod stream;
 pub mod units;

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pollux_reactor::DataMode;
 use serde::Deserialize;
@@ -13,6 +14,9 @@ pub const DEFAULT_RPC_SOCKET: &str = "/run/pollux/rpc.sock";
 
 /// What a wake-up is worth if nobody says otherwise: the reads of a fast disk are waited for, those of a slow one are not.
 pub const DEFAULT_SPIN_MAX_US: u64 = 100;
+
+/// How many seconds a change of a pool waits for what the pool lies on if nobody says otherwise: longer than disks retry.
+pub const DEFAULT_POOL_TIMEOUT: u64 = 60;
 
 /// What was given, in one place (the command line or the file).
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -38,6 +42,8 @@ pub struct Given {
     pub map_memory_mib: Option<u64>,
     /// Most memory for what is remembered of a pool's long chains, in MiB.
     pub chain_memory_mib: Option<u64>,
+    /// How long a change of a pool waits for what the pool lies on, in seconds.
+    pub pool_timeout: Option<u64>,
     /// Start empty, save nothing.
     pub ephemeral: Option<bool>,
     /// Group of the controllers' sockets.
@@ -119,6 +125,8 @@ pub struct Settings {
     pub map_bytes: u64,
     /// Most bytes of memory for what is remembered of a pool's long chains; 0: nothing is.
     pub chain_bytes: u64,
+    /// How long a change of a pool waits for what the pool lies on.
+    pub pool_timeout: Duration,
     /// Start empty, save nothing.
     pub ephemeral: bool,
     /// Group id of the controllers' sockets.
@@ -172,6 +180,9 @@ pub enum ConfigError {
         /// The least that makes sense.
         least: u64,
     },
+    /// No time, or one that nobody waits.
+    #[error("--pool-timeout {0}: give 1 to {POOL_TIMEOUT} seconds")]
+    PoolTimeout(u64),
     /// No such group.
     #[error("{flag} {name}: there is no such group; give its name or its number")]
     Group {
@@ -208,6 +219,7 @@ impl Given {
             data_ring: self.data_ring.or(below.data_ring),
             map_memory_mib: self.map_memory_mib.or(below.map_memory_mib),
             chain_memory_mib: self.chain_memory_mib.or(below.chain_memory_mib),
+            pool_timeout: self.pool_timeout.or(below.pool_timeout),
             ephemeral: self.ephemeral.or(below.ephemeral),
             vhost_socket_group: self.vhost_socket_group.or(below.vhost_socket_group),
             vhost_socket_mode: self.vhost_socket_mode.or(below.vhost_socket_mode),
@@ -234,6 +246,7 @@ impl Given {
             data_ring: self.data_ring.unwrap_or_default(),
             map_bytes: memory("--map-memory-mib", self.map_memory_mib.unwrap_or(DEFAULT_MAP_MIB), 1)?,
             chain_bytes: memory("--chain-memory-mib", self.chain_memory_mib.unwrap_or(DEFAULT_CHAIN_MIB), 0)?,
+            pool_timeout: pool_timeout(self.pool_timeout.unwrap_or(DEFAULT_POOL_TIMEOUT))?,
             ephemeral: self.ephemeral.unwrap_or_default(),
             vhost_socket_group: group("--vhost-socket-group", self.vhost_socket_group)?,
             vhost_socket_mode: mode(self.vhost_socket_mode.as_deref().unwrap_or("0660"))?,
@@ -256,6 +269,13 @@ const SPIN_MAX_US: u64 = pollux_core::SPIN_MAX_NS / 1000;
 
 fn spin_max(us: u64) -> Result<u64, ConfigError> {
     if us <= SPIN_MAX_US { Ok(us) } else { Err(ConfigError::SpinMax(us)) }
+}
+
+const POOL_TIMEOUT: u64 = 3600;
+
+fn pool_timeout(seconds: u64) -> Result<Duration, ConfigError> {
+    let good = (1..=POOL_TIMEOUT).contains(&seconds);
+    if good { Ok(Duration::from_secs(seconds)) } else { Err(ConfigError::PoolTimeout(seconds)) }
 }
 
 fn mode(text: &str) -> Result<u32, ConfigError> {
@@ -312,6 +332,7 @@ mod tests {
             data-ring = "sqpoll"
             map-memory-mib = 16
             chain-memory-mib = 0
+            pool-timeout = 7
             ephemeral = true
             vhost-socket-group = "7"
             vhost-socket-mode = "0600"
@@ -326,8 +347,8 @@ mod tests {
         assert_eq!((settings.vhost_socket_group, settings.rpc_socket_group), (Some(7), Some(8)));
         assert_eq!((settings.vhost_socket_mode, settings.poll, settings.spin_max_us), (0o600, Poll::Always, 20));
         assert_eq!(settings.vhost_dir, PathBuf::from("/v"));
-        assert_eq!(settings.data_ring, DataRing::SqPoll);
         assert_eq!((settings.map_bytes, settings.chain_bytes), (16 << 20, 0));
+        assert_eq!((settings.data_ring, settings.pool_timeout), (DataRing::SqPoll, Duration::from_secs(7)));
         assert_eq!(Given::default().settle().expect("good").data_ring, DataRing::None);
     }
 
@@ -352,6 +373,7 @@ mod tests {
             (Given { map_memory_mib: Some(0), ..Given::default() }, "--map-memory-mib 0"),
             (Given { chain_memory_mib: Some(1 << 40), ..Given::default() }, "--chain-memory-mib"),
             (Given { spin_max_us: Some(2000), ..Given::default() }, "--spin-max-us 2000"),
+            (Given { pool_timeout: Some(0), ..Given::default() }, "--pool-timeout 0"),
             (Given { rpc_socket_group: Some("no such group".into()), ..Given::default() }, "--rpc-socket-group"),
         ] {
             let error = given.settle().expect_err("bad").to_string();

@@ -51,6 +51,12 @@ impl Client {
         Ok(Client { stream: BufReader::new(stream), last_id: 0 })
     }
 
+    /// The daemon's process.
+    pub(crate) fn daemon(&self) -> io::Result<i32> {
+        let peer = rustix::net::sockopt::socket_peercred(self.stream.get_ref())?;
+        Ok(peer.pid.as_raw_nonzero().get())
+    }
+
     /// Calls a method.
     pub(crate) fn call(&mut self, method: &str, params: Value) -> Result<Value, CallError> {
         self.last_id += 1;

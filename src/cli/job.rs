@@ -87,7 +87,7 @@ pub(crate) fn wait(client: &mut Client, id: &str, what: Option<&str>) -> Result<
     }
 }
 
-fn refuse_unless_complete(job: &Value) -> Result<(), CliError> {
+pub(crate) fn refuse_unless_complete(job: &Value) -> Result<(), CliError> {
     match job["state"].as_str() {
         Some("complete") => Ok(()),
         Some("failed") => Err(CliError::Failed(cell(&job["error"]["detail"]))),

@@ -14,6 +14,7 @@ mod pools;
 mod progress;
 mod serve;
 mod status;
+mod transfer;
 mod units;
 mod vhost;
 mod volume;
@@ -209,7 +210,8 @@ mod tests {
     fn every_flag_that_scripts_know_is_taken() {
         let line = "pollux serve --reactors 0,1 --state-dir /s --rpc-socket /r --vhost-dir /v --metrics-listen \
                     127.0.0.1:9 --poll always --ephemeral --config /c --vhost-socket-group g --vhost-socket-mode 0660 \
-                    --rpc-socket-group h --map-memory-mib 64 --chain-memory-mib 0";
+                    --rpc-socket-group h --map-memory-mib 64 --chain-memory-mib 0 \
+                    --pool-timeout 30";
         assert!(Cli::try_parse_from(line.split_whitespace()).is_ok());
         for line in [
             "pollux rpc bdev_get_bdevs",
@@ -246,6 +248,9 @@ mod tests {
             "pollux volume rollback lvs/v s --force",
             "pollux pool repair /srv/pool",
             "pollux pool repair /dev/sdb --yes",
+            "pollux volume export lvs/v - --from-snapshot s",
+            "pollux volume export lvs/v /backup/v --force",
+            "pollux volume import - lvs/w --read-only",
             "pollux job list --json",
             "pollux job cancel 1234abcd",
             "pollux job wait 1234abcd",

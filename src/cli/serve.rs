@@ -39,6 +39,9 @@ pub(crate) struct ServeArgs {
     /// Most memory that remembers where the data is behind many snapshots, for each pool, in MiB [default: 64]
     #[arg(long, value_name = "MIB")]
     chain_memory_mib: Option<u64>,
+    /// How long a change of a pool waits for the pool's base, in seconds [default: 60]
+    #[arg(long, value_name = "N")]
+    pool_timeout: Option<u64>,
     /// Start empty and save nothing
     #[arg(long)]
     ephemeral: bool,
@@ -73,6 +76,7 @@ pub(crate) fn run(args: ServeArgs, rpc_socket: Option<PathBuf>) -> Result<(), Cl
         data_ring: args.data_ring,
         map_memory_mib: args.map_memory_mib,
         chain_memory_mib: args.chain_memory_mib,
+        pool_timeout: args.pool_timeout,
         ephemeral: args.ephemeral.then_some(true),
         vhost_socket_group: args.vhost_socket_group,
         vhost_socket_mode: args.vhost_socket_mode,

@@ -1,11 +1,14 @@
 //! `pollux volume`: volumes, snapshots and clones in thin pools. A volume is named POOL/NAME, or by its UUID.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::CliError;
 use super::client::{CallError, Client};
 use super::output::Output;
+use super::transfer;
 use super::units::{parse_size, size};
 use super::volume_list;
 
@@ -82,6 +85,29 @@ pub(crate) enum VolumeCommand {
         #[arg(long, value_parser = parse_size, value_name = "SIZE")]
         reserve: Option<u64>,
     },
+    /// Write a volume or snapshot, without its holes, to a file or a pipe; a volume as it is at this moment
+    Export {
+        /// POOL/NAME
+        volume: String,
+        /// The file; - writes to standard output
+        file: PathBuf,
+        /// Only what has changed since this snapshot of it
+        #[arg(long, value_name = "SNAPSHOT")]
+        from_snapshot: Option<String>,
+        /// Over a file that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a volume of what was exported; of a difference, on top of the snapshot that it says
+    Import {
+        /// The file; - reads from standard input
+        file: PathBuf,
+        /// POOL/NAME of the new volume
+        volume: InPool,
+        /// Make it a snapshot, onto which later differences can be imported
+        #[arg(long)]
+        read_only: bool,
+    },
     /// Delete a volume or a snapshot
     Delete {
         /// POOL/NAME
@@ -122,6 +148,16 @@ pub(crate) fn run(
         let volumes = connect()?.call("bdev_lvol_get_lvols", params)?;
         return output.show(&volumes, volume_list::people);
     }
+    match command {
+        VolumeCommand::Export { volume, file, from_snapshot, force } => {
+            let since = from_snapshot.as_ref().map(|snapshot| beside(snapshot, volume));
+            return transfer::export(&mut connect()?, volume, since.as_deref(), file, *force, output);
+        }
+        VolumeCommand::Import { file, volume: InPool { pool, name }, read_only } => {
+            return transfer::import(&mut connect()?, file, (pool, name), *read_only, output);
+        }
+        _ => {}
+    }
     let (method, params) = request(command)?;
     let answer = connect()?.call(method, params)?;
     output.show(&answer, |_| done(command))
@@ -136,6 +172,10 @@ fn request(command: &VolumeCommand) -> Result<(&'static str, Value), CliError> {
             ("bdev_lvol_create", params)
         }
         VolumeCommand::List { pool } => ("bdev_lvol_get_lvols", json!({"lvs_name": pool})),
+        VolumeCommand::Export { volume, .. } => ("bdev_lvol_export", json!({"name": volume})),
+        VolumeCommand::Import { volume: InPool { pool, name }, .. } => {
+            ("bdev_lvol_import", json!({"lvs_name": pool, "lvol_name": name}))
+        }
         VolumeCommand::Snapshot { what } => snapshots(what)?,
         VolumeCommand::Clone { snapshot, name } => {
             ("bdev_lvol_clone", json!({"snapshot_name": snapshot, "clone_name": bare(name, snapshot)?}))
@@ -222,7 +262,7 @@ fn done(command: &VolumeCommand) -> String {
                 "created {kind} volume {pool}/{name} of {bytes}; `pollux vhost attach CONTROLLER {pool}/{name}` gives it to a VM\n"
             )
         }
-        VolumeCommand::List { .. } => String::new(),
+        VolumeCommand::List { .. } | VolumeCommand::Export { .. } | VolumeCommand::Import { .. } => String::new(),
         VolumeCommand::Snapshot { what } => made(what),
         VolumeCommand::Clone { snapshot, name } => format!("made {name}, a clone of {snapshot}\n"),
         VolumeCommand::Resize { volume, size: bytes, .. } => format!("{volume} has {}\n", size(*bytes)),

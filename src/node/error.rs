@@ -49,6 +49,12 @@ pub enum Reason {
     Ended,
     /// As many jobs run as may.
     TooManyJobs,
+    /// A device failed.
+    Io,
+    /// What was exported is damaged, torn, or something else.
+    BadStream,
+    /// A difference to something that is not there.
+    WrongBase,
 }
 
 impl Reason {
@@ -70,6 +76,9 @@ impl Reason {
             Reason::Cancelled => "cancelled",
             Reason::Ended => "ended",
             Reason::TooManyJobs => "too_many_jobs",
+            Reason::Io => "io",
+            Reason::BadStream => "bad_stream",
+            Reason::WrongBase => "wrong_base",
         }
     }
 
@@ -78,13 +87,13 @@ impl Reason {
             Reason::NotFound | Reason::Missing => errno::ENODEV,
             Reason::ExistsSame | Reason::ExistsDifferent => errno::EEXIST,
             Reason::InUse | Reason::TooManyJobs => errno::EBUSY,
-            Reason::Invalid => errno::EINVAL,
+            Reason::Invalid | Reason::WrongBase => errno::EINVAL,
             Reason::Cancelled => errno::ECANCELED,
             Reason::Ended => errno::EALREADY,
             Reason::NoSpace => errno::ENOSPC,
             Reason::Unsupported => errno::EOPNOTSUPP,
             Reason::TimedOut => errno::ETIMEDOUT,
-            Reason::StateSave | Reason::Os => errno::EIO,
+            Reason::StateSave | Reason::Os | Reason::Io | Reason::BadStream => errno::EIO,
         }
     }
 }

@@ -8,14 +8,22 @@
 //! and metrics take neither: they look at what each pool has told last.
 
 mod close;
+mod export;
 mod find;
+mod hidden;
+mod identity;
+mod import;
 mod info;
+mod map;
 mod open;
+mod place;
 mod ring;
+mod shallow;
 mod volumes;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use pollux_bdev::Entry;
@@ -23,9 +31,13 @@ use pollux_bdev::thin::{Pool, PoolError, PoolInfo};
 use pollux_vhost_scsi::HostedId;
 use uuid::Uuid;
 
+pub use export::{Export, Exporting};
 pub use find::PoolName;
+pub use import::{Import, Importing};
 pub use info::clusters;
 pub use open::NewPool;
+pub use place::Place;
+pub use shallow::{SHALLOW_COPY, ShallowCopy};
 pub use volumes::{NewVolume, VolumeSize};
 
 use super::{NodeError, Reason};
@@ -47,6 +59,25 @@ pub struct OpenPool {
     id: HostedId,
     base: Arc<Entry>,
     info: RwLock<Arc<PoolInfo>>,
+    /// Jobs that read or write its volumes: it is not closed before they have ended.
+    users: AtomicUsize,
+}
+
+/// A pool that is not closed while this is there.
+pub struct PoolUse(Arc<OpenPool>);
+
+impl PoolUse {
+    /// The pool.
+    #[must_use]
+    pub fn pool(&self) -> &OpenPool {
+        &self.0
+    }
+}
+
+impl Drop for PoolUse {
+    fn drop(&mut self) {
+        self.0.users.fetch_sub(1, Release);
+    }
 }
 
 /// A pool that was found and could not be opened.
@@ -74,7 +105,9 @@ impl OpenPool {
     /// # Errors
     /// If it is being closed.
     pub fn refresh(&self) -> Result<Arc<PoolInfo>, NodeError> {
-        let info = Arc::new(self.pool.info()?);
+        let mut info = self.pool.info()?;
+        hidden::conceal(&mut info);
+        let info = Arc::new(info);
         *self.info.write().unwrap_or_else(PoisonError::into_inner) = info.clone();
         Ok(info)
     }
@@ -95,6 +128,19 @@ impl OpenPool {
     #[must_use]
     pub const fn uuid(&self) -> Uuid {
         self.pool.uuid()
+    }
+
+    /// Keeps it open for a job. Who calls this holds the node's changes: nobody closes it meanwhile.
+    fn enter(self: Arc<Self>) -> PoolUse {
+        self.users.fetch_add(1, Relaxed);
+        PoolUse(self)
+    }
+
+    /// Refuses to close it while a job uses it.
+    fn refuse_busy(&self) -> Result<(), NodeError> {
+        let why =
+            || format!("pool '{}' is in use by a job: wait for it, or cancel it (job_get_jobs)", self.last_info().name);
+        if self.users.load(Acquire) == 0 { Ok(()) } else { Err(NodeError::new(Reason::InUse, why())) }
     }
 
     fn holds(&self, uuid: Uuid) -> bool {

@@ -7,7 +7,10 @@ use serde_json::Value;
 
 use super::error::{RpcError, code};
 use super::message::Request;
-use super::methods::{bdev, create, fault, framework, identity, job, log, lvol, lvstore, options, reservations, vhost};
+use super::methods::{
+    bdev, create, fault, framework, identity, job, log, lvol, lvstore, map, options, reservations, shallow, transfer,
+    vhost,
+};
 use super::params::{self, Habit, NoParams};
 use crate::node::Node;
 
@@ -149,8 +152,15 @@ pub static METHODS: &[Method] = &[
     typed!("bdev_lvol_clone", changes, Decode, lvol::Clone, lvol::clone),
     typed!("bdev_lvol_resize", changes, Decode, lvol::Resize, lvol::resize),
     typed!("bdev_lvol_rename", changes, Decode, lvol::Rename, lvol::rename),
+    typed!("bdev_lvol_set_read_only", changes, Decode, lvol::Named, lvol::set_read_only),
     typed!("bdev_lvol_rollback", changes, Decode, lvol::Rollback, lvol::roll_back),
     typed!("bdev_lvol_set_limits", changes, Decode, lvol::SetLimits, lvol::set_limits),
+    typed!("bdev_lvol_get_allocated", reads, Decode, map::Allocated, map::get_allocated),
+    typed!("bdev_lvol_get_delta", reads, Decode, map::Delta, map::get_delta),
+    typed!("bdev_lvol_export", reads, Decode, transfer::ExportParams, transfer::export),
+    typed!("bdev_lvol_import", changes, Decode, transfer::ImportParams, transfer::import),
+    typed!("bdev_lvol_start_shallow_copy", reads, Decode, shallow::Start, shallow::start),
+    typed!("bdev_lvol_check_shallow_copy", reads, Decode, shallow::Check, shallow::check),
     typed!("bdev_lvol_delete", changes, Decode, lvol::Delete, lvol::delete),
     typed!("job_get_jobs", reads, Decode, job::GetJobs, job::get_jobs),
     typed!("job_cancel", reads, Decode, job::Cancel, job::cancel),

@@ -41,6 +41,8 @@ pub struct RpcError {
     pub message: String,
     /// `data.reason`.
     pub reason: Option<String>,
+    /// `data.detail`.
+    pub detail: Option<String>,
 }
 
 impl std::fmt::Display for RpcError {
@@ -259,6 +261,7 @@ impl Daemon {
                 code: error["code"].as_i64().unwrap_or_default(),
                 message: error["message"].as_str().unwrap_or_default().into(),
                 reason: error["data"]["reason"].as_str().map(Into::into),
+                detail: error["data"]["detail"].as_str().map(Into::into),
             }));
         }
         Ok(Ok(answer.get("result").cloned().with_context(|| format!("{method}: neither result nor error"))?))

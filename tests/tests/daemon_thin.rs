@@ -520,3 +520,37 @@ fn spdks_own_client_uses_volumes() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_volume_that_is_made_read_only_is_a_snapshot_for_good() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 256 * MIB)?;
+    let uuid = volume(&daemon, "lvs", "v", 16)?;
+    daemon.rpc("bdev_lvol_set_limits", json!({"name": "lvs/v", "quota": 8 * MIB, "reservation": 4 * MIB}))?;
+    controller(&daemon, "vm", &["lvs/v"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    write(&mut front, 0, 0, 1)?;
+    daemon.rpc("bdev_lvol_set_read_only", json!({"name": "lvs/v"}))?;
+    daemon.rpc("bdev_lvol_set_read_only", json!({"name": "lvs/v"}))?;
+    daemon.rpc("bdev_lvol_clone", json!({"snapshot_name": "lvs/v", "clone_name": "c"}))?;
+    attach(&daemon, "vm", 1, "lvs/c")?;
+    write(&mut front, 1, 1000, 2)?;
+    flush(&mut front, 1)?;
+    for restart in [false, true] {
+        if restart {
+            drop(front);
+            daemon.restart()?;
+            front = connect(&daemon, "vm", &DriverOptions::default())?;
+        }
+        clear_attentions(&mut front, lun(0))?;
+        let refused = front.cdb(lun(0), &cdb::write10(0, 8, false), &[9; 4096], 0)?;
+        ensure!(refused.sense_key() == Some((7, 0x27, 0)), "it is write-protected: {refused:?}");
+        reads(&mut front, 0, 0, 1)?;
+        reads(&mut front, 1, 0, 1)?;
+        reads(&mut front, 1, 1000, 2)?;
+        let now = listed(&daemon, "lvs/v")?;
+        let is = (&now["is_snapshot"], &now["uuid"], &now["quota_bytes"], &now["reserved_bytes"]);
+        ensure!(is == (&json!(true), &json!(uuid), &json!(0), &json!(0)), "{now}");
+    }
+    refused(&daemon, "bdev_lvol_set_read_only", json!({"name": "lvs/none"}), -19, "No such device", "not_found")
+}

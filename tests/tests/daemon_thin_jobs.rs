@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use common::file;
-use pollux_tests::daemon::Daemon;
+use pollux_tests::daemon::{Daemon, DaemonOptions};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -105,5 +105,47 @@ fn the_daemon_ends_in_time_while_a_job_runs() -> Result<()> {
     daemon.restart()?;
     ensure!(daemon.rpc("bdev_lvol_get_lvstores", Value::Null)? == json!([]), "nothing is half made");
     ensure!(daemon.rpc("job_get_jobs", Value::Null)? == json!([]));
+    Ok(())
+}
+
+/// A change that waits for a base that hangs is answered, says what becomes of it, and does.
+#[test]
+fn a_change_does_not_wait_for_a_hanging_base_for_ever_and_is_shown_when_it_comes_to_be() -> Result<()> {
+    let args = vec!["--pool-timeout".to_owned(), "1".to_owned()];
+    let daemon = Daemon::start_with(DaemonOptions { args, ..DaemonOptions::default() })?;
+    file(&daemon, "f0", 64 * MIB)?;
+    daemon.rpc("bdev_error_create", json!({"base_name": "f0"}))?;
+    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "EE_f0", "lvs_name": "lvs"}))?;
+    let volume = |name: &str| json!({"lvs_name": "lvs", "lvol_name": name, "size": MIB, "thin_provision": true});
+    daemon.rpc("bdev_lvol_create", volume("a"))?;
+    let hang = json!({"name": "EE_f0", "io_type": "write", "error_type": "pending", "num": 1000});
+    daemon.rpc("bdev_error_inject_error", hang)?;
+    let told = |method: &str, params: Value| -> Result<String> {
+        let error = daemon.rpc_error(method, params)?;
+        ensure!(error.reason.as_deref() == Some("timed_out") && error.message == "Connection timed out", "{error}");
+        Ok(error.detail.unwrap_or_default())
+    };
+    let first = told("bdev_lvol_create", volume("b"))?;
+    ensure!(first.contains("has been begun"), "{first}");
+    let second = told("bdev_lvol_delete", json!({"name": "lvs/a"}))?;
+    ensure!(second.contains("not begun"), "{second}");
+    // Who only asks is answered, and an operator hears of it.
+    ensure!(daemon.rpc("bdev_lvol_get_lvstores", Value::Null)?[0]["name"] == "lvs");
+    let status = daemon.rpc("pollux_get_status", Value::Null)?;
+    ensure!(status["warnings"].to_string().contains("a change waits for bdev 'EE_f0'"), "{status}");
+    ensure!(daemon.rpc_error("bdev_get_bdevs", json!({"name": "lvs/b"}))?.reason.as_deref() == Some("not_found"));
+    daemon.rpc("bdev_error_inject_error", json!({"name": "EE_f0", "io_type": "clear", "error_type": "failure"}))?;
+    daemon.rpc("bdev_error_resume_pending", json!({"name": "EE_f0"}))?;
+    wait_for(|| Ok(daemon.rpc("bdev_get_bdevs", json!({"name": "lvs/b"})).ok()))?;
+    daemon.rpc("bdev_lvol_delete", json!({"name": "lvs/a"}))?;
+    // The same for one that goes.
+    daemon.rpc(
+        "bdev_error_inject_error",
+        json!({"name": "EE_f0", "io_type": "write", "error_type": "pending", "num": 1000}),
+    )?;
+    ensure!(told("bdev_lvol_delete", json!({"name": "lvs/b"}))?.contains("has been begun"));
+    daemon.rpc("bdev_error_inject_error", json!({"name": "EE_f0", "io_type": "clear", "error_type": "failure"}))?;
+    daemon.rpc("bdev_error_resume_pending", json!({"name": "EE_f0"}))?;
+    wait_for(|| Ok(daemon.rpc_error("bdev_get_bdevs", json!({"name": "lvs/b"})).ok()))?;
     Ok(())
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use pollux_bdev::thin::Role;
 use pollux_bdev::thin::store::wipe;
 use pollux_bdev::{Entry, Kind as BdevKind};
 use uuid::Uuid;
 
+use super::open::known;
 use super::ring::on_base;
 use super::{OpenPool, PoolName};
 use crate::node::notify::Kind;
@@ -75,6 +75,7 @@ impl Node {
         if !open.refresh()?.failed {
             return Ok(());
         }
+        open.refuse_busy()?;
         let entries: Vec<_> =
             self.volumes_of(&open).iter().filter_map(|uuid| self.bdevs.get(&uuid.to_string())).collect();
         if let Some((entry, by)) = entries.iter().find_map(|entry| Some((entry, entry.claimed_by()?))) {
@@ -130,11 +131,11 @@ impl Node {
     /// The volumes and snapshots of a pool that are listed.
     pub(super) fn volumes_of(&self, open: &OpenPool) -> Vec<Uuid> {
         let info = open.refresh().unwrap_or_else(|_| open.last_info());
-        let known = info.volumes.iter().filter(|volume| volume.role != Role::Leaving);
-        known.map(|volume| volume.uuid).collect()
+        known(&info).map(|volume| volume.uuid).collect()
     }
 
     fn refuse_used(&self, changes: &Changes, open: &OpenPool) -> Result<(), NodeError> {
+        open.refuse_busy()?;
         for uuid in self.volumes_of(open) {
             let Some(entry) = self.bdevs.get(&uuid.to_string()) else { continue };
             self.refuse_used_volume(changes, &entry)?;

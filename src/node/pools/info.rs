@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use pollux_bdev::thin::{PoolInfo, Role, VolumeInfo};
+use pollux_bdev::thin::{PoolInfo, Role, Settled, VolumeInfo};
 use pollux_bdev::{Entry, Kind as BdevKind, State};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::OpenPool;
+use super::open::known;
 use super::volumes::volume_info;
 use crate::node::document::Document;
-use crate::node::{Node, NodeError};
+use crate::node::notify::Kind;
+use crate::node::{Changes, Node, NodeError};
 
 impl Node {
     /// Opens the pools on these bdevs, if there are any and no guest uses the bdevs. Returns the volumes that have come
@@ -53,8 +56,16 @@ impl Node {
             (false, true) => Some(format!("pool {}: full; delete something, or writes will fail", info.name)),
             (false, false) => None,
         });
+        let late = all.iter().filter(|open| open.pool.is_late()).map(|open| {
+            let (pool, base) = (open.last_info().name.clone(), open.base().name());
+            format!(
+                "pool {pool}: a change waits for bdev '{base}', which does not answer; others are refused meanwhile"
+            )
+        });
         let closed = self.pools.closed().into_iter().filter(|(base, _)| self.bdevs.get(base).is_some());
-        open.chain(closed.map(|(base, closed)| format!("bdev {base}: its pool is not open: {}", closed.why))).collect()
+        open.chain(late)
+            .chain(closed.map(|(base, closed)| format!("bdev {base}: its pool is not open: {}", closed.why)))
+            .collect()
     }
 
     /// Asks each pool how it is: what metrics show until the next time. A pool that has failed is read-only for its
@@ -62,11 +73,50 @@ impl Node {
     pub(in crate::node) fn look_at_pools(&self) {
         let all = self.pools.all();
         let looks: Vec<_> = all.iter().filter_map(|open| open.refresh().ok()).collect();
-        let _changes = self.change();
+        let mut changes = self.change();
         if looks.iter().any(|info| info.failed) {
             self.refresh_sizes();
         }
+        for open in &all {
+            let settled = open.pool.take_settled();
+            if !settled.is_empty() {
+                self.settle(&mut changes, open, &settled);
+            }
+        }
         self.withdraw_forgotten();
+    }
+
+    /// A change has come to be that its caller does not wait for any more: what is listed, and what guests know, is made
+    /// what the pool holds.
+    fn settle(&self, changes: &mut Changes, open: &OpenPool, settled: &[Settled]) {
+        let Ok(info) = open.refresh() else { return };
+        tracing::warn!("pool '{}': a change that was given up on has ended; its volumes are listed anew", info.name);
+        for volume in known(&info) {
+            let (name, alias) = (volume.uuid.to_string(), format!("{}/{}", info.name, volume.name));
+            match self.bdevs.get(&name) {
+                None => {
+                    self.undo("a new volume", self.place_volume(open, &info.name, volume.uuid, &volume.name));
+                    self.notifications.add(Kind::BdevRegister, &name);
+                }
+                Some(entry) if !entry.aliases().contains(&alias) => {
+                    self.undo("a new name", self.bdevs.set_alias(volume.uuid, &alias));
+                }
+                Some(_) => {}
+            }
+        }
+        for entry in self.bdevs.list() {
+            let is_gone = || !info.volumes.iter().any(|volume| volume.uuid == entry.uuid());
+            if is_listed_of(open.uuid(), &entry) && is_gone() {
+                let uuid = entry.uuid();
+                drop(entry);
+                self.undo("a deleted volume", self.forget_bdev(changes, uuid));
+            }
+        }
+        self.refresh_sizes();
+        for uuid in settled.iter().filter_map(|settled| settled.rolled_back) {
+            let Some(entry) = self.bdevs.get(&uuid.to_string()) else { continue };
+            self.above(&entry).iter().for_each(|entry| self.tell_other_medium(entry));
+        }
     }
 
     /// Volumes that are missing are listed as long as something needs them.
@@ -109,6 +159,12 @@ impl Node {
         }
         json!({ "lvol": lvol })
     }
+}
+
+/// Whether a bdev is a volume that was opened in this pool.
+fn is_listed_of(pool: Uuid, entry: &Entry) -> bool {
+    let specific = entry.device().filter(|_| entry.kind() == BdevKind::Lvol).map(|device| device.driver_specific());
+    specific.is_some_and(|specific| specific["lvol"]["lvol_store_uuid"] == pool.to_string())
 }
 
 /// Clusters that only this volume has.

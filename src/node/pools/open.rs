@@ -1,6 +1,7 @@
 //! Pools are found on bases, opened, and made.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pollux_bdev::thin::format::Geometry;
@@ -11,7 +12,7 @@ use pollux_core::Bdev;
 use uuid::Uuid;
 
 use super::ring::on_base;
-use super::{ClosedPool, OpenPool, seconds};
+use super::{ClosedPool, OpenPool, hidden, seconds};
 use crate::node::document::Document;
 use crate::node::jobs::Job;
 use crate::node::notify::Kind;
@@ -155,6 +156,7 @@ impl Node {
         let base = self.base_of(entry)?;
         let options = PoolOptions {
             reactors: self.reactors.len(),
+            order_time: self.settings.pool_timeout,
             salt: salt(),
             map_bytes: self.settings.map_bytes,
             composite_bytes: usize::try_from(self.settings.chain_bytes).unwrap_or(usize::MAX),
@@ -164,13 +166,18 @@ impl Node {
         let reactor = self.pools.hosted.fetch_add(1, Relaxed) % self.reactors.len().max(1);
         let id = self.target.host(reactor, engine).map_err(|refused| refused.error)?;
         let info = match pool.info() {
-            Ok(info) => Arc::new(info),
+            Ok(info) => info,
             Err(error) => {
                 self.undo("the engine of a pool", self.target.evict(id));
                 return Err(error.into());
             }
         };
-        let open = Arc::new(OpenPool { pool, id, base: entry.clone(), info: std::sync::RwLock::new(info.clone()) });
+        let mut shown = info.clone();
+        hidden::conceal(&mut shown);
+        let (shown, users) = (std::sync::RwLock::new(Arc::new(shown)), AtomicUsize::new(0));
+        let open = Arc::new(OpenPool { pool, id, base: entry.clone(), info: shown, users });
+        hidden::take_away(&open, &info);
+        let info = open.last_info();
         self.pools.opened(open.clone());
         self.pools.set_closed(entry.name(), None);
         let _changes = self.change();
@@ -247,7 +254,7 @@ impl Node {
 }
 
 /// What can be opened of a pool.
-fn known(info: &PoolInfo) -> impl Iterator<Item = &VolumeInfo> {
+pub(super) fn known(info: &PoolInfo) -> impl Iterator<Item = &VolumeInfo> {
     info.volumes.iter().filter(|volume| volume.role != Role::Leaving)
 }
 

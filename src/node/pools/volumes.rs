@@ -10,6 +10,7 @@ use pollux_bdev::{Entry, Kind as BdevKind};
 use pollux_scsi::Attention;
 use uuid::Uuid;
 
+use super::hidden::is_hidden;
 use super::{OpenPool, PoolName, seconds};
 use crate::node::notify::Kind;
 use crate::node::{Node, NodeError, Reason};
@@ -148,8 +149,22 @@ impl Node {
         if volume_info(&info, entry.uuid())?.name == new {
             return Ok(());
         }
+        refuse_taken(&info, new, |_| false)?;
         open.pool.rename(entry.uuid(), new)?;
         self.bdevs.set_alias(entry.uuid(), &format!("{}/{new}", info.name))?;
+        self.look_again(&open);
+        Ok(())
+    }
+
+    /// Makes a volume a snapshot, under the same name and UUID: from now on guests can only read it.
+    ///
+    /// # Errors
+    /// [`NodeError`] says why not.
+    pub fn set_volume_read_only(&self, name: &str) -> Result<(), NodeError> {
+        let _changes = self.change();
+        let (open, entry) = self.find_volume(name)?;
+        open.pool.set_read_only(entry.uuid())?;
+        self.refresh_sizes();
         self.look_again(&open);
         Ok(())
     }
@@ -206,7 +221,7 @@ impl Node {
     }
 
     /// Every initiator learns that nothing that it knows of the data is true.
-    fn tell_other_medium(&self, entry: &Entry) {
+    pub(super) fn tell_other_medium(&self, entry: &Entry) {
         let Some(unit) = self.units().get(&entry.uuid()).cloned() else { return };
         for attention in [Attention::MediumChanged, Attention::CapacityChanged] {
             unit.raise(attention, None);
@@ -216,7 +231,7 @@ impl Node {
     }
 
     /// Lists what the pool has just made.
-    fn show_new(&self, open: &OpenPool, uuid: Uuid, name: &str) -> Result<(), NodeError> {
+    pub(super) fn show_new(&self, open: &OpenPool, uuid: Uuid, name: &str) -> Result<(), NodeError> {
         self.place_volume(open, &open.last_info().name, uuid, name)?;
         self.notifications.add(Kind::BdevRegister, &uuid.to_string());
         self.look_again(open);
@@ -244,7 +259,10 @@ fn whole(info: &PoolInfo, bytes: u64) -> Result<u64, NodeError> {
 }
 
 /// Refuses a name that is taken, and says whether by what is asked for.
-fn refuse_taken(info: &PoolInfo, name: &str, same: impl Fn(&VolumeInfo) -> bool) -> Result<(), NodeError> {
+pub(super) fn refuse_taken(info: &PoolInfo, name: &str, same: impl Fn(&VolumeInfo) -> bool) -> Result<(), NodeError> {
+    if is_hidden(name) {
+        return Err(NodeError::new(Reason::Invalid, format!("'{name}': such names are those of jobs")));
+    }
     let Some(known) = info.volumes.iter().find(|known| known.role != Role::Leaving && known.name == name) else {
         return Ok(());
     };

@@ -142,6 +142,17 @@ pub(crate) fn rename(node: &Node, params: &Rename) -> Answer {
     done(node.rename_volume(&params.old_name, &params.new_name))
 }
 
+/// Parameters of methods that take a volume and nothing else.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Named {
+    name: String,
+}
+
+pub(crate) fn set_read_only(node: &Node, params: &Named) -> Answer {
+    done(node.set_volume_read_only(&params.name))
+}
+
 /// Parameters of `bdev_lvol_rollback`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -10,8 +10,11 @@ pub mod job;
 pub mod log;
 pub mod lvol;
 pub mod lvstore;
+pub mod map;
 pub mod options;
 pub mod reservations;
+pub mod shallow;
+pub mod transfer;
 pub mod vhost;
 
 use serde_json::Value;

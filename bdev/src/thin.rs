@@ -14,6 +14,7 @@ pub mod format;
 mod info;
 mod orders;
 mod pool;
+mod scrub;
 mod shared;
 pub mod steps;
 pub mod store;
@@ -23,6 +24,7 @@ pub use error::PoolError;
 pub use info::{PoolInfo, Role, VolumeInfo};
 pub use orders::Settled;
 pub use pool::{Hold, NewSnapshot, Pool, PoolOptions, ThinVolume};
+pub use scrub::{Holding, Image};
 pub use survey::{ExtentKind, MapExtent, Survey};
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -241,6 +241,7 @@ mod tests {
             "pollux pool list --json",
             "pollux pool show lvs",
             "pollux pool delete lvs --force",
+            "pollux pool scrub lvs --mib-per-second 16",
             "pollux pool check /srv/pool --json",
             "pollux volume create lvs/v --size 10G --thick",
             "pollux volume list lvs --json",

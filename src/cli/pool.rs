@@ -125,7 +125,7 @@ fn verdict(path: &Path, report: &Report) -> Result<(), CliError> {
     }
 }
 
-fn people(report: &Value) -> String {
+pub(super) fn people(report: &Value) -> String {
     if report["pool"].is_null() {
         return String::new();
     }

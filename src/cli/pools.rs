@@ -38,6 +38,14 @@ pub(crate) enum PoolsCommand {
         /// The pool
         name: String,
     },
+    /// Check a pool while it is used; exit code 0: clean, 4: damaged
+    Scrub {
+        /// The pool
+        name: String,
+        /// Most that is read of its metadata in a second
+        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+        mib_per_second: Option<u64>,
+    },
     /// Delete a pool
     Delete {
         /// The pool
@@ -76,6 +84,19 @@ pub(crate) fn run(
         PoolsCommand::Show { name } => {
             let shown = show(&mut connect()?, name)?;
             output.show(&shown, people)
+        }
+        PoolsCommand::Scrub { name, mib_per_second } => {
+            let mut params = json!({"lvs_name": name});
+            if let Some(mib) = mib_per_second {
+                params["max_mib_per_second"] = (*mib).into();
+            }
+            let report = job::follow(&mut connect()?, "bdev_lvol_scrub_lvstore", params, "scrubbing")?;
+            output.show(&report, super::pool::people)?;
+            if report["verdict"] == "clean" {
+                return Ok(());
+            }
+            let many = report["findings_total"].as_u64().unwrap_or_default();
+            Err(CliError::Damaged(format!("pool {name} is damaged: {many} invariants do not hold (docs/format.md)")))
         }
         PoolsCommand::Delete { name, force } => {
             let mut client = connect()?;

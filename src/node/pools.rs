@@ -18,6 +18,7 @@ mod map;
 mod open;
 mod place;
 mod ring;
+mod scrub;
 mod shallow;
 mod volumes;
 
@@ -37,6 +38,7 @@ pub use import::{Import, Importing};
 pub use info::clusters;
 pub use open::NewPool;
 pub use place::Place;
+pub use scrub::Scrub;
 pub use shallow::{SHALLOW_COPY, ShallowCopy};
 pub use volumes::{NewVolume, VolumeSize};
 

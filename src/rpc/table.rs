@@ -145,6 +145,7 @@ pub static METHODS: &[Method] = &[
     typed!("bdev_lvol_create_lvstore", changes, Decode, lvstore::Create, lvstore::create),
     typed!("bdev_lvol_delete_lvstore", changes, Decode, lvstore::Named, lvstore::delete),
     typed!("bdev_lvol_get_lvstores", reads, Decode, lvstore::Named, lvstore::get),
+    typed!("bdev_lvol_scrub_lvstore", reads, Decode, lvstore::Scrub, lvstore::scrub),
     typed!("bdev_lvol_create", changes, Decode, lvol::Create, lvol::create),
     typed!("bdev_lvol_get_lvols", reads, Decode, lvstore::GetLvols, lvstore::get_lvols),
     typed!("bdev_lvol_snapshot", changes, Decode, lvol::Snapshot, lvol::snapshot),

@@ -3,11 +3,15 @@
 
 mod common;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use common::file;
+use common::{clear_attentions, connect, controller, file, run_load};
 use pollux_tests::daemon::{Daemon, DaemonOptions};
+use pollux_tests::guest::{DriverOptions, Lun, ScsiLoad, ScsiMix};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -147,5 +151,54 @@ fn a_change_does_not_wait_for_a_hanging_base_for_ever_and_is_shown_when_it_comes
     daemon.rpc("bdev_error_inject_error", json!({"name": "EE_f0", "io_type": "clear", "error_type": "failure"}))?;
     daemon.rpc("bdev_error_resume_pending", json!({"name": "EE_f0"}))?;
     wait_for(|| Ok(daemon.rpc_error("bdev_get_bdevs", json!({"name": "lvs/b"})).ok()))?;
+    Ok(())
+}
+
+/// While a guest writes and snapshots come and go the pool is looked at as it was, and damage is seen.
+#[test]
+fn a_pool_is_scrubbed_while_it_is_used() -> Result<()> {
+    let daemon = Daemon::start_with(DaemonOptions { reactors: "0,1".into(), ..DaemonOptions::default() })?;
+    let path = file(&daemon, "f0", 256 * MIB)?;
+    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "f0", "lvs_name": "lvs"}))?;
+    let params = json!({"lvs_name": "lvs", "lvol_name": "v", "size": 64 * MIB, "thin_provision": true});
+    daemon.rpc("bdev_lvol_create", params)?;
+    controller(&daemon, "vm", &["lvs/v"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions { request_queues: 2, ..DriverOptions::default() })?;
+    clear_attentions(&mut front, Lun::new(0, 0))?;
+    let mut load = ScsiLoad::new(Lun::new(0, 0), 512, 8192, 5);
+    for round in 0..6 {
+        let params = json!({"lvs_name": "lvs", "max_mib_per_second": 1, "job": true});
+        let id = daemon.rpc("bdev_lvol_scrub_lvstore", params)?["job_id"].clone();
+        run_load(&mut front, &mut load, &ScsiMix::default(), 300, 32, round)?;
+        ensure!(load.others.is_empty(), "commands failed: {:?}", load.others);
+        let name = format!("s{round}");
+        daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "lvs/v", "snapshot_name": name}))?;
+        if round > 1 {
+            daemon.rpc("bdev_lvol_delete", json!({"name": format!("lvs/s{}", round - 2)}))?;
+        }
+        let scrubbed = ended(&daemon, &id)?;
+        ensure!(scrubbed["state"] == "complete" && scrubbed["result"]["verdict"] == "clean", "{scrubbed}");
+    }
+    let cli = |args: &[&str]| {
+        let mut command = Command::new(pollux_tests::daemon::binary()?);
+        Ok::<_, anyhow::Error>(command.arg("--rpc-socket").arg(daemon.rpc_path()).args(args).output()?)
+    };
+    let clean = cli(&["pool", "scrub", "lvs"])?;
+    ensure!(clean.status.code() == Some(0), "{clean:?}");
+    // One of the four places of the superblock; not the one that is written next.
+    let generation = |bytes: &[u8]| u64::from_le_bytes(bytes[56..64].try_into().unwrap_or_default());
+    let disk = File::options().read(true).write(true).open(path)?;
+    let mut best = (0, 0);
+    for place in 0..4 {
+        let mut block = [0; 4096];
+        disk.read_exact_at(&mut block, place * 64 * 4096)?;
+        best = best.max((generation(&block), place));
+    }
+    let before = (best.1 + 3) % 4;
+    disk.write_all_at(&[0xA5; 512], before * 64 * 4096 + 512)?;
+    let damaged = cli(&["--json", "pool", "scrub", "lvs"])?;
+    ensure!(damaged.status.code() == Some(4), "{damaged:?}");
+    let report: Value = serde_json::from_slice(&damaged.stdout)?;
+    ensure!(report["findings"][0]["finding"] == "superblock_unreadable", "{report}");
     Ok(())
 }

@@ -40,6 +40,10 @@ pub(crate) enum Order {
     Rollback { uuid: Uuid, to: Uuid },
     /// Most bytes that it may own, 0: no limit, and bytes that are kept for it; what is not said stays.
     Limit { uuid: Uuid, quota: Option<u64>, reserved: Option<u64> },
+    /// Pages of the trees stay as they are.
+    HoldPages,
+    /// They need not any more.
+    LetGoPages,
     /// Everything is durable.
     Commit,
     /// Everything is in the trees.

@@ -1,7 +1,7 @@
 //! A pool and its volumes as the control plane holds them.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
 
 use pollux_core::{Bdev, Channel, Discard, Extent, OpenArgs, OpenError, Resident, Shape};
@@ -215,6 +215,23 @@ impl Pool {
     /// [`PoolError::Failed`].
     pub fn checkpoint(&self) -> Result<(), PoolError> {
         self.order(Order::Checkpoint)
+    }
+
+    /// What was told of the last order about pages: the last batch that was durable, and whether they were held.
+    pub(super) fn held(&self) -> (u64, bool) {
+        (self.shared.held.0.load(Acquire), self.shared.held.1.load(Acquire))
+    }
+
+    /// Pages of the trees stay as they are from now on. Returns the last batch of the log that is durable.
+    pub(super) fn hold_pages(&self) -> Result<u64, PoolError> {
+        self.order(Order::HoldPages)?;
+        Ok(self.held().0)
+    }
+
+    /// They need not any more. Returns whether they were until now.
+    pub(super) fn let_go_pages(&self) -> Result<bool, PoolError> {
+        self.order(Order::LetGoPages)?;
+        Ok(self.held().1)
     }
 
     /// How long a write waits for space before it fails.

@@ -91,6 +91,29 @@ pub(crate) fn delete(node: &Node, params: &Named) -> Answer {
     node.delete_pool(&params.name()).map(|()| true.into()).map_err(|error| refused(&error))
 }
 
+/// Parameters of `bdev_lvol_scrub_lvstore`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scrub {
+    #[serde(default)]
+    uuid: Option<String>,
+    #[serde(default)]
+    lvs_name: Option<String>,
+    #[serde(default)]
+    max_mib_per_second: Option<u64>,
+    #[serde(default)]
+    job: bool,
+}
+
+pub(crate) fn scrub(node: &Node, params: &Scrub) -> Answer {
+    let name = PoolName { uuid: params.uuid.clone(), name: params.lvs_name.clone() };
+    let scrubbed = node.begin_scrub(&name, params.max_mib_per_second).and_then(|scrub| {
+        let new = NewJob { kind: "scrub", object: scrub.pool() };
+        node.jobs.run(new, params.job, move |job| scrub.run(job))
+    });
+    scrubbed.map_err(|error| refused(&error))
+}
+
 pub(crate) fn get(node: &Node, params: &Named) -> Answer {
     let pools = pools(node, &params.name())?;
     let mut listed = Vec::new();

@@ -219,7 +219,11 @@ impl Engine {
                 self.check_room(0, wants.saturating_sub(has) * self.nodes.cluster_size())?;
                 Ok(Vec::new())
             }
-            Order::Commit | Order::Checkpoint | Order::Info => Ok(Vec::new()),
+            Order::HoldPages if self.store.holds_pages() => {
+                let (name, what) = (self.store.name().to_owned(), "is being scrubbed already: wait for that");
+                Err(PoolError::Unfit { name, what })
+            }
+            Order::HoldPages | Order::LetGoPages | Order::Commit | Order::Checkpoint | Order::Info => Ok(Vec::new()),
         }
     }
 
@@ -338,6 +342,8 @@ impl Engine {
                 self.log_layer(id);
                 self.review_reserves();
             }
+            Order::HoldPages => self.shared.held.0.store(self.store.hold_pages(), Release),
+            Order::LetGoPages => self.shared.held.1.store(self.store.let_go_pages(), Release),
             Order::Checkpoint => {
                 self.checkpoint_wanted = true;
                 return Stage::Checkpoint(self.checkpoints);

@@ -82,6 +82,8 @@ pub(crate) struct Shared {
     folds: AtomicU64,
     /// There is no space left that could be handed out.
     pub(crate) full: AtomicBool,
+    /// What was told of the last order about held pages: the last batch that is durable, whether they were held.
+    pub(crate) held: (AtomicU64, AtomicBool),
 }
 
 impl Shared {
@@ -102,6 +104,7 @@ impl Shared {
             composites: Arc::default(),
             folds: AtomicU64::new(0),
             full: AtomicBool::new(false),
+            held: (AtomicU64::new(0), AtomicBool::new(false)),
         }
     }
 

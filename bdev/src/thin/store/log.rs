@@ -94,6 +94,11 @@ impl Log {
         self.durable_id >= position.id.0
     }
 
+    /// The last batch that is durable.
+    pub(super) const fn durable_batch(&self) -> u64 {
+        self.durable
+    }
+
     /// Blocks that count or are about to.
     pub(super) const fn used(&self) -> u64 {
         self.head - self.tail

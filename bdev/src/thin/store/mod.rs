@@ -313,6 +313,26 @@ impl Store {
         log > self.state.geometry.log_blocks / 2 || overlay.bytes() > OVERLAY || few_pages || self.unannounced
     }
 
+    /// From now on no page is written again that a superblock leads to, however old it gets. Returns the last batch that
+    /// is durable.
+    pub fn hold_pages(&mut self) -> u64 {
+        self.state.pages.hold();
+        self.log.durable_batch()
+    }
+
+    /// Ends that. Returns whether it was so until now: a store that gets short of pages ends it by itself.
+    pub fn let_go_pages(&mut self) -> bool {
+        let held = self.state.pages.held().is_some();
+        self.state.pages.let_go();
+        held
+    }
+
+    /// Whether pages are held.
+    #[must_use]
+    pub fn holds_pages(&self) -> bool {
+        self.state.pages.held().is_some()
+    }
+
     /// Whether something was appended that is not in the trees, or changed that no superblock says.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
@@ -336,6 +356,7 @@ impl Store {
 
     /// Starts a checkpoint of everything appended so far, unless one runs. [`Event::Checkpointed`] tells when it is done.
     pub fn checkpoint(&mut self) {
+        self.relieve();
         if self.checkpoint.is_none() && self.failure.is_none() {
             let parts = self.parts().1;
             let checkpoint = Checkpoint::new(&parts);
@@ -493,6 +514,14 @@ impl Store {
         u32::try_from(work).unwrap_or(u32::MAX)
     }
 
+    /// Who needs pages does not hold any.
+    fn relieve(&mut self) {
+        let holds_some = self.state.pages.held().is_some_and(|held| held > 0);
+        if holds_some && self.spare_pages() < self.state.pages.total() / 4 {
+            self.state.pages.let_go();
+        }
+    }
+
     fn parts(&mut self) -> (&mut Option<Checkpoint>, Parts<'_>) {
         let mark = Mark { pool: self.superblock.pool, generation: self.superblock.generation + 1 };
         let parts = Parts {
@@ -552,6 +581,7 @@ impl Store {
         if self.unannounced {
             self.checkpoint();
         }
+        self.relieve();
         if self.failure.is_none() {
             self.advance_checkpoint();
         }

@@ -20,6 +20,8 @@ pub(super) struct Pages {
     /// What the checkpoint that runs has taken, and what it no longer needs.
     taken: Vec<u64>,
     given: Vec<u64>,
+    /// What is no longer needed and is to stay as it is all the same, while somebody reads it.
+    held: Option<Vec<u64>>,
 }
 
 impl Pages {
@@ -36,6 +38,7 @@ impl Pages {
             cursor: 0,
             taken: Vec::new(),
             given: Vec::new(),
+            held: None,
         };
         extents.iter().for_each(|extent| pages.extend(*extent));
         pages
@@ -189,10 +192,34 @@ impl Pages {
         space::page_of(&bits)
     }
 
+    /// Pages that are no longer needed are not written again from now on.
+    pub(super) fn hold(&mut self) {
+        self.held.get_or_insert_default();
+    }
+
+    /// How many are held, if any are to be.
+    pub(super) fn held(&self) -> Option<usize> {
+        self.held.as_ref().map(Vec::len)
+    }
+
+    /// They can be written again.
+    pub(super) fn let_go(&mut self) {
+        let held = self.held.take().unwrap_or_default();
+        self.release(held);
+    }
+
+    fn release(&mut self, numbers: Vec<u64>) {
+        for number in numbers {
+            self.free += u64::from(set(&mut self.busy, number as usize, 1, false));
+        }
+    }
+
     /// The superblock of the checkpoint is durable.
     pub(super) fn settle(&mut self) {
-        for number in std::mem::take(&mut self.given) {
-            self.free += u64::from(set(&mut self.busy, number as usize, 1, false));
+        let given = std::mem::take(&mut self.given);
+        match &mut self.held {
+            Some(held) => held.extend(given),
+            None => self.release(given),
         }
         for number in std::mem::take(&mut self.taken) {
             set(&mut self.used, number as usize, 1, true);

@@ -6,6 +6,7 @@
 //! judge     whether a medium after a crash is as      sweep     every short workload, cut at every instant
 //!           it may be                                 storm     long runs from seeds
 //! faults    a base that fails, lies or forgets        mutations promises broken on purpose
+//! scrub     the checker on a pool that is used
 //! ```
 //!
 //! An order that pools learn gets a method of [`driver::Driver`], a line of `storm::orders::ORDERS`, and one of
@@ -17,6 +18,7 @@ mod folding;
 mod judge;
 mod mutations;
 mod plain;
+mod scrub;
 mod space;
 mod storm;
 mod sweep;

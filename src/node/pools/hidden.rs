@@ -83,6 +83,7 @@ mod tests {
             total_bytes: 0,
             free_bytes: 0,
             quarantined_bytes: 0,
+            composite_bytes: 0,
             failed: false,
             full: false,
             commits: 0,

@@ -1,4 +1,4 @@
-//! `pollux pool` where a daemon has the pool: create, list, show, delete. What needs no daemon is in [`super::pool`].
+//! `pollux pool` where a daemon has the pool: create, list, show, rename, grow, delete. What needs no daemon is in [`super::pool`].
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -45,6 +45,18 @@ pub(crate) enum PoolsCommand {
         /// Most that is read of its metadata in a second
         #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
         mib_per_second: Option<u64>,
+    },
+    /// Give a pool another name while it is used
+    Rename {
+        /// The pool
+        name: String,
+        /// Its new name
+        new: String,
+    },
+    /// Give a pool what its block device has become larger by
+    Grow {
+        /// The pool
+        name: String,
     },
     /// Delete a pool
     Delete {
@@ -97,6 +109,18 @@ pub(crate) fn run(
             }
             let many = report["findings_total"].as_u64().unwrap_or_default();
             Err(CliError::Damaged(format!("pool {name} is damaged: {many} invariants do not hold (docs/format.md)")))
+        }
+        PoolsCommand::Rename { name, new } => {
+            let params = json!({"old_name": name, "new_name": new});
+            let done = connect()?.call("bdev_lvol_rename_lvstore", params)?;
+            output.show(&done, |_| format!("pool {name} is called {new} now\n"))
+        }
+        PoolsCommand::Grow { name } => {
+            let mut client = connect()?;
+            client.call("bdev_lvol_grow_lvstore", json!({"lvs_name": name}))?;
+            let pools = client.call("bdev_lvol_get_lvstores", json!({"lvs_name": name}))?;
+            output
+                .show(&pools[0], |pool| format!("pool {name} has {}\n", size(pool["size_bytes"].as_u64().unwrap_or(0))))
         }
         PoolsCommand::Delete { name, force } => {
             let mut client = connect()?;

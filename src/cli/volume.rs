@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::CliError;
 use super::client::{CallError, Client};
+use super::job;
 use super::output::Output;
 use super::transfer;
 use super::units::{parse_size, size};
@@ -69,6 +70,26 @@ pub(crate) enum VolumeCommand {
         /// POOL/NAME
         volume: String,
         /// The snapshot; the others stay
+        snapshot: String,
+        /// Even if a virtual machine is connected, which then sees other data
+        #[arg(long)]
+        force: bool,
+    },
+    /// Copy all that a volume has from snapshots into it, while it is used; it is thick then and stands on nothing
+    Inflate {
+        /// POOL/NAME
+        volume: String,
+    },
+    /// Copy what a volume has from its parent into it, while it is used; it stands on what that stands on then
+    Decouple {
+        /// POOL/NAME
+        volume: String,
+    },
+    /// Put a thin volume on another snapshot: it has from that what it has not itself
+    SetParent {
+        /// POOL/NAME
+        volume: String,
+        /// The snapshot, of the same size
         snapshot: String,
         /// Even if a virtual machine is connected, which then sees other data
         #[arg(long)]
@@ -159,7 +180,11 @@ pub(crate) fn run(
         _ => {}
     }
     let (method, params) = request(command)?;
-    let answer = connect()?.call(method, params)?;
+    let answer = match command {
+        VolumeCommand::Inflate { .. } => job::follow(&mut connect()?, method, params, "inflating")?,
+        VolumeCommand::Decouple { .. } => job::follow(&mut connect()?, method, params, "decoupling")?,
+        _ => connect()?.call(method, params)?,
+    };
     output.show(&answer, |_| done(command))
 }
 
@@ -193,6 +218,12 @@ fn request(command: &VolumeCommand) -> Result<(&'static str, Value), CliError> {
         VolumeCommand::Rollback { volume, snapshot, force } => {
             let snapshot = beside(snapshot, volume);
             ("bdev_lvol_rollback", json!({"name": volume, "snapshot_name": snapshot, "force": force}))
+        }
+        VolumeCommand::Inflate { volume } => ("bdev_lvol_inflate", json!({"name": volume})),
+        VolumeCommand::Decouple { volume } => ("bdev_lvol_decouple_parent", json!({"name": volume})),
+        VolumeCommand::SetParent { volume, snapshot, force } => {
+            let parent = beside(snapshot, volume);
+            ("bdev_lvol_set_parent", json!({"lvol_name": volume, "parent_name": parent, "force": force}))
         }
         VolumeCommand::Limit { volume, quota, reserve } => {
             let mut params = json!({"name": volume});
@@ -268,6 +299,11 @@ fn done(command: &VolumeCommand) -> String {
         VolumeCommand::Resize { volume, size: bytes, .. } => format!("{volume} has {}\n", size(*bytes)),
         VolumeCommand::Rename { volume, name } => format!("{volume} is called {name} now\n"),
         VolumeCommand::Rollback { volume, snapshot, .. } => format!("{volume} is what {snapshot} is\n"),
+        VolumeCommand::Inflate { volume } => {
+            format!("{volume} stands on nothing, and all of its space is kept for it\n")
+        }
+        VolumeCommand::Decouple { volume } => format!("{volume} does not need its parent any more\n"),
+        VolumeCommand::SetParent { volume, snapshot, .. } => format!("{volume} stands on {snapshot}\n"),
         VolumeCommand::Limit { volume, .. } => format!("limits of {volume} set\n"),
         VolumeCommand::Delete { volume, .. } => format!("deleted {volume}; its space comes back in the background\n"),
     }
@@ -331,6 +367,13 @@ mod tests {
             ),
             ("rename p/v w", "bdev_lvol_rename", json!({"old_name": "p/v", "new_name": "w"})),
             ("rollback p/v s", "bdev_lvol_rollback", json!({"name": "p/v", "snapshot_name": "p/s", "force": false})),
+            ("inflate p/v", "bdev_lvol_inflate", json!({"name": "p/v"})),
+            ("decouple p/v", "bdev_lvol_decouple_parent", json!({"name": "p/v"})),
+            (
+                "set-parent p/v s",
+                "bdev_lvol_set_parent",
+                json!({"lvol_name": "p/v", "parent_name": "p/s", "force": false}),
+            ),
             (
                 "limit p/v --quota 1M --reserve 0",
                 "bdev_lvol_set_limits",

@@ -178,6 +178,7 @@ impl<'a> Writer<'a> {
             reserved: 0,
             created: 1_700_000_000,
             origin: None,
+            sees: None,
         })
     }
 

@@ -7,67 +7,16 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use common::thin::{SOON, flush, listed, lun, pool, reads, refused, text, volume, write};
 use common::{attach, clear_attentions, connect, controller, file, run_load, within};
 use pollux_tests::daemon::{Daemon, DaemonOptions};
 use pollux_tests::frontend::FrontEnd;
-use pollux_tests::guest::{DriverOptions, Lun, ScsiLoad, ScsiMix, cdb};
+use pollux_tests::guest::{DriverOptions, ScsiLoad, ScsiMix, cdb};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
-const SOON: Duration = Duration::from_secs(20);
-
-fn lun(target: u8) -> Lun {
-    Lun::new(target, 0)
-}
-
-fn text(value: &Value) -> Result<String> {
-    Ok(value.as_str().with_context(|| format!("{value} is text"))?.to_owned())
-}
-
-/// A pool `lvs` on a new file; returns the file.
-fn pool(daemon: &Daemon, base: &str, name: &str, bytes: u64) -> Result<PathBuf> {
-    let path = file(daemon, base, bytes)?;
-    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": base, "lvs_name": name}))?;
-    Ok(path)
-}
-
-fn volume(daemon: &Daemon, pool: &str, name: &str, mib: u64) -> Result<String> {
-    let params = json!({"lvs_name": pool, "lvol_name": name, "size_in_mib": mib, "thin_provision": true});
-    text(&daemon.rpc("bdev_lvol_create", params)?)
-}
-
-fn listed(daemon: &Daemon, alias: &str) -> Result<Value> {
-    let all = daemon.rpc("bdev_lvol_get_lvols", Value::Null)?;
-    let found = all.as_array().context("a list")?.iter().find(|volume| volume["alias"] == alias);
-    found.cloned().with_context(|| format!("{alias} is not in {all}"))
-}
-
-fn write(front: &mut FrontEnd, target: u8, lba: u32, value: u8) -> Result<()> {
-    front.good(lun(target), &cdb::write10(lba, 8, false), &[value; 4096], 0)?;
-    Ok(())
-}
-
-fn reads(front: &mut FrontEnd, target: u8, lba: u32, value: u8) -> Result<()> {
-    let read = front.good(lun(target), &cdb::read10(lba, 8), &[], 4096)?.data;
-    ensure!(read == [value; 4096], "target {target} block {lba} reads {} and not {value}", read[0]);
-    Ok(())
-}
-
-fn flush(front: &mut FrontEnd, target: u8) -> Result<()> {
-    front.good(lun(target), &cdb::sync10(), &[], 0)?;
-    Ok(())
-}
-
-fn refused(daemon: &Daemon, method: &str, params: Value, code: i64, message: &str, reason: &str) -> Result<()> {
-    let shown = params.to_string();
-    let error = daemon.rpc_error(method, params)?;
-    let is = (error.code, error.message.as_str(), error.reason.as_deref());
-    ensure!(is == (code, message, Some(reason)), "{method} {shown}: {error}");
-    Ok(())
-}
 
 #[test]
 fn snapshots_and_clones_hold_what_was_there_and_survive_kill_9() -> Result<()> {

@@ -103,6 +103,17 @@ impl Registry {
         Ok(entry)
     }
 
+    /// Who has such a claim is called otherwise.
+    pub fn reclaim(&self, name: &str, kind: Kind, by: Vec<String>) {
+        let _change = self.change();
+        if let Some(entry) = self.get(name)
+            && let Some(claim) = &mut entry.lock().claim
+            && claim.kind == kind
+        {
+            claim.by = by;
+        }
+    }
+
     /// Ends such a claim.
     pub fn unclaim(&self, name: &str, kind: Kind) {
         let _change = self.change();

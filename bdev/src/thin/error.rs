@@ -40,6 +40,32 @@ pub enum PoolError {
         /// Why not.
         what: &'static str,
     },
+    /// Something else is done with it that has to end first.
+    #[error("{name} {what}: wait until that has ended, or cancel it")]
+    Busy {
+        /// Which volume.
+        name: String,
+        /// What is done.
+        what: &'static str,
+    },
+    /// It stands on nothing.
+    #[error("{name} has no parent")]
+    NoParent {
+        /// Which volume.
+        name: String,
+    },
+    /// It stands on that already.
+    #[error("that is the parent of {name} already")]
+    IsParent {
+        /// Which volume.
+        name: String,
+    },
+    /// Something long was not done to its end because somebody wanted that.
+    #[error("it was cancelled: what has been done so far stays")]
+    Cancelled,
+    /// Data could not be copied.
+    #[error("the base failed while data was copied ({0}): what has been copied so far stays")]
+    Copy(IoError),
     /// The pool has failed.
     #[error("the pool is read-only because its base failed ({0}): look at the base, then close and open the pool")]
     Failed(IoError),
@@ -70,6 +96,11 @@ impl PoolError {
             PoolError::Shrinks { .. } => "would_shrink",
             PoolError::NoSpace(_) => "no_space",
             PoolError::Unfit { .. } => "unfit",
+            PoolError::Busy { .. } => "busy",
+            PoolError::NoParent { .. } => "no_parent",
+            PoolError::IsParent { .. } => "exists_same",
+            PoolError::Cancelled => "cancelled",
+            PoolError::Copy(_) => "io",
             PoolError::Failed(_) => "pool_failed",
             PoolError::Closed => "closed",
             PoolError::TimedOut { .. } => "timed_out",
@@ -83,13 +114,21 @@ impl PoolError {
         match self {
             PoolError::NotFound(_) | PoolError::Closed => libc::ENODEV,
             PoolError::Exists(_) => libc::EEXIST,
-            PoolError::Invalid { .. } | PoolError::Shrinks { .. } => libc::EINVAL,
+            PoolError::Invalid { .. } | PoolError::Shrinks { .. } | PoolError::NoParent { .. } => libc::EINVAL,
+            PoolError::IsParent { .. } => libc::EEXIST,
+            PoolError::Busy { .. } => libc::EBUSY,
+            PoolError::Cancelled => libc::ECANCELED,
+            PoolError::Copy(_) => libc::EIO,
             PoolError::NoSpace(_) => libc::ENOSPC,
             PoolError::Unfit { .. } => libc::EPERM,
             PoolError::Failed(_) => libc::EROFS,
             PoolError::TimedOut { .. } => libc::ETIMEDOUT,
             PoolError::Store(_) => libc::EIO,
         }
+    }
+
+    pub(crate) fn busy(name: &str, what: &'static str) -> Self {
+        PoolError::Busy { name: name.to_owned(), what }
     }
 
     pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> Self {

@@ -51,6 +51,8 @@ pub struct PoolInfo {
     pub name: String,
     /// Bytes of a cluster.
     pub cluster_size: u32,
+    /// Bytes of its base that it takes.
+    pub base_bytes: u64,
     /// Bytes that can be allocated, in all.
     pub total_bytes: u64,
     /// Bytes that are free now.

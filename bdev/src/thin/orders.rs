@@ -7,10 +7,10 @@
 //! [`Orders::take_settled`] says so once, for whoever keeps books of what the pool holds.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -44,6 +44,15 @@ pub(crate) enum Order {
     HoldPages,
     /// They need not any more.
     LetGoPages,
+    /// The pool has another name.
+    RenamePool { name: String },
+    /// The base has so many bytes now.
+    Grow { bytes: u64 },
+    /// The volume has all of its own, and as much is kept for it as it has; or it does not stand on its parent any more but
+    /// on what that stands on. Answered when all has been copied.
+    Inflate { uuid: Uuid, decouple: bool, progress: Arc<Progress> },
+    /// What the volume has not itself it has from this snapshot from now on.
+    SetParent { uuid: Uuid, parent: Uuid },
     /// Everything is durable.
     Commit,
     /// Everything is in the trees.
@@ -51,6 +60,43 @@ pub(crate) enum Order {
     /// Tell.
     Info,
 }
+
+/// How far something long has come, and whether it is to end before it is done.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl Progress {
+    /// So many bytes are done, of so many.
+    pub(crate) fn is(&self, done: u64, total: u64) {
+        self.total.store(total, Relaxed);
+        self.done.store(done, Relaxed);
+    }
+
+    /// Bytes that are done, and all.
+    pub(crate) fn get(&self) -> (u64, u64) {
+        (self.done.load(Relaxed), self.total.load(Relaxed))
+    }
+
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Relaxed)
+    }
+}
+
+impl PartialEq for Progress {
+    fn eq(&self, other: &Progress) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for Progress {}
 
 /// One of the volumes of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,8 +167,7 @@ impl Orders {
         }
     }
 
-    /// The same without waiting.
-    #[cfg(test)]
+    /// The same without waiting: for what takes long, and says how far it is.
     pub(crate) fn send(&self, shared: &Shared, order: Order) -> Result<Receiver<Answer>, PoolError> {
         Ok(self.put(shared, order)?.1)
     }

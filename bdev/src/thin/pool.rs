@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use pollux_core::{Bdev, Channel, Discard, Extent, OpenArgs, OpenError, Resident, Shape};
@@ -12,12 +13,14 @@ use super::PoolError;
 use super::channel::ThinChannel;
 use super::engine::{Directory, Engine};
 use super::info::PoolInfo;
-use super::orders::{Order, Orders, Settled, SnapshotOf};
+use super::orders::{Order, Orders, Progress, Settled, SnapshotOf};
 use super::shared::{Reader, Shared, Volume};
 use super::steps::Steps;
 use super::store::{self, Blocking, Store};
 use crate::{BdevError, Device};
 
+/// How often somebody is told how far something is.
+const LOOK: Duration = Duration::from_millis(100);
 /// Memory that a leaf of a map takes.
 const MAP_PAGE: u64 = 4160;
 
@@ -232,6 +235,57 @@ impl Pool {
     pub(super) fn let_go_pages(&self) -> Result<bool, PoolError> {
         self.order(Order::LetGoPages)?;
         Ok(self.held().1)
+    }
+
+    /// Gives a volume all that it has from snapshots, and keeps for it what it has not; with `decouple` it only stands no
+    /// longer on its parent, but on what that stands on. `watch` is told bytes that are done, and all, several times a
+    /// second, and says whether to go on; what has been copied stays in any case.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn inflate(
+        &self,
+        uuid: Uuid,
+        decouple: bool,
+        watch: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(), PoolError> {
+        let progress = Arc::<Progress>::default();
+        let answer = self.orders.send(&self.shared, Order::Inflate { uuid, decouple, progress: progress.clone() })?;
+        loop {
+            match answer.recv_timeout(LOOK) {
+                Ok(answer) => return answer.map(|_| ()),
+                Err(RecvTimeoutError::Disconnected) => return Err(PoolError::Closed),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let (done, total) = progress.get();
+            if !watch(done, total) {
+                progress.cancel();
+            }
+        }
+    }
+
+    /// What a volume has not itself it has from this snapshot from now on. Whoever uses the volume finds other data.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn set_parent(&self, uuid: Uuid, parent: Uuid) -> Result<(), PoolError> {
+        self.order(Order::SetParent { uuid, parent })
+    }
+
+    /// Gives the pool another name.
+    ///
+    /// # Errors
+    /// [`PoolError::Invalid`] if it cannot be one.
+    pub fn rename_pool(&self, name: &str) -> Result<(), PoolError> {
+        self.order(Order::RenamePool { name: name.to_owned() })
+    }
+
+    /// Takes what the base has now. What is more than before can be used when this has answered.
+    ///
+    /// # Errors
+    /// [`PoolError::Failed`].
+    pub fn grow(&self) -> Result<(), PoolError> {
+        self.order(Order::Grow { bytes: self.base.shape().bytes() })
     }
 
     /// How long a write waits for space before it fails.

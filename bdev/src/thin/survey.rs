@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::PoolError;
 use super::format::{ENTRIES_PER_PAGE, Entry};
 use super::pool::ThinVolume;
-use super::shared::{CLOSED, LayerMap, Miss, Place, Reader, Shared, Stay};
+use super::shared::{CLOSED, Chain, LayerMap, Miss, Place, Reader, Shared, Stay};
 
 /// Clusters that are looked at before the engine may take something out of the maps again.
 const AT_ONCE: u64 = 4096;
@@ -161,7 +161,8 @@ impl Surveyor<'_> {
                 *at = (leaf + 1) * ENTRIES_PER_PAGE as u64;
                 continue;
             }
-            let (data, zero) = self.masks(layers, *at).inspect_err(|stop| self.ask_ahead(stop, layers, leaf))?;
+            let (data, zero) =
+                self.masks(&chain, layers, *at).inspect_err(|stop| self.ask_ahead(stop, layers, leaf))?;
             let zero = if matches!(of, Layers::All) { 0 } else { zero };
             if let Some(end) = self.list(*at, data, zero, offset, chain.bytes) {
                 return Ok(More::From(end));
@@ -186,9 +187,10 @@ impl Surveyor<'_> {
     }
 
     /// The sub-blocks of a cluster that the first layers have, and those that they call zero.
-    fn masks(&self, layers: &[Arc<LayerMap>], cluster: u64) -> Result<(u16, u16), Stop> {
+    fn masks(&self, chain: &Chain, layers: &[Arc<LayerMap>], cluster: u64) -> Result<(u16, u16), Stop> {
         let (mut data, mut zero) = (0, 0);
-        for layer in layers {
+        let seen = chain.seen(cluster, 0).len();
+        for layer in &layers[..seen.min(layers.len())] {
             let entry: Entry = self.volume.shared.entry(layer, cluster).map_err(|miss| match miss {
                 Miss::Wait | Miss::Space => Stop::Wait,
                 Miss::Lost => Stop::Error(PoolError::Unfit {
@@ -199,6 +201,8 @@ impl Surveyor<'_> {
             data |= entry.here() & !zero;
             zero |= entry.zero() & !data;
         }
+        // Whatever the others have there, the snapshot among them, is not seen.
+        zero |= if seen <= layers.len() { !data } else { 0 };
         Ok((data, zero))
     }
 

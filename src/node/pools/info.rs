@@ -68,11 +68,16 @@ impl Node {
             .collect()
     }
 
-    /// Asks each pool how it is: what metrics show until the next time. A pool that has failed is read-only for its
-    /// guests.
+    /// Asks each pool how it is: what metrics show until the next time. One whose base has grown grows with it, and one that
+    /// has failed is read-only for its guests.
     pub(in crate::node) fn look_at_pools(&self) {
         let all = self.pools.all();
         let looks: Vec<_> = all.iter().filter_map(|open| open.refresh().ok()).collect();
+        for open in &all {
+            if let Err(error) = self.grow_with_base(open) {
+                tracing::error!("pool '{}' does not grow with its base: {error}", open.last_info().name);
+            }
+        }
         let mut changes = self.change();
         if looks.iter().any(|info| info.failed) {
             self.refresh_sizes();

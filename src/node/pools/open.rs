@@ -243,10 +243,8 @@ impl Node {
             if entry.kind() == BdevKind::Lvol {
                 return true;
             }
-            let specs = self.bdevs.specs();
-            let spec = specs.iter().find(|spec| spec.names().iter().any(|made| made == entry.name()));
-            match spec.and_then(|spec| spec.base()) {
-                Some(base) => base.clone_into(&mut name),
+            match self.base_name(&entry) {
+                Some(base) => name = base,
                 None => return false,
             }
         }
@@ -275,7 +273,7 @@ fn duplicate(open: &OpenPool, uuid: Uuid) -> NodeError {
 }
 
 /// A name that can be the first part of an alias.
-fn check_name(name: &str) -> Result<(), NodeError> {
+pub(super) fn check_name(name: &str) -> Result<(), NodeError> {
     let good = (1..=64).contains(&name.len()) && !name.contains('/') && !name.chars().any(char::is_control);
     let why = "lvs_name: must be 1 to 64 bytes without '/' and control characters";
     if good { Ok(()) } else { Err(NodeError::new(Reason::Invalid, why)) }

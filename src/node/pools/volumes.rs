@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::hidden::is_hidden;
 use super::{OpenPool, PoolName, seconds};
 use crate::node::notify::Kind;
-use crate::node::{Node, NodeError, Reason};
+use crate::node::{Changes, Node, NodeError, Reason};
 
 /// A volume to be made.
 #[derive(Clone, Debug)]
@@ -182,17 +182,8 @@ impl Node {
             return Err(NodeError::new(Reason::Invalid, format!("snapshot_name: '{snapshot}' is in another pool")));
         }
         let above = self.above(&entry);
-        let controllers = self.target.controllers();
-        let exports = |ctrlr: &str| {
-            above.iter().any(|entry| changes.document.attachments(entry.name()).any(|(at, _)| at == ctrlr))
-        };
-        let connected = controllers.iter().find(|live| !live.sessions.is_empty() && exports(&live.name));
-        if let Some(live) = connected.filter(|_| !force) {
-            let why = format!(
-                "a VM is connected to controller '{}', which exports '{name}': stop it first, or say force",
-                live.name
-            );
-            return Err(NodeError::new(Reason::InUse, why));
+        if !force {
+            self.refuse_connected(&changes, &above, name)?;
         }
         open.pool.roll_back(entry.uuid(), to.uuid())?;
         self.refresh_sizes();
@@ -201,6 +192,27 @@ impl Node {
         }
         self.look_again(&open);
         Ok(())
+    }
+
+    /// Refuses if a VM is connected to a controller that exports one of these.
+    pub(super) fn refuse_connected(
+        &self,
+        changes: &Changes,
+        above: &[Arc<Entry>],
+        name: &str,
+    ) -> Result<(), NodeError> {
+        let controllers = self.target.controllers();
+        let exports = |ctrlr: &str| {
+            above.iter().any(|entry| changes.document.attachments(entry.name()).any(|(at, _)| at == ctrlr))
+        };
+        let Some(live) = controllers.iter().find(|live| !live.sessions.is_empty() && exports(&live.name)) else {
+            return Ok(());
+        };
+        let why = format!(
+            "a VM is connected to controller '{}', which exports '{name}': stop it first, or say force",
+            live.name
+        );
+        Err(NodeError::new(Reason::InUse, why))
     }
 
     /// Limits what a volume may own, in bytes (0: no limit), and keeps bytes for it. What is not said stays.
@@ -238,7 +250,7 @@ impl Node {
         Ok(())
     }
 
-    fn look_again(&self, open: &OpenPool) {
+    pub(super) fn look_again(&self, open: &OpenPool) {
         self.undo("what is known of a pool", open.refresh());
     }
 }
@@ -294,6 +306,7 @@ mod tests {
             uuid: Uuid::from_u128(9),
             name: "p".into(),
             cluster_size: 65536,
+            base_bytes: 1 << 30,
             total_bytes: 1 << 30,
             free_bytes: 1 << 30,
             quarantined_bytes: 0,

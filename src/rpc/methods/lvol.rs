@@ -1,9 +1,12 @@
 //! `bdev_lvol_*`: volumes, snapshots and clones.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::lvstore::check_clear;
+use crate::node::jobs::NewJob;
 use crate::node::pools::{NewVolume, PoolName, VolumeSize};
 use crate::node::{Node, NodeError};
 use crate::rpc::error::{RpcError, code, errno};
@@ -165,6 +168,46 @@ pub struct Rollback {
 
 pub(crate) fn roll_back(node: &Node, params: &Rollback) -> Answer {
     done(node.roll_back_volume(&params.name, &params.snapshot_name, params.force))
+}
+
+/// Parameters of `bdev_lvol_inflate` and `bdev_lvol_decouple_parent`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inflate {
+    name: String,
+    #[serde(default)]
+    job: bool,
+}
+
+pub(crate) fn inflate(node: &Arc<Node>, params: &Inflate) -> Answer {
+    copy_from_below(node, params, "inflate", false)
+}
+
+pub(crate) fn decouple_parent(node: &Arc<Node>, params: &Inflate) -> Answer {
+    copy_from_below(node, params, "decouple_parent", true)
+}
+
+fn copy_from_below(node: &Arc<Node>, params: &Inflate, kind: &'static str, decouple: bool) -> Answer {
+    let done = node.check_inflation(&params.name).and_then(|_| {
+        let (job, worker) = (NewJob { kind, object: params.name.clone() }, Arc::clone(node));
+        let name = params.name.clone();
+        node.jobs.run(job, params.job, move |job| worker.inflate_volume(&name, decouple, job).map(|()| true.into()))
+    });
+    done.map_err(|error| refused(&error))
+}
+
+/// Parameters of `bdev_lvol_set_parent`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetParent {
+    lvol_name: String,
+    parent_name: String,
+    #[serde(default)]
+    force: bool,
+}
+
+pub(crate) fn set_parent(node: &Node, params: &SetParent) -> Answer {
+    done(node.set_parent(&params.lvol_name, &params.parent_name, params.force))
 }
 
 /// Parameters of `bdev_lvol_set_limits`.

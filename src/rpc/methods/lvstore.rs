@@ -114,6 +114,22 @@ pub(crate) fn scrub(node: &Node, params: &Scrub) -> Answer {
     scrubbed.map_err(|error| refused(&error))
 }
 
+/// Parameters of `bdev_lvol_rename_lvstore`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    old_name: String,
+    new_name: String,
+}
+
+pub(crate) fn rename(node: &Node, params: &Rename) -> Answer {
+    node.rename_pool(&params.old_name, &params.new_name).map(|()| true.into()).map_err(|error| refused(&error))
+}
+
+pub(crate) fn grow(node: &Node, params: &Named) -> Answer {
+    node.grow_pool(&params.name()).map(|()| true.into()).map_err(|error| refused(&error))
+}
+
 pub(crate) fn get(node: &Node, params: &Named) -> Answer {
     let pools = pools(node, &params.name())?;
     let mut listed = Vec::new();

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub(crate) mod attack;
+pub(crate) mod thin;
 
 use std::fs::File;
 use std::path::PathBuf;

@@ -148,7 +148,7 @@ impl Drop for Composite {
 fn resolve(shared: &Shared, chain: &Chain, cluster: u64, places: &mut Places) -> Result<(), Miss> {
     places.fill(NOBODY);
     let mut open = u16::MAX;
-    for layer in &chain.layers[1..] {
+    for layer in chain.seen(cluster, 1) {
         let entry = shared.entry(layer, cluster)?;
         for (says, word) in [(entry.here(), entry.cluster().unwrap_or(NOBODY)), (entry.zero(), ZERO)] {
             let mut left = says & open;

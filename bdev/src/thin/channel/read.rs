@@ -105,7 +105,7 @@ pub(super) fn front(shared: &Shared, chain: &Chain, first: usize, at: u64, len: 
     // Those of the sub-blocks that no layer so far has said anything of, from the first on.
     let mut open = mask(from, to);
     let lowest = 1u16 << from;
-    for layer in &chain.layers[first..] {
+    for layer in chain.seen(cluster, first) {
         let entry = shared.entry(layer, cluster)?;
         let (here, zero) = (entry.here(), entry.zero());
         let (says, base) = if here & lowest != 0 {

@@ -97,6 +97,12 @@ pub(super) fn judge(layers: &Layers, geometry: &Geometry, whole: bool) -> Vec<Co
         if layer.parent.is_some() && layer.origin.is_some() {
             complain(Flaw::LayerOrigin, *id, "stands on a layer of the pool and on a bdev outside of it".into());
         }
+        let on_nothing = layer.parent.is_none() && layer.origin.is_none();
+        if let Some(sees) = layer.sees
+            && (on_nothing || sees % u64::from(geometry.cluster_size) != 0)
+        {
+            complain(Flaw::LayerSees, *id, format!("sees {sees} bytes of what it stands on"));
+        }
         let useful = clusters_of(layer.size, geometry).min(if layer.quota == 0 { u64::MAX } else { layer.quota });
         if layer.reserved > useful {
             let kept = layer.reserved;

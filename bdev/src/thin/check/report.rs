@@ -84,6 +84,8 @@ flaws! {
     LayerChildren = "layer_children",
     /// A layer stands on something in the pool and on something outside of it.
     LayerOrigin = "layer_origin",
+    /// A layer sees something of nothing, or a part of a cluster.
+    LayerSees = "layer_sees",
     /// More is kept for a layer than it can use or own.
     LayerLimits = "layer_limits",
     /// An entry makes no sense.

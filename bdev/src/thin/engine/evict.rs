@@ -92,7 +92,7 @@ impl Engine {
         let leaf = self.shared.leaves.get(number);
         let (layer, index) = leaf.key();
         let Some(node) = self.nodes.by_id.get(&layer) else { return false };
-        let in_fold = self.fold.as_ref().is_some_and(|fold| fold.holds(layer));
+        let in_fold = self.fold.as_ref().is_some_and(|fold| fold.holds(layer)) || self.inflation.holds(layer);
         let known = leaf.is_clean() && self.shared.commits.is_done(leaf.taken_by());
         let taken = !in_fold && known && node.map.set(index, Place::At(number), Place::Unknown);
         if taken {

@@ -61,7 +61,7 @@ enum Verdict {
 impl Engine {
     /// Goes on with the snapshot that is being folded, or begins with the next one.
     pub(super) fn advance_fold(&mut self, cx: &mut Cx<'_>) -> u32 {
-        if self.failed.is_some() || self.removal.is_some() {
+        if self.failed.is_some() || self.removal.is_some() || self.inflation.is_copying() {
             return 0;
         }
         if self.fold.is_none() {
@@ -182,7 +182,7 @@ impl Engine {
             self.hurry = true;
             return Err(Miss::Wait);
         }
-        if cluster >= into.clusters() {
+        if cluster >= self.nodes.get(fold.into).sees(self.nodes.cluster_size()) {
             // The child cannot see it.
             self.say_folded(fold, None, below.cluster());
             return Ok(());
@@ -284,7 +284,14 @@ impl Engine {
         self.nodes.take_out(fold.layer);
         self.log_layer(fold.into);
         self.gone_to_log.push(fold.layer);
-        for id in self.nodes.above(fold.into) {
+        self.renew_chains(fold.into);
+    }
+}
+
+impl Engine {
+    /// What a layer stands on has changed, and nothing of what it holds: so for all that stands on it.
+    pub(super) fn renew_chains(&mut self, below: u64) {
+        for id in self.nodes.above(below) {
             let volume = self.nodes.get(id).is_known().then(|| self.directory.get(self.nodes.get(id).layer.uuid));
             if let Some(volume) = volume.flatten() {
                 let settled = volume.chain().settled.load(std::sync::atomic::Ordering::Acquire);

@@ -8,6 +8,7 @@ mod commit;
 mod copier;
 mod evict;
 mod fold;
+mod inflate;
 mod loads;
 mod nodes;
 mod orders;
@@ -24,6 +25,7 @@ use self::commit::{Commit, Load, OWN_COMMIT_NS};
 use self::copier::Copier;
 use self::evict::Evicting;
 use self::fold::Fold;
+use self::inflate::Inflation;
 use self::loads::Spare;
 pub(crate) use self::nodes::Directory;
 use self::nodes::Nodes;
@@ -64,6 +66,7 @@ pub(crate) struct Engine {
     doing: Option<Doing>,
     removal: Option<Removal>,
     fold: Option<Fold>,
+    inflation: Inflation,
     /// Snapshots that cannot be folded because something of them is lost.
     unfoldable: BTreeSet<u64>,
     /// The map of a layer that is gone, until nobody looks at it.
@@ -98,6 +101,7 @@ impl Engine {
         directory: Arc<Directory>,
     ) -> Result<Engine, OpenError> {
         let copier = Copier::new(base, store.geometry())?;
+        let inflation = Inflation::new(base, store.geometry())?;
         let nodes = Nodes::new(store.layers(), store.geometry());
         for node in nodes.by_id.values().filter(|node| node.is_known()) {
             directory.put(nodes.volume(node.layer.id));
@@ -124,6 +128,7 @@ impl Engine {
             doing: None,
             removal: None,
             fold: None,
+            inflation,
             unfoldable: BTreeSet::new(),
             dropped: None,
             copier,
@@ -192,13 +197,13 @@ impl Engine {
         self.end_orders();
         let busy = self.commit.is_some() || self.has_to_say() || self.shared.leaves.any_dirty();
         if self.failed.is_some() {
-            self.left = self.store.is_idle() && self.copier.is_idle();
+            self.left = self.store.is_idle() && self.copier.is_idle() && self.inflation.is_idle();
         } else if busy {
             self.hurry = true;
         } else if self.store.is_dirty() {
             self.checkpoint_wanted = true;
         } else {
-            self.left = self.store.is_idle() && self.copier.is_idle();
+            self.left = self.store.is_idle() && self.copier.is_idle() && self.inflation.is_idle();
         }
     }
 
@@ -248,8 +253,9 @@ impl Engine {
             uuid: self.store.uuid(),
             name: self.store.name().to_owned(),
             cluster_size: geometry.cluster_size,
+            base_bytes: u64::from(geometry.clusters) * size,
             total_bytes: self.store.total_clusters() * size,
-            free_bytes: (self.store.free_clusters() + self.leased()) * size,
+            free_bytes: (self.store.free_clusters() + self.leased() + self.kept_at_hand()) * size,
             quarantined_bytes: self.quarantine.len() * size,
             failed: self.failed.is_some(),
             full: self.shared.full.load(Relaxed),
@@ -265,6 +271,11 @@ impl Resident for Engine {
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {
         self.store.attach(cx)?;
         if let Err(error) = self.copier.attach(cx) {
+            self.store.detach(cx);
+            return Err(error);
+        }
+        if let Err(error) = self.inflation.copier().attach(cx) {
+            self.copier.detach(cx);
             self.store.detach(cx);
             return Err(error);
         }
@@ -288,6 +299,7 @@ impl Resident for Engine {
         count += self.advance_quarantine();
         count += self.advance_removal();
         count += self.advance_fold(cx);
+        count += self.advance_inflation(cx);
         self.advance_checkpoint();
         self.advance_leaving();
         self.rests_until = match self.next() {
@@ -299,7 +311,7 @@ impl Resident for Engine {
     }
 
     fn next(&self) -> Next {
-        let mut next = self.store.next().or(self.copier.next());
+        let mut next = self.store.next().or(self.copier.next()).or(self.inflation.next(self.now));
         let waits_for_reactors = self.doing.as_ref().is_some_and(Doing::waits_for_reactors);
         let may_commit = self.hurry && self.commit.is_none();
         if waits_for_reactors
@@ -330,6 +342,7 @@ impl Resident for Engine {
     }
 
     fn detach(&mut self, cx: &mut Cx<'_>) {
+        self.inflation.copier().detach(cx);
         self.copier.detach(cx);
         self.store.detach(cx);
     }

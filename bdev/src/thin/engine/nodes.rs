@@ -38,6 +38,8 @@ pub(super) struct Node {
     pub(super) layer: Layer,
     pub(super) map: Arc<LayerMap>,
     pub(super) children: BTreeSet<u64>,
+    /// As much is kept for it as it has, because it is being inflated.
+    pub(super) inflating: bool,
 }
 
 /// All of them.
@@ -55,6 +57,7 @@ impl Nodes {
             let map = LayerMap::new(layer.id, nodes.clusters(layer.size), false, Arc::new(usage));
             nodes.insert(layer.clone(), Arc::new(map));
         }
+        layers.keys().for_each(|id| nodes.join(*id));
         nodes
     }
 
@@ -69,17 +72,33 @@ impl Nodes {
     }
 
     fn insert(&mut self, layer: Layer, map: Arc<LayerMap>) {
-        // A parent has a lower number than its children, so it is there already.
-        if let Some(parent) = layer.parent.and_then(|parent| self.by_id.get_mut(&parent)) {
-            parent.children.insert(layer.id);
-        }
-        self.by_id.insert(layer.id, Node { layer, map, children: BTreeSet::new() });
+        self.by_id.insert(layer.id, Node { layer, map, children: BTreeSet::new(), inflating: false });
     }
 
     /// A new head, with nothing in it.
     pub(super) fn add(&mut self, layer: Layer) {
         let map = LayerMap::new(layer.id, self.clusters(layer.size), true, Arc::default());
+        let id = layer.id;
         self.insert(layer, Arc::new(map));
+        self.join(id);
+    }
+
+    /// Its parent knows it.
+    fn join(&mut self, id: u64) {
+        if let Some(parent) = self.by_id[&id].layer.parent.and_then(|parent| self.by_id.get_mut(&parent)) {
+            parent.children.insert(id);
+        }
+    }
+
+    /// A layer stands on another one, or on nothing, and sees so many bytes of that.
+    pub(super) fn stand(&mut self, id: u64, on: Option<u64>, sees: Option<u64>) {
+        let layer = &mut self.get_mut(id).layer;
+        let before = std::mem::replace(&mut layer.parent, on);
+        layer.sees = sees;
+        if let Some(before) = before.and_then(|before| self.by_id.get_mut(&before)) {
+            before.children.remove(&id);
+        }
+        self.join(id);
     }
 
     /// Takes one out that has no children.
@@ -94,7 +113,9 @@ impl Nodes {
     pub(super) fn take_out(&mut self, id: u64) {
         let Some(node) = self.by_id.remove(&id) else { return };
         for child in &node.children {
-            self.get_mut(*child).layer.parent = node.layer.parent;
+            let child = &mut self.get_mut(*child).layer;
+            child.parent = node.layer.parent;
+            child.sees = child.parent.and(least(child.sees, node.layer.sees));
         }
         if let Some(parent) = node.layer.parent.and_then(|parent| self.by_id.get_mut(&parent)) {
             parent.children.remove(&id);
@@ -143,14 +164,16 @@ impl Nodes {
 
     /// The maps from a layer down.
     pub(super) fn chain(&self, id: u64, settled: bool) -> Chain {
-        let mut layers = Vec::new();
+        let (mut layers, mut ends) = (Vec::new(), Vec::new());
         let mut next = Some(id);
         while let Some(node) = next.and_then(|id| self.by_id.get(&id)) {
             layers.push(node.map.clone());
+            ends.extend(node.layer.sees.map(|bytes| (layers.len(), self.clusters(bytes))));
             next = node.layer.parent;
         }
         let layer = &self.by_id[&id].layer;
-        Chain { layers, bytes: layer.size, read_only: layer.kind != LayerKind::Head, word: 0, settled: settled.into() }
+        let (bytes, read_only) = (layer.size, layer.kind != LayerKind::Head);
+        Chain { layers, ends, bytes, read_only, word: 0, settled: settled.into() }
     }
 
     /// The volume that shows a layer.
@@ -161,7 +184,23 @@ impl Nodes {
 
     /// Clusters that are kept for volumes which do not own them yet.
     pub(super) fn promised(&self) -> u64 {
-        self.by_id.values().map(|node| node.layer.reserved.saturating_sub(node.usage().0)).sum()
+        let keeping = self.by_id.values().map(|node| (node, self.kept_for(node))).filter(|(_, kept)| *kept > 0);
+        keeping.map(|(node, kept)| kept.saturating_sub(self.will_own(node))).sum()
+    }
+
+    /// Clusters that are kept for a layer, with those that it owns.
+    pub(super) fn kept_for(&self, node: &Node) -> u64 {
+        node.layer.reserved.max(if node.inflating { self.clusters(node.layer.size) } else { 0 })
+    }
+
+    /// Clusters that a layer owns, and those of what goes into it.
+    pub(super) fn will_own(&self, node: &Node) -> u64 {
+        let (mut owned, mut next) = (node.usage().0, node.layer.parent);
+        while let Some(below) = next.and_then(|id| self.by_id.get(&id)).filter(|n| n.layer.kind == LayerKind::Going) {
+            owned += below.usage().0;
+            next = below.layer.parent;
+        }
+        owned
     }
 
     /// Bytes of all volumes.
@@ -179,7 +218,17 @@ impl Nodes {
     }
 }
 
+/// The lower of two limits, where `None` is none.
+fn least(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
+}
+
 impl Node {
+    /// How many clusters it sees of what it stands on.
+    pub(super) fn sees(&self, cluster_size: u64) -> u64 {
+        self.layer.sees.map_or(u64::MAX, |bytes| bytes / cluster_size).min(self.map.clusters())
+    }
+
     /// Whether it is there for its users.
     pub(super) fn is_known(&self) -> bool {
         matches!(self.layer.kind, LayerKind::Head | LayerKind::Snapshot)

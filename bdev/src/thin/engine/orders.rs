@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Engine;
 use crate::thin::PoolError;
-use crate::thin::format::{Layer, LayerKind, NAME_LEN, Pointer};
+use crate::thin::format::{Entry, Layer, LayerKind, NAME_LEN, Pointer};
 use crate::thin::orders::{Answer, Asked, Order, SnapshotOf};
 use crate::thin::shared::Volume;
 
@@ -33,7 +33,7 @@ enum Stage {
     Draining(u64),
     /// It has to be durable.
     Committing(u64),
-    /// A checkpoint has to end; so many had before.
+    /// So many checkpoints have to have ended.
     Checkpoint(u64),
 }
 
@@ -85,6 +85,9 @@ impl Engine {
         if let Some(error) = self.failed {
             return asked.answer(Err(PoolError::Failed(error)));
         }
+        if let Order::Inflate { .. } = asked.order {
+            return self.begin_inflation(asked);
+        }
         match self.check(&asked.order) {
             Err(error) => asked.answer(Err(error)),
             Ok(volumes) if volumes.is_empty() => {
@@ -127,12 +130,12 @@ impl Engine {
                 doing.asked.answer(answer);
                 return true;
             }
-            Stage::Checkpoint(before) => {
+            Stage::Checkpoint(nth) => {
                 if let Some(error) = self.failed {
                     doing.asked.answer(Err(PoolError::Failed(error)));
                     return true;
                 }
-                if self.checkpoints == before {
+                if self.checkpoints < nth {
                     return false;
                 }
                 doing.asked.answer(Ok(None));
@@ -178,11 +181,16 @@ impl Engine {
                 if *bytes < layer.size && !allow_shrink {
                     return Err(PoolError::Shrinks { name: layer.name.clone(), has: layer.size });
                 }
+                if *bytes < layer.size && !bytes.is_multiple_of(self.nodes.cluster_size()) {
+                    let why =
+                        format!("must be whole clusters of {} bytes to be less than before", self.nodes.cluster_size());
+                    return Err(PoolError::invalid("size", why));
+                }
                 if *bytes < layer.size {
-                    return Err(PoolError::Unfit { name: layer.name.clone(), what: "cannot become smaller yet" });
+                    self.check_layer_room()?;
                 }
                 let is_thick = layer.reserved > 0;
-                let more = bytes - layer.size;
+                let more = bytes.saturating_sub(layer.size);
                 self.check_room(more, if is_thick { more } else { 0 })?;
                 Ok(vec![volume(*uuid)?])
             }
@@ -223,24 +231,40 @@ impl Engine {
                 let (name, what) = (self.store.name().to_owned(), "is being scrubbed already: wait for that");
                 Err(PoolError::Unfit { name, what })
             }
-            Order::HoldPages | Order::LetGoPages | Order::Commit | Order::Checkpoint | Order::Info => Ok(Vec::new()),
+            Order::SetParent { uuid, parent } => {
+                self.check_parent(*uuid, *parent)?;
+                Ok(vec![volume(*uuid)?])
+            }
+            Order::RenamePool { name } => check_name(name).map(|()| Vec::new()),
+            Order::Inflate { .. } => unreachable!("it is no order that others wait for"),
+            Order::Grow { .. }
+            | Order::HoldPages
+            | Order::LetGoPages
+            | Order::Commit
+            | Order::Checkpoint
+            | Order::Info => Ok(Vec::new()),
         }
     }
 
     fn check_new(&self, name: &str, uuid: Uuid) -> Result<(), PoolError> {
-        if name.is_empty() || name.len() > NAME_LEN || name.contains('/') || name.chars().any(char::is_control) {
-            let why = format!("must be 1 to {NAME_LEN} bytes without '/' and control characters");
-            return Err(PoolError::invalid("name", why));
-        }
-        if !uuid.is_nil() && !self.has_room_for_layers() {
-            let what = "there are no pages left for what it needs to know of it; delete something, or let it grow";
-            return Err(PoolError::NoSpace(what.into()));
+        check_name(name)?;
+        if !uuid.is_nil() {
+            self.check_layer_room()?;
         }
         self.nodes.check_free(name, uuid)
     }
 
+    /// Whether there can be another layer.
+    fn check_layer_room(&self) -> Result<(), PoolError> {
+        if self.has_room_for_layers() {
+            return Ok(());
+        }
+        let what = "there are no pages left for what it needs to know of it; delete something, or let it grow";
+        Err(PoolError::NoSpace(what.into()))
+    }
+
     /// Whether so many bytes more may be provisioned, and so many be kept.
-    fn check_room(&self, bytes: u64, reserved: u64) -> Result<(), PoolError> {
+    pub(super) fn check_room(&self, bytes: u64, reserved: u64) -> Result<(), PoolError> {
         let size = self.nodes.cluster_size();
         let (overcommit, total) = (self.store.overcommit(), self.store.total_clusters() * size);
         let most = u128::from(total) * u128::from(overcommit) / 100;
@@ -257,6 +281,34 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether a volume can stand on a snapshot, by SPDK's rules.
+    fn check_parent(&self, uuid: Uuid, parent: Uuid) -> Result<(), PoolError> {
+        let id = self.is_kind(uuid, LayerKind::Head, "is a snapshot: what it stands on does not change")?;
+        let parent = self.is_kind(parent, LayerKind::Snapshot, "is no snapshot")?;
+        let (layer, on) = (&self.nodes.get(id).layer, &self.nodes.get(parent).layer);
+        if self.nodes.known_below(id).next() == Some(parent) {
+            return Err(PoolError::IsParent { name: layer.name.clone() });
+        }
+        if layer.size != on.size {
+            let why = format!("has {} bytes, and the volume {}: it has to have as many", on.size, layer.size);
+            return Err(PoolError::invalid("parent_name", why));
+        }
+        if layer.reserved > 0 {
+            return Err(PoolError::invalid(
+                "lvol_name",
+                "is a thick volume: what is kept for it is for data of its own",
+            ));
+        }
+        if self.inflation.has(uuid) {
+            return Err(PoolError::busy(&layer.name, "is being inflated or decoupled"));
+        }
+        let below = layer.parent.map(|below| self.nodes.get(below).layer.kind);
+        if below == Some(LayerKind::Going) {
+            return Err(PoolError::busy(&layer.name, "still takes over what a deleted snapshot has, or a size before"));
+        }
+        Ok(())
+    }
+
     fn check_snapshot(&self, of: &[SnapshotOf]) -> Result<Vec<Arc<Volume>>, PoolError> {
         let (mut volumes, mut kept): (Vec<Arc<Volume>>, u64) = (Vec::new(), 0);
         for (at, one) in of.iter().enumerate() {
@@ -267,7 +319,7 @@ impl Engine {
                 return Err(PoolError::invalid("snapshot_names", "name a volume or a snapshot twice"));
             }
             // What is kept for the head is kept for the new one, which owns nothing yet.
-            kept += self.nodes.get(id).layer.reserved.min(self.nodes.get(id).usage().0);
+            kept += self.nodes.get(id).layer.reserved.min(self.nodes.will_own(self.nodes.get(id)));
             let volume = self.directory.get(one.volume);
             volumes.push(volume.ok_or_else(|| PoolError::NotFound(one.volume.to_string()))?);
         }
@@ -278,7 +330,7 @@ impl Engine {
         Ok(volumes)
     }
 
-    fn is_kind(&self, uuid: Uuid, kind: LayerKind, what: &'static str) -> Result<u64, PoolError> {
+    pub(super) fn is_kind(&self, uuid: Uuid, kind: LayerKind, what: &'static str) -> Result<u64, PoolError> {
         let id = self.nodes.find(uuid)?;
         let layer = &self.nodes.get(id).layer;
         if layer.kind == kind { Ok(id) } else { Err(PoolError::Unfit { name: layer.name.clone(), what }) }
@@ -344,22 +396,64 @@ impl Engine {
             }
             Order::HoldPages => self.shared.held.0.store(self.store.hold_pages(), Release),
             Order::LetGoPages => self.shared.held.1.store(self.store.let_go_pages(), Release),
-            Order::Checkpoint => {
-                self.checkpoint_wanted = true;
-                return Stage::Checkpoint(self.checkpoints);
+            Order::SetParent { uuid, parent } => {
+                let id = self.nodes.find(*uuid).expect("checked");
+                let parent = self.nodes.find(*parent).expect("checked");
+                self.nodes.stand(id, Some(parent), None);
+                self.log_layer(id);
+                self.review_unnamed();
+                self.switch(*uuid, id);
+                return Stage::Draining(self.raise_epoch());
             }
-            Order::Commit | Order::Info => {}
+            Order::RenamePool { name } => {
+                self.store.rename(name).expect("checked");
+                return self.next_checkpoint();
+            }
+            Order::Grow { bytes } => {
+                if self.grow(*bytes) {
+                    return self.next_checkpoint();
+                }
+            }
+            Order::Checkpoint => return self.next_checkpoint(),
+            Order::Inflate { .. } | Order::Commit | Order::Info => {}
         }
         Stage::Committing(self.shared.commits.ticket())
+    }
+
+    /// Of all that is so now: one that runs already may know nothing of it.
+    fn next_checkpoint(&mut self) -> Stage {
+        self.checkpoint_wanted = true;
+        Stage::Checkpoint(self.checkpoints + 1 + u64::from(self.store.is_checkpointing()))
+    }
+
+    /// The pool takes what the base has, as far as its clusters can be numbered; whether that is more than before.
+    fn grow(&mut self, bytes: u64) -> bool {
+        let most = (u64::from(Entry::MAX_CLUSTER) + 1) * self.nodes.cluster_size() - 1;
+        self.store.grow(bytes.min(most)).expect("as many can be numbered")
     }
 
     /// A new head with nothing in it. It is still to be logged and made known.
     fn new_head(&mut self, uuid: Uuid, name: &str, size: u64, parent: Option<u64>, created: u64) -> u64 {
         let id = self.store.next_layer();
         let (root, levels, owned, here, quota, reserved) = (Pointer::NONE, 0, 0, 0, 0, 0);
-        let (kind, name, origin) = (LayerKind::Head, name.to_owned(), None);
-        let layer =
-            Layer { id, parent, uuid, kind, name, size, levels, root, owned, here, quota, reserved, created, origin };
+        let (kind, name, origin, sees) = (LayerKind::Head, name.to_owned(), None, None);
+        let layer = Layer {
+            id,
+            parent,
+            uuid,
+            kind,
+            name,
+            size,
+            levels,
+            root,
+            owned,
+            here,
+            quota,
+            reserved,
+            created,
+            origin,
+            sees,
+        };
         self.nodes.add(layer);
         id
     }
@@ -395,6 +489,9 @@ impl Engine {
 
     fn resize(&mut self, uuid: Uuid, bytes: u64) {
         let id = self.nodes.find(uuid).expect("checked");
+        if bytes < self.nodes.get(id).layer.size {
+            return self.shrink(id, bytes);
+        }
         let clusters = self.nodes.clusters(bytes);
         let node = self.nodes.get_mut(id);
         if node.layer.reserved > 0 {
@@ -417,6 +514,20 @@ impl Engine {
         self.review_reserves();
     }
 
+    /// A new, empty head that sees as much of the old one as is to be left. The old one goes into it like a deleted snapshot,
+    /// and what lies behind is free then. If the volume becomes larger again it still sees no more.
+    fn shrink(&mut self, old: u64, bytes: u64) {
+        let was = self.nodes.get(old).layer.clone();
+        let new = self.new_head(was.uuid, &was.name, bytes, Some(old), was.created);
+        self.send_away(old);
+        let reserved = was.reserved.min(self.nodes.clusters(bytes));
+        let head = &mut self.nodes.get_mut(new).layer;
+        (head.quota, head.reserved, head.sees) = (was.quota, reserved, Some(bytes));
+        self.log_layer(new);
+        self.switch(was.uuid, new);
+        self.review_reserves();
+    }
+
     /// A new, empty head on the snapshot; the old one goes.
     fn roll_back(&mut self, uuid: Uuid, to: Uuid) {
         let old = self.nodes.find(uuid).expect("checked");
@@ -424,9 +535,10 @@ impl Engine {
         let was = self.nodes.get(old).layer.clone();
         let size = self.nodes.get(parent).layer.size;
         self.send_away(old);
+        let reserved = was.reserved.min(self.nodes.clusters(size));
         let new = self.new_head(uuid, &was.name, size, Some(parent), was.created);
         let head = &mut self.nodes.get_mut(new).layer;
-        (head.quota, head.reserved) = (was.quota, was.reserved);
+        (head.quota, head.reserved) = (was.quota, reserved);
         self.log_layer(new);
         self.switch(uuid, new);
     }
@@ -479,6 +591,14 @@ impl Engine {
             doing.asked.answer(Answer::Err(PoolError::Closed));
         }
     }
+}
+
+fn check_name(name: &str) -> Result<(), PoolError> {
+    if name.is_empty() || name.len() > NAME_LEN || name.contains('/') || name.chars().any(char::is_control) {
+        let why = format!("must be 1 to {NAME_LEN} bytes without '/' and control characters");
+        return Err(PoolError::invalid("name", why));
+    }
+    Ok(())
 }
 
 fn check_size(bytes: u64) -> Result<(), PoolError> {

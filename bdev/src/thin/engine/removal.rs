@@ -27,7 +27,7 @@ pub(super) struct Removal {
 impl Engine {
     /// Goes on with the removal of a layer, or begins with the next one.
     pub(super) fn advance_removal(&mut self) -> u32 {
-        if self.failed.is_some() || self.fold.is_some() {
+        if self.failed.is_some() || self.fold.is_some() || self.inflation.is_copying() {
             return 0;
         }
         if self.removal.is_none() && !self.leaving {

@@ -84,9 +84,13 @@ impl Engine {
 
     /// Clusters that are free and kept for nobody, and not held back for metadata.
     pub(super) fn unreserved(&self) -> u64 {
-        let at_hand: usize = self.kept_by.iter().map(|volume| volume.kept()).sum();
-        let promised = self.nodes.promised().saturating_sub(at_hand as u64);
+        let promised = self.nodes.promised().saturating_sub(self.kept_at_hand());
         self.store.free_clusters().saturating_sub(promised + self.store.held_back())
+    }
+
+    /// Clusters that volumes have of what is kept for them, and do not own yet.
+    pub(super) fn kept_at_hand(&self) -> u64 {
+        self.kept_by.iter().map(|volume| volume.kept()).sum::<usize>() as u64
     }
 
     /// Clusters in leases.

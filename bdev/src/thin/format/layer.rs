@@ -9,7 +9,8 @@
 //!      152..160  clusters that are kept for it
 //!      160..168  when it was made, seconds since 1970
 //!      168..184  UUID of the bdev that it stands on, if it has no parent; 0: none
-//!      184..288  0
+//!      184..192  bytes that it sees of what it stands on, 0: all; what lies behind is zero
+//!      192..288  0
 //! ```
 
 use uuid::Uuid;
@@ -75,6 +76,8 @@ pub struct Layer {
     pub created: u64,
     /// What it stands on outside of the pool.
     pub origin: Option<Uuid>,
+    /// How many bytes it sees of what it stands on, whole clusters; `None`: all. What lies behind is zero.
+    pub sees: Option<u64>,
 }
 
 impl Layer {
@@ -94,6 +97,7 @@ impl Layer {
             (144, self.quota),
             (152, self.reserved),
             (160, self.created),
+            (184, self.sees.unwrap_or(0)),
         ];
         for (at, number) in numbers {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
@@ -135,6 +139,7 @@ impl Layer {
             reserved: number(152),
             created: number(160),
             origin: Some(uuid(168)).filter(|origin| !origin.is_nil()),
+            sees: Some(number(184)).filter(|bytes| *bytes != 0),
         }))
     }
 }
@@ -159,6 +164,7 @@ pub(super) mod tests {
             reserved: 6,
             created: 7,
             origin: Some(Uuid::from_u128(2)),
+            sees: Some(8 << 20),
         }
     }
 
@@ -168,7 +174,7 @@ pub(super) mod tests {
             let layer = Layer { kind, ..layer() };
             assert_eq!(Layer::from_bytes(&layer.to_bytes()), Ok(Some(layer)));
         }
-        let plain = Layer { parent: None, origin: None, name: String::new(), ..layer() };
+        let plain = Layer { parent: None, origin: None, sees: None, name: String::new(), ..layer() };
         assert_eq!(Layer::from_bytes(&plain.to_bytes()), Ok(Some(plain)));
         assert_eq!(Layer::from_bytes(&[0; LAYER_LEN]), Ok(None));
         assert_eq!(LAYER_LEN * LAYERS_PER_PAGE, super::super::BLOCK - super::super::HEADER);

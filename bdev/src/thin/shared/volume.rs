@@ -17,6 +17,9 @@ pub(crate) const KEPT: usize = 64;
 pub(crate) struct Chain {
     /// The head, and what it stands on.
     pub(crate) layers: Vec<Arc<LayerMap>>,
+    /// How many of the layers count from a cluster on, the fewest first: one that was made smaller, and is larger again, sees no
+    /// more of what it stands on.
+    pub(crate) ends: Vec<(usize, u64)>,
     /// Bytes that can be addressed.
     pub(crate) bytes: u64,
     /// Whether writes are refused.
@@ -29,6 +32,13 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
+    /// The layers that count for a cluster, but for the first `skip`.
+    #[inline]
+    pub(crate) fn seen(&self, cluster: u64, skip: usize) -> &[Arc<LayerMap>] {
+        let end = self.ends.iter().find(|(_, from)| cluster >= *from).map_or(self.layers.len(), |(count, _)| *count);
+        &self.layers[skip.min(end)..end]
+    }
+
     /// The layer that writes go to.
     #[inline]
     pub(crate) fn head(&self) -> &Arc<LayerMap> {
@@ -133,6 +143,7 @@ impl Volume {
             let old = &**now;
             let next = chain.unwrap_or_else(|| Chain {
                 layers: old.layers.clone(),
+                ends: old.ends.clone(),
                 bytes: old.bytes,
                 read_only: old.read_only,
                 word,

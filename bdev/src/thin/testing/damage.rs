@@ -165,6 +165,8 @@ damages! {
     LayerChildren, "on a volume", after(|it| it.edit_layer(18, |layer| layer.parent = Some(3)));
     LayerChildren, "two on one that goes", after(|it| it.edit_layer(2, |layer| layer.kind = LayerKind::Going));
     LayerOrigin, "two", after(|it| it.edit_layer(19, |layer| layer.parent = Some(1)));
+    LayerSees, "a part of a cluster", after(|it| it.edit_layer(2, |layer| layer.sees = Some(4096)));
+    LayerSees, "of nothing", after(|it| it.edit_layer(1, |layer| layer.sees = Some(1 << 20)));
     LayerLimits, "more than its size", after(|it| it.edit_layer(5, |layer| layer.reserved = 301));
     LayerLimits, "more than it may own", after(|it| it.edit_layer(5, |layer| (layer.quota, layer.reserved) = (2, 3)));
     EntryInvalid, "the spare bit", after(|it| it.edit(leaf(3, 0), |page| page.payload_mut()[2 * 8 + 3] |= 0x80));

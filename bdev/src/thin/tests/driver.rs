@@ -3,6 +3,7 @@
 //! Volumes and snapshots are known by the numbers that the oracle gives them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use pollux_core::{IoFlags, Op};
@@ -12,8 +13,8 @@ use super::world::{World, uuid};
 use crate::testing::expect::{Asking, Expect, Id};
 use crate::testing::floor::{LaneId, Request, Ticket};
 use crate::testing::stamp::SECTOR;
-use crate::thin::PoolError;
-use crate::thin::orders::{Answer, Order, SnapshotOf};
+use crate::thin::orders::{Answer, Order, Progress, SnapshotOf};
+use crate::thin::{PoolError, PoolInfo};
 
 /// UUIDs of volumes begin here.
 const FIRST: u128 = 1000;
@@ -53,6 +54,10 @@ pub(super) enum Then {
     Same,
     /// The first of each stands on the second, and that on what the first stood on.
     Stands(Vec<(Id, Id)>),
+    /// Not at all, and the pool is called so.
+    Called(String),
+    /// Not at all, and the pool has so many bytes of its base.
+    Grown(u64),
 }
 
 /// See the module's description.
@@ -62,19 +67,26 @@ pub(super) struct Driver {
     lanes: BTreeMap<(Id, usize), LaneId>,
     requests: BTreeMap<Ticket, Io>,
     orders: Vec<Given>,
+    /// Copies that are under way beside all that.
+    copies: Vec<Receiver<Answer>>,
     /// The snapshots that volumes and snapshots stand on, and were made of.
     pub(super) parents: BTreeMap<Id, Id>,
     /// Answers that were errors.
     pub(super) errors: Vec<String>,
     /// Rises with each answer.
     pub(super) answers: u64,
+    /// The pool's names: what it had, and those that were asked for since.
+    names: Vec<String>,
+    /// Bytes of the base that the pool has for sure.
+    bytes: u64,
 }
 
 impl Driver {
     pub(super) fn new(world: World, expect: Expect) -> Driver {
         let (lanes, parents) = (BTreeMap::new(), BTreeMap::new());
-        let (requests, orders, errors) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Driver { world, expect, lanes, requests, orders, parents, errors, answers: 0 }
+        let (requests, orders, copies, errors) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
+        let (names, bytes) = (vec!["pool".into()], 0);
+        Driver { world, expect, lanes, requests, orders, copies, parents, errors, answers: 0, names, bytes }
     }
 
     /// The lane into a volume on a reactor.
@@ -143,7 +155,7 @@ impl Driver {
 
     pub(super) fn resize(&mut self, volume: Id, sectors: u64) {
         let asking = self.expect.resize(volume, sectors);
-        let order = Order::Resize { uuid: uuid_of(volume), bytes: sectors * BYTES, allow_shrink: false };
+        let order = Order::Resize { uuid: uuid_of(volume), bytes: sectors * BYTES, allow_shrink: true };
         self.order(order, Some(asking), Then::Same);
     }
 
@@ -172,6 +184,36 @@ impl Driver {
         self.order(Order::Checkpoint, None, Then::Same);
     }
 
+    /// The volume gets all of its own, or at least what its parent has, beside everything else.
+    pub(super) fn inflate(&mut self, volume: Id, decouple: bool) {
+        let progress = Arc::<Progress>::default();
+        let order = Order::Inflate { uuid: uuid_of(volume), decouple, progress };
+        self.copies.push(self.world.send(order));
+    }
+
+    pub(super) fn rename_pool(&mut self, name: &str) {
+        self.names.push(name.to_owned());
+        self.order(Order::RenamePool { name: name.to_owned() }, None, Then::Called(name.to_owned()));
+    }
+
+    /// The base becomes larger, and the pool with it.
+    pub(super) fn grow_pool(&mut self, bytes: u64) {
+        self.world.medium.grow(bytes);
+        self.order(Order::Grow { bytes }, None, Then::Grown(bytes));
+    }
+
+    /// After a crash: goes on with the pool as it is now, if it may be called so and have such a size.
+    pub(super) fn goes_on(&mut self, before: &Driver, info: &PoolInfo) -> Result<(), String> {
+        if !before.names.contains(&info.name) {
+            return Err(format!("the pool is called {}, and was called {:?}", info.name, before.names));
+        }
+        if info.base_bytes < before.bytes {
+            return Err(format!("the pool takes {} bytes of its base, and took {}", info.base_bytes, before.bytes));
+        }
+        (self.names, self.bytes) = (vec![info.name.clone()], info.base_bytes);
+        Ok(())
+    }
+
     /// Whether something of a volume is in flight.
     pub(super) fn is_busy(&self, id: Id) -> bool {
         self.requests.values().any(|io| io.volume == id)
@@ -180,6 +222,11 @@ impl Driver {
     /// How much is not answered: requests, orders.
     pub(super) fn in_flight(&self) -> (usize, usize) {
         (self.requests.len(), self.orders.len())
+    }
+
+    /// How many copies are under way.
+    pub(super) fn copying(&self) -> usize {
+        self.copies.len()
     }
 
     /// One step, and what was answered with it. Returns whether there was anything to do.
@@ -203,6 +250,9 @@ impl Driver {
                 }
             }
         }
+        let copies = self.copies.len();
+        self.copies.retain(|copy| copy.try_recv().is_err());
+        self.answers += (copies - self.copies.len()) as u64;
         let mut nth = 0;
         while let Some(given) = self.orders.get(nth) {
             match given.answer.try_recv() {
@@ -234,7 +284,12 @@ impl Driver {
     }
 
     fn stand(&mut self, then: Then) {
-        let Then::Stands(pairs) = then else { return };
+        let pairs = match then {
+            Then::Stands(pairs) => pairs,
+            Then::Called(name) => return self.names = vec![name],
+            Then::Grown(bytes) => return self.bytes = bytes,
+            Then::Same => return,
+        };
         for (of, snapshot) in pairs {
             if let Some(below) = self.parents.insert(of, snapshot) {
                 self.parents.insert(snapshot, below);
@@ -244,7 +299,7 @@ impl Driver {
 
     /// Runs until everything is answered.
     pub(super) fn finish(&mut self) -> Result<(), String> {
-        while self.in_flight() != (0, 0) {
+        while self.in_flight() != (0, 0) || self.copying() > 0 {
             if !self.step(u64::MAX)? {
                 return Err(format!("never answered: {:?}", self.in_flight()));
             }

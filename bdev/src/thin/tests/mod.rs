@@ -5,6 +5,8 @@
 //! driver    the same, and an oracle that is told      folding   deleted snapshots
 //! judge     whether a medium after a crash is as      sweep     every short workload, cut at every instant
 //!           it may be                                 storm     long runs from seeds
+//! inflate   volumes that stand on less, or on something else
+//! shrink    volumes that become smaller               whole_pool its name and its size
 //! faults    a base that fails, lies or forgets        mutations promises broken on purpose
 //! scrub     the checker on a pool that is used
 //! ```
@@ -15,11 +17,14 @@
 mod driver;
 mod faults;
 mod folding;
+mod inflate;
 mod judge;
 mod mutations;
 mod plain;
 mod scrub;
+mod shrink;
 mod space;
 mod storm;
 mod sweep;
+mod whole_pool;
 mod world;

@@ -17,7 +17,7 @@ use crate::thin::check::{Finding, Flaw};
 use crate::thin::store::LABELS;
 
 /// Seeds that are tried for each, and crashes of each of them.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 120;
 const CRASHES: u64 = 40;
 
 type Label = Option<&'static str>;

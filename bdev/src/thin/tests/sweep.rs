@@ -44,14 +44,13 @@ const STEPS: &[Step] = &[
     // A part of a sub-block, of `a`; of the clone, or else of `b`.
     step("edge a", |run| run.write(run.start.a, 0, 2 * run.sub + run.sub / 2, run.sub, NONE)),
     step("edge c", |run| run.other().is_some_and(|other| run.write(other, 1, run.sub / 2, run.sub / 2, NONE))),
-    step("write fua", |run| run.write(run.start.a, 1, 16 * run.sub, run.sub, IoFlags::FUA)),
+    step("write fua", |run| run.is_whole() && run.write(run.start.a, 1, 16 * run.sub, run.sub, IoFlags::FUA)),
     step("flush", |run| {
         run.driver.flush(run.start.a, 0);
         true
     }),
     step("discard", |run| {
-        run.driver.zero(run.start.a, 0, Op::Discard, run.sub, 16 * run.sub, NONE);
-        true
+        run.is_whole().then(|| run.driver.zero(run.start.a, 0, Op::Discard, run.sub, 16 * run.sub, NONE)).is_some()
     }),
     step("snapshot", |run| run.snapshot_of(&[run.start.a])),
     step("group", |run| run.b().is_some_and(|b| run.snapshot_of(&[run.start.a, b]))),
@@ -74,6 +73,12 @@ const STEPS: &[Step] = &[
         run.driver.resize(run.start.a, sectors);
         true
     }),
+    step("shrink", |run| run.is_whole().then(|| run.driver.resize(run.start.a, 16 * run.sub)).is_some()),
+    step("inflate", |run| {
+        run.driver.inflate(run.start.a, false);
+        true
+    }),
+    step("decouple", |run| run.snapshot.map(|_| run.driver.inflate(run.start.a, true)).is_some()),
     step("rollback", |run| run.snapshot.map(|snapshot| run.driver.rollback(run.start.a, snapshot)).is_some()),
     step("checkpoint", |run| {
         run.driver.checkpoint();
@@ -152,6 +157,11 @@ impl<'a> Run<'a> {
         Run { start, driver, sub, clone: None, snapshot: None, b_is_there: true, good: BTreeSet::new(), seen }
     }
 
+    /// Whether `a` has as much as it had, at least.
+    fn is_whole(&self) -> bool {
+        self.driver.expect.sectors(self.start.a) >= 2 * self.start.cluster
+    }
+
     fn b(&self) -> Option<Id> {
         self.b_is_there.then_some(self.start.b)
     }
@@ -174,7 +184,7 @@ impl<'a> Run<'a> {
     /// Runs to the end of the step and looks at every cut on the way.
     fn watch(&mut self, sweep: &mut Sweep) -> Result<(), String> {
         self.look(sweep)?;
-        while self.driver.in_flight() != (0, 0) {
+        while self.driver.in_flight() != (0, 0) || self.driver.copying() > 0 {
             if !self.driver.step(u64::MAX)? {
                 return Err(format!("never answered: {:?}", self.driver.in_flight()));
             }

@@ -288,5 +288,6 @@ fn nameless(pool: Uuid, id: u64, size: u64) -> Layer {
         reserved: 0,
         created: 0,
         origin: None,
+        sees: None,
     }
 }

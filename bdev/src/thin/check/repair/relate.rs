@@ -22,6 +22,19 @@ pub(super) fn relate(layers: &mut Layers, superblock: &Superblock, notes: &mut V
         if layer.parent.is_some() && layer.origin.take().is_some() {
             notes.push(format!("layer {id} ('{}') stands on a layer of the pool; its origin was dropped", layer.name));
         }
+        if let Some(sees) = layer.sees {
+            let size = u64::from(superblock.geometry.cluster_size);
+            let right =
+                Some(sees / size * size).filter(|sees| *sees > 0 && layer.parent.or(layer.origin.map(|_| 0)).is_some());
+            if right != layer.sees {
+                // Of nothing it sees nothing, with or without.
+                layer.sees = right;
+                notes.push(format!(
+                    "layer {id} ('{}') sees {right:?} bytes of what it stands on, not {sees}",
+                    layer.name
+                ));
+            }
+        }
         let useful = clusters_of(layer.size, &superblock.geometry);
         let useful = if layer.quota == 0 { useful } else { useful.min(layer.quota) };
         if layer.reserved > useful {
@@ -34,7 +47,7 @@ pub(super) fn relate(layers: &mut Layers, superblock: &Superblock, notes: &mut V
     }
     for id in cycles(layers) {
         if let Some(layer) = layers.get_mut(&id) {
-            layer.parent = None;
+            (layer.parent, layer.sees) = (None, None);
             notes.push(format!("layer {id} ('{}') stood on itself in the end: it stands on nothing now", layer.name));
         }
     }

@@ -112,7 +112,7 @@ impl<'a> Storm<'a> {
     /// Runs until everything is answered, or the power fails.
     fn finish(&mut self, medium: &Medium) -> Result<(), String> {
         let mut steps = 0;
-        while self.driver.in_flight() != (0, 0) && medium.powered() {
+        while (self.driver.in_flight() != (0, 0) || self.driver.copying() > 0) && medium.powered() {
             steps += 1;
             let did = self.driver.step(u64::MAX)?;
             if (!did && medium.powered()) || steps > HANGS {
@@ -209,6 +209,7 @@ impl<'a> Storm<'a> {
             clean(&crashed, "after a crash while it was opened")?;
         }
         let mut world = self.open(&crashed)?;
+        let info = world.info();
         let parents = {
             let mut live = Live::new(&mut world, REACTORS)?;
             let agrees = self.driver.expect.check_after_crash(&mut live);
@@ -221,7 +222,9 @@ impl<'a> Storm<'a> {
         }
         let expect = std::mem::take(&mut self.driver.expect);
         // The old one goes without power.
-        self.driver = Driver::new(world, expect);
+        let mut driver = Driver::new(world, expect);
+        driver.goes_on(&self.driver, &info)?;
+        self.driver = driver;
         self.driver.parents = parents;
         self.closing = None;
         Ok(())

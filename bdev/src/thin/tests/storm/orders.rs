@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::super::world::MIB;
 use super::Storm;
 use crate::testing::expect::Id;
 
@@ -35,8 +36,13 @@ const ORDERS: &[Kind] = &[
     kind(2, delete_snapshot),
     kind(2, delete),
     kind(2, grow),
+    kind(2, shrink),
+    kind(2, inflate),
+    kind(3, decouple),
     kind(2, rollback),
     kind(4, checkpoint),
+    kind(1, rename_pool),
+    kind(1, grow_pool),
 ];
 
 impl Storm<'_> {
@@ -107,6 +113,26 @@ fn grow(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
     Some(())
 }
 
+/// To any number of clusters.
+fn shrink(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
+    let id = storm.pick(&scene.volumes)?;
+    let clusters = 1 + storm.rng.below(storm.driver.expect.sectors(id) / storm.cluster());
+    storm.driver.resize(id, clusters * storm.cluster());
+    Some(())
+}
+
+fn inflate(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
+    let id = storm.pick(&scene.volumes)?;
+    storm.driver.inflate(id, false);
+    Some(())
+}
+
+fn decouple(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
+    let id = storm.pick(&scene.volumes)?;
+    storm.driver.inflate(id, true);
+    Some(())
+}
+
 /// To the snapshot that it stands on.
 fn rollback(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
     let below = |id: &Id| storm.driver.parents.get(id).map(|snapshot| (*id, *snapshot));
@@ -120,4 +146,15 @@ fn rollback(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
 fn checkpoint(storm: &mut Storm<'_>, _: &Scene) -> Option<()> {
     storm.driver.checkpoint();
     Some(())
+}
+
+fn rename_pool(storm: &mut Storm<'_>, _: &Scene) -> Option<()> {
+    let name = format!("pool{}", storm.rng.below(100));
+    storm.driver.rename_pool(&name);
+    Some(())
+}
+
+fn grow_pool(storm: &mut Storm<'_>, _: &Scene) -> Option<()> {
+    let bytes = storm.driver.world.medium.geometry().bytes + MIB;
+    (bytes <= storm.weather.most).then(|| storm.driver.grow_pool(bytes))
 }

@@ -15,6 +15,8 @@ pub(super) struct Weather {
     pub(super) calm: u64,
     /// Much is done in many leaves, so that pages get scarce.
     pub(super) wide: bool,
+    /// Bytes that the base grows to, at most.
+    pub(super) most: u64,
 }
 
 impl Weather {
@@ -30,6 +32,6 @@ impl Weather {
         let large = if wide { 504 * (60 + rng.below(40)) } else { 500 + rng.below(600) };
         let sizes = if wide { [2, large, large, large] } else { [2, 3, 6, large] };
         let calm = 20 + rng.below(200);
-        Weather { geometry: Geometry { depth, ..geometry }, cluster, sizes, calm, wide }
+        Weather { geometry: Geometry { depth, ..geometry }, cluster, sizes, calm, wide, most: bytes + 3 * MIB }
     }
 }

@@ -1,0 +1,73 @@
+//! What the tests of thin pools share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use pollux_tests::daemon::Daemon;
+use pollux_tests::frontend::FrontEnd;
+use pollux_tests::guest::{Lun, cdb};
+use serde_json::{Value, json};
+
+use super::file;
+
+/// What happens within a second, on a machine that is busy.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// LUN 0 of a target.
+pub(crate) fn lun(target: u8) -> Lun {
+    Lun::new(target, 0)
+}
+
+pub(crate) fn text(value: &Value) -> Result<String> {
+    Ok(value.as_str().with_context(|| format!("{value} is text"))?.to_owned())
+}
+
+/// A pool `lvs` on a new file; returns the file.
+pub(crate) fn pool(daemon: &Daemon, base: &str, name: &str, bytes: u64) -> Result<PathBuf> {
+    let path = file(daemon, base, bytes)?;
+    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": base, "lvs_name": name}))?;
+    Ok(path)
+}
+
+pub(crate) fn volume(daemon: &Daemon, pool: &str, name: &str, mib: u64) -> Result<String> {
+    let params = json!({"lvs_name": pool, "lvol_name": name, "size_in_mib": mib, "thin_provision": true});
+    text(&daemon.rpc("bdev_lvol_create", params)?)
+}
+
+pub(crate) fn listed(daemon: &Daemon, alias: &str) -> Result<Value> {
+    let all = daemon.rpc("bdev_lvol_get_lvols", Value::Null)?;
+    let found = all.as_array().context("a list")?.iter().find(|volume| volume["alias"] == alias);
+    found.cloned().with_context(|| format!("{alias} is not in {all}"))
+}
+
+pub(crate) fn write(front: &mut FrontEnd, target: u8, lba: u32, value: u8) -> Result<()> {
+    front.good(lun(target), &cdb::write10(lba, 8, false), &[value; 4096], 0)?;
+    Ok(())
+}
+
+pub(crate) fn reads(front: &mut FrontEnd, target: u8, lba: u32, value: u8) -> Result<()> {
+    let read = front.good(lun(target), &cdb::read10(lba, 8), &[], 4096)?.data;
+    ensure!(read == [value; 4096], "target {target} block {lba} reads {} and not {value}", read[0]);
+    Ok(())
+}
+
+pub(crate) fn flush(front: &mut FrontEnd, target: u8) -> Result<()> {
+    front.good(lun(target), &cdb::sync10(), &[], 0)?;
+    Ok(())
+}
+
+pub(crate) fn refused(
+    daemon: &Daemon,
+    method: &str,
+    params: Value,
+    code: i64,
+    message: &str,
+    reason: &str,
+) -> Result<()> {
+    let shown = params.to_string();
+    let error = daemon.rpc_error(method, params)?;
+    let is = (error.code, error.message.as_str(), error.reason.as_deref());
+    ensure!(is == (code, message, Some(reason)), "{method} {shown}: {error}");
+    Ok(())
+}

@@ -96,6 +96,9 @@ families! {
         "Bytes of memory that remember where long chains of snapshots have their data.";
     POOL_FAILED Gauge "pollux_pool_failed" ["pool"] "1 if a pool is read-only because its base has failed.";
     POOL_FULL Gauge "pollux_pool_full" ["pool"] "1 while writes wait for space in a pool, or fail for lack of it.";
+    POOL_REACHED Gauge "pollux_pool_thresholds_reached" ["pool"] "How many thresholds of a pool are reached now.";
+    POOL_CROSSINGS Counter "pollux_pool_threshold_crossings_total" ["pool"]
+        "How often thresholds of a pool were reached since it was opened.";
     VOLUME_SIZE Gauge "pollux_volume_size_bytes" ["pool", "volume"] "Bytes that a guest can address.";
     VOLUME_OWNED Gauge "pollux_volume_owned_bytes" ["pool", "volume"]
         "Bytes of the clusters that only this volume or snapshot has.";
@@ -175,6 +178,12 @@ fn pool(sink: &mut Sink, info: &PoolInfo) {
     put(sink, &POOL_COMPOSITE, &labels, info.composite_bytes as f64);
     put(sink, &POOL_FAILED, &labels, f64::from(u8::from(info.failed)));
     put(sink, &POOL_FULL, &labels, f64::from(u8::from(info.full)));
+    if !info.thresholds.is_empty() {
+        let reached = info.thresholds.iter().filter(|threshold| threshold.reached).count();
+        put(sink, &POOL_REACHED, &labels, reached as f64);
+        let crossings: u64 = info.thresholds.iter().map(|threshold| threshold.crossings).sum();
+        put(sink, &POOL_CROSSINGS, &labels, crossings as f64);
+    }
     for volume in info.volumes.iter().filter(|volume| volume.role != Role::Leaving) {
         let labels = [info.name.as_str(), volume.name.as_str()];
         put(sink, &VOLUME_SIZE, &labels, volume.bytes as f64);

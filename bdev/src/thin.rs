@@ -21,7 +21,7 @@ pub mod store;
 mod survey;
 
 pub use error::PoolError;
-pub use info::{PoolInfo, Role, VolumeInfo};
+pub use info::{PoolInfo, Role, ThresholdInfo, VolumeInfo};
 pub use orders::Settled;
 pub use pool::{Hold, NewSnapshot, Pool, PoolOptions, ThinVolume};
 pub use scrub::{Holding, Image};

@@ -73,6 +73,33 @@ impl AtomicWrite {
     }
 }
 
+/// Soft thresholds of a device, at most.
+pub const MOST_THRESHOLDS: usize = 5;
+
+/// The space of a device that takes it from a pool as it is written. All in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Provisioning {
+    /// What is taken at once; a power of two.
+    pub grain: u64,
+    /// What the device may still take.
+    pub available: u64,
+    /// Whether that is kept for it alone.
+    pub dedicated: bool,
+    /// What it has taken.
+    pub used: u64,
+    /// When its users are told.
+    pub thresholds: [Option<Threshold>; MOST_THRESHOLDS],
+}
+
+/// A soft threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threshold {
+    /// It is reached when so much is available, or less.
+    Available(u64),
+    /// It is reached when so much is used, or more.
+    Used(u64),
+}
+
 /// The front of a range: how far it is all of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -133,6 +160,11 @@ pub trait Bdev: Send + Sync {
     /// Whether [`Bdev::extent`] may wait, for a file system's metadata say. Fixed while the device is open.
     fn extent_waits(&self) -> bool {
         false
+    }
+
+    /// Its space, if it takes that from a pool. Called on reactors: neither waits nor takes long.
+    fn provisioning(&self) -> Option<Provisioning> {
+        None
     }
 
     /// What holds up a helper thread that waits for this device: devices of one file system say the same. `None`: nobody

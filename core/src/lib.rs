@@ -23,7 +23,10 @@ pub mod spin;
 pub mod stats;
 pub mod worker;
 
-pub use bdev::{Alignment, AtomicWrite, Bdev, Channel, Discard, Extent, Next, OpenArgs, OpenError, Shape};
+pub use bdev::{
+    Alignment, AtomicWrite, Bdev, Channel, Discard, Extent, MOST_THRESHOLDS, Next, OpenArgs, OpenError, Provisioning,
+    Shape, Threshold,
+};
 pub use copy::{CopyEnd, CopyError, CopyRange, CopySide, CopyWatch, CopyWay, PairCopy};
 pub use helpers::{Chore, ChoreId, Helpers, Lane};
 pub use io::{Completion, FIRST_MARK, Io, IoError, IoFlags, Op, Tag};

@@ -35,6 +35,7 @@ mod plan;
 mod reservations;
 mod rules;
 mod sense;
+mod supply;
 mod task_set;
 #[cfg(test)]
 mod testing;

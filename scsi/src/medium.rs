@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pollux_core::{CopyRange, Extent, Lane};
+use pollux_core::{CopyRange, Extent, Lane, Provisioning};
 
 /// Who knows a unit's device. Asked on a reactor, where it must not wait for anything but a short lock.
 pub trait Medium: Debug + Send + Sync {
@@ -18,6 +18,11 @@ pub trait Medium: Debug + Send + Sync {
     /// As [`Bdev::extent_waits`](pollux_core::Bdev::extent_waits).
     fn extent_waits(&self) -> bool {
         false
+    }
+
+    /// As [`Bdev::provisioning`](pollux_core::Bdev::provisioning) of the device.
+    fn provisioning(&self) -> Option<Provisioning> {
+        None
     }
 
     /// As [`Bdev::lane`](pollux_core::Bdev::lane) of the device.

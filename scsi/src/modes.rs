@@ -12,6 +12,7 @@ pub(crate) use unit::SavingModes;
 
 use crate::Sense;
 use crate::geometry::Flags;
+use crate::supply::{DESCRIPTOR_LEN, Descriptor};
 
 /// PC: which values of a page are meant (SPC-5, table 154).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,7 @@ pub(crate) struct Page {
 const RECOVERY: usize = 0;
 const CACHING: usize = 2;
 const CONTROL: usize = 3;
+const PROVISIONING: usize = 7;
 
 /// Every page in the order of MODE SENSE's page 3Fh: by page code, then subpage code.
 const PAGES: [Page; 8] = [
@@ -71,7 +73,8 @@ const PAGES: [Page; 8] = [
     },
     // 1Ch informational exceptions: DEXCPT, as none are reported.
     Page { default: &[0x1C, 0x0A, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 12] },
-    // 1Ch 02h logical block provisioning: no thresholds that an initiator could see or set.
+    // 1Ch 02h logical block provisioning: every initiator is told of thresholds (SITUA 0). Their descriptors follow, as the
+    // operator has set them; no initiator changes any.
     Page { default: &[0x5C, 0x02, 0, 0x0C, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 16] },
 ];
 
@@ -174,13 +177,26 @@ impl Modes {
     }
 
     /// Visits the pages that a page code and subpage code of MODE SENSE mean; whether there is any.
-    pub(crate) fn sense(&self, code: u8, subpage: u8, values: Values, mut visit: impl FnMut(&[u8])) -> bool {
+    /// `thresholds` are those of the unit.
+    pub(crate) fn sense(
+        &self,
+        code: u8,
+        subpage: u8,
+        values: Values,
+        thresholds: &[Descriptor],
+        mut visit: impl FnMut(&[u8]),
+    ) -> bool {
         let mut found = false;
         for (index, page) in PAGES.iter().enumerate() {
             let code_fits = code == ALL_PAGES || code == page.code();
             if code_fits && (subpage == ALL_SUBPAGES || subpage == page.subpage()) {
                 found = true;
-                visit(&self.values(index, values)[..page.default.len()]);
+                let bytes = &self.values(index, values)[..page.default.len()];
+                if index == PROVISIONING {
+                    visit(&with_thresholds(bytes, values, thresholds));
+                } else {
+                    visit(bytes);
+                }
             }
         }
         // Page 3Fh goes with subpages 00h and FFh only.
@@ -189,10 +205,12 @@ impl Modes {
 
     /// Applies the page at the front of `list` and returns its length. `at` is where the page lies in the parameter
     /// data, for field pointers.
-    pub(crate) fn select(&mut self, list: &[u8], at: usize) -> Result<usize, Sense> {
+    pub(crate) fn select(&mut self, list: &[u8], at: usize, thresholds: &[Descriptor]) -> Result<usize, Sense> {
         let index = find(list, at)?;
         let page = &PAGES[index];
-        let (header, len) = (page.header_len(), page.default.len());
+        let (header, own) = (page.header_len(), page.default.len());
+        let more = if index == PROVISIONING { thresholds.as_flattened() } else { &[] };
+        let len = own + more.len();
         let given_len = if page.is_subpage() { byte_pair(list, 2)? } else { usize::from(byte(list, 1)?) };
         if given_len != len - header {
             return Err(Sense::invalid_parameter(offset(at + header - if header == 4 { 2 } else { 1 }), None));
@@ -200,12 +218,15 @@ impl Modes {
         let given = list.get(..len).ok_or(Sense::LIST_LENGTH)?;
         let (current, mask) = (self.values(index, Values::Current), self.values(index, Values::Changeable));
         for byte in header..len {
-            let wrong = (given[byte] ^ current[byte]) & !mask[byte];
+            let wrong = match byte.checked_sub(own) {
+                None => (given[byte] ^ current[byte]) & !mask[byte],
+                Some(behind) => given[byte] ^ more[behind],
+            };
             if wrong != 0 {
                 return Err(Sense::invalid_parameter(offset(at + byte), Some(leftmost(wrong))));
             }
         }
-        for byte in header..len {
+        for byte in header..own {
             let stored = &mut self.current[index][byte];
             *stored = *stored & !mask[byte] | given[byte] & mask[byte];
         }
@@ -233,6 +254,15 @@ impl Modes {
         }
         bytes
     }
+}
+
+/// The page with the unit's thresholds behind it; a mask of them is all zeroes, as none can be changed.
+fn with_thresholds(page: &[u8], values: Values, thresholds: &[Descriptor]) -> Vec<u8> {
+    let mut bytes = page.to_vec();
+    let changeable = values == Values::Changeable;
+    thresholds.iter().for_each(|threshold| bytes.extend(if changeable { [0; DESCRIPTOR_LEN] } else { *threshold }));
+    bytes[3] = (bytes.len() - 4) as u8;
+    bytes
 }
 
 fn defaults() -> Bytes {
@@ -295,11 +325,12 @@ mod tests {
             last = key;
         }
         assert_eq!([RECOVERY, CACHING, CONTROL].map(|index| PAGES[index].code()), [0x01, 0x08, 0x0A]);
+        assert_eq!((PAGES[PROVISIONING].code(), PAGES[PROVISIONING].subpage()), (0x1C, 2));
     }
 
     fn page(modes: &Modes, code: u8, values: Values) -> Vec<u8> {
         let mut bytes = Vec::new();
-        assert!(modes.sense(code, 0, values, |page| bytes.extend_from_slice(page)));
+        assert!(modes.sense(code, 0, values, &[], |page| bytes.extend_from_slice(page)));
         bytes
     }
 
@@ -316,7 +347,7 @@ mod tests {
         assert_eq!(without.flags(), Flags::empty());
         let mut on = page(&without, 0x08, Values::Current);
         on[2] = 0x04;
-        assert_eq!(without.select(&on, 4), Err(Sense::invalid_parameter(6, Some(2))));
+        assert_eq!(without.select(&on, 4, &[]), Err(Sense::invalid_parameter(6, Some(2))));
     }
 
     #[test]
@@ -326,10 +357,10 @@ mod tests {
         let mut control = page(&modes, 0x0A, Values::Current);
         control[2] |= 0x04;
         control[3] = 0x20;
-        assert_eq!(modes.select(&control, 8), Err(Sense::invalid_parameter(11, Some(5))));
+        assert_eq!(modes.select(&control, 8, &[]), Err(Sense::invalid_parameter(11, Some(5))));
         assert_eq!(modes, before);
         control[3] = 0x10;
-        assert_eq!(modes.select(&control, 8), Ok(12));
+        assert_eq!(modes.select(&control, 8, &[]), Ok(12));
         assert!(modes.flags().contains(Flags::D_SENSE));
         assert_eq!(page(&modes, 0x0A, Values::Default)[2], 0x02);
     }
@@ -338,13 +369,13 @@ mod tests {
     fn pages_that_are_cut_off_unknown_or_of_another_length() {
         let mut modes = Modes::new(true);
         let caching = page(&modes, 0x08, Values::Current);
-        assert_eq!(modes.select(&caching[..19], 4), Err(Sense::LIST_LENGTH));
-        assert_eq!(modes.select(&caching[..1], 4), Err(Sense::LIST_LENGTH));
-        assert_eq!(modes.select(&[0x03, 0x16], 4), Err(Sense::invalid_parameter(4, Some(5))));
-        assert_eq!(modes.select(&[0x48, 0x01, 0, 0], 4), Err(Sense::invalid_parameter(4, Some(5))));
+        assert_eq!(modes.select(&caching[..19], 4, &[]), Err(Sense::LIST_LENGTH));
+        assert_eq!(modes.select(&caching[..1], 4, &[]), Err(Sense::LIST_LENGTH));
+        assert_eq!(modes.select(&[0x03, 0x16], 4, &[]), Err(Sense::invalid_parameter(4, Some(5))));
+        assert_eq!(modes.select(&[0x48, 0x01, 0, 0], 4, &[]), Err(Sense::invalid_parameter(4, Some(5))));
         let mut longer = caching;
         longer[1] = 0x13;
-        assert_eq!(modes.select(&longer, 4), Err(Sense::invalid_parameter(5, None)));
+        assert_eq!(modes.select(&longer, 4, &[]), Err(Sense::invalid_parameter(5, None)));
     }
 
     #[test]
@@ -352,7 +383,7 @@ mod tests {
         let mut modes = Modes::new(true);
         let mut caching = page(&modes, 0x08, Values::Current);
         caching[2] = 0;
-        modes.select(&caching, 4).unwrap();
+        modes.select(&caching, 4, &[]).unwrap();
         modes.reset();
         assert_eq!(modes.flags(), Flags::WRITE_THROUGH);
     }
@@ -362,7 +393,7 @@ mod tests {
         let modes = Modes::new(true);
         let codes = |subpage| {
             let mut codes = Vec::new();
-            let found = modes.sense(0x3F, subpage, Values::Current, |page| codes.push((page[0], page[1])));
+            let found = modes.sense(0x3F, subpage, Values::Current, &[], |page| codes.push((page[0], page[1])));
             (found, codes)
         };
         let pages = vec![(0x01, 0x0A), (0x02, 0x0E), (0x08, 0x12), (0x0A, 0x0A), (0x1A, 0x26), (0x1C, 0x0A)];
@@ -372,24 +403,37 @@ mod tests {
         all.push((0x5C, 0x02));
         assert_eq!(codes(0xFF), (true, all));
         assert!(!codes(1).0);
-        assert!(!modes.sense(0x03, 0, Values::Current, |_| ()));
-        assert!(modes.sense(0x08, 0xFF, Values::Current, |_| ()));
-        assert!(!modes.sense(0x08, 1, Values::Current, |_| ()));
+        assert!(!modes.sense(0x03, 0, Values::Current, &[], |_| ()));
+        assert!(modes.sense(0x08, 0xFF, Values::Current, &[], |_| ()));
+        assert!(!modes.sense(0x08, 1, Values::Current, &[], |_| ()));
     }
 
     #[test]
     fn a_subpage_has_a_header_of_its_own() {
         let mut modes = Modes::new(true);
         let mut extension = Vec::new();
-        assert!(modes.sense(0x0A, 1, Values::Current, |page| extension.extend_from_slice(page)));
+        assert!(modes.sense(0x0A, 1, Values::Current, &[], |page| extension.extend_from_slice(page)));
         assert_eq!((extension.len(), &extension[..5]), (32, &[0x4A, 0x01, 0, 0x1C, 0x06][..]));
-        assert_eq!(modes.select(&extension, 8), Ok(32));
-        assert_eq!(modes.select(&extension[..31], 8), Err(Sense::LIST_LENGTH));
-        assert_eq!(modes.select(&extension[..3], 8), Err(Sense::LIST_LENGTH));
+        assert_eq!(modes.select(&extension, 8, &[]), Ok(32));
+        assert_eq!(modes.select(&extension[..31], 8, &[]), Err(Sense::LIST_LENGTH));
+        assert_eq!(modes.select(&extension[..3], 8, &[]), Err(Sense::LIST_LENGTH));
         extension[4] = 0x02;
-        assert_eq!(modes.select(&extension, 8), Err(Sense::invalid_parameter(12, Some(2))), "SCSIP");
+        assert_eq!(modes.select(&extension, 8, &[]), Err(Sense::invalid_parameter(12, Some(2))), "SCSIP");
         extension[3] = 0x1B;
-        assert_eq!(modes.select(&extension, 8), Err(Sense::invalid_parameter(10, None)), "PAGE LENGTH");
+        assert_eq!(modes.select(&extension, 8, &[]), Err(Sense::invalid_parameter(10, None)), "PAGE LENGTH");
+    }
+
+    #[test]
+    fn thresholds_are_shown_and_nobodys_to_change() {
+        let mut modes = Modes::new(true);
+        let thresholds = [[0x80, 1, 0, 0, 0, 0, 0, 9], [0x81, 2, 0, 0, 0, 0, 0, 5]];
+        let mut page = Vec::new();
+        modes.sense(0x1C, 2, Values::Current, &thresholds, |bytes| page.extend_from_slice(bytes));
+        assert_eq!((page.len(), page[3], &page[16..24]), (32, 28, &thresholds[0][..]));
+        assert_eq!(modes.select(&page, 8, &thresholds), Ok(32));
+        assert_eq!(modes.select(&page, 8, &thresholds[1..]), Err(Sense::invalid_parameter(10, None)));
+        page[31] = 6;
+        assert_eq!(modes.select(&page, 8, &thresholds), Err(Sense::invalid_parameter(39, Some(1))));
     }
 
     #[test]
@@ -398,7 +442,7 @@ mod tests {
         let mut recovery = page(&modes, 0x01, Values::Current);
         assert!(modes.reports_thresholds());
         recovery[7] = 0;
-        modes.select(&recovery, 4).unwrap();
+        modes.select(&recovery, 4, &[]).unwrap();
         assert!(!modes.reports_thresholds());
         modes.reset();
         assert!(modes.reports_thresholds());

@@ -24,6 +24,7 @@ use crate::medium::Statistics;
 use crate::modes::{Modes, SavingModes};
 use crate::nexus::each_alive;
 use crate::reservations::unit::Held;
+use crate::supply::Supply;
 use crate::task_set::TaskSet;
 use crate::through::Through;
 use crate::wipe::{Blocked, Wiping};
@@ -341,6 +342,12 @@ impl LogicalUnit {
         self.medium()?.lane()
     }
 
+    /// Its space, if it takes that from a pool.
+    pub(crate) fn supply(&self) -> Option<Supply> {
+        let block_size = self.last_shape()?.block_size;
+        Some(Supply::of(self.medium()?.provisioning()?, block_size))
+    }
+
     /// What the device has done since the last reset of the statistics, and for how long at least nothing, if somebody
     /// counts.
     pub(crate) fn statistics(&self) -> Option<(Transfers, Duration)> {
@@ -576,7 +583,7 @@ mod tests {
         drained(&second);
         unit.change_modes(&paths[0], false, |modes| {
             modes.forget();
-            modes.select(&[0x0A, 0x0A, 0x06, 0x10, 0, 0, 0, 0, 0, 0, 0, 0], 4).map(drop)
+            modes.select(&[0x0A, 0x0A, 0x06, 0x10, 0, 0, 0, 0, 0, 0, 0, 0], 4, &[]).map(drop)
         })
         .unwrap();
         assert_eq!(paths.each_ref().map(|path| drained(path).len()), [0, 1]);

@@ -58,6 +58,14 @@ pub(crate) enum PoolsCommand {
         /// The pool
         name: String,
     },
+    /// Say how much may be used before somebody is told
+    Thresholds {
+        /// The pool
+        name: String,
+        /// Percent of the pool (80%) or sizes (10G), up to four; none: nobody is told
+        #[arg(value_parser = parse_threshold, value_name = "USED")]
+        used: Vec<Used>,
+    },
     /// Delete a pool
     Delete {
         /// The pool
@@ -68,6 +76,33 @@ pub(crate) enum PoolsCommand {
     },
     #[command(flatten)]
     Offline(PoolCommand),
+}
+
+/// How much is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Used {
+    Percent(u8),
+    Bytes(u64),
+}
+
+impl Used {
+    const fn percent(self) -> Option<u8> {
+        if let Used::Percent(percent) = self { Some(percent) } else { None }
+    }
+
+    const fn bytes(self) -> Option<u64> {
+        if let Used::Bytes(bytes) = self { Some(bytes) } else { None }
+    }
+}
+
+fn parse_threshold(text: &str) -> Result<Used, String> {
+    match text.strip_suffix('%') {
+        Some(percent) => match percent.parse() {
+            Ok(percent) if (1..=100).contains(&percent) => Ok(Used::Percent(percent)),
+            _ => Err("percentages are 1% to 100%".into()),
+        },
+        None => parse_size(text).map(Used::Bytes),
+    }
 }
 
 pub(crate) fn run(
@@ -121,6 +156,13 @@ pub(crate) fn run(
             let pools = client.call("bdev_lvol_get_lvstores", json!({"lvs_name": name}))?;
             output
                 .show(&pools[0], |pool| format!("pool {name} has {}\n", size(pool["size_bytes"].as_u64().unwrap_or(0))))
+        }
+        PoolsCommand::Thresholds { name, used } => {
+            let percent: Vec<u8> = used.iter().filter_map(|used| used.percent()).collect();
+            let bytes: Vec<u64> = used.iter().filter_map(|used| used.bytes()).collect();
+            let params = json!({"lvs_name": name, "used_percent": percent, "used_bytes": bytes});
+            let done = connect()?.call("bdev_lvol_set_thresholds", params)?;
+            output.show(&done, |_| format!("thresholds of pool {name} set\n"))
         }
         PoolsCommand::Delete { name, force } => {
             let mut client = connect()?;
@@ -231,6 +273,10 @@ fn people(pool: &Value) -> String {
         size(bytes(&pool["quarantined_bytes"])),
         size(bytes(&pool["cluster_size"])),
     );
+    for threshold in pool["thresholds"].as_array().into_iter().flatten() {
+        let reached = if threshold["reached"] == true { ", which is REACHED" } else { "" };
+        out += &format!("  threshold: {} used{reached}\n", size(bytes(&threshold["used_bytes"])));
+    }
     match cell(&pool["state"]).as_str() {
         "full" => {
             out += "  FULL: writes that need space wait or fail; delete snapshots, fstrim in the guests, or grow it\n";
@@ -268,6 +314,15 @@ mod tests {
         one["state"] = "full".into();
         assert!(people(&one).contains("FULL"));
         assert!(people(&json!({"why": "w"})).contains("pool check"));
+    }
+
+    #[test]
+    fn thresholds_are_percentages_or_sizes() {
+        assert_eq!((parse_threshold("80%"), parse_threshold("1M")), (Ok(Used::Percent(80)), Ok(Used::Bytes(1 << 20))));
+        assert!(["0%", "101%", "x%", "1Q"].iter().all(|text| parse_threshold(text).is_err()));
+        let mut one = pool();
+        one["thresholds"] = json!([{"used_bytes": 1 << 20, "reached": true}]);
+        assert!(people(&one).contains("threshold: 1 MiB used, which is REACHED"), "{}", people(&one));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use pollux_bdev::Entry;
-use pollux_core::{CopyRange, Extent, Lane, Op};
+use pollux_core::{CopyRange, Extent, Lane, Op, Provisioning};
 use pollux_scsi::{Attention, Chosen, Identity, Medium, Share, Transfers};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -184,6 +184,10 @@ impl Medium for Known {
     fn extent_waits(&self) -> bool {
         let device = self.0.upgrade().and_then(|entry| entry.device());
         device.is_some_and(|device| device.extent_waits())
+    }
+
+    fn provisioning(&self) -> Option<Provisioning> {
+        self.0.upgrade().and_then(|entry| entry.device())?.provisioning()
     }
 
     fn lane(&self) -> Option<Lane> {

@@ -23,11 +23,15 @@ pub enum Kind {
     VhostCreate,
     /// A controller was deleted.
     VhostDelete,
+    /// A threshold of a pool was reached.
+    PoolThreshold,
+    /// The threshold of a volume's quota was reached.
+    VolumeThreshold,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 9] = [
         Kind::BdevRegister,
         Kind::BdevUnregister,
         Kind::BdevResize,
@@ -35,6 +39,8 @@ impl Kind {
         Kind::BdevMissing,
         Kind::VhostCreate,
         Kind::VhostDelete,
+        Kind::PoolThreshold,
+        Kind::VolumeThreshold,
     ];
 
     /// Its name in answers.
@@ -48,6 +54,8 @@ impl Kind {
             Kind::BdevMissing => "bdev_missing",
             Kind::VhostCreate => "vhost_create_controller",
             Kind::VhostDelete => "vhost_delete_controller",
+            Kind::PoolThreshold => "lvstore_threshold",
+            Kind::VolumeThreshold => "lvol_threshold",
         }
     }
 }

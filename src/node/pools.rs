@@ -22,6 +22,7 @@ mod place;
 mod ring;
 mod scrub;
 mod shallow;
+mod thresholds;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -65,6 +66,7 @@ pub struct OpenPool {
     info: RwLock<Arc<PoolInfo>>,
     /// Jobs that read or write its volumes: it is not closed before they have ended.
     users: AtomicUsize,
+    told: thresholds::Told,
 }
 
 /// A pool that is not closed while this is there.

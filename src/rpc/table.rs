@@ -167,6 +167,7 @@ pub static METHODS: &[Method] = &[
     typed!("bdev_lvol_import", changes, Decode, transfer::ImportParams, transfer::import),
     typed!("bdev_lvol_start_shallow_copy", reads, Decode, shallow::Start, shallow::start),
     typed!("bdev_lvol_check_shallow_copy", reads, Decode, shallow::Check, shallow::check),
+    typed!("bdev_lvol_set_thresholds", changes, Decode, lvstore::SetThresholds, lvstore::set_thresholds),
     typed!("bdev_lvol_delete", changes, Decode, lvol::Delete, lvol::delete),
     typed!("job_get_jobs", reads, Decode, job::GetJobs, job::get_jobs),
     typed!("job_cancel", reads, Decode, job::Cancel, job::cancel),

@@ -148,6 +148,8 @@ impl<'a> Writer<'a> {
             space,
             pages,
             extents: vec![Extent { first, count }],
+            thresholds: Default::default(),
+            unknown: Default::default(),
         })
     }
 
@@ -179,6 +181,7 @@ impl<'a> Writer<'a> {
             created: 1_700_000_000,
             origin: None,
             sees: None,
+            warn_percent: 0,
         })
     }
 

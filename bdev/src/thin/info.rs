@@ -13,6 +13,19 @@ pub enum Role {
     Leaving,
 }
 
+/// A soft threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThresholdInfo {
+    /// The percentage that it was given as.
+    pub percent: Option<u8>,
+    /// Bytes in use at which it is reached.
+    pub used_bytes: u64,
+    /// Whether it is.
+    pub reached: bool,
+    /// How often it has been reached since the pool was opened.
+    pub crossings: u64,
+}
+
 /// A volume, a snapshot, or what is left of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {
@@ -40,6 +53,8 @@ pub struct VolumeInfo {
     pub quota_bytes: u64,
     /// Bytes that are kept for it.
     pub reserved_bytes: u64,
+    /// When its users are told how much of its quota is used.
+    pub quota_threshold: Option<ThresholdInfo>,
 }
 
 /// A pool.
@@ -69,6 +84,8 @@ pub struct PoolInfo {
     pub commits: u64,
     /// See `commits`.
     pub checkpoints: u64,
+    /// When somebody is told how much is used.
+    pub thresholds: Vec<ThresholdInfo>,
     /// All that it holds, in order of creation.
     pub volumes: Vec<VolumeInfo>,
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::PoolError;
+use super::format::THRESHOLDS;
 use super::info::PoolInfo;
 use super::shared::Shared;
 
@@ -53,6 +54,11 @@ pub(crate) enum Order {
     Inflate { uuid: Uuid, decouple: bool, progress: Arc<Progress> },
     /// What the volume has not itself it has from this snapshot from now on.
     SetParent { uuid: Uuid, parent: Uuid },
+    /// How much may be used before somebody is told: of the pool, or of the quota of a volume in percent. 1 to 100: percent,
+    /// else bytes; 0: none.
+    Thresholds { thresholds: [u64; THRESHOLDS] },
+    /// See `Thresholds`.
+    WarnAt { uuid: Uuid, percent: u8 },
     /// Everything is durable.
     Commit,
     /// Everything is in the trees.

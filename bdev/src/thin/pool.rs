@@ -5,13 +5,16 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use pollux_core::{Bdev, Channel, Discard, Extent, OpenArgs, OpenError, Resident, Shape};
+use pollux_core::{
+    Bdev, Channel, Discard, Extent, MOST_THRESHOLDS, OpenArgs, OpenError, Provisioning, Resident, Shape, Threshold,
+};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::PoolError;
 use super::channel::ThinChannel;
 use super::engine::{Directory, Engine};
+use super::format::THRESHOLDS;
 use super::info::PoolInfo;
 use super::orders::{Order, Orders, Progress, Settled, SnapshotOf};
 use super::shared::{Reader, Shared, Volume};
@@ -204,6 +207,22 @@ impl Pool {
         self.order(Order::Limit { uuid, quota, reserved })
     }
 
+    /// How much of the pool may be used before somebody is told: 1 to 100 percent, else bytes; 0: none.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn set_thresholds(&self, thresholds: [u64; THRESHOLDS]) -> Result<(), PoolError> {
+        self.order(Order::Thresholds { thresholds })
+    }
+
+    /// The same for the quota of a volume, in percent.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn set_quota_threshold(&self, uuid: Uuid, percent: u8) -> Result<(), PoolError> {
+        self.order(Order::WarnAt { uuid, percent })
+    }
+
     /// Makes everything durable that has been acknowledged.
     ///
     /// # Errors
@@ -388,6 +407,27 @@ impl Bdev for ThinVolume {
 
     fn extent(&self, offset: u64, len: u64) -> Extent {
         super::channel::extent(&self.shared, &self.volume.chain(), offset, len)
+    }
+
+    fn provisioning(&self) -> Option<Provisioning> {
+        let (volume, supply) = (&self.volume, &self.shared.supply);
+        let (grain, owned) = (1u64 << self.shared.cluster_shift, volume.owned());
+        let kept = volume.reserved.load(Relaxed).saturating_sub(owned);
+        let most = volume.most_clusters();
+        let left = if most == 0 { u64::MAX } else { most.saturating_sub(owned) };
+        let all = supply.available() + kept;
+        let of_quota = volume.warn.load(Relaxed);
+        let mut thresholds = [None; MOST_THRESHOLDS];
+        let of_pool = supply.thresholds().map(|clusters| Threshold::Available(clusters.saturating_mul(grain)));
+        let all_of_them = of_pool.chain((of_quota > 0).then_some(Threshold::Used(of_quota.saturating_mul(grain))));
+        thresholds.iter_mut().zip(all_of_them).for_each(|(place, threshold)| *place = Some(threshold));
+        Some(Provisioning {
+            grain,
+            available: all.min(left).saturating_mul(grain),
+            dedicated: kept >= left || volume.is_thick(),
+            used: owned * grain,
+            thresholds,
+        })
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use crate::commands::Call;
 use crate::data_in::DataIn;
+use crate::supply::{AVAILABLE, Supply, USED};
 use crate::{Action, Inventory, Outcome, Sense, Transfers};
 
 const SUPPORTED: u8 = 0x00;
+const PROVISIONING: u8 = 0x0C;
 const STATISTICS: u8 = 0x19;
 const INFORMATIONAL: u8 = 0x2F;
 const SUBPAGES: u8 = 0xFF;
@@ -17,9 +19,14 @@ const SUBPAGE: usize = 3;
 /// FORMAT AND LINKING: a list of binary numbers.
 const BINARY_LIST: u8 = 0x03;
 
-/// The pages without subpages that a unit has. Statistics are there if somebody counts.
-fn pages(counted: bool) -> &'static [u8] {
-    if counted { &[SUPPORTED, STATISTICS, INFORMATIONAL] } else { &[SUPPORTED, INFORMATIONAL] }
+/// The pages without subpages that a unit has. Statistics are there if somebody counts, and space if it can run out.
+fn pages(counted: bool, thin: bool) -> &'static [u8] {
+    match (counted, thin) {
+        (true, true) => &[SUPPORTED, PROVISIONING, STATISTICS, INFORMATIONAL],
+        (true, false) => &[SUPPORTED, STATISTICS, INFORMATIONAL],
+        (false, true) => &[SUPPORTED, PROVISIONING, INFORMATIONAL],
+        (false, false) => &[SUPPORTED, INFORMATIONAL],
+    }
 }
 
 /// LOG SENSE. Thresholds there are none, and PC means nothing for lists. The table refuses SP, as nothing is saved.
@@ -27,17 +34,23 @@ pub(crate) fn sense(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Se
     const POINTER: usize = 5;
     let (page, subpage) = page_of(call);
     let pointer = call.cdb.be16(POINTER);
-    let statistics = call.unit.statistics();
+    let (statistics, supply) = (call.unit.statistics(), call.unit.supply());
+    let there = pages(statistics.is_some(), supply.is_some());
     let last = match (page, subpage) {
         (SUPPORTED, 0) => {
             call.data.put(&[SUPPORTED, 0, 0, 0]);
-            call.data.put(pages(statistics.is_some()));
+            call.data.put(there);
             0
         }
         (SUPPORTED, SUBPAGES) => {
             call.data.put(&[SUPPORTED | SPF, SUBPAGES, 0, 0]);
-            put_subpages(pages(statistics.is_some()), &mut call.data);
+            put_subpages(there, &mut call.data);
             0
+        }
+        (PROVISIONING, 0) => {
+            let supply = supply.ok_or(NO_PAGE)?;
+            call.data.put(&[PROVISIONING, 0, 0, 0]);
+            put_provisioning(&supply, pointer, &mut call.data)
         }
         (STATISTICS, 0) => {
             let statistics = statistics.ok_or(NO_PAGE)?;
@@ -50,6 +63,7 @@ pub(crate) fn sense(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Se
             parameter(0, &[0x00, 0x00, 0xFF, 0xFF], &mut call.data);
             0
         }
+        (PROVISIONING, _) if supply.is_some() => return Err(Sense::invalid_field(SUBPAGE as u16, None)),
         (SUPPORTED | STATISTICS | INFORMATIONAL, _) => return Err(Sense::invalid_field(SUBPAGE as u16, None)),
         _ => return Err(NO_PAGE),
     };
@@ -76,6 +90,15 @@ fn put_subpages(pages: &[u8], data: &mut DataIn<'_>) {
             data.put(&[SUPPORTED, SUBPAGES]);
         }
     }
+}
+
+/// Page 0Ch (SBC-4, clause 6.4.5) from the parameter `from` on: what is available and what is used. Returns the last
+/// parameter code.
+fn put_provisioning(supply: &Supply, from: u16, data: &mut DataIn<'_>) -> u16 {
+    for code in [AVAILABLE, USED].into_iter().filter(|code| *code >= from) {
+        parameter(code, &supply.parameter(code), data);
+    }
+    USED
 }
 
 /// Page 19h (SPC-5, clause 7.3.10) from the parameter `from` on: general access statistics (0001h), idle time (0002h), and
@@ -134,11 +157,11 @@ pub(crate) fn select(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, S
         }
         return if reset { Err(Sense::invalid_field(LENGTH as u16, None)) } else { Ok(Action::DataOut { len }) };
     }
-    let counted = call.unit.statistics().is_some();
+    let there = pages(call.unit.statistics().is_some(), call.unit.supply().is_some());
     let of = match page_of(call) {
         (SUPPORTED, SUBPAGES) => SUPPORTED,
         (_, subpage) if subpage != 0 => return Err(Sense::invalid_field(SUBPAGE as u16, None)),
-        (page, _) if pages(counted).contains(&page) => page,
+        (page, _) if there.contains(&page) => page,
         _ => return Err(NO_PAGE),
     };
     let defaults = call.cdb.byte(PAGE) >> 6 == 3;
@@ -161,7 +184,7 @@ mod tests {
     use super::*;
     use crate::testing::{Bench, drained, sense_of};
     use crate::{Attention, Medium, Share};
-    use pollux_core::Extent;
+    use pollux_core::{Extent, MOST_THRESHOLDS, Provisioning, Threshold};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -188,6 +211,45 @@ mod tests {
         bench.unit.set_medium(counters.clone());
         counters.0.fetch_add(100, Ordering::Relaxed);
         (bench, counters)
+    }
+
+    #[derive(Debug)]
+    struct Thin;
+
+    impl Medium for Thin {
+        fn transfers(&self) -> Transfers {
+            Transfers::default()
+        }
+
+        fn extent(&self, _: u64, len: u64) -> Extent {
+            Extent::mapped(len)
+        }
+
+        fn provisioning(&self) -> Option<Provisioning> {
+            let mut thresholds = [None; MOST_THRESHOLDS];
+            thresholds[0] = Some(Threshold::Available(10 << 16));
+            Some(Provisioning { grain: 1 << 16, available: 50 << 16, dedicated: false, used: 3 << 16, thresholds })
+        }
+    }
+
+    #[test]
+    fn the_space_of_a_thin_unit() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.sense(&log(0x0C, 0, 0)), NO_PAGE);
+        bench.unit.set_medium(Arc::new(Thin));
+        assert_eq!(bench.data(&log(0, 0, 0))[4..], [0x00, 0x0C, 0x19, 0x2F]);
+        let available = [0, 1, 3, 8, 0, 0, 0, 50, 2, 0, 0, 0];
+        let used = [0, 2, 3, 8, 0, 0, 0, 3, 1, 0, 0, 0];
+        assert_eq!(bench.data(&log(0x0C, 0, 0)), [&[0x0C, 0, 0, 24][..], &available, &used].concat());
+        assert_eq!(bench.data(&log(0x0C, 0, 2)), [&[0x0C, 0, 0, 12][..], &used].concat());
+        assert_eq!(bench.sense(&log(0x0C, 0, 3)), Sense::invalid_field(5, None));
+        assert_eq!(bench.sense(&log(0x0C, 1, 0)), Sense::invalid_field(3, None));
+        assert_eq!(bench.data(&[0x12, 1, 0xB2, 4, 0, 0])[4], 7, "THRESHOLD EXPONENT");
+        // MODE SENSE, and the same by MODE SELECT: nothing of it can be changed.
+        let page = [0x5C, 0x02, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 1, 0, 0, 0, 0, 0, 10];
+        let sense = |pc: u8| [0x5A, 8, pc << 6 | 0x1C, 0x02, 0, 0, 0, 1, 0, 0];
+        assert_eq!(bench.data(&sense(0))[8..], page);
+        assert_eq!(bench.data(&sense(1))[8..], [&page[..4], &[0; 20]].concat());
     }
 
     fn log(page: u8, subpage: u8, pointer: u8) -> [u8; 10] {

@@ -32,7 +32,8 @@ pub(crate) fn sense(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, Se
     put_header(call, long, descriptor);
     put_descriptor(call, descriptor);
     let Call { unit, data, .. } = call;
-    if !unit.with_modes(|modes| modes.sense(page, subpage, values, |bytes| data.put(bytes))) {
+    let thresholds = unit.supply().map_or_else(Vec::new, |supply| supply.descriptors());
+    if !unit.with_modes(|modes| modes.sense(page, subpage, values, &thresholds, |bytes| data.put(bytes))) {
         return Err(unknown_page(page, subpage));
     }
     if long {
@@ -138,9 +139,10 @@ pub(crate) fn select(call: &mut Call<'_>, _: &dyn Inventory) -> Result<Action, S
 pub(crate) fn select_list(call: &mut Call<'_>, list: &[u8]) -> Result<Action, Sense> {
     let pages = check_header(list, is_long(call), call.geometry)?;
     let mut at = pages;
+    let thresholds = call.unit.supply().map_or_else(Vec::new, |supply| supply.descriptors());
     call.unit.change_modes(call.path, call.cdb.bit(1, SP), |modes| {
         while let Some(rest) = list.get(at..).filter(|rest| !rest.is_empty()) {
-            at += modes.select(rest, at)?;
+            at += modes.select(rest, at, &thresholds)?;
         }
         Ok(())
     })

@@ -34,7 +34,10 @@ pub(crate) fn page(call: &mut Call<'_>) -> Result<(), Sense> {
         0x8F => copy_page::put(call.geometry.block_size(), data),
         0xB0 => data.put(&block_limits(call.unit.last_shape().as_ref(), identity.unmap_granularity)),
         0xB1 => data.put(&characteristics(call.unit.last_shape().as_ref(), identity)),
-        0xB2 => data.put(&provisioning(call.unit.last_shape().and_then(|shape| shape.discard))),
+        0xB2 => {
+            let exponent = call.unit.supply().map_or(0, |supply| supply.exponent);
+            data.put(&provisioning(call.unit.last_shape().and_then(|shape| shape.discard), exponent));
+        }
         // Block limits extension (SBC-4, clause 6.6.5): no streams, no limits beyond those of B0h.
         0xB7 => data.put(&[0; 60]),
         _ => return Err(Sense::invalid_field(2, None)),
@@ -135,13 +138,13 @@ fn characteristics(shape: Option<&Shape>, identity: &Identity) -> [u8; 60] {
     page
 }
 
-/// Page B2h (SBC-4, clause 6.6.7).
-fn provisioning(discard: Option<Discard>) -> [u8; 4] {
+/// Page B2h (SBC-4, clause 6.6.7). THRESHOLD EXPONENT is 0 where the unit has no space that could run out.
+fn provisioning(discard: Option<Discard>, exponent: u8) -> [u8; 4] {
     const LBPU_LBPWS_LBPWS10: u8 = 0xE0;
     const LBPRZ: u8 = 0x04;
     const THIN: u8 = 2;
     match discard {
-        Some(discard) => [0, LBPU_LBPWS_LBPWS10 | if discard.reads_zero { LBPRZ } else { 0 }, THIN, 0],
+        Some(discard) => [exponent, LBPU_LBPWS_LBPWS10 | if discard.reads_zero { LBPRZ } else { 0 }, THIN, 0],
         None => [0; 4],
     }
 }

@@ -54,6 +54,10 @@ impl Node {
                 info.name
             )),
             (false, true) => Some(format!("pool {}: full; delete something, or writes will fail", info.name)),
+            (false, false) if info.thresholds.iter().any(|threshold| threshold.reached) => Some(format!(
+                "pool {}: more is used than its threshold says; delete something or let it grow",
+                info.name
+            )),
             (false, false) => None,
         });
         let late = all.iter().filter(|open| open.pool.is_late()).map(|open| {
@@ -72,14 +76,14 @@ impl Node {
     /// has failed is read-only for its guests.
     pub(in crate::node) fn look_at_pools(&self) {
         let all = self.pools.all();
-        let looks: Vec<_> = all.iter().filter_map(|open| open.refresh().ok()).collect();
+        let looks: Vec<_> = all.iter().filter_map(|open| Some((open, open.refresh().ok()?))).collect();
         for open in &all {
             if let Err(error) = self.grow_with_base(open) {
                 tracing::error!("pool '{}' does not grow with its base: {error}", open.last_info().name);
             }
         }
         let mut changes = self.change();
-        if looks.iter().any(|info| info.failed) {
+        if looks.iter().any(|(_, info)| info.failed) {
             self.refresh_sizes();
         }
         for open in &all {
@@ -88,6 +92,7 @@ impl Node {
                 self.settle(&mut changes, open, &settled);
             }
         }
+        looks.iter().for_each(|(open, info)| self.tell_thresholds(open, info));
         self.withdraw_forgotten();
     }
 

@@ -175,7 +175,8 @@ impl Node {
         let mut shown = info.clone();
         hidden::conceal(&mut shown);
         let (shown, users) = (std::sync::RwLock::new(Arc::new(shown)), AtomicUsize::new(0));
-        let open = Arc::new(OpenPool { pool, id, base: entry.clone(), info: shown, users });
+        let told = super::thresholds::Told::default();
+        let open = Arc::new(OpenPool { pool, id, base: entry.clone(), info: shown, users, told });
         hidden::take_away(&open, &info);
         let info = open.last_info();
         self.pools.opened(open.clone());

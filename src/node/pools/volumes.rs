@@ -300,6 +300,7 @@ mod tests {
             shared_bytes: 0,
             quota_bytes: 0,
             reserved_bytes: 0,
+            quota_threshold: None,
         };
         let leaving = VolumeInfo { name: String::new(), role: Role::Leaving, uuid: Uuid::nil(), ..volume.clone() };
         PoolInfo {
@@ -315,6 +316,7 @@ mod tests {
             full: false,
             commits: 0,
             checkpoints: 0,
+            thresholds: Vec::new(),
             volumes: vec![leaving, volume],
         }
     }

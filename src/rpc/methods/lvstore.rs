@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use pollux_bdev::thin::{PoolInfo, Role, VolumeInfo};
+use pollux_bdev::thin::{PoolInfo, Role, ThresholdInfo, VolumeInfo};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::lvol::refused;
-use crate::node::Node;
 use crate::node::jobs::NewJob;
 use crate::node::pools::{ClosedPool, NewPool, OpenPool, PoolName, clusters};
+use crate::node::{Node, NodeError, Reason};
 use crate::rpc::error::{RpcError, errno};
 use crate::rpc::table::Answer;
 
@@ -146,6 +146,52 @@ pub(crate) fn get(node: &Node, params: &Named) -> Answer {
     Ok(listed.into())
 }
 
+/// Parameters of `bdev_lvol_set_thresholds`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetThresholds {
+    #[serde(default)]
+    uuid: Option<String>,
+    #[serde(default)]
+    lvs_name: Option<String>,
+    #[serde(default)]
+    used_percent: Vec<u8>,
+    #[serde(default)]
+    used_bytes: Vec<u64>,
+    /// A volume.
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    quota_percent: Option<u8>,
+}
+
+pub(crate) fn set_thresholds(node: &Node, params: &SetThresholds) -> Answer {
+    let of_pool = params.uuid.is_some() || params.lvs_name.is_some();
+    let done = match (&params.name, params.quota_percent) {
+        (Some(name), Some(percent)) if !of_pool && params.used_percent.is_empty() && params.used_bytes.is_empty() => {
+            node.set_quota_threshold(name, percent)
+        }
+        (None, None) => {
+            let name = PoolName { uuid: params.uuid.clone(), name: params.lvs_name.clone() };
+            node.set_pool_thresholds(&name, &params.used_percent, &params.used_bytes)
+        }
+        _ => Err(NodeError::new(
+            Reason::Invalid,
+            "give a pool with used_percent and used_bytes, or name and quota_percent of a volume",
+        )),
+    };
+    done.map(|()| true.into()).map_err(|error| refused(&error))
+}
+
+fn threshold_shape(threshold: &ThresholdInfo) -> Value {
+    json!({
+        "percent": threshold.percent,
+        "used_bytes": threshold.used_bytes,
+        "reached": threshold.reached,
+        "crossings": threshold.crossings,
+    })
+}
+
 /// All pools, or the one that is named.
 fn pools(node: &Node, name: &PoolName) -> Result<Vec<Arc<OpenPool>>, RpcError> {
     if name.uuid.is_none() && name.name.is_none() {
@@ -178,6 +224,7 @@ fn shape(open: &OpenPool, info: &PoolInfo) -> Value {
         "size_bytes": info.total_bytes,
         "free_bytes": info.free_bytes,
         "quarantined_bytes": info.quarantined_bytes,
+        "thresholds": info.thresholds.iter().map(threshold_shape).collect::<Vec<_>>(),
         "volumes": info.volumes.iter().filter(|volume| volume.role == Role::Volume).count(),
         "snapshots": info.volumes.iter().filter(|volume| volume.role == Role::Snapshot).count(),
         "reactor": open.reactor(),
@@ -247,5 +294,6 @@ fn volume_shape(info: &PoolInfo, volume: &VolumeInfo) -> Value {
         "shared_bytes": volume.shared_bytes,
         "quota_bytes": volume.quota_bytes,
         "reserved_bytes": volume.reserved_bytes,
+        "quota_threshold": volume.quota_threshold.as_ref().map(threshold_shape),
     })
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use pollux_core::{Bdev, CopyRange, Extent, IoStats, Lane};
+use pollux_core::{Bdev, CopyRange, Extent, IoStats, Lane, Provisioning};
 use pollux_scsi::{Identity, LogicalUnit, Medium, Transfers};
 use pollux_vhost_scsi::{Backing, Message, Patience, ScsiWorker, SocketOptions, Target, TargetOptions, WorkerConfig};
 use pollux_vhost_user::Server;
@@ -81,6 +81,10 @@ impl Medium for Of {
 
     fn extent_waits(&self) -> bool {
         self.0.extent_waits()
+    }
+
+    fn provisioning(&self) -> Option<Provisioning> {
+        self.0.provisioning()
     }
 
     fn lane(&self) -> Option<Lane> {

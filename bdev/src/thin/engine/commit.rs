@@ -173,6 +173,7 @@ impl Engine {
             self.commit = None;
             self.commits += 1;
             self.hurry = false;
+            self.review_alarms();
             self.shared.tell_waiters();
         }
     }

@@ -14,6 +14,7 @@ mod nodes;
 mod orders;
 mod removal;
 mod space;
+mod thresholds;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use self::nodes::Nodes;
 use self::orders::Doing;
 use self::removal::Removal;
 use self::space::Quarantine;
+use self::thresholds::Alarms;
 use super::format::LayerKind;
 use super::info::{PoolInfo, Role, VolumeInfo};
 use super::orders::Orders;
@@ -89,6 +91,7 @@ pub(crate) struct Engine {
     clusters: Vec<u32>,
     /// The volumes for which something is kept.
     kept_by: Vec<Arc<Volume>>,
+    alarms: Alarms,
 }
 
 impl Engine {
@@ -145,9 +148,11 @@ impl Engine {
             taken: Vec::new(),
             clusters: Vec::new(),
             kept_by: Vec::new(),
+            alarms: Alarms::default(),
             store,
         };
         engine.review_reserves();
+        engine.say_supply();
         Ok(engine)
     }
 
@@ -233,6 +238,7 @@ impl Engine {
             written_bytes: here * sub_block,
             shared_bytes: shared,
             quota_bytes: layer.quota * size,
+            quota_threshold: self.quota_threshold_info(layer.uuid, layer.warn_percent),
             reserved_bytes: layer.reserved * size,
         }
     }
@@ -262,6 +268,7 @@ impl Engine {
             composite_bytes: self.shared.composites.used() as u64,
             commits: self.commits,
             checkpoints: self.checkpoints,
+            thresholds: self.threshold_info(),
             volumes,
         }
     }

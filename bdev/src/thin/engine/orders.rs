@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::Engine;
 use crate::thin::PoolError;
-use crate::thin::format::{Entry, Layer, LayerKind, NAME_LEN, Pointer};
+use crate::thin::format::{Entry, Layer, LayerKind, NAME_LEN, Pointer, THRESHOLDS};
 use crate::thin::orders::{Answer, Asked, Order, SnapshotOf};
 use crate::thin::shared::Volume;
 
@@ -33,7 +33,7 @@ enum Stage {
     Draining(u64),
     /// It has to be durable.
     Committing(u64),
-    /// So many checkpoints have to have ended.
+    /// A checkpoint has to end that began afterwards: more than so many have then.
     Checkpoint(u64),
 }
 
@@ -69,9 +69,10 @@ impl Engine {
     }
 
     /// Who only asks is not to wait for a base that does not answer the order at hand.
-    fn answer_questions(&self) -> u32 {
+    fn answer_questions(&mut self) -> u32 {
         let mut count = 0;
         while let Some(asked) = self.orders.next_question() {
+            self.review_alarms();
             asked.answer(Ok(Some(Box::new(self.info()))));
             count += 1;
         }
@@ -80,6 +81,7 @@ impl Engine {
 
     fn begin_order(&mut self, asked: Asked) {
         if let Order::Info = asked.order {
+            self.review_alarms();
             return asked.answer(Ok(Some(Box::new(self.info()))));
         }
         if let Some(error) = self.failed {
@@ -130,12 +132,12 @@ impl Engine {
                 doing.asked.answer(answer);
                 return true;
             }
-            Stage::Checkpoint(nth) => {
+            Stage::Checkpoint(before) => {
                 if let Some(error) = self.failed {
                     doing.asked.answer(Err(PoolError::Failed(error)));
                     return true;
                 }
-                if self.checkpoints < nth {
+                if self.checkpoints <= before {
                     return false;
                 }
                 doing.asked.answer(Ok(None));
@@ -237,6 +239,18 @@ impl Engine {
             }
             Order::RenamePool { name } => check_name(name).map(|()| Vec::new()),
             Order::Inflate { .. } => unreachable!("it is no order that others wait for"),
+            Order::Thresholds { thresholds } => self.check_thresholds(thresholds).map(|()| Vec::new()),
+            Order::WarnAt { uuid, percent } => {
+                let id = self.is_kind(*uuid, LayerKind::Head, "is a snapshot: it has no quota")?;
+                if *percent > 100 {
+                    return Err(PoolError::invalid("quota_percent", "must be 0 to 100"));
+                }
+                if *percent > 0 && self.nodes.get(id).layer.quota == 0 {
+                    let name = self.nodes.get(id).layer.name.clone();
+                    return Err(PoolError::Unfit { name, what: "has no quota: set one with bdev_lvol_set_limits" });
+                }
+                Ok(Vec::new())
+            }
             Order::Grow { .. }
             | Order::HoldPages
             | Order::LetGoPages
@@ -407,23 +421,28 @@ impl Engine {
             }
             Order::RenamePool { name } => {
                 self.store.rename(name).expect("checked");
-                return self.next_checkpoint();
+                return self.in_the_superblock();
             }
             Order::Grow { bytes } => {
                 if self.grow(*bytes) {
-                    return self.next_checkpoint();
+                    return self.in_the_superblock();
                 }
             }
-            Order::Checkpoint => return self.next_checkpoint(),
+            Order::Thresholds { thresholds } => {
+                self.store.set_thresholds(*thresholds);
+                self.set_alarms();
+                return self.in_the_superblock();
+            }
+            Order::WarnAt { uuid, percent } => {
+                let id = self.nodes.find(*uuid).expect("checked");
+                self.nodes.get_mut(id).layer.warn_percent = *percent;
+                self.log_layer(id);
+                self.set_alarms();
+            }
+            Order::Checkpoint => return self.in_the_superblock(),
             Order::Inflate { .. } | Order::Commit | Order::Info => {}
         }
         Stage::Committing(self.shared.commits.ticket())
-    }
-
-    /// Of all that is so now: one that runs already may know nothing of it.
-    fn next_checkpoint(&mut self) -> Stage {
-        self.checkpoint_wanted = true;
-        Stage::Checkpoint(self.checkpoints + 1 + u64::from(self.store.is_checkpointing()))
     }
 
     /// The pool takes what the base has, as far as its clusters can be numbered; whether that is more than before.
@@ -432,11 +451,25 @@ impl Engine {
         self.store.grow(bytes.min(most)).expect("as many can be numbered")
     }
 
+    /// Waits for a checkpoint that has not begun.
+    fn in_the_superblock(&mut self) -> Stage {
+        self.checkpoint_wanted = true;
+        Stage::Checkpoint(self.checkpoints + u64::from(self.store.is_checkpointing()))
+    }
+
+    fn check_thresholds(&self, thresholds: &[u64; THRESHOLDS]) -> Result<(), PoolError> {
+        let total = self.store.total_clusters() * self.nodes.cluster_size();
+        match thresholds.iter().find(|threshold| **threshold > total.max(100)) {
+            Some(_) => Err(PoolError::invalid("thresholds", format!("the pool has {total} bytes"))),
+            None => Ok(()),
+        }
+    }
+
     /// A new head with nothing in it. It is still to be logged and made known.
     fn new_head(&mut self, uuid: Uuid, name: &str, size: u64, parent: Option<u64>, created: u64) -> u64 {
         let id = self.store.next_layer();
         let (root, levels, owned, here, quota, reserved) = (Pointer::NONE, 0, 0, 0, 0, 0);
-        let (kind, name, origin, sees) = (LayerKind::Head, name.to_owned(), None, None);
+        let (kind, name, origin, sees, warn_percent) = (LayerKind::Head, name.to_owned(), None, None, 0);
         let layer = Layer {
             id,
             parent,
@@ -453,6 +486,7 @@ impl Engine {
             created,
             origin,
             sees,
+            warn_percent,
         };
         self.nodes.add(layer);
         id
@@ -470,10 +504,10 @@ impl Engine {
         let layer = &mut self.nodes.get_mut(old).layer;
         (layer.uuid, layer.kind, layer.created) = (one.uuid, LayerKind::Snapshot, created);
         one.name.clone_into(&mut layer.name);
-        (layer.quota, layer.reserved) = (0, 0);
+        (layer.quota, layer.reserved, layer.warn_percent) = (0, 0, 0);
         let new = self.new_head(was.uuid, &was.name, was.size, Some(old), was.created);
         let head = &mut self.nodes.get_mut(new).layer;
-        (head.quota, head.reserved) = (was.quota, was.reserved);
+        (head.quota, head.reserved, head.warn_percent) = (was.quota, was.reserved, was.warn_percent);
         self.log_layer(old);
         self.log_layer(new);
         self.directory.put(self.nodes.volume(old));
@@ -508,7 +542,7 @@ impl Engine {
     fn set_read_only(&mut self, uuid: Uuid, id: u64) {
         let layer = &mut self.nodes.get_mut(id).layer;
         layer.kind = LayerKind::Snapshot;
-        (layer.quota, layer.reserved) = (0, 0);
+        (layer.quota, layer.reserved, layer.warn_percent) = (0, 0, 0);
         self.log_layer(id);
         self.switch(uuid, id);
         self.review_reserves();
@@ -523,6 +557,7 @@ impl Engine {
         let reserved = was.reserved.min(self.nodes.clusters(bytes));
         let head = &mut self.nodes.get_mut(new).layer;
         (head.quota, head.reserved, head.sees) = (was.quota, reserved, Some(bytes));
+        head.warn_percent = was.warn_percent;
         self.log_layer(new);
         self.switch(was.uuid, new);
         self.review_reserves();
@@ -538,7 +573,7 @@ impl Engine {
         let reserved = was.reserved.min(self.nodes.clusters(size));
         let new = self.new_head(uuid, &was.name, size, Some(parent), was.created);
         let head = &mut self.nodes.get_mut(new).layer;
-        (head.quota, head.reserved) = (was.quota, reserved);
+        (head.quota, head.reserved, head.warn_percent) = (was.quota, reserved, was.warn_percent);
         self.log_layer(new);
         self.switch(uuid, new);
     }
@@ -550,7 +585,7 @@ impl Engine {
         layer.kind = if children > 1 { LayerKind::Unnamed } else { LayerKind::Going };
         layer.name.clear();
         layer.uuid = Uuid::nil();
-        (layer.quota, layer.reserved) = (0, 0);
+        (layer.quota, layer.reserved, layer.warn_percent) = (0, 0, 0);
         self.log_layer(id);
     }
 
@@ -572,6 +607,7 @@ impl Engine {
                 }
             }
         }
+        self.set_alarms();
     }
 
     /// Layers that stay only because several others stand on them: those where that is so no more go, too.

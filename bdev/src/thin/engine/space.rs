@@ -127,6 +127,7 @@ impl Engine {
             given += self.fill_leases();
         }
         self.notice_fullness();
+        self.say_supply();
         if given > 0 {
             self.shared.tell_waiters();
         }

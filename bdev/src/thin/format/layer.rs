@@ -3,6 +3,7 @@
 //! ```text
 //! bytes  0..8    number, 0: no layer here     8..16   parent, 0: none          16..32   UUID
 //!       32       kind                        33       length of the name       34       levels of the map
+//!       35       percent of `most` from which on its users are told, 0: they are not
 //!       40..104  name, UTF-8                104..112  size in bytes           112..128  root of the map
 //!      128..136  clusters that it owns      136..144  sub-blocks that are here
 //!      144..152  most clusters that it may own, 0: no limit
@@ -78,6 +79,8 @@ pub struct Layer {
     pub origin: Option<Uuid>,
     /// How many bytes it sees of what it stands on, whole clusters; `None`: all. What lies behind is zero.
     pub sees: Option<u64>,
+    /// The percentage of its quota from which on its users are told; 0: they are not.
+    pub warn_percent: u8,
 }
 
 impl Layer {
@@ -104,6 +107,7 @@ impl Layer {
         }
         bytes[16..32].copy_from_slice(self.uuid.as_bytes());
         (bytes[32], bytes[33], bytes[34]) = (self.kind.byte(), self.name.len() as u8, self.levels);
+        bytes[35] = self.warn_percent;
         bytes[40..40 + NAME_LEN][..self.name.len()].copy_from_slice(self.name.as_bytes());
         bytes[112..128].copy_from_slice(&self.root.to_bytes());
         bytes[168..184].copy_from_slice(self.origin.unwrap_or_default().as_bytes());
@@ -140,6 +144,7 @@ impl Layer {
             created: number(160),
             origin: Some(uuid(168)).filter(|origin| !origin.is_nil()),
             sees: Some(number(184)).filter(|bytes| *bytes != 0),
+            warn_percent: bytes[35],
         }))
     }
 }
@@ -165,6 +170,7 @@ pub(super) mod tests {
             created: 7,
             origin: Some(Uuid::from_u128(2)),
             sees: Some(8 << 20),
+            warn_percent: 90,
         }
     }
 

@@ -24,7 +24,9 @@ pub use page::{
     BITS_PER_PAGE, ENTRIES_PER_PAGE, Kind, POINTERS_PER_PAGE, Page, PageHeader, PageId, Pointer, levels_for,
 };
 pub use record::{Record, RecordError, Records};
-pub use superblock::{Extent, LogSpan, MAX_EXTENTS, MAX_SPANS, SLOTS, Superblock, SuperblockError, slot_block};
+pub use superblock::{
+    Extent, LogSpan, MAX_EXTENTS, MAX_SPANS, SLOTS, Superblock, SuperblockError, THRESHOLDS, slot_block,
+};
 
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;

@@ -14,6 +14,7 @@
 //!       200..248  top pages of the catalog, of space, of pages
 //!       248..250  metadata extents        250..252  salts                256..384  up to 8 salts, each with its first block
 //!       384..2400 up to 252 metadata extents: first cluster and count
+//!      2400..2432 up to 4 soft thresholds of used space, 1 to 100: percent, else bytes; 0: none
 //! ```
 
 use uuid::Uuid;
@@ -30,6 +31,12 @@ pub const SLOTS: u32 = 4;
 pub const MAX_EXTENTS: usize = 252;
 /// Starts of a pool that its log can tell apart.
 pub const MAX_SPANS: usize = 8;
+
+/// Soft thresholds of a pool.
+pub const THRESHOLDS: usize = 4;
+const THRESHOLDS_AT: usize = 2400;
+/// From here on there is what a compatible feature may have put there.
+const BEYOND: usize = THRESHOLDS_AT + THRESHOLDS * 8;
 
 /// The block of a place.
 #[must_use]
@@ -106,6 +113,11 @@ pub struct Superblock {
     pub pages: (u8, Pointer),
     /// Where metadata lies; the first one is the geometry's.
     pub extents: Vec<Extent>,
+    /// How much may be used before somebody is told: 1 to 100 percent, else bytes; 0: none.
+    pub thresholds: [u64; THRESHOLDS],
+    /// Compatible features, none of which this version knows, and what lies in the bytes that this version has no use for:
+    /// it stays as it is. Empty: zeroes.
+    pub unknown: (u64, Vec<u8>),
 }
 
 impl Superblock {
@@ -132,6 +144,7 @@ impl Superblock {
             bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
         }
         let longs = [
+            (32, self.unknown.0),
             (56, self.generation),
             (72, geometry.log_start),
             (80, geometry.log_blocks),
@@ -159,6 +172,10 @@ impl Superblock {
             bytes[at..at + 4].copy_from_slice(&extent.first.to_le_bytes());
             bytes[at + 4..at + 8].copy_from_slice(&extent.count.to_le_bytes());
         }
+        for (threshold, at) in self.thresholds.iter().zip((THRESHOLDS_AT..).step_by(8)) {
+            bytes[at..at + 8].copy_from_slice(&threshold.to_le_bytes());
+        }
+        bytes[BEYOND..][..self.unknown.1.len()].copy_from_slice(&self.unknown.1);
         seal(&mut bytes);
         bytes
     }
@@ -184,7 +201,7 @@ impl Superblock {
         if short(28) != slot {
             return Err(Damaged("it was meant for another place"));
         }
-        // There are none yet, so all of them are later ones; those that are compatible need nothing.
+        // There are none yet, so all of them are later ones; those that are compatible are kept as they are.
         if let Some(features) = [long(48), long(40)].into_iter().find(|features| *features != 0) {
             return Err(SuperblockError::Features(features));
         }
@@ -200,6 +217,7 @@ impl Superblock {
             let pointer = bytes[200 + at * 16..].first_chunk().expect("inside");
             (bytes[133 + at], Pointer::from_bytes(pointer))
         };
+        let beyond = &bytes[BEYOND..];
         let superblock = Superblock {
             pool: Uuid::from_bytes(*bytes[8..].first_chunk().expect("inside")),
             name: name.ok_or(Damaged("its name is none"))?.into(),
@@ -222,6 +240,8 @@ impl Superblock {
             space: tree(1),
             pages: tree(2),
             extents,
+            thresholds: std::array::from_fn(|at| long(THRESHOLDS_AT + at * 8)),
+            unknown: (long(32), if beyond.iter().all(|byte| *byte == 0) { Vec::new() } else { beyond.to_vec() }),
         };
         superblock.geometry.check()?;
         superblock.check()?;
@@ -274,6 +294,8 @@ mod tests {
             space: (2, Pointer { block: 9, generation: 10, free: 11 }),
             pages: (3, Pointer { block: 12, generation: 13, free: 0 }),
             extents,
+            thresholds: [80, 95, 1 << 30, 0],
+            unknown: (0, Vec::new()),
         }
     }
 
@@ -286,6 +308,19 @@ mod tests {
             assert_eq!(elsewhere, Err(SuperblockError::Damaged("it was meant for another place")));
             assert_eq!(slot_block(slot) * BLOCK as u64, u64::from(slot) * (256 << 10));
         }
+    }
+
+    #[test]
+    fn what_a_compatible_feature_has_put_there_stays() {
+        let mut bytes = superblock().close(1);
+        (bytes[32], bytes[BEYOND + 7], bytes[BLOCK - 1]) = (4, 9, 8);
+        seal(&mut bytes);
+        let opened = Superblock::open(&bytes, 1).unwrap();
+        assert_eq!(opened.unknown.0, 4);
+        let next = Superblock { generation: opened.generation + 1, ..opened };
+        let written = next.close(2);
+        assert_eq!((written[32], written[BEYOND + 7], written[BLOCK - 1]), (4, 9, 8));
+        assert_eq!(Superblock::open(&written, 2), Ok(next));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod leaves;
 mod locks;
 mod readers;
 mod station;
+mod supply;
 mod volume;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -30,6 +31,7 @@ pub(crate) use leaves::{DIRTY_WORDS, Leaves};
 pub(crate) use locks::SubLocks;
 pub(crate) use readers::{CLOSED, EPOCHS, Epoch, Reader, Stay};
 pub(crate) use station::{LEASE, Station};
+pub(crate) use supply::Supply;
 pub(crate) use volume::{Chain, KEPT, Volume};
 
 use super::format::{ENTRIES_PER_PAGE, Entry, SUB_BLOCKS};
@@ -84,6 +86,8 @@ pub(crate) struct Shared {
     pub(crate) full: AtomicBool,
     /// What was told of the last order about held pages: the last batch that is durable, whether they were held.
     pub(crate) held: (AtomicU64, AtomicBool),
+    /// How much there is, as far as the engine has said.
+    pub(crate) supply: Supply,
 }
 
 impl Shared {
@@ -105,6 +109,7 @@ impl Shared {
             folds: AtomicU64::new(0),
             full: AtomicBool::new(false),
             held: (AtomicU64::new(0), AtomicBool::new(false)),
+            supply: Supply::default(),
         }
     }
 

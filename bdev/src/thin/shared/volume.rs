@@ -58,6 +58,8 @@ pub(crate) struct Volume {
     shut: AtomicBool,
     /// Most clusters that its head may own.
     pub(crate) quota: AtomicU64,
+    /// How many it owns when its users are told; 0: they are not.
+    pub(crate) warn: AtomicU64,
     /// Clusters that are kept for its head, those that it owns among them.
     pub(crate) reserved: AtomicU64,
     /// Some of those that it does not own yet.
@@ -80,6 +82,7 @@ impl Volume {
             readers: Mutex::default(),
             shut: AtomicBool::new(false),
             quota: AtomicU64::new(quota),
+            warn: AtomicU64::new(0),
         }
     }
 
@@ -157,6 +160,16 @@ impl Volume {
     /// Whether anybody has something in flight that began in this epoch or before. After a fence.
     pub(crate) fn is_past(&self, epoch: u64) -> bool {
         self.readers().iter().all(|reader| reader.oldest() > epoch)
+    }
+
+    /// How many its head owns.
+    pub(crate) fn owned(&self) -> u64 {
+        self.chain().head().usage.owned.load(Relaxed)
+    }
+
+    /// Whether all of it is kept for it.
+    pub(crate) fn is_thick(&self) -> bool {
+        self.reserved.load(Relaxed) >= self.chain().head().clusters()
     }
 
     /// Whether it has a claim to one more cluster than it owns.

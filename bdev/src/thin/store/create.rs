@@ -14,7 +14,9 @@ use super::labels;
 use super::open::{Slots, read_slots};
 use super::pages::Pages;
 use super::trees::{Mark, TreeError, Written, first_clusters, rewrite_pages, rewrite_space};
-use crate::thin::format::{BLOCK, Extent, Geometry, Kind, LogSpan, NAME_LEN, Pointer, SLOTS, Superblock, slot_block};
+use crate::thin::format::{
+    BLOCK, Extent, Geometry, Kind, LogSpan, NAME_LEN, Pointer, SLOTS, Superblock, THRESHOLDS, slot_block,
+};
 
 /// What a pool is to be.
 #[derive(Clone, Debug)]
@@ -128,6 +130,8 @@ fn first_state(geometry: &Geometry, params: &CreateParams) -> Result<(Superblock
         space: space_index.root(),
         pages: pages_index.root(),
         extents,
+        thresholds: [0; THRESHOLDS],
+        unknown: (0, Vec::new()),
     };
     Ok((superblock, written))
 }

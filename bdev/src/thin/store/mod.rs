@@ -45,7 +45,7 @@ use uuid::Uuid;
 
 use crate::thin::format::{
     BLOCK, ENTRIES_PER_PAGE, Geometry, Layer, LogSpan, MAX_EXTENTS, NAME_LEN, Page, PageHeader, Pointer, Record,
-    Records, Superblock,
+    Records, Superblock, THRESHOLDS,
 };
 use crate::thin::steps::Steps;
 use checkpoint::{Checkpoint, CheckpointJob, Facts, Parts, Trouble};
@@ -149,8 +149,12 @@ impl Store {
         let span = superblock.spans.last().copied().filter(|span| span.salt == salt);
         let span = span.unwrap_or(LogSpan { salt, from: head });
         let geometry = &superblock.geometry;
-        let facts =
-            Facts { name: superblock.name.clone(), overcommit: superblock.overcommit, clusters: geometry.clusters };
+        let facts = Facts {
+            name: superblock.name.clone(),
+            overcommit: superblock.overcommit,
+            clusters: geometry.clusters,
+            thresholds: superblock.thresholds,
+        };
         let log = Log::new(superblock.geometry, superblock.pool, salt, superblock.log_from, head, batch, durable);
         Ok(Store {
             superblock,
@@ -336,9 +340,10 @@ impl Store {
     /// Whether something was appended that is not in the trees, or changed that no superblock says.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        let said = (&self.superblock.name, self.superblock.overcommit, self.superblock.geometry.clusters);
-        let to_say = (&self.facts.name, self.facts.overcommit, self.facts.clusters);
-        self.log.used() > 0 || said != to_say
+        let Superblock { name, overcommit, geometry, thresholds, .. } = &self.superblock;
+        let Facts { name: next_name, overcommit: next, clusters, thresholds: wanted } = &self.facts;
+        let said = (name, overcommit, geometry.clusters, thresholds);
+        self.log.used() > 0 || said != (next_name, next, *clusters, wanted)
     }
 
     /// Whether what layers own and what is here of them is not exact, because the log holds something that is not in the
@@ -387,6 +392,17 @@ impl Store {
     /// How much may be promised of what there is, in percent, 0: anything; durable with the next checkpoint that is started.
     pub const fn set_overcommit(&mut self, percent: u32) {
         self.facts.overcommit = percent;
+    }
+
+    /// How much may be used before somebody is told: 1 to 100 percent, else bytes; 0: none.
+    #[must_use]
+    pub const fn thresholds(&self) -> [u64; THRESHOLDS] {
+        self.facts.thresholds
+    }
+
+    /// Changes that; durable with the next checkpoint that is started.
+    pub const fn set_thresholds(&mut self, thresholds: [u64; THRESHOLDS]) {
+        self.facts.thresholds = thresholds;
     }
 
     /// The base has so many bytes now. Clusters beyond those that there were can be handed out once the next checkpoint

@@ -82,6 +82,8 @@ impl Image {
             space: (0, Pointer::NONE),
             pages: (0, Pointer::NONE),
             extents: vec![Extent { first, count }],
+            thresholds: [0; 4],
+            unknown: (0, Vec::new()),
         };
         let (layers, log, torn) = (Vec::new(), Vec::new(), Vec::new());
         Image { superblock, layers, log, torn, wrong_clusters: BTreeSet::new(), wrong_pages: BTreeSet::new() }

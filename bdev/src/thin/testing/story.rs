@@ -31,6 +31,7 @@ pub fn layer(id: u64, kind: LayerKind, parent: Option<u64>, clusters: u64) -> La
         created: 1_700_000_000 + id,
         origin: None,
         sees: None,
+        warn_percent: 0,
     }
 }
 

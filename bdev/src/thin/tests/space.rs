@@ -123,3 +123,55 @@ fn writes_wait_for_space_that_comes() {
         assert_eq!(world.floor.run_until(ticket), Ok(Vec::new()));
     }
 }
+
+/// What was answered outlives a power cut; each threshold is told once, and again after the use has gone down.
+#[test]
+fn thresholds_are_kept_and_seen() {
+    let mut world = world(64 * MIB, 6, 2);
+    world.create_volume(10, 256 * MIB);
+    let lane = world.lane(10, 0);
+    let refused = world.order(Order::Thresholds { thresholds: [65 * MIB, 0, 0, 0] });
+    assert_eq!(refused.unwrap_err().reason(), "invalid");
+    assert_eq!(world.order(Order::WarnAt { uuid: uuid(10), percent: 50 }).unwrap_err().reason(), "unfit");
+    // One checkpoint is under way already: the answer waits for another one.
+    world.write(lane, 0, 1, CLUSTER);
+    let running = world.send(Order::Checkpoint);
+    world.order(Order::Thresholds { thresholds: [50, 40 * MIB, 0, 0] }).unwrap();
+    running.recv().unwrap().unwrap();
+    world.order(Order::Limit { uuid: uuid(10), quota: Some(200 * CLUSTER), reserved: None }).unwrap();
+    world.order(Order::WarnAt { uuid: uuid(10), percent: 50 }).unwrap();
+    let told = |world: &mut World| {
+        let info = world.info();
+        let pool: Vec<_> = info.thresholds.iter().map(|one| (one.reached, one.crossings)).collect();
+        let volume = info.volumes[0].quota_threshold.map(|one| (one.reached, one.crossings));
+        (pool, volume)
+    };
+    let write = |world: &mut World, lane, clusters: std::ops::Range<u64>| {
+        clusters.for_each(|cluster| world.write(lane, cluster * CLUSTER, 1, 4096));
+        world.floor.flush(lane).unwrap();
+    };
+    assert_eq!(told(&mut world), (vec![(false, 0); 2], Some((false, 0))));
+    write(&mut world, lane, 0..110);
+    assert_eq!(told(&mut world), (vec![(false, 0); 2], Some((true, 1))));
+    world.order(Order::Limit { uuid: uuid(10), quota: Some(0), reserved: None }).unwrap();
+    write(&mut world, lane, 110..500);
+    assert_eq!(told(&mut world), (vec![(true, 1), (false, 0)], None));
+    write(&mut world, lane, 500..650);
+    assert_eq!(told(&mut world), (vec![(true, 1); 2], None));
+    world.discard(lane, 0, 200 * CLUSTER);
+    world.floor.settle(2_000_000_000);
+    write(&mut world, lane, 0..100);
+    assert_eq!(told(&mut world), (vec![(true, 2), (false, 1)], None));
+    let shown = pollux_core::Bdev::provisioning(&world.pool.volume(uuid(10)).unwrap()).unwrap();
+    assert_eq!((shown.grain, shown.used, shown.dedicated), (CLUSTER, 550 * CLUSTER, false));
+    let total = world.info().total_bytes;
+    assert_eq!(shown.available, total - (550 + 16) * CLUSTER, "but for what is held back");
+    let at = |bytes| Some(pollux_core::Threshold::Available(bytes));
+    assert_eq!(shown.thresholds[..3], [at(total / 2), at(total - 40 * MIB), None]);
+    let medium = world.medium.clone();
+    world.forget();
+    let left = medium.crash(crate::testing::medium::Crash::None, Arrival::InOrder);
+    let mut world = World::open(&left, Floor::in_order(), 2, 9).unwrap();
+    assert_eq!(told(&mut world), (vec![(true, 0), (false, 0)], None), "what is reached already is no news");
+    clean(&world.shut(), "after all").unwrap();
+}

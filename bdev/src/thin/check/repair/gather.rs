@@ -289,5 +289,6 @@ fn nameless(pool: Uuid, id: u64, size: u64) -> Layer {
         created: 0,
         origin: None,
         sees: None,
+        warn_percent: 0,
     }
 }

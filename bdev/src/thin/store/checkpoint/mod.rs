@@ -28,7 +28,7 @@ use super::trees::{Mark, TreeError, Written, rewrite, rewrite_pages, rewrite_spa
 use super::{Job, labels};
 use crate::thin::format::{
     BLOCK, Extent, LAYER_LEN, LAYERS_PER_PAGE, Layer, LogSpan, MAX_EXTENTS, Page, PageHeader, SLOTS, Superblock,
-    slot_block,
+    THRESHOLDS, slot_block,
 };
 use maps::Maps;
 
@@ -93,6 +93,7 @@ pub(super) struct Facts {
     pub(super) name: String,
     pub(super) overcommit: u32,
     pub(super) clusters: u32,
+    pub(super) thresholds: [u64; THRESHOLDS],
 }
 
 /// What a checkpoint needs of the store.
@@ -318,6 +319,7 @@ impl Checkpoint {
         superblock.name.clone_from(&self.facts.name);
         superblock.overcommit = self.facts.overcommit;
         superblock.geometry.clusters = self.facts.clusters;
+        superblock.thresholds = self.facts.thresholds;
         superblock.generation = parts.mark.generation;
         superblock.next_layer = self.next_layer;
         superblock.log_from = self.position.seq;

@@ -165,6 +165,7 @@ pub(super) fn layer(id: u64, size: u64) -> Layer {
         created: 9,
         origin: None,
         sees: None,
+        warn_percent: 0,
     }
 }
 

@@ -35,6 +35,8 @@ impl Tape {
             space: (0, Pointer::NONE),
             pages: (0, Pointer::NONE),
             extents: vec![Extent { first: geometry.metadata.0, count: geometry.metadata.1 }],
+            thresholds: [0; 4],
+            unknown: (0, Vec::new()),
         };
         Tape { superblock, bytes: vec![0; BLOCKS as usize * BLOCK], seq: log_from, batch: 50, durable: 49 }
     }

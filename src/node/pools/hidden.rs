@@ -70,6 +70,7 @@ mod tests {
             shared_bytes: 0,
             quota_bytes: 0,
             reserved_bytes: 0,
+            quota_threshold: None,
         }
     }
 
@@ -80,6 +81,7 @@ mod tests {
             uuid: Uuid::from_u128(99),
             name: "p".into(),
             cluster_size: 65536,
+            base_bytes: 0,
             total_bytes: 0,
             free_bytes: 0,
             quarantined_bytes: 0,
@@ -88,6 +90,7 @@ mod tests {
             full: false,
             commits: 0,
             checkpoints: 0,
+            thresholds: Vec::new(),
             volumes: vec![
                 volume(1, "s", Role::Snapshot, None, &[2, 5]),
                 volume(2, &hidden(2), Role::Snapshot, Some(1), &[3]),

@@ -23,6 +23,7 @@ mod volume;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::stamp::{SECTOR, Stamp, Value};
 use cut::{Cut, Moments, Time};
@@ -43,6 +44,11 @@ pub trait Survivors {
 
     /// A sector of one of them.
     fn read(&mut self, volume: Id, sector: u64) -> [u8; SECTOR];
+
+    /// What it holds; `None`: nothing that anybody has written as a whole.
+    fn value(&mut self, volume: Id, sector: u64) -> Option<Value> {
+        Value::of(&self.read(volume, sector))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -60,7 +66,8 @@ enum Ask {
 /// The oracle of one pool.
 #[derive(Clone, Debug)]
 pub struct Expect {
-    volumes: BTreeMap<Id, Volume>,
+    /// Shared with copies until one of them changes it.
+    volumes: BTreeMap<Id, Arc<Volume>>,
     cuts: Vec<Cut>,
     open: BTreeMap<Asking, Ask>,
     time: Time,
@@ -112,13 +119,13 @@ impl Expect {
     }
 
     fn volume(&mut self, id: Id) -> &mut Volume {
-        self.volumes.get_mut(&id).expect("the volume was asked for")
+        Arc::make_mut(self.volumes.get_mut(&id).expect("the volume was asked for"))
     }
 
     fn add(&mut self, volume: Volume) -> Id {
         let id = Id(self.next_id);
         self.next_id += 1;
-        self.volumes.insert(id, volume);
+        self.volumes.insert(id, Arc::new(volume));
         id
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::check::{Final, possible, value_of};
+use super::check::{Final, foreign, possible};
 use super::volume::{Asked, Content, Entry, Volume};
 use super::{Expect, Id, Survivors};
 use crate::testing::stamp::Value;
@@ -17,6 +17,20 @@ impl Expect {
     /// What is wrong.
     pub fn check_after_crash(&mut self, pool: &mut impl Survivors) -> Result<(), String> {
         self.open.clear();
+        let found = self.look_at_all(pool)?;
+        self.settle(&found);
+        Ok(())
+    }
+
+    /// Whether a crash now may leave this pool. The oracle stays as it is.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn bears(&self, pool: &mut impl Survivors) -> Result<(), String> {
+        self.clone().look_at_all(pool).map(drop)
+    }
+
+    fn look_at_all(&mut self, pool: &mut impl Survivors) -> Result<Found, String> {
         let there: BTreeMap<Id, u64> = pool.volumes().into_iter().collect();
         self.check_presence(&there)?;
         let mut found = Found::new();
@@ -30,8 +44,7 @@ impl Expect {
                 self.check_against_snapshots(*id, &found)?;
             }
         }
-        self.settle(&found);
-        Ok(())
+        Ok(found)
     }
 
     fn check_presence(&self, there: &BTreeMap<Id, u64>) -> Result<(), String> {
@@ -84,7 +97,10 @@ impl Expect {
     }
 
     fn read_all(&self, id: Id, sectors: u64, pool: &mut impl Survivors) -> Result<Vec<(u64, Value)>, String> {
-        let mut read = |sector| Ok((sector, value_of(id, sector, &pool.read(id, sector))?));
+        let mut read = |sector| match pool.value(id, sector) {
+            Some(value) => Ok((sector, value)),
+            None => Err(foreign(id, sector, &pool.read(id, sector))),
+        };
         if sectors <= self.in_full {
             return (0..sectors).map(read).collect();
         }

@@ -96,6 +96,12 @@ impl Volume {
         whole.chain(self.history.get(&sector).into_iter().flatten())
     }
 
+    /// What is in a sector if only one thing was ever put into it.
+    pub(super) fn only(&self, sector: u64) -> Option<Content> {
+        let mut entries = self.entries(sector);
+        entries.next().filter(|_| entries.next().is_none()).map(|entry| entry.content)
+    }
+
     /// What began at this moment.
     pub(super) fn begun_at(&mut self, sectors: Range<u64>, begun: Time) -> impl Iterator<Item = &mut Entry> {
         self.history.range_mut(sectors).flat_map(|(_, all)| all).filter(move |entry| entry.begun == begun)

@@ -58,7 +58,7 @@ fn agrees(medium: &Medium, expect: &Expect) -> Result<bool, String> {
         Err(error) => return Err(format!("the checker finds nothing, and it does not open: {error}")),
     };
     let mut live = Live::new(&mut world, 2)?;
-    let found = expect.clone().check_after_crash(&mut live);
+    let found = expect.bears(&mut live);
     let read = live.end();
     world.forget();
     match (damaged, read.and(found)) {

@@ -63,7 +63,7 @@ pub(super) struct Found {
     pub(super) parents: BTreeMap<Id, Id>,
 }
 
-impl Survivors for Found {
+impl Survivors for &Found {
     fn volumes(&mut self) -> Vec<(Id, u64)> {
         self.volumes.iter().map(|(id, (sectors, _))| (*id, *sectors)).collect()
     }
@@ -73,6 +73,14 @@ impl Survivors for Found {
             None => [0; SECTOR],
             Some(Held::Is(value)) => value.bytes(),
             Some(Held::Torn(bytes)) => **bytes,
+        }
+    }
+
+    fn value(&mut self, volume: Id, sector: u64) -> Option<Value> {
+        match self.volumes[&volume].1.get(&sector) {
+            None => Some(Value::Zero),
+            Some(Held::Is(value)) => Some(*value),
+            Some(Held::Torn(_)) => None,
         }
     }
 }
@@ -115,7 +123,7 @@ pub(super) fn survey(world: &mut World, reactors: usize) -> Result<Found, String
 }
 
 /// Bytes that are read at once.
-const CHUNK: u64 = 128 << 10;
+const CHUNK: u64 = 64 << 10;
 
 /// A pool that is read as somebody asks, by the lanes of one volume after the other.
 pub(super) struct Live<'a> {

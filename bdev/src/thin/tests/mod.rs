@@ -9,6 +9,7 @@
 //! shrink    volumes that become smaller               whole_pool its name and its size
 //! faults    a base that fails, lies or forgets        mutations promises broken on purpose
 //! scrub     the checker on a pool that is used
+//! orderings steps in the wrong order
 //! ```
 //!
 //! An order that pools learn gets a method of [`driver::Driver`], a line of `storm::orders::ORDERS`, and one of
@@ -20,6 +21,7 @@ mod folding;
 mod inflate;
 mod judge;
 mod mutations;
+mod orderings;
 mod plain;
 mod scrub;
 mod shrink;

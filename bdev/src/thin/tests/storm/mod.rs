@@ -13,7 +13,7 @@ use pollux_core::{IoFlags, Op};
 use super::driver::Driver;
 use super::judge::{Live, clean, counted, open};
 use super::world::World;
-use crate::rng::Rng;
+use crate::rng::{Rng, mix};
 use crate::testing::expect::{Expect, Id};
 use crate::testing::floor::Floor;
 use crate::testing::medium::{Crash, Medium, Off, Order};
@@ -41,6 +41,9 @@ pub(super) struct Storm<'a> {
     killed: bool,
     salt: u64,
     spoil: Spoil<'a>,
+    /// Other outcomes of each power cut that are looked at.
+    pub(super) others: u64,
+    pub(super) looks: u64,
     pub(super) crashes: u64,
     pub(super) requests: u64,
     pub(super) orders: u64,
@@ -65,6 +68,8 @@ impl<'a> Storm<'a> {
             killed: false,
             salt: 1,
             spoil,
+            others: 0,
+            looks: 0,
             crashes: 0,
             requests: 0,
             orders: 0,
@@ -202,6 +207,9 @@ impl<'a> Storm<'a> {
         self.crashes += 1;
         self.refused += self.driver.errors.len() as u64;
         let medium = self.driver.world.medium.clone();
+        if !self.killed {
+            self.look_at_others(&medium)?;
+        }
         let mut crashed = if self.killed { Self::kill(&medium) } else { self.crash(&medium) };
         clean(&crashed, "after the crash")?;
         while self.rng.below(5) == 0 {
@@ -227,6 +235,22 @@ impl<'a> Storm<'a> {
         self.driver = driver;
         self.driver.parents = parents;
         self.closing = None;
+        Ok(())
+    }
+
+    /// What else could be left of this power cut.
+    fn look_at_others(&mut self, medium: &Medium) -> Result<(), String> {
+        for nth in 0..self.others {
+            let choice = Crash::Seeded(mix(self.crashes ^ mix(nth)));
+            let left = medium.crash(choice, Order::InOrder);
+            clean(&left, "after another crash")?;
+            let mut world = open(&left, Floor::in_order(), REACTORS, self.salt + 1)?;
+            let mut live = Live::new(&mut world, REACTORS)?;
+            let agrees = self.driver.expect.bears(&mut live);
+            live.end().and(agrees).map_err(|what| format!("{choice:?}: {what}"))?;
+            world.forget();
+            self.looks += 1;
+        }
         Ok(())
     }
 

@@ -30,6 +30,8 @@ fn churn(world: &mut World, lane: LaneId, rounds: std::ops::Range<u64>) {
         for leaf in 0..LEAVES {
             world.write(lane, leaf * LEAF + round * 4096, 1, 4096);
         }
+        // A checkpoint has what is in the log by then.
+        world.order(Order::Commit).unwrap();
         world.order(Order::Checkpoint).unwrap();
     }
 }

@@ -15,7 +15,7 @@ use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LayerKind, Record};
 use crate::thin::shared::{Miss, Place, Shared};
 
 /// Clusters that one commit has to say something of. In tests folding takes several of them.
-const A_COMMIT: u32 = if cfg!(test) { 4 } else { 4096 };
+const A_COMMIT: u32 = if cfg!(test) { 16 } else { 4096 };
 /// Clusters that are looked at in one pass.
 const A_PASS: u32 = 1024;
 

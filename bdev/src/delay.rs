@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, Cx, Extent, Io, IoError, Lane, Next, Op, OpenArgs, OpenError, Shape, Slab,
-    Tag,
+    Alignment, Bdev, Channel, Completion, Cx, Erasure, Extent, Io, IoError, Lane, Next, Op, OpenArgs, OpenError, Shape,
+    Slab, Tag,
 };
 use serde_json::{Value, json};
 
@@ -82,6 +82,10 @@ impl Bdev for Delay {
 
     fn lane(&self) -> Option<Lane> {
         self.base.lane()
+    }
+
+    fn erasure(&self) -> Erasure {
+        self.base.erasure()
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

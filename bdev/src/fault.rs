@@ -21,7 +21,7 @@ mod tests;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pollux_core::{Bdev, Channel, Extent, Lane, Op, OpenArgs, OpenError, Shape};
+use pollux_core::{Bdev, Channel, Erasure, Extent, Lane, Op, OpenArgs, OpenError, Shape};
 use serde_json::{Value, json};
 
 use crate::{BdevError, Device, FaultSpec};
@@ -144,6 +144,10 @@ impl Bdev for Fault {
 
     fn lane(&self) -> Option<Lane> {
         self.base.lane()
+    }
+
+    fn erasure(&self) -> Erasure {
+        self.base.erasure()
     }
 
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError> {

@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, CopyRange, CopySide, CopyWatch, Cx, Extent, FIRST_MARK, Io, IoError, IoStats,
-    Lane, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag, Token,
+    Alignment, Bdev, Channel, Completion, CopyRange, CopySide, CopyWatch, Cx, Erasure, Extent, FIRST_MARK, Io, IoError,
+    IoStats, Lane, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag, Token,
 };
 
 use crate::StatsSet;
@@ -58,6 +58,10 @@ impl Bdev for Measured {
 
     fn lane(&self) -> Option<Lane> {
         self.base.lane()
+    }
+
+    fn erasure(&self) -> Erasure {
+        self.base.erasure()
     }
 
     fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {

@@ -10,8 +10,8 @@
 use std::sync::Arc;
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, CopyRange, Cx, Extent, Io, IoError, Lane, Next, OpenArgs, OpenError, Shape,
-    Tag,
+    Alignment, Bdev, Channel, Completion, CopyRange, Cx, Erasure, Extent, Io, IoError, Lane, Next, OpenArgs, OpenError,
+    Shape, Tag,
 };
 use serde_json::{Value, json};
 
@@ -54,6 +54,10 @@ impl Bdev for Passthru {
     /// What may hold up whoever asks us what is mapped, or has us copy: the same as the base.
     fn lane(&self) -> Option<Lane> {
         self.base.lane()
+    }
+
+    fn erasure(&self) -> Erasure {
+        self.base.erasure()
     }
 
     /// Where a range lies for copies that devices make by themselves, past our channels. We may let that happen, because

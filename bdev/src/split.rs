@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, CopyRange, Cx, Extent, Io, IoError, Lane, Next, Op, OpenArgs, OpenError,
-    Shape, Tag,
+    Alignment, Bdev, Channel, Completion, CopyRange, Cx, Erasure, Extent, Io, IoError, Lane, Next, Op, OpenArgs,
+    OpenError, Shape, Tag,
 };
 use serde_json::{Value, json};
 
@@ -56,6 +56,10 @@ impl Bdev for Part {
 
     fn lane(&self) -> Option<Lane> {
         self.base.lane()
+    }
+
+    fn erasure(&self) -> Erasure {
+        self.base.erasure()
     }
 
     fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {

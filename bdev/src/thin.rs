@@ -4,10 +4,12 @@
 //! format    the pool on its base, byte by byte        store    log, trees, checkpoint; create and open
 //! shared    what reactors and the engine share        channel  one reactor's way into a volume
 //! engine    the home of a pool, on one reactor        check    looks at a pool from outside
+//! copy      copies that move no data                  survey   what is there, for backups
 //! ```
 
 mod channel;
 pub mod check;
+mod copy;
 mod engine;
 mod error;
 pub mod format;

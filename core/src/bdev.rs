@@ -100,6 +100,18 @@ pub enum Threshold {
     Used(u64),
 }
 
+/// What it takes that nothing of what a device holds can be read any more, neither from it nor below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Erasure {
+    /// Zeroes all over.
+    Plain,
+    /// The same, and before that zeroes with [`IoFlags::ERASE`](crate::IoFlags::ERASE), flushed: what it gives back it does not
+    /// overwrite.
+    InPlace,
+    /// It cannot be: it shares what it holds with another device.
+    Shared,
+}
+
 /// The front of a range: how far it is all of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -171,6 +183,11 @@ pub trait Bdev: Send + Sync {
     /// knows of anything that it shares with others. Fixed while the device is open; called on reactors.
     fn lane(&self) -> Option<Lane> {
         None
+    }
+
+    /// What it takes to erase it, as it is now. Called on reactors: neither waits nor takes long.
+    fn erasure(&self) -> Erasure {
+        Erasure::Plain
     }
 
     /// Where a range (inside the capacity, whole blocks, not 0) lies for copies that devices do by themselves

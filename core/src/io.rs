@@ -63,6 +63,9 @@ bitflags::bitflags! {
         const ATOMIC = 4;
         /// On what changes data: it does not wait for space that may come, but fails with [`IoError::NoSpace`] when there is none.
         const HASTY = 8;
+        /// On `WriteZeroes` of a device that wants it ([`Erasure::InPlace`](crate::Erasure)): what is there is overwritten where
+        /// it lies, and nothing else is done.
+        const ERASE = 16;
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pollux_core::{CopyRange, Extent, Lane, Provisioning};
+use pollux_core::{CopyRange, Erasure, Extent, Lane, Provisioning};
 
 /// Who knows a unit's device. Asked on a reactor, where it must not wait for anything but a short lock.
 pub trait Medium: Debug + Send + Sync {
@@ -28,6 +28,11 @@ pub trait Medium: Debug + Send + Sync {
     /// As [`Bdev::lane`](pollux_core::Bdev::lane) of the device.
     fn lane(&self) -> Option<Lane> {
         None
+    }
+
+    /// As [`Bdev::erasure`](pollux_core::Bdev::erasure) of the device.
+    fn erasure(&self) -> Erasure {
+        Erasure::Plain
     }
 
     /// As [`Bdev::copy_range`](pollux_core::Bdev::copy_range) of the device.

@@ -336,6 +336,11 @@ impl LogicalUnit {
         self.lock().statistics.as_ref().map(|statistics| statistics.medium.clone())
     }
 
+    /// What it takes to erase the device ([`Medium::erasure`]).
+    pub(crate) fn erasure(&self) -> pollux_core::Erasure {
+        self.medium().map_or(pollux_core::Erasure::Plain, |medium| medium.erasure())
+    }
+
     /// What holds up a helper thread that waits for the device ([`Medium::lane`]), if somebody knows.
     #[must_use]
     pub fn lane(&self) -> Option<pollux_core::Lane> {

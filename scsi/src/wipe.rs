@@ -7,9 +7,12 @@
 //!
 //! Invariants: what a keeper keeps says that there is an operation before the first step is done, and stops saying so
 //! only when the last one is durable. So after a restart a sanitize begins again, and a format has failed; half of the
-//! old data is never readable. What has failed stays so until an initiator deals with it.
+//! old data is never readable. What has failed stays so until an initiator deals with it. A sanitize neither begins nor ends
+//! well while another device shares what this one holds (a snapshot of it).
 
 use std::sync::MutexGuard;
+
+use pollux_core::Erasure;
 
 use crate::keeper::{Save, Saved, Saving, Section, Sections};
 use crate::unit::Cold;
@@ -141,9 +144,9 @@ impl Purpose {
 }
 
 impl Content {
-    const fn passes(&self) -> u8 {
+    const fn passes(&self, twice: bool) -> u8 {
         match self {
-            Content::Zeroes => 1,
+            Content::Zeroes => 1 + twice as u8,
             Content::Pattern { passes, .. } => *passes,
         }
     }
@@ -207,8 +210,9 @@ impl Wiping {
 
 impl LogicalUnit {
     /// FORMAT UNIT and SANITIZE: has an operation begin. Not while another initiator uses the unit: it would find its disk
-    /// not ready, and empty.
+    /// not ready, and empty. No sanitize while a snapshot keeps what the disk holds.
     pub(crate) fn begin_wipe(&self, path: &Path, purpose: Purpose, content: Content, immediate: bool) -> Action {
+        let is_shared = purpose != Purpose::Format && self.erasure() == Erasure::Shared;
         let mut cold = self.lock();
         if cold.wiping.saving.is_busy() {
             return Action::Done(Outcome::BUSY);
@@ -216,7 +220,7 @@ impl LogicalUnit {
         if let Some(Blocked { sense, in_progress: true }) = cold.wiping.blocked() {
             return sense.into();
         }
-        if cold.is_shared_with(path) {
+        if cold.is_shared_with(path) || is_shared {
             return Sense::new(Key::IllegalRequest, code::INVALID_FIELD_IN_CDB).into();
         }
         // A sanitize that has failed is made good by another one, as restricted as it was.
@@ -304,15 +308,17 @@ impl LogicalUnit {
     /// Takes the operation, if there is one that nobody does, and a device to do it on.
     pub fn take_wipe(&self) -> Option<Wipe> {
         let unit = self.this()?;
+        let erasure = self.erasure();
         let mut cold = self.lock();
         let (bytes, block) = cold.wipe_range()?;
         let State::Due(operation) = std::mem::take(&mut cold.wiping.state) else { unreachable!("it is due") };
-        let total = bytes.saturating_mul(u64::from(operation.content.passes()));
-        let (content, number) = (operation.content.clone(), operation.number);
+        let twice = operation.purpose != Purpose::Format && erasure == Erasure::InPlace;
+        let total = bytes.saturating_mul(u64::from(operation.content.passes(twice)));
+        let taken = operation.clone();
         cold.wiping.state = State::Running(Running { operation, total, done: 0, cancelled: false });
         self.publish(&cold);
         drop(cold);
-        Some(Wipe::new(unit, content, number, bytes, block))
+        Some(Wipe::new(unit, taken, twice, bytes, block))
     }
 
     /// The command that waits for this operation was aborted, and so is the operation if it is a format; a sanitize goes

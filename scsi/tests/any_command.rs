@@ -231,20 +231,27 @@ fn check_copy(ends: &[End], order: CopyOrder) -> Outcome {
     let mut read = None;
     for _ in 0..100_000 {
         match copy.next_task() {
-            CopyTask::Do { place, op, flags, offset, len } => {
+            CopyTask::Do { place, op, flags, offset, len, skip } => {
                 let unit = &ends[place as usize].unit;
                 let shape = unit.shape().expect("a device");
                 check_range(&shape, offset, len);
                 match op {
                     Op::Read => {
                         assert!(len <= PIECE_LEN as u64 && flags.is_empty());
-                        read = Some(len);
+                        read = Some((len, len));
                     }
                     Op::Write => {
-                        assert_eq!(read.take(), Some(len), "what is written was read");
+                        let (whole, left) = read.take().expect("what is written was read");
+                        assert!(skip + len <= whole && len <= left);
+                        read = Some((whole, left - len)).filter(|(_, left)| *left > 0);
                         check_write(unit, &shape, flags);
                     }
-                    Op::WriteZeroes => check_write(unit, &shape, flags),
+                    Op::WriteZeroes => {
+                        // The memory is not needed any more.
+                        read = read.map(|(whole, left): (u64, u64)| (whole, left.saturating_sub(len)));
+                        read = read.filter(|(_, left)| *left > 0);
+                        check_write(unit, &shape, flags);
+                    }
                     op => panic!("{op:?}"),
                 }
             }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use pollux_bdev::Entry;
-use pollux_core::{CopyRange, Extent, Lane, Op, Provisioning};
+use pollux_core::{CopyRange, Erasure, Extent, Lane, Op, Provisioning};
 use pollux_scsi::{Attention, Chosen, Identity, Medium, Share, Transfers};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -192,6 +192,11 @@ impl Medium for Known {
 
     fn lane(&self) -> Option<Lane> {
         self.0.upgrade().and_then(|entry| entry.device())?.lane()
+    }
+
+    fn erasure(&self) -> Erasure {
+        let device = self.0.upgrade().and_then(|entry| entry.device());
+        device.map_or(Erasure::Plain, |device| device.erasure())
     }
 
     fn copy_range(&self, offset: u64, len: u64) -> Option<CopyRange> {

@@ -1,5 +1,5 @@
 //! WRITE ATOMIC through the real daemon to the real kernel: on memory, on a file whose file system writes atomically (XFS
-//! on a loop device, where this machine has both and lets us), and on one whose does not.
+//! on a loop device, where this machine has both and lets us), on one whose does not, and on a thin volume on that.
 
 mod common;
 
@@ -125,6 +125,40 @@ fn what_the_kernel_writes_atomically_guests_can() -> Result<()> {
             ensure!(found == [u32::MAX, unit, unit, unit, unit, unit], "{found:?}");
             writes(&mut front, 2, unit.try_into()?)?;
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn thin_volumes_write_atomically_whatever_they_lie_on() -> Result<()> {
+    let dir = tempfile::tempdir_in("/dev/shm")?;
+    let path = dir.path().join("base");
+    File::create(&path)?.set_len(64 << 20)?;
+    let daemon = Daemon::start()?;
+    daemon.rpc("bdev_aio_create", json!({"name": "base", "filename": path, "block_size": BLOCK}))?;
+    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "base", "lvs_name": "pool"}))?;
+    let size = json!({"lvs_name": "pool", "lvol_name": "v", "size_in_mib": (BLOCKS * BLOCK as u64) >> 20});
+    daemon.rpc("bdev_lvol_create", size)?;
+    controller(&daemon, "vm", &["pool/v"])?;
+    let mut front = FrontEnd::connect(&daemon.socket("vm"), &DriverOptions::default())?;
+    clear_attentions(&mut front, lun(0))?;
+    ensure!(limits(&mut front, 0)? == [u32::MAX, 256, 8, 8, 256, 256]);
+    // First into what is empty, then over what is there, under a snapshot, and over that again.
+    for round in 0..4 {
+        writes(&mut front, 0, [8, 8, 256, 32][round])?;
+        if round == 1 {
+            daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "pool/v", "snapshot_name": "s"}))?;
+        }
+    }
+    // Across the border of two clusters, with something beside it that stays as it is.
+    let beside: Vec<u8> = (0..256 * BLOCK).map(|at| (at / 7) as u8).collect();
+    front.good(lun(0), &cdb::write16(1024, 256, false), &beside, 0)?;
+    for value in 1..20 {
+        front.good(lun(0), &cdb::write_atomic16(1024 + 120, 16, value % 2 == 0), &[value; 16 * BLOCK], 0)?;
+        let read = front.good(lun(0), &cdb::read16(1024, 256), &[], 256 * BLOCK)?.data;
+        let mut expected = beside.clone();
+        expected[120 * BLOCK..136 * BLOCK].fill(value);
+        ensure!(read == expected, "round {value}");
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ const RAM: u8 = 0;
 const RAM_4096: u8 = 1;
 const READ_ONLY: u8 = 2;
 const CACHED: u8 = 3;
+const THIN: u8 = 4;
 /// Of one run of the suite. It takes a quarter of a minute under emulation on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(400);
 
@@ -37,7 +38,7 @@ struct Run {
 }
 
 /// The whole suite comes first: it finds the unit as it was made, and wipes it where later runs rely on that.
-const RUNS: [Run; 5] = [
+const RUNS: [Run; 7] = [
     Run { what: "SCSI", target: RAM, args: "-t SCSI", tests: 215, list: None },
     Run { what: "LINUX", target: RAM, args: "-t LINUX", tests: 155, list: Some("linux.list") },
     Run { what: "SCSI, 512 on 4096", target: RAM_4096, args: "-t SCSI", tests: 215, list: Some("scsi-4096.list") },
@@ -52,6 +53,14 @@ const RUNS: [Run; 5] = [
         // BlockErase, ExitFailureMode, InvalidServiceAction, Overwrite. OverwriteReserved crashes over SG.
         what: "Sanitize, --allow-sanitize",
         target: RAM,
+        args: "-t 'SCSI.Sanitize.[BEIO]*[en]' --allow-sanitize",
+        tests: 4,
+        list: Some("scsi-sanitize.list"),
+    },
+    Run { what: "SCSI, thin", target: THIN, args: "-t SCSI", tests: 215, list: Some("scsi-thin.list") },
+    Run {
+        what: "Sanitize, thin",
+        target: THIN,
         args: "-t 'SCSI.Sanitize.[BEIO]*[en]' --allow-sanitize",
         tests: 4,
         list: Some("scsi-sanitize.list"),
@@ -94,9 +103,18 @@ impl World {
                 "readonly": target == READ_ONLY, "uuid": uuid(target)});
             daemon.rpc("bdev_aio_create", params)?;
         }
+        // With room for all of the volume, which OVERWRITE fills.
+        let base = json!({"name": "base", "block_size": 512, "num_blocks": 2 * blocks});
+        daemon.rpc("bdev_malloc_create", base)?;
+        daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "base", "lvs_name": "pool"}))?;
+        let thin = json!({"lvs_name": "pool", "lvol_name": "thin", "size_in_mib": DISK_BYTES >> 20});
+        daemon.rpc("bdev_lvol_create", thin)?;
+        daemon.rpc("bdev_set_scsi_identity", json!({"name": "pool/thin", "allow_sanitize": true}))?;
         for ctrlr in ["a", "b"] {
             daemon.rpc("vhost_create_scsi_controller", json!({"ctrlr": ctrlr, "initiator": INITIATOR}))?;
-            for (target, bdev) in [(RAM, "ram"), (RAM_4096, "ram4096"), (READ_ONLY, "readonly"), (CACHED, "cached")] {
+            let disks =
+                [(RAM, "ram"), (RAM_4096, "ram4096"), (READ_ONLY, "readonly"), (CACHED, "cached"), (THIN, "pool/thin")];
+            for (target, bdev) in disks {
                 let params = json!({"ctrlr": ctrlr, "scsi_target_num": target, "bdev_name": bdev});
                 daemon.rpc("vhost_scsi_controller_add_target", params)?;
             }

@@ -84,6 +84,8 @@ pub(crate) struct Request {
     flags: IoFlags,
     pub(crate) offset: u64,
     pub(crate) len: u64,
+    /// Where in its memory a write's bytes begin.
+    skip: u64,
     /// Whence, if the devices copy it together.
     pub(crate) source: Option<Whence>,
 }
@@ -154,7 +156,8 @@ impl ScsiWorker {
         };
         copy.places().for_each(|lun| self.luns.get_mut(lun).inflight += 1);
         let (lun, unit) = (given.lun, self.luns.get(given.lun).unit);
-        let request = Request { lun, unit, op: Op::Flush, flags: IoFlags::empty(), offset: 0, len: 0, source: None };
+        let flags = IoFlags::empty();
+        let request = Request { lun, unit, op: Op::Flush, flags, offset: 0, len: 0, skip: 0, source: None };
         let session = port.key.session;
         self.copies_begun += 1;
         let number = self.copies_begun;
@@ -232,13 +235,13 @@ impl ScsiWorker {
                         return;
                     }
                 }
-                CopyTask::Do { place: lun, op, flags, offset, len } => {
+                CopyTask::Do { place: lun, op, flags, offset, len, skip } => {
                     if op == Op::WriteZeroes {
                         self.copy_gives_memory_back(index);
                     }
                     let unit = self.luns.get(lun).unit;
                     let copying = self.copying(index);
-                    copying.request = Request { lun, unit, op, flags, offset, len, source: None };
+                    copying.request = Request { lun, unit, op, flags, offset, len, skip, source: None };
                     copying.started = cx.now;
                     self.copy_enter(index, cx);
                     return;
@@ -249,7 +252,7 @@ impl ScsiWorker {
                     let source = Some(Whence { lun: source, unit: self.luns.get(source).unit, offset: from });
                     let copying = self.copying(index);
                     copying.request =
-                        Request { lun, unit, op: Op::Write, flags: IoFlags::empty(), offset, len, source };
+                        Request { lun, unit, op: Op::Write, flags: IoFlags::empty(), offset, len, skip: 0, source };
                     copying.started = cx.now;
                     self.copy_enter(index, cx);
                     return;
@@ -342,9 +345,9 @@ impl ScsiWorker {
             return;
         }
         copying.stage = Stage::Device;
-        let Request { unit, op, flags, offset, len, .. } = copying.request;
+        let Request { unit, op, flags, offset, len, skip, .. } = copying.request;
         let data = match (op, &mut copying.own) {
-            (Op::Read | Op::Write, Some(own)) => own.copied(len),
+            (Op::Read | Op::Write, Some(own)) => own.copied(skip, len),
             _ => SegmentList::EMPTY,
         };
         let io = Io { tag: tag_of(index), op, flags, offset, len, data };

@@ -52,18 +52,22 @@ impl Own {
         self.bytes[skip..skip + 2 * PIECE_LEN].split_at_mut(PIECE_LEN)
     }
 
-    /// The front of *held*, to be read into and then written from.
-    pub(crate) fn copied(&mut self, len: u64) -> SegmentList {
-        self.data(Op::Read, len)
+    /// A part of *held*, to be read into and then written from.
+    pub(crate) fn copied(&mut self, skip: u64, len: u64) -> SegmentList {
+        self.part(Op::Read, usize::try_from(skip).unwrap_or(usize::MAX), len)
     }
 
     /// The front of *held* for a read, of *sent* for a write, to go with a request.
     pub(crate) fn data(&mut self, op: Op, len: u64) -> SegmentList {
+        self.part(op, 0, len)
+    }
+
+    fn part(&mut self, op: Op, skip: usize, len: u64) -> SegmentList {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let used = &mut self.used[usize::from(op == Op::Read)];
-        *used = (*used).max(len);
+        *used = (*used).max(skip.saturating_add(len));
         let (sent, held) = self.pieces();
-        let piece = if op == Op::Read { &mut held[..len] } else { &mut sent[..len] };
+        let piece = if op == Op::Read { &mut held[skip..][..len] } else { &mut sent[skip..][..len] };
         // SAFETY: the bytes are those of this struct, which the job keeps until the request has completed, and nothing else
         // looks at them meanwhile (`pieces` is called between requests).
         *self.segment = unsafe { Segment::new(piece.as_mut_ptr() as usize, len) };
@@ -141,7 +145,7 @@ mod tests {
         let fill = |own: &mut Own| {
             own.fetches(700);
             own.pieces().0[..700].fill(1);
-            pollux_core::segment::copy_to(own.copied(PIECE_LEN as u64).as_slice(), 0, &[2; PIECE_LEN]);
+            pollux_core::segment::copy_to(own.copied(0, PIECE_LEN as u64).as_slice(), 0, &[2; PIECE_LEN]);
         };
         let [mut one, mut other] = [1, 2].map(|session| pool.take(session).expect("there is some"));
         fill(&mut one);

@@ -6,18 +6,20 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use pollux_core::{
-    Bdev, Channel, Discard, Extent, MOST_THRESHOLDS, OpenArgs, OpenError, Provisioning, Resident, Shape, Threshold,
+    AtomicWrite, Bdev, Channel, CopyRange, Discard, Erasure, Extent, MOST_THRESHOLDS, OpenArgs, OpenError,
+    Provisioning, Resident, Shape, Threshold,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::PoolError;
-use super::channel::ThinChannel;
+use super::channel::{ATOMIC_MAX, ATOMIC_SUB_BLOCK, ThinChannel};
+use super::copy::ThinEnd;
 use super::engine::{Directory, Engine};
 use super::format::THRESHOLDS;
 use super::info::PoolInfo;
 use super::orders::{Order, Orders, Progress, Settled, SnapshotOf};
-use super::shared::{Reader, Shared, Volume};
+use super::shared::{CLOSED, Reader, Shared, Stay, Volume};
 use super::steps::Steps;
 use super::store::{self, Blocking, Store};
 use crate::{BdevError, Device};
@@ -401,12 +403,39 @@ impl Bdev for ThinVolume {
             discard: Some(Discard { granularity: sub_block, alignment: 0, reads_zero: true }),
             optimal_io: 1 << self.shared.cluster_shift,
             rotation_rate: base.rotation_rate,
-            atomic_write: None,
+            atomic_write: (sub_block <= ATOMIC_SUB_BLOCK).then_some(AtomicWrite {
+                max: ATOMIC_MAX,
+                granularity: sub_block,
+                alignment: sub_block,
+            }),
         }
     }
 
     fn extent(&self, offset: u64, len: u64) -> Extent {
-        super::channel::extent(&self.shared, &self.volume.chain(), offset, len)
+        let reader = Arc::new(Reader::new());
+        if !self.shared.enter(&self.volume, &reader) {
+            return Extent::mapped(len);
+        }
+        // Nothing is taken out of the maps meanwhile, nor are the layers others.
+        let mut stay = Stay::new();
+        let (epoch, word) = stay.begin(&reader, &self.shared.epoch, self.volume.word());
+        stay.go_by(&reader, word);
+        let extent = if word & CLOSED == 0 {
+            super::channel::extent(&self.shared, &self.volume.chain(), offset, len)
+        } else {
+            Extent::mapped(len)
+        };
+        stay.end(&reader, epoch);
+        self.shared.leave(&self.volume, &reader);
+        extent
+    }
+
+    fn erasure(&self) -> Erasure {
+        if self.volume.chain().layers.len() > 1 { Erasure::Shared } else { Erasure::InPlace }
+    }
+
+    fn copy_range(&self, offset: u64, _: u64) -> Option<CopyRange> {
+        Some(CopyRange::new(Arc::new(ThinEnd(self.clone())), offset))
     }
 
     fn provisioning(&self) -> Option<Provisioning> {

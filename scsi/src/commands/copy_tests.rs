@@ -123,12 +123,12 @@ impl Disks {
                 return outcome;
             }
             match task {
-                CopyTask::Do { place, op, flags, offset, len } => {
+                CopyTask::Do { place, op, flags, offset, len, skip } => {
                     let range = offset as usize..(offset + len) as usize;
                     let disk = &mut self.bytes[place as usize][range];
                     match op {
                         Op::Read => memory[..disk.len()].copy_from_slice(disk),
-                        Op::Write => disk.copy_from_slice(&memory[..len as usize]),
+                        Op::Write => disk.copy_from_slice(&memory[skip as usize..(skip + len) as usize]),
                         Op::WriteZeroes => disk.fill(0),
                         op => panic!("{op:?}"),
                     }
@@ -638,4 +638,69 @@ fn operating_parameters_and_the_page_say_the_same() {
     assert!(commands.starts_with(&[commands[0], 0x83]));
     let mut bench = crate::testing::Bench::new();
     assert_eq!(bench.data(&[0x12, 0, 0, 0, 96, 0])[5] & 0x08, 0x08, "3PC");
+}
+
+/// A medium of which some ranges are mapped.
+#[derive(Debug)]
+struct Sparse(Vec<std::ops::Range<u64>>, bool);
+
+impl Medium for Sparse {
+    fn transfers(&self) -> Transfers {
+        Transfers::default()
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> Extent {
+        let inside = self.0.iter().find(|range| range.contains(&offset));
+        let next = self.0.iter().map(|range| range.start).filter(|start| *start > offset).min();
+        let end = inside.map_or(next.unwrap_or(u64::MAX), |range| range.end);
+        Extent { len: len.min(end - offset), mapped: inside.is_some() }
+    }
+
+    fn extent_waits(&self) -> bool {
+        self.1
+    }
+}
+
+/// What the source has not mapped is neither read nor written.
+#[test]
+fn holes_become_holes() {
+    const KIB: u64 = 1 << 10;
+    let discard = Some(pollux_core::Discard { granularity: 4096, alignment: 0, reads_zero: true });
+    let large = Shape { num_blocks: 4 << 11, discard, ..shape() };
+    // Two pieces in a row, some of a piece, something small beside something smaller, and a hole behind all.
+    let mapped = vec![0..256 * KIB, 640 * KIB..656 * KIB, 700 * KIB + 512..701 * KIB, 2048 * KIB..2052 * KIB];
+    let copied = |waits: bool, reads_zero: bool, skew: u64| {
+        let source = Shape { discard: discard.map(|discard| pollux_core::Discard { reads_zero, ..discard }), ..large };
+        let mut disks = Disks::with(&[source, large]);
+        disks.units[0].set_medium(Arc::new(Sparse(mapped.clone(), waits)));
+        for range in &mapped {
+            disks.bytes[0][range.start as usize..range.end as usize].fill(7);
+        }
+        disks.bytes[1].fill(0xAA);
+        let blocks = (4 << 11) - skew as u16;
+        let list = lid1(1, 0, &[disks.name(0), disks.name(1)], &[segment((0, 1), blocks, 0, skew)]);
+        let copy = disks.ordered(0x00, &list).expect("it is in order");
+        let (mut read, mut written, mut zeroed) = (0, 0, 0);
+        let outcome = disks.run(copy, |task| {
+            if let CopyTask::Do { op, len, .. } = task {
+                match op {
+                    Op::Read => read += len,
+                    Op::Write => written += len,
+                    _ => zeroed += len,
+                }
+            }
+            None
+        });
+        assert_eq!(outcome, Outcome::GOOD);
+        let (from, to) = (&disks.bytes[0], &disks.bytes[1]);
+        let skip = skew as usize * BLOCK;
+        assert!(to[skip..] == from[..from.len() - skip] && to[..skip].iter().all(|byte| *byte == 0xAA));
+        (read / KIB, written / KIB, zeroed / KIB)
+    };
+    // Pieces are 128 KiB: those with something are read.
+    assert_eq!(copied(false, true, 0), (5 * 128, 256 + 16 + 4 + 4, 4096 - 280));
+    assert_eq!(copied(true, true, 0), (4096, 4096, 0), "one that would have to wait is not asked");
+    assert_eq!(copied(false, false, 0), (4096, 4096, 0), "what is not mapped may be anything");
+    let (_, written, zeroed) = copied(false, true, 1);
+    assert!(written < 300 && zeroed > 3700, "{written} {zeroed}");
 }

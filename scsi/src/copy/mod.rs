@@ -12,6 +12,7 @@
 //! What an initiator may do by a copy is what it may do by its own READ and WRITE at that moment: reservations, write
 //! protection, capacity and the stopped state of both ends are looked at before each piece.
 
+mod holes;
 mod list;
 mod name;
 mod order;

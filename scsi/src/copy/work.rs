@@ -6,13 +6,18 @@
 //! source and destination lie over each other in one unit, the pieces go in the order in which none is overwritten before
 //! it was read, so what arrives is what was there when the segment began.
 //!
+//! What the source says it has not mapped (`holes.rs`) is neither read nor written: it becomes zeroes at the destination,
+//! whose space may be given back.
+//!
 //! A copy by a token asks after each read whether the token is still good, and ends if it is not: what it has written by then
 //! is what the token stood for, and the rest is not written. One that makes a token moves nothing; it waits.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use pollux_core::{CopyError, CopyWay, IoError, IoFlags, Op, PairCopy};
 
+use crate::copy::holes::{self, Run};
 use crate::copy::rights::Refusal;
 use crate::copy::using::{Holding, Making, written};
 use crate::copy::{End, Progress, State};
@@ -38,6 +43,8 @@ pub enum CopyTask {
         offset: u64,
         /// Bytes; of reads and writes at most [`PIECE_LEN`].
         len: u64,
+        /// Where in the copy's memory the bytes of a write begin.
+        skip: u64,
     },
     /// A copy that the devices make together ([`Copy::pair`]); then [`Copy::done_together`] is told what became of it.
     Together {
@@ -92,22 +99,32 @@ pub(crate) enum Source {
 
 /// A piece of a segment: whence, where to, how much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Piece {
-    from: Option<(usize, u64)>,
-    to: (usize, u64),
-    len: u64,
+pub(crate) struct Piece {
+    pub(crate) from: Option<(usize, u64)>,
+    pub(crate) to: (usize, u64),
+    pub(crate) len: u64,
 }
 
 impl Segment {
+    /// Whether source and destination have bytes in common.
+    pub(crate) fn lies_over_itself(&self) -> bool {
+        match self.source {
+            Source::Blocks { offset, one_unit, .. } => {
+                one_unit && offset < self.offset + self.len && self.offset < offset + self.len
+            }
+            Source::Zeroes => false,
+        }
+    }
+
     /// The piece that comes after `done` bytes.
-    fn piece(&self, done: u64) -> Piece {
+    pub(crate) fn piece(&self, done: u64) -> Piece {
         const MOST: u64 = PIECE_LEN as u64;
         let left = self.len - done;
-        let Source::Blocks { end, offset, one_unit } = self.source else {
+        let Source::Blocks { end, offset, .. } = self.source else {
             let to = self.offset + done;
             return Piece { from: None, to: (self.end, to), len: left.min(STEP_LEN - to % STEP_LEN) };
         };
-        let backwards = one_unit && offset < self.offset && self.offset - offset < self.len;
+        let backwards = self.lies_over_itself() && offset < self.offset;
         let (at, len) = if backwards {
             let len = left.min(MOST);
             (left - len, len)
@@ -151,6 +168,9 @@ pub struct Copy {
     at: usize,
     done: u64,
     stage: Stage,
+    /// What is still to be written of the present piece, or of a hole, and how much that is as a whole.
+    runs: VecDeque<Run>,
+    whole: u64,
     /// What the devices copy together at present.
     pair: Option<PairCopy>,
     /// Sources and destinations, by their numbers, of which the devices have said that they do not copy together. To ask takes a
@@ -190,8 +210,8 @@ impl Copy {
     }
 
     fn make(progress: Arc<Progress>, ends: Vec<End>, segments: Vec<Segment>, by: By) -> Copy {
-        let stage = Stage::Begin;
-        Copy { progress, ends, segments, at: 0, done: 0, stage, pair: None, apart: Vec::new(), ended: false, by }
+        let (stage, runs, apart) = (Stage::Begin, VecDeque::new(), Vec::new());
+        Copy { progress, ends, segments, at: 0, done: 0, stage, runs, whole: 0, pair: None, apart, ended: false, by }
     }
 
     /// Time passes, by the clock of [`LogicalUnit::pass_time`](crate::LogicalUnit::pass_time).
@@ -227,9 +247,15 @@ impl Copy {
         match self.stage {
             Stage::Begin => self.begin(),
             Stage::Read => match self.check_token() {
-                Ok(()) => self.write(),
+                Ok(()) => {
+                    let segment = &self.segments[self.at];
+                    let piece = segment.piece(self.done);
+                    (self.runs, self.whole) = (holes::runs(&self.ends, segment, piece), piece.len);
+                    self.write()
+                }
                 Err(outcome) => CopyTask::End(outcome),
             },
+            Stage::Written if !self.runs.is_empty() => self.write(),
             Stage::Written => self.piece_done(),
             Stage::Settling => self.settled(),
             Stage::Together => {
@@ -274,7 +300,7 @@ impl Copy {
         while let Some(segment) = self.segments.get(self.at) {
             if self.done < segment.len {
                 let piece = segment.piece(self.done);
-                return self.begin_together().unwrap_or_else(|| self.begin_piece(piece));
+                return self.begin_together().or_else(|| self.begin_hole()).unwrap_or_else(|| self.begin_piece(piece));
             }
             (self.at, self.done) = (self.at + 1, 0);
             self.progress.add_segment();
@@ -285,10 +311,10 @@ impl Copy {
     /// As much of the present segment as the devices may copy together. What is refused, and what has to be durable at
     /// once, is left to reading and writing.
     fn begin_together(&mut self) -> Option<CopyTask> {
-        let Segment { source, end, offset, len, .. } = self.segments[self.at];
-        let Source::Blocks { end: source, offset: first, one_unit } = source else { return None };
-        let overlap = one_unit && first < offset + len && offset < first + len;
-        if overlap || self.apart.contains(&(source, end)) {
+        let segment = self.segments[self.at];
+        let Segment { source, end, offset, len, .. } = segment;
+        let Source::Blocks { end: source, offset: first, .. } = source else { return None };
+        if segment.lies_over_itself() || self.apart.contains(&(source, end)) {
             return None;
         }
         let (from, to, left) = (first + self.done, offset + self.done, len - self.done);
@@ -342,40 +368,50 @@ impl Copy {
         }
     }
 
+    /// What the source has not mapped becomes zeroes. Who makes it something else meanwhile comes after this.
+    fn begin_hole(&mut self) -> Option<CopyTask> {
+        let segment = &self.segments[self.at];
+        let len = holes::whole_pieces(&self.ends, segment, self.done)?;
+        let (from, _) = (segment.piece(self.done).from?, self.check_token().ok()?);
+        self.ends[from.0].may_read(from.1, len).ok()?;
+        (self.runs, self.whole) = (VecDeque::from([Run { skip: 0, len, zeroes: true }]), len);
+        Some(self.write())
+    }
+
     /// The present piece is moved: here and in [`Copy::write`], as a read and a write.
     fn begin_piece(&mut self, piece: Piece) -> CopyTask {
         // What may not be written need not be read.
         if let Err(refusal) = self.ends[piece.to.0].may_write(piece.to.1, piece.len) {
             return self.refused(Side::Destination, refusal);
         }
-        let Some((end, offset)) = piece.from else { return self.write() };
+        let Some((end, offset)) = piece.from else {
+            (self.runs, self.whole) = (VecDeque::from([Run { skip: 0, len: piece.len, zeroes: true }]), piece.len);
+            return self.write();
+        };
         if let Err(refusal) = self.ends[end].may_read(offset, piece.len) {
             return self.refused(Side::Source, refusal);
         }
         self.stage = Stage::Read;
         let place = self.ends[end].place;
-        CopyTask::Do { place, op: Op::Read, flags: IoFlags::empty(), offset, len: piece.len }
+        CopyTask::Do { place, op: Op::Read, flags: IoFlags::empty(), offset, len: piece.len, skip: 0 }
     }
 
     fn write(&mut self) -> CopyTask {
-        let Piece { from, to: (end, offset), len } = self.segments[self.at].piece(self.done);
-        let end = &self.ends[end];
+        let Piece { to: (end, offset), .. } = self.segments[self.at].piece(self.done);
+        let Some(Run { skip, len, zeroes }) = self.runs.pop_front() else { return self.piece_done() };
+        let (end, offset) = (&self.ends[end], offset + skip);
         let flags = match end.may_write(offset, len) {
             Ok(flags) => flags,
             Err(refusal) => return self.refused(Side::Destination, refusal),
         };
-        let (op, flags) = match from {
-            Some(_) => (Op::Write, flags),
-            None => (Op::WriteZeroes, flags | IoFlags::MAY_DEALLOCATE),
-        };
+        let (op, flags) = if zeroes { (Op::WriteZeroes, flags | IoFlags::MAY_DEALLOCATE) } else { (Op::Write, flags) };
         self.stage = Stage::Written;
-        CopyTask::Do { place: end.place, op, flags, offset, len }
+        CopyTask::Do { place: end.place, op, flags, offset, len, skip }
     }
 
     fn piece_done(&mut self) -> CopyTask {
-        let Piece { len, .. } = self.segments[self.at].piece(self.done);
-        self.done += len;
-        self.progress.add_moved(len);
+        self.done += self.whole;
+        self.progress.add_moved(self.whole);
         self.stage = Stage::Begin;
         CopyTask::Pause
     }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use pollux_core::{IoError, IoFlags};
+use pollux_core::{Erasure, IoError, IoFlags};
 
-use super::{Content, Purpose, Running, State};
+use super::{Content, Operation, Purpose, Running, State};
 use crate::keeper::{Save, Section};
 use crate::plan::{PATTERN_STEP_LEN, Range, STEP_LEN, Step};
 use crate::{LogicalUnit, Outcome};
@@ -22,8 +22,11 @@ pub enum WipeEnd {
 #[derive(Debug)]
 pub struct Wipe {
     unit: Arc<LogicalUnit>,
-    content: Content,
-    number: u64,
+    operation: Operation,
+    /// Zeroes are written where the data lies before its space is given back.
+    twice: bool,
+    /// A sanitize that cannot be: what the unit holds is kept by a snapshot.
+    is_shared: bool,
     /// Of the whole medium.
     bytes: u64,
     block: usize,
@@ -36,15 +39,16 @@ pub struct Wipe {
 }
 
 impl Wipe {
-    pub(super) fn new(unit: Arc<LogicalUnit>, content: Content, number: u64, bytes: u64, block: usize) -> Wipe {
+    pub(super) fn new(unit: Arc<LogicalUnit>, operation: Operation, twice: bool, bytes: u64, block: usize) -> Wipe {
         let left = Range { offset: 0, len: bytes };
-        Wipe { unit, content, number, bytes, block, pass: 0, left, flushed: false, ended: false }
+        let (is_shared, pass) = (false, 0);
+        Wipe { unit, operation, twice, is_shared, bytes, block, pass, left, flushed: false, ended: false }
     }
 
     /// Which of the unit's operations it is.
     #[must_use]
     pub const fn number(&self) -> u64 {
-        self.number
+        self.operation.number
     }
 
     /// Offset and length of what it has to itself.
@@ -57,13 +61,16 @@ impl Wipe {
     /// reset has ended it; [`Wipe::end`] knows.
     #[allow(clippy::should_implement_trait)] // Not an iterator: each step waits for the one before.
     pub fn next(&mut self) -> Option<Step> {
-        if self.progress() {
+        let sanitizes = self.operation.purpose != Purpose::Format;
+        self.is_shared |= sanitizes && self.unit.erasure() == Erasure::Shared;
+        if self.progress() || self.is_shared {
             return None;
         }
-        let flags = IoFlags::empty();
-        let step = match &self.content {
+        let (flags, passes) = (IoFlags::empty(), self.operation.content.passes(self.twice));
+        let step = match &self.operation.content {
             Content::Zeroes => self.left.cut(STEP_LEN).map(|Range { offset, len }| {
-                let flags = flags | IoFlags::MAY_DEALLOCATE;
+                let in_place = self.pass + 1 < passes;
+                let flags = flags | if in_place { IoFlags::ERASE } else { IoFlags::MAY_DEALLOCATE };
                 Step::WriteZeroes { offset, len, flags }
             }),
             Content::Pattern { .. } => {
@@ -77,7 +84,7 @@ impl Wipe {
                 self.flushed = true;
                 Some(Step::Flush)
             }
-            None if self.pass + 1 < self.content.passes() => {
+            None if self.pass + 1 < passes => {
                 self.pass += 1;
                 self.left = Range { offset: 0, len: self.bytes };
                 self.flushed = false;
@@ -104,7 +111,7 @@ impl Wipe {
     /// The block that [`Step::WritePattern`] repeats in this pass; empty where no pattern is written.
     #[must_use]
     pub fn pattern(&self) -> Vec<u8> {
-        let Content::Pattern { bytes, passes, invert } = &self.content else { return Vec::new() };
+        let Content::Pattern { bytes, passes, invert } = &self.operation.content else { return Vec::new() };
         let inverted = *invert && (passes - 1 - self.pass) % 2 == 1;
         let mask = if inverted { 0xFF } else { 0 };
         bytes.iter().cycle().take(self.block).map(|byte| byte ^ mask).collect()
@@ -120,7 +127,7 @@ impl Wipe {
             return WipeEnd::Answer(Outcome::GOOD);
         };
         let purpose = operation.purpose;
-        let (next, outcome) = if result.is_ok() && !cancelled {
+        let (next, outcome) = if result.is_ok() && !cancelled && !self.is_shared {
             (State::None, Outcome::GOOD)
         } else {
             (State::Failed(purpose), purpose.failure())

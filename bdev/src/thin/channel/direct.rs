@@ -38,7 +38,7 @@ impl ThinChannel {
         }
         let (epoch, word) = self.stay.begin(&self.reader, &self.shared.epoch, self.volume.word());
         // A word that is gone by may be a closed one, after which nothing is to start.
-        let open = word == self.word && word & CLOSED == 0;
+        let open = word == self.word && word & CLOSED == 0 && (io.op == Op::Read || !self.volume.wants_care());
         let base = if open { self.find_direct(io) } else { None };
         let Some(base) = base else {
             let began = open && io.op == Op::Write && self.try_first(io, epoch, cx);

@@ -9,9 +9,11 @@
 //! - **Write** of what is here: in place. Of whole sub-blocks that are not: they are locked, the entry is put on a cluster,
 //!   the data is written, then the entry says that they are here, then they are unlocked. Of a part of a sub-block that is
 //!   not here: the same, with the rest of it from the layers below, by a buffer.
+//! - **Atomic write**: the same, beside what is here, and the engine changes all entries together.
 //! - **Discard, write zeroes**: the entries say so; parts of sub-blocks are written with zeroes where they are not zero.
 //! - **Flush** waits for a commit of the pool (`Commits`), and so does a write with FUA whose mapping is not durable.
 
+mod atomic;
 mod composite;
 mod direct;
 mod edge;
@@ -29,9 +31,12 @@ use pollux_core::{
     Tag, Token,
 };
 
+use self::atomic::Atomic;
+pub(crate) use self::atomic::{ATOMIC_MAX, ATOMIC_SUB_BLOCK};
 use self::composite::Composite;
 use self::parts::{Kind, Part, Parts};
 pub(crate) use self::read::extent;
+pub(crate) use self::write::{touched, whole};
 use super::shared::{CLOSED, Chain, LayerMap, Miss, Reader, Shared, Stay, Volume};
 use crate::measured::{tag_of, token_of};
 
@@ -100,6 +105,8 @@ struct Request {
     /// What it waits for, and for space until when.
     wait: Option<Wait>,
     until: u64,
+    /// What it has as an atomic write.
+    atomic: Option<Box<Atomic>>,
 }
 
 /// See the module's description.
@@ -122,6 +129,8 @@ pub(crate) struct ThinChannel {
     waiting: VecDeque<Token>,
     /// Those that wait for a commit.
     committing: VecDeque<Token>,
+    /// Those whose entries the engine is to change.
+    swapping: Vec<Token>,
     ended: Vec<Completion>,
     below: Vec<Completion>,
     /// Room that those take which wait for space.
@@ -153,6 +162,7 @@ impl ThinChannel {
             parts: Parts::new(depth, (EDGE_BYTES / sub_block).clamp(2, EDGE_BUFFERS), sub_block),
             waiting: VecDeque::with_capacity(args.depth as usize),
             committing: VecDeque::with_capacity(args.depth as usize),
+            swapping: Vec::new(),
             ended: Vec::with_capacity((args.depth + depth) as usize),
             below: Vec::with_capacity(depth as usize),
             short: 0,
@@ -241,6 +251,7 @@ impl ThinChannel {
         }
         match io.op {
             Op::Read => self.read(token, io, cx),
+            Op::Write if io.flags.contains(IoFlags::ATOMIC) => self.write_atomic(token, io, cx),
             Op::Write => self.write(token, io, cx),
             Op::Discard | Op::WriteZeroes => self.zero(token, io, cx),
             Op::Flush => unreachable!("it needs no map"),
@@ -328,6 +339,10 @@ impl ThinChannel {
             return;
         }
         let (epoch, result, io) = (request.epoch.take(), request.result, request.io);
+        if let Some(mut atomic) = request.atomic.take() {
+            self.end_atomic(&mut atomic);
+        }
+        let request = self.request(token);
         let durable = io.flags.contains(IoFlags::FUA) && request.unmapped && request.ticket.is_none();
         if let Some(epoch) = epoch {
             self.stay.end(&self.reader, epoch);
@@ -381,7 +396,7 @@ impl ThinChannel {
                 self.stay.end(&self.reader, *epoch);
                 return self.ended.push(Completion { tag: *tag, result });
             }
-            Kind::Plain => completion.result,
+            Kind::Plain | Kind::Atomic => completion.result,
             Kind::Fresh(map, leaf) => self.arrived(map, *leaf, &part, completion.result),
             Kind::EdgeRead(edge) | Kind::EdgeWrite(edge) => {
                 self.parts.give_buffer(edge.buffer);
@@ -391,6 +406,9 @@ impl ThinChannel {
         let request = self.request(part.owner);
         request.parts -= 1;
         request.result = request.result.and(result);
+        if matches!(part.kind, Kind::Atomic) {
+            return self.atomic_part_ended(part.owner);
+        }
         match request.wait {
             None => self.try_end(part.owner),
             Some(_) => self.end_stay_of_waiting(part.owner),
@@ -476,7 +494,8 @@ impl Channel for ThinChannel {
         }
         self.now = cx.now;
         let (epoch, ticket, wait) = (None, None, None);
-        let request = Request { io, epoch, at: 0, parts: 0, result: Ok(()), unmapped: false, ticket, wait, until: 0 };
+        let (result, unmapped, atomic) = (Ok(()), false, None);
+        let request = Request { io, epoch, at: 0, parts: 0, result, unmapped, ticket, wait, until: 0, atomic };
         let token = self.requests.insert(request);
         let token = token.unwrap_or_else(|_| panic!("more than {} requests in flight", self.requests.capacity()));
         if io.op == Op::Flush {
@@ -498,14 +517,17 @@ impl Channel for ThinChannel {
         if direct < done.len() {
             self.parts_ended(direct, cx, done);
         }
+        self.end_swaps();
         // Says so if the gate has closed, also when nothing is about to start.
         self.gate_is_open();
         if !self.waiting.is_empty() || !self.committing.is_empty() {
             self.look_at_waiting(cx);
         }
-        if !self.committing.is_empty() || self.any_waits_for(&[Wait::Engine, Wait::Space]) {
+        let waits = !self.committing.is_empty() || !self.swapping.is_empty();
+        if waits || self.any_waits_for(&[Wait::Engine, Wait::Space]) {
             // From now on the engine tells; what it did before is seen now.
             self.shared.stations[self.reactor].wait();
+            self.end_swaps();
             self.look_at_waiting(cx);
         }
         done.append(&mut self.ended);
@@ -516,7 +538,7 @@ impl Channel for ThinChannel {
             return Next::Now;
         }
         let mut next = self.base.next();
-        if !self.committing.is_empty() {
+        if !self.committing.is_empty() || !self.swapping.is_empty() {
             next = next.or(Next::Ring);
         }
         for token in &self.waiting {

@@ -18,6 +18,8 @@ const SEGMENTS: usize = 16;
 pub(super) enum Kind {
     /// Data of sub-blocks that are here, or a read: nothing is to be done afterwards.
     Plain,
+    /// Data of a write that counts as a whole: what it has locked is in its request.
+    Atomic,
     /// Data of sub-blocks that are not here yet and locked; all in this leaf, which stays in memory meanwhile.
     Fresh(Arc<LayerMap>, u32),
     /// The same for all of a request of which nothing else is known: its tag, and the epoch in which it began.
@@ -79,6 +81,11 @@ impl Parts {
     #[inline]
     pub(super) fn has_place(&self) -> bool {
         self.slab.len() + self.direct < self.slab.capacity()
+    }
+
+    /// How many places there are.
+    pub(super) fn places(&self) -> usize {
+        (self.slab.capacity() - self.slab.len() - self.direct) as usize
     }
 
     /// Takes a place; the caller has asked whether there is one.

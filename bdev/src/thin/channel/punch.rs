@@ -1,5 +1,6 @@
 //! Discards and write-zeroes. Whole sub-blocks are taken out of the map, which takes a lock for each cluster and no I/O;
-//! what is left at the ends is written with zeroes, unless it is zero.
+//! what is left at the ends is written with zeroes, unless it is zero. To erase is another thing: what is here is overwritten
+//! with zeroes where it lies, and the map stays.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use super::parts::{Kind, Part};
 use super::read::front;
 use super::write::{touched, whole};
 use super::{Progress, ThinChannel, Wait};
-use crate::thin::format::ENTRIES_PER_PAGE;
+use crate::thin::format::{ENTRIES_PER_PAGE, SUB_BLOCKS};
 use crate::thin::shared::{LayerMap, Place, Shared};
 
 /// Clusters that are looked at in one go: a large discard leaves the reactor to others in between.
@@ -26,12 +27,51 @@ impl ThinChannel {
             if at == end {
                 return Progress::Started;
             }
-            match self.zero_front(token, &head, at, end - at, cx) {
+            let zeroed = if io.flags.contains(IoFlags::ERASE) {
+                self.erase_front(token, &head, at, end - at, cx)
+            } else {
+                self.zero_front(token, &head, at, end - at, cx)
+            };
+            match zeroed {
                 Ok(len) => self.request(token).at += len,
                 Err(wait) => return Progress::Waits(wait),
             }
         }
         Progress::Waits(Wait::Lock)
+    }
+
+    /// Overwrites the front of a range as far as it is here and lies together, or passes by what is not here.
+    fn erase_front(
+        &mut self,
+        token: Token,
+        head: &Arc<LayerMap>,
+        at: u64,
+        len: u64,
+        cx: &mut Cx<'_>,
+    ) -> Result<u64, Wait> {
+        let shift = self.shared.cluster_shift;
+        let (leaf, _) = Shared::slot(at >> shift);
+        if head.place(leaf) == Place::Empty {
+            let leaf_end = (leaf + 1) * ENTRIES_PER_PAGE as u64;
+            return Ok(len.min((leaf_end << shift) - at));
+        }
+        let entry = self.shared.entry(head, at >> shift)?;
+        let inside = at & ((1 << shift) - 1);
+        let first = inside >> self.shared.sub_shift();
+        let here = entry.here() >> first;
+        let run =
+            if here & 1 == 1 { here.trailing_ones() } else { here.trailing_zeros().min(SUB_BLOCKS - first as u32) };
+        let until = (first + u64::from(run)) << self.shared.sub_shift();
+        let len = len.min(until - inside);
+        if let Some(on) = entry.cluster().filter(|_| here & 1 == 1) {
+            if !self.parts.has_place() {
+                return Err(Wait::Place);
+            }
+            let base = (u64::from(on) << shift) + inside;
+            let part = Part { owner: token, kind: Kind::Plain, at, len, base };
+            self.send(part, Op::WriteZeroes, IoFlags::MAY_DEALLOCATE, cx);
+        }
+        Ok(len)
     }
 
     /// The front of a range; returns how much of it that is.
@@ -70,6 +110,21 @@ impl ThinChannel {
         Ok(len)
     }
 
+    /// Locks sub-blocks that are here, on this cluster of the base, to overwrite them.
+    fn hold(&self, head: &Arc<LayerMap>, cluster: u64, mask: u16, on: u32) -> Result<Kind, Wait> {
+        let (leaf, slot) = Shared::slot(cluster);
+        let leaf = self.shared.leaf_to_change(head, leaf)?;
+        if !self.shared.locks.try_lock(head.id, cluster, mask) {
+            return Err(Wait::Lock);
+        }
+        let entry = self.shared.leaves.get(leaf).entry(slot);
+        if entry.cluster() == Some(on) && entry.here() & mask == mask {
+            return Ok(Kind::Fresh(head.clone(), leaf));
+        }
+        self.shared.locks.unlock(head.id, cluster, mask);
+        Err(Wait::Lock)
+    }
+
     /// A part of one sub-block.
     fn zero_edge(
         &mut self,
@@ -88,7 +143,8 @@ impl ThinChannel {
             }
             let inside = at & ((1 << self.shared.cluster_shift) - 1);
             let base = (u64::from(on) << self.shared.cluster_shift) + inside;
-            let part = Part { owner: token, kind: Kind::Plain, at, len, base };
+            let kind = if self.volume.wants_care() { self.hold(head, cluster, mask, on)? } else { Kind::Plain };
+            let part = Part { owner: token, kind, at, len, base };
             self.send(part, Op::WriteZeroes, IoFlags::empty(), cx);
             return Ok(());
         }

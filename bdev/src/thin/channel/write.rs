@@ -3,6 +3,8 @@
 //! A cluster's part of a write is cut where sub-blocks of it are *edges*: covered in part, and not here. What lies between
 //! is one piece: in place if all of it is here, else fresh, which is locked and published. Pieces that follow each other
 //! on the base, and are of one kind, go down as one part.
+//!
+//! What is in place takes no lock, unless the volume wants care (`atomic`): then it is held like what is fresh.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,12 +19,23 @@ use crate::thin::shared::{LayerMap, Shared};
 /// The longest part of fresh sub-blocks.
 const LONGEST: u64 = 1 << 20;
 
+/// How a piece is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// What is here, without a lock.
+    Plain,
+    /// What is here, locked.
+    Held,
+    /// What is not here, locked.
+    Fresh,
+}
+
 /// Pieces that have been gathered and not been sent.
 struct Gathered {
     at: u64,
     len: u64,
     base: u64,
-    fresh: bool,
+    way: Way,
     leaf: u32,
 }
 
@@ -70,16 +83,16 @@ impl ThinChannel {
                     Err(progress) => break progress,
                 }
             };
-            if let Some((base, fresh)) = base {
+            if let Some((base, way)) = base {
                 gathered = Some(match gathered.take() {
                     Some(before)
-                        if before.fresh == fresh && before.base + before.len == base && before.leaf == piece.leaf =>
+                        if before.way == way && before.base + before.len == base && before.leaf == piece.leaf =>
                     {
                         Gathered { len: before.len + len, ..before }
                     }
                     before => {
                         self.send_gathered(token, io, before.as_ref(), &head, cx);
-                        Gathered { at, len, base, fresh, leaf: piece.leaf }
+                        Gathered { at, len, base, way, leaf: piece.leaf }
                     }
                 });
             }
@@ -99,42 +112,45 @@ impl ThinChannel {
         gathered: &mut Option<Gathered>,
         head: &Arc<LayerMap>,
         cx: &mut Cx<'_>,
-    ) -> Result<(u64, bool), Wait> {
+    ) -> Result<(u64, Way), Wait> {
         let inside = piece.at & ((1 << self.shared.cluster_shift) - 1);
         let shift = self.shared.cluster_shift;
         let base = |cluster: u32| (u64::from(cluster) << shift) + inside;
         if gathered.is_none() && !self.parts.has_place() {
             return Err(Wait::Place);
         }
-        let follows = |gathered: &Option<Gathered>, base: u64, fresh: bool| {
+        let follows = |gathered: &Option<Gathered>, base: u64, way: Way| {
             let joins =
-                |g: &Gathered| g.fresh == fresh && g.base + g.len == base && g.len < LONGEST && g.leaf == piece.leaf;
+                |g: &Gathered| g.way == way && g.base + g.len == base && g.len < LONGEST && g.leaf == piece.leaf;
             gathered.as_ref().is_none_or(joins)
         };
-        if let Some(cluster) = piece.here {
+        if let Some(cluster) = piece.here.filter(|_| !self.volume.wants_care()) {
             let base = base(cluster);
             if self.is_undurable(piece) {
                 self.request(token).unmapped = true;
             }
-            if !follows(gathered, base, false) {
+            if !follows(gathered, base, Way::Plain) {
                 self.send_gathered(token, io, gathered.take().as_ref(), head, cx);
                 if !self.parts.has_place() {
                     return Err(Wait::Place);
                 }
             }
-            return Ok((base, false));
+            return Ok((base, Way::Plain));
         }
         let cluster = self.lock_and_claim(head, piece)?;
         let base = base(cluster);
-        if !follows(gathered, base, true) {
+        let entry = self.shared.leaves.get(piece.leaf).entry(piece.slot);
+        let is_here = piece.touched & !entry.here() == 0;
+        let way = if is_here && !self.is_undurable(piece) { Way::Held } else { Way::Fresh };
+        if !follows(gathered, base, way) {
             self.send_gathered(token, io, gathered.take().as_ref(), head, cx);
             if !self.parts.has_place() {
                 self.let_go(head, piece);
                 return Err(Wait::Place);
             }
         }
-        self.request(token).unmapped = true;
-        Ok((base, true))
+        self.request(token).unmapped |= way == Way::Fresh;
+        Ok((base, way))
     }
 
     /// Locks what a piece touches and puts its entry on a cluster, which is returned.
@@ -213,10 +229,10 @@ impl ThinChannel {
         head: &Arc<LayerMap>,
         cx: &mut Cx<'_>,
     ) {
-        let Some(&Gathered { at, len, base, fresh, leaf }) = gathered else { return };
+        let Some(&Gathered { at, len, base, way, leaf }) = gathered else { return };
         // What is fresh is made durable by the commit that its entry waits for.
-        let flags = if fresh { IoFlags::empty() } else { io.flags & IoFlags::FUA };
-        let kind = if fresh { Kind::Fresh(head.clone(), leaf) } else { Kind::Plain };
+        let flags = if way == Way::Fresh { IoFlags::empty() } else { io.flags & IoFlags::FUA };
+        let kind = if way != Way::Plain { Kind::Fresh(head.clone(), leaf) } else { Kind::Plain };
         self.send(Part { owner: token, kind, at, len, base }, Op::Write, flags, cx);
     }
 
@@ -251,13 +267,13 @@ impl ThinChannel {
 }
 
 /// The sub-blocks that a range inside of a cluster touches.
-pub(super) fn touched(shared: &Shared, at: u64, len: u64) -> u16 {
+pub(crate) fn touched(shared: &Shared, at: u64, len: u64) -> u16 {
     let inside = at & ((1 << shared.cluster_shift) - 1);
     mask(inside >> shared.sub_shift(), (inside + len - 1) >> shared.sub_shift())
 }
 
 /// Those that it covers as a whole.
-pub(super) fn whole(shared: &Shared, at: u64, len: u64) -> u16 {
+pub(crate) fn whole(shared: &Shared, at: u64, len: u64) -> u16 {
     let inside = at & ((1 << shared.cluster_shift) - 1);
     let size = 1u64 << shared.sub_shift();
     let (from, to) = (inside.div_ceil(size), (inside + len) / size);

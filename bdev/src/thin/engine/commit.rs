@@ -94,6 +94,21 @@ impl Load {
         more.into_iter().flat_map(|more| more.records).for_each(|record| self.push(record));
     }
 
+    /// Whether it says something of a cluster of a layer.
+    pub(super) fn speaks_of(&self, of: u64, of_cluster: u64) -> bool {
+        let is_it = |record: &Record| matches!(record, Record::Entry { layer, cluster, .. } if (*layer, *cluster) == (of, of_cluster));
+        self.records.iter().any(is_it)
+    }
+
+    /// The clusters of the base that its entries name.
+    fn named(&self) -> HashSet<u32> {
+        let on = |record: &Record| match record {
+            Record::Entry { entry, .. } => entry.cluster(),
+            _ => None,
+        };
+        self.records.iter().filter_map(on).collect()
+    }
+
     /// Whether what comes next belongs into another batch.
     pub(super) fn is_full(&self, limits: Limits) -> bool {
         self.bytes >= limits.bytes || self.pages() >= limits.pages
@@ -197,6 +212,7 @@ impl Engine {
     fn gather(&mut self, number: u64) -> VecDeque<Load> {
         let mut loads = VecDeque::new();
         let mut load = std::mem::take(&mut self.to_log);
+        let named = load.named();
         let said = self.structure();
         let limits = self.limits(said.layers);
         let mut taken = std::mem::take(&mut self.taken);
@@ -206,17 +222,25 @@ impl Engine {
         taken.sort_by_cached_key(|leaf| (!self.has_place(*leaf), self.shared.leaves.get(*leaf).key()));
         let first_new = taken.partition_point(|leaf| self.has_place(*leaf));
         let mut said = Some(said).filter(|said| !said.records.is_empty());
+        let mut was_bound = false;
         for (nth, leaf) in taken.drain(..).enumerate() {
             if nth == first_new {
                 load.append(said.take());
             }
-            self.gather_leaf(number, leaf, &mut load);
-            if load.is_full(limits) {
+            let is_bound = self.swaps.is_bound(self.shared.leaves.get(leaf).key());
+            if is_bound && !was_bound && !load.records.is_empty() {
+                // Two that belong together are not to be much more than any other batch.
+                loads.push_back(std::mem::take(&mut load));
+            }
+            was_bound = is_bound;
+            self.gather_leaf(number, leaf, &named, &mut load);
+            if load.is_full(limits) && !is_bound {
                 loads.push_back(std::mem::take(&mut load));
             }
         }
         load.append(said);
         self.taken = taken;
+        self.swaps.gathered();
         if !load.records.is_empty() || loads.is_empty() {
             loads.push_back(load);
         }
@@ -245,7 +269,7 @@ impl Engine {
     }
 
     /// Whether the log knows the layer of a leaf, and that it is large enough.
-    fn has_place(&self, leaf: u32) -> bool {
+    pub(super) fn has_place(&self, leaf: u32) -> bool {
         let (layer, index) = self.shared.leaves.get(leaf).key();
         let end = (index + 1) * ENTRIES_PER_PAGE as u64;
         self.store.layers().get(&layer).is_some_and(|known| {
@@ -255,7 +279,8 @@ impl Engine {
         })
     }
 
-    fn gather_leaf(&mut self, number: u64, leaf: u32, load: &mut Load) {
+    fn gather_leaf(&mut self, number: u64, leaf: u32, said: &HashSet<u32>, load: &mut Load) {
+        let mut freed = self.swaps.take_replaced(leaf);
         let shared = self.shared.clone();
         let page = shared.leaves.get(leaf);
         let (layer, index) = page.key();
@@ -264,12 +289,18 @@ impl Engine {
         let first = index * ENTRIES_PER_PAGE as u64;
         // Of one on its way out, too: what the log has not heard of cannot be given back.
         let Some(node) = self.nodes.by_id.get(&layer) else { return };
-        let mut freed = Vec::new();
         let mut entries = [Entry::EMPTY; ENTRIES_PER_PAGE];
         for slot in slots(&dirty) {
             let cluster = first + slot as u64;
             let mut entry = page.entry(slot);
+            let is_said = |on: u32| said.contains(&on) && !self.store.is_named(on);
             if let Some(on) = entry.cluster().filter(|_| entry.here() == 0) {
+                if is_said(on) {
+                    // The same commit gives it to this layer: it is taken away by the next one, which can say that it is free.
+                    self.shared.mark(leaf, slot);
+                    entries[slot] = entry;
+                    continue;
+                }
                 entry = self.withdraw(layer, cluster, leaf, slot);
                 if entry.cluster().is_none() {
                     node.map.usage.owned.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);

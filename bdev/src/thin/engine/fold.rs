@@ -188,6 +188,11 @@ impl Engine {
             return Ok(());
         }
         let number = self.leaf_to_change(&into, leaf)?;
+        if self.swaps.has_replaced(number) {
+            // The log has to know what its entries have lost before it says what they are.
+            self.hurry = true;
+            return Err(Miss::Wait);
+        }
         if !self.shared.locks.try_lock(into.id, cluster, u16::MAX) {
             return Err(Miss::Wait);
         }

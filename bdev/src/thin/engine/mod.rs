@@ -14,6 +14,7 @@ mod nodes;
 mod orders;
 mod removal;
 mod space;
+mod swaps;
 mod thresholds;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -33,6 +34,7 @@ use self::nodes::Nodes;
 use self::orders::Doing;
 use self::removal::Removal;
 use self::space::Quarantine;
+use self::swaps::Swaps;
 use self::thresholds::Alarms;
 use super::format::LayerKind;
 use super::info::{PoolInfo, Role, VolumeInfo};
@@ -74,6 +76,9 @@ pub(crate) struct Engine {
     /// The map of a layer that is gone, until nobody looks at it.
     dropped: Option<Arc<LayerMap>>,
     copier: Copier,
+    swaps: Swaps,
+    /// Copies for swaps.
+    mover: Copier,
     failed: Option<IoError>,
     commits: u64,
     checkpoints: u64,
@@ -103,7 +108,7 @@ impl Engine {
         orders: Arc<Orders>,
         directory: Arc<Directory>,
     ) -> Result<Engine, OpenError> {
-        let copier = Copier::new(base, store.geometry())?;
+        let (copier, mover) = (Copier::new(base, store.geometry())?, Copier::new(base, store.geometry())?);
         let inflation = Inflation::new(base, store.geometry())?;
         let nodes = Nodes::new(store.layers(), store.geometry());
         for node in nodes.by_id.values().filter(|node| node.is_known()) {
@@ -135,6 +140,8 @@ impl Engine {
             unfoldable: BTreeSet::new(),
             dropped: None,
             copier,
+            swaps: Swaps::default(),
+            mover,
             failed: None,
             commits: 0,
             checkpoints: 0,
@@ -201,14 +208,16 @@ impl Engine {
         }
         self.end_orders();
         let busy = self.commit.is_some() || self.has_to_say() || self.shared.leaves.any_dirty();
+        let copiers = self.copier.is_idle() && self.mover.is_idle() && self.inflation.is_idle();
+        let idle = self.store.is_idle() && copiers;
         if self.failed.is_some() {
-            self.left = self.store.is_idle() && self.copier.is_idle() && self.inflation.is_idle();
+            self.left = idle;
         } else if busy {
             self.hurry = true;
         } else if self.store.is_dirty() {
             self.checkpoint_wanted = true;
         } else {
-            self.left = self.store.is_idle() && self.copier.is_idle() && self.inflation.is_idle();
+            self.left = idle;
         }
     }
 
@@ -286,6 +295,12 @@ impl Resident for Engine {
             self.store.detach(cx);
             return Err(error);
         }
+        if let Err(error) = self.mover.attach(cx) {
+            self.inflation.copier().detach(cx);
+            self.copier.detach(cx);
+            self.store.detach(cx);
+            return Err(error);
+        }
         self.shared.engine_is(cx.ring.waker());
         Ok(())
     }
@@ -298,6 +313,7 @@ impl Resident for Engine {
         let mut count = self.take_events(cx);
         let called = self.shared.was_called();
         count += self.advance_orders();
+        count += self.advance_swaps(cx);
         count += self.advance_commit();
         if called || count > 0 || self.short_since.is_some() {
             count += self.begin_loads() + self.make_ready() + self.give_out();
@@ -318,11 +334,12 @@ impl Resident for Engine {
     }
 
     fn next(&self) -> Next {
-        let mut next = self.store.next().or(self.copier.next()).or(self.inflation.next(self.now));
+        let mut next = self.store.next().or(self.copier.next()).or(self.mover.next()).or(self.inflation.next(self.now));
         let waits_for_reactors = self.doing.as_ref().is_some_and(Doing::waits_for_reactors);
         let may_commit = self.hurry && self.commit.is_none();
         if waits_for_reactors
             || may_commit
+            || self.swaps.waits_for_reactors()
             || !self.quarantine.is_waiting_for_nobody()
             || !self.evicting.is_empty()
             || self.removal.is_some()
@@ -350,6 +367,7 @@ impl Resident for Engine {
 
     fn detach(&mut self, cx: &mut Cx<'_>) {
         self.inflation.copier().detach(cx);
+        self.mover.detach(cx);
         self.copier.detach(cx);
         self.store.detach(cx);
     }

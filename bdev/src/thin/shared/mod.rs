@@ -15,12 +15,13 @@ mod locks;
 mod readers;
 mod station;
 mod supply;
+mod swap;
 mod volume;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam::queue::{ArrayQueue, SegQueue};
 use pollux_core::Wake;
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ pub(crate) use locks::SubLocks;
 pub(crate) use readers::{CLOSED, EPOCHS, Epoch, Reader, Stay};
 pub(crate) use station::{LEASE, Station};
 pub(crate) use supply::Supply;
+pub(crate) use swap::{Moved, Swap};
 pub(crate) use volume::{Chain, KEPT, Volume};
 
 use super::format::{ENTRIES_PER_PAGE, Entry, SUB_BLOCKS};
@@ -73,6 +75,10 @@ pub(crate) struct Shared {
     /// Of all volumes.
     readers: Mutex<Vec<Arc<Reader>>>,
     wanted: ArrayQueue<Wanted>,
+    /// For the engine to do, in order.
+    pub(crate) swaps: SegQueue<Arc<Swap>>,
+    /// Volumes of which writes in place are to take locks.
+    pub(crate) careful: SegQueue<Arc<Volume>>,
     /// The engine has something to look at.
     attention: AtomicBool,
     engine: OnceLock<Arc<dyn Wake>>,
@@ -102,6 +108,8 @@ impl Shared {
             stations: (0..reactors).map(|_| Station::new()).collect(),
             readers: Mutex::default(),
             wanted: ArrayQueue::new(LOADS),
+            swaps: SegQueue::new(),
+            careful: SegQueue::new(),
             attention: AtomicBool::new(true),
             engine: OnceLock::new(),
             patience: AtomicU64::new(0),
@@ -285,7 +293,8 @@ impl Shared {
         }
     }
 
-    fn take_leased(&self, reactor: usize) -> Option<u32> {
+    /// A cluster of a reactor's lease.
+    pub(crate) fn take_leased(&self, reactor: usize) -> Option<u32> {
         let station = &self.stations[reactor];
         let cluster = station.take();
         if station.is_low() {
@@ -294,7 +303,17 @@ impl Shared {
         cluster
     }
 
-    fn take_kept(&self, volume: &Volume) -> Option<u32> {
+    /// Has writes in place of a volume take locks from now on; whether nothing is under way any more that took none.
+    pub(crate) fn take_care(&self, volume: &Arc<Volume>) -> bool {
+        if volume.ask_for_care() {
+            self.careful.push(volume.clone());
+            self.call_engine();
+        }
+        volume.is_in_good_hands()
+    }
+
+    /// A cluster of those that are kept for a volume.
+    pub(crate) fn take_kept(&self, volume: &Volume) -> Option<u32> {
         let cluster = volume.take_kept();
         if volume.kept() < KEPT / 2 {
             self.call_engine();

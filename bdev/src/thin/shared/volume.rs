@@ -1,7 +1,7 @@
 //! What a volume is to its channels: the chain of layers behind it, replaced as a whole.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::queue::ArrayQueue;
@@ -12,6 +12,13 @@ use super::{LayerMap, PUT};
 
 /// Clusters of what is kept for a volume that are given out to it at once.
 pub(crate) const KEPT: usize = 64;
+
+/// Writes in place take no locks.
+const FREE: u8 = 0;
+/// They do, but some may be under way that have taken none.
+const ASKED: u8 = 1;
+/// All that are under way have taken some.
+const CAREFUL: u8 = 2;
 
 /// The layers of a volume at one time, the head first. Never changed: a volume gets another one.
 pub(crate) struct Chain {
@@ -52,6 +59,8 @@ pub(crate) struct Volume {
     pub(crate) uuid: Uuid,
     /// Rises by two with each chain; bit 0: the gate is closed.
     word: AtomicU64,
+    /// Whether writes of what is here take locks. Never taken back.
+    care: AtomicU8,
     chain: Mutex<Arc<Chain>>,
     readers: Mutex<Vec<Arc<Reader>>>,
     /// Nobody may enter any more.
@@ -78,6 +87,7 @@ impl Volume {
             short: AtomicU32::new(0),
             uuid,
             word: AtomicU64::new(0),
+            care: AtomicU8::new(FREE),
             chain,
             readers: Mutex::default(),
             shut: AtomicBool::new(false),
@@ -90,6 +100,28 @@ impl Volume {
     #[inline]
     pub(crate) const fn word(&self) -> &AtomicU64 {
         &self.word
+    }
+
+    /// Whether a write of what is here has to hold the locks of its sub-blocks: since something of the volume was to be moved
+    /// to another cluster. Asked after the write's stay has begun.
+    #[inline]
+    pub(crate) fn wants_care(&self) -> bool {
+        self.care.load(Relaxed) != FREE
+    }
+
+    /// From now on it has to. Returns whether nobody has asked for that before.
+    pub(crate) fn ask_for_care(&self) -> bool {
+        self.care.compare_exchange(FREE, ASKED, SeqCst, Relaxed).is_ok()
+    }
+
+    /// For the engine: all that began before it was asked for has ended.
+    pub(crate) fn all_take_care(&self) {
+        self.care.store(CAREFUL, Release);
+    }
+
+    /// Whether all writes that are under way hold their locks.
+    pub(crate) fn is_in_good_hands(&self) -> bool {
+        self.care.load(Acquire) == CAREFUL
     }
 
     /// The chain as it is now.
@@ -175,6 +207,11 @@ impl Volume {
     /// Whether it has a claim to one more cluster than it owns.
     pub(crate) fn has_reserve(&self, owned: u64) -> bool {
         owned < self.reserved.load(Relaxed)
+    }
+
+    /// How many clusters it has a claim to beyond those that it owns.
+    pub(crate) fn reserve_left(&self, owned: u64) -> u64 {
+        self.reserved.load(Relaxed).saturating_sub(owned)
     }
 
     /// A cluster of those that are kept for it.

@@ -10,11 +10,13 @@
 //! faults    a base that fails, lies or forgets        mutations promises broken on purpose
 //! scrub     the checker on a pool that is used
 //! orderings steps in the wrong order
+//! atomic    writes that count as a whole              restore   what goes without moving data, and what is erased
 //! ```
 //!
 //! An order that pools learn gets a method of [`driver::Driver`], a line of `storm::orders::ORDERS`, and one of
 //! `sweep::STEPS`. If it changes what a volume may hold the oracle learns of it first ([`crate::testing::expect`]).
 
+mod atomic;
 mod driver;
 mod faults;
 mod folding;
@@ -23,6 +25,7 @@ mod judge;
 mod mutations;
 mod orderings;
 mod plain;
+mod restore;
 mod scrub;
 mod shrink;
 mod space;

@@ -175,7 +175,12 @@ impl<'a> Storm<'a> {
             return self.driver.read(id, reactor, first, count);
         }
         match self.rng.below(100) {
-            0..58 => self.driver.write(id, reactor, first, count, fua),
+            0..58 => {
+                let sub = self.weather.cluster / 512 / 16;
+                let may = (first | count).is_multiple_of(sub);
+                let atomic = if may && self.rng.below(2) == 0 { IoFlags::ATOMIC } else { IoFlags::empty() };
+                self.driver.write(id, reactor, first, count, fua | atomic);
+            }
             58..66 => self.driver.zero(id, reactor, Op::Discard, first, count, IoFlags::empty()),
             66..72 => self.driver.zero(id, reactor, Op::WriteZeroes, first, count, fua),
             72..76 => self.driver.zero(id, reactor, Op::WriteZeroes, first, count, fua | IoFlags::MAY_DEALLOCATE),

@@ -145,7 +145,13 @@ fn thin_volumes_write_atomically_whatever_they_lie_on() -> Result<()> {
     ensure!(limits(&mut front, 0)? == [u32::MAX, 256, 8, 8, 256, 256]);
     // First into what is empty, then over what is there, under a snapshot, and over that again.
     for round in 0..4 {
-        writes(&mut front, 0, [8, 8, 256, 32][round])?;
+        writes(&mut front, 0, 8)?;
+        for (lba, blocks) in [(0, 256u16), (96, 64), (120, 16), (BLOCKS - 32, 32)] {
+            let data = vec![round * 4 + 1; usize::from(blocks) * BLOCK];
+            front.good(lun(0), &cdb::write_atomic16(lba, blocks, round == 2), &data, 0)?;
+            let read = front.good(lun(0), &cdb::read16(lba, blocks.into()), &[], data.len())?.data;
+            ensure!(read == data, "round {round}: what was written at {lba} is not there");
+        }
         if round == 1 {
             daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "pool/v", "snapshot_name": "s"}))?;
         }

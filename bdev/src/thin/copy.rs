@@ -1,7 +1,8 @@
 //! Copies inside of a pool that move no data: a volume gets back, at the same place, what a snapshot that it stands on has.
 //!
 //! What the head has of its own there is taken out of its map, so that it shows the snapshot again; what it has not does so
-//! already. That is right where no layer between them has anything to say. Everything else is read and written: a
+//! already. That is right where no layer between them has anything to say, where the volume sees as far down as the snapshot,
+//! and while nobody copies what lies below into it. Everything else is read and written: a
 //! cluster belongs to one entry of one layer, so two that do not stand on each other cannot share one.
 //!
 //! For helper threads: a part of a map that is not in memory is waited for.
@@ -20,7 +21,7 @@ use super::shared::{CLOSED, Chain, Miss, Place, Reader, Shared, Stay};
 /// Bytes that are given back in one step: only maps are changed.
 const STEP: u64 = 1 << 30;
 /// Clusters that are looked at before the engine may take something out of the maps again.
-const AT_ONCE: u32 = 4096;
+const AT_ONCE: u32 = 256;
 /// How long a thread sleeps that waits for a part of a map, or for a lock.
 const NAP: Duration = Duration::from_micros(200);
 
@@ -68,7 +69,12 @@ impl Restore<'_> {
         loop {
             let (epoch, word) = stay.begin(reader, &shared.epoch, word);
             stay.go_by(reader, word);
-            let went = if word & CLOSED == 0 { self.some() } else { Ok(false) };
+            let went = if word & CLOSED == 0 {
+                let some = self.target.volume.unless_inflating(|| self.some());
+                some.unwrap_or(Err(CopyError::Apart))
+            } else {
+                Ok(false)
+            };
             stay.end(reader, epoch);
             if self.at >= self.end {
                 return Ok(());
@@ -121,6 +127,9 @@ impl Restore<'_> {
         let shared = &self.target.shared;
         let (cluster, mask) = (self.at >> shared.cluster_shift, whole(shared, self.at, len));
         if mask != touched(shared, self.at, len) {
+            return Err(Stop::Apart);
+        }
+        if chain.seen(cluster, 0).len() <= above {
             return Err(Stop::Apart);
         }
         for layer in &chain.layers[1..above] {

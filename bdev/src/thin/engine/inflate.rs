@@ -139,6 +139,7 @@ impl Engine {
             Err(error) => asked.answer(Err(error)),
             Ok((into, until)) => {
                 self.nodes.get_mut(into).inflating = until.is_none();
+                self.directory.get(volume).iter().for_each(|volume| volume.begins_inflating());
                 let (next, below, stage) = (0, self.below(into, until), Stage::Copying);
                 self.inflation.tasks.push_back(Task { asked, volume, until, progress, into, next, below, stage });
             }
@@ -191,6 +192,7 @@ impl Engine {
         if let Some(node) = self.nodes.by_id.get_mut(&task.into) {
             node.inflating = false;
         }
+        self.directory.get(task.volume).iter().for_each(|volume| volume.ends_inflating());
         task.asked.answer(answer);
     }
 

@@ -61,6 +61,8 @@ pub(crate) struct Volume {
     word: AtomicU64,
     /// Whether writes of what is here take locks. Never taken back.
     care: AtomicU8,
+    /// How many inflations copy into it; held while something of the head is given up for what lies below.
+    inflating: Mutex<u32>,
     chain: Mutex<Arc<Chain>>,
     readers: Mutex<Vec<Arc<Reader>>>,
     /// Nobody may enter any more.
@@ -88,6 +90,7 @@ impl Volume {
             uuid,
             word: AtomicU64::new(0),
             care: AtomicU8::new(FREE),
+            inflating: Mutex::default(),
             chain,
             readers: Mutex::default(),
             shut: AtomicBool::new(false),
@@ -122,6 +125,24 @@ impl Volume {
     /// Whether all writes that are under way hold their locks.
     pub(crate) fn is_in_good_hands(&self) -> bool {
         self.care.load(Acquire) == CAREFUL
+    }
+
+    /// Does something that gives up what the head has for what lies below it. `None`: it is being inflated or decoupled, which
+    /// counts on what the head has already. Must not wait.
+    pub(crate) fn unless_inflating<R>(&self, give_up: impl FnOnce() -> R) -> Option<R> {
+        let inflating = lock(&self.inflating);
+        (*inflating == 0).then(give_up)
+    }
+
+    /// For the engine: an inflation begins. Waits for a few clusters at most that are given up.
+    pub(crate) fn begins_inflating(&self) {
+        *lock(&self.inflating) += 1;
+    }
+
+    /// For the engine: it has ended, and if it was done the chain is another one.
+    pub(crate) fn ends_inflating(&self) {
+        let mut inflating = lock(&self.inflating);
+        *inflating = inflating.saturating_sub(1);
     }
 
     /// The chain as it is now.

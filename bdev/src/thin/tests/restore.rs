@@ -139,3 +139,48 @@ fn a_volume_that_shares_with_a_snapshot_says_so() {
     world.floor.settle(2_000_000_000);
     assert_eq!(erasure(&world), Erasure::InPlace, "it has been folded into the volume");
 }
+
+/// What an inflation counts on is not given up under it, and what it cuts off is not shown any more.
+#[test]
+fn a_range_that_is_restored_while_a_volume_is_inflated_stays() {
+    let mut together = 0;
+    for steps in 0..80 {
+        let (mut world, lane) = world();
+        world.write(lane, 0, 1, 6 * CLUSTER);
+        world.snapshot(10, 11);
+        world.write(lane, 0, 2, 6 * CLUSTER);
+        world.floor.flush(lane).expect("the medium works");
+        let progress = std::sync::Arc::default();
+        let answer = world.send(crate::thin::orders::Order::Inflate { uuid: uuid(10), decouple: false, progress });
+        (0..steps).for_each(|_| _ = world.floor.step());
+        let (_, result) = restore(&world, 11, 10, CLUSTER, 2 * CLUSTER);
+        together += u64::from(result.is_ok());
+        world.floor.settle(2_000_000_000);
+        answer.try_recv().expect("it has ended").expect("there is room");
+        let bytes = world.read(lane, 0, 6 * CLUSTER);
+        for (at, byte) in bytes.iter().enumerate() {
+            let restored = result.is_ok() && (CLUSTER..3 * CLUSTER).contains(&(at as u64));
+            assert_eq!(*byte, if restored { 1 } else { 2 }, "byte {at} after {steps} steps: {result:?}");
+        }
+        assert_eq!(restore(&world, 11, 10, CLUSTER, CLUSTER).1, Err(CopyError::Apart), "it stands on nothing");
+    }
+    assert!((1..80).contains(&together), "{together}");
+}
+
+#[test]
+fn what_a_volume_has_cut_off_is_not_shown_by_its_snapshot() {
+    let (mut world, lane) = world();
+    world.write(lane, 0, 1, 8 * CLUSTER);
+    world.snapshot(10, 11);
+    world.close(lane);
+    for (bytes, allow_shrink) in [(4 * CLUSTER, true), (4 * MIB, false)] {
+        world.order(crate::thin::orders::Order::Resize { uuid: uuid(10), bytes, allow_shrink }).expect("it may");
+    }
+    let lane = world.lane(10, 0);
+    world.write(lane, 2 * CLUSTER, 2, 4 * CLUSTER);
+    assert_eq!(restore(&world, 11, 10, 2 * CLUSTER, 2 * CLUSTER), (2 * CLUSTER, Ok(())));
+    assert_eq!(restore(&world, 11, 10, 4 * CLUSTER, CLUSTER).1, Err(CopyError::Apart), "it does not see so far down");
+    let bytes = world.read(lane, 0, 8 * CLUSTER);
+    let at = |cluster: u64| bytes[(cluster * CLUSTER) as usize];
+    assert_eq!([at(0), at(2), at(3), at(4), at(5), at(6)], [1, 1, 1, 2, 2, 0]);
+}

@@ -157,13 +157,23 @@ impl Surveyor<'_> {
                 return Ok(More::None);
             }
             let leaf = Shared::slot(*at).0;
-            if layers.iter().all(|layer| *at >= layer.clusters() || layer.place(leaf) == Place::Empty) {
-                *at = (leaf + 1) * ENTRIES_PER_PAGE as u64;
+            let end = (leaf + 1) * ENTRIES_PER_PAGE as u64;
+            let is_empty = |layer: &Arc<LayerMap>| *at >= layer.clusters() || layer.place(leaf) == Place::Empty;
+            // Where a layer sees no more of the snapshot there is something to say although nothing is there.
+            let is_cut_off = matches!(of, Layers::Since(_)) && chain.seen(end - 1, 0).len() <= layers.len();
+            if !is_cut_off && layers.iter().all(is_empty) {
+                *at = end;
                 continue;
             }
-            let (data, zero) =
+            let (data, mut zero) =
                 self.masks(&chain, layers, *at).inspect_err(|stop| self.ask_ahead(stop, layers, leaf))?;
-            let zero = if matches!(of, Layers::All) { 0 } else { zero };
+            match of {
+                Layers::All => zero = 0,
+                Layers::Own => {}
+                // Whatever the snapshot has there is not seen.
+                Layers::Since(_) if chain.seen(*at, 0).len() <= layers.len() => zero = !data,
+                Layers::Since(_) => {}
+            }
             if let Some(end) = self.list(*at, data, zero, offset, chain.bytes) {
                 return Ok(More::From(end));
             }
@@ -201,8 +211,6 @@ impl Surveyor<'_> {
             data |= entry.here() & !zero;
             zero |= entry.zero() & !data;
         }
-        // Whatever the others have there, the snapshot among them, is not seen.
-        zero |= if seen <= layers.len() { !data } else { 0 };
         Ok((data, zero))
     }
 

@@ -99,6 +99,33 @@ fn what_was_cut_off_is_zero_when_the_volume_is_larger_again() {
     }
 }
 
+/// Where the volume itself has nothing, not even a leaf of its map, what was cut off is still told.
+#[test]
+fn what_was_cut_off_is_in_the_delta() {
+    const LEAF: u64 = 504 * CLUSTER;
+    let mut world = world();
+    world.create_volume(10, 3 * LEAF);
+    let lane = world.lane(10, 0);
+    world.write(lane, 2 * LEAF + CLUSTER, 1, CLUSTER);
+    world.snapshot(10, 11);
+    resize(&mut world, LEAF + 4 * CLUSTER).unwrap();
+    resize(&mut world, 3 * LEAF).unwrap();
+    let (volume, snapshot) = (world.pool.volume(uuid(10)).unwrap(), world.pool.volume(uuid(11)).unwrap());
+    let told = |world: &mut World, since: bool| {
+        let survey = std::thread::scope(|scope| {
+            let survey = scope.spawn(|| if since { volume.delta(&snapshot, 0, 100) } else { volume.own(0, 100) });
+            while !survey.is_finished() {
+                world.floor.stir();
+                world.floor.step();
+            }
+            survey.join().unwrap().unwrap()
+        });
+        survey.extents.iter().map(|e| (e.offset / CLUSTER, e.len / CLUSTER, e.kind)).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&mut world, true), [(504 + 4, 2 * 504 - 4, ExtentKind::Zero)]);
+    assert_eq!(told(&mut world, false), [], "it has nothing itself");
+}
+
 /// Requests that are in flight end; what they have written behind the new end is not there.
 #[test]
 fn a_volume_becomes_smaller_under_its_users() {
@@ -195,6 +222,5 @@ fn a_thick_volume_becomes_smaller_in_a_full_pool() {
     assert_eq!((thick.owned_bytes, thick.reserved_bytes), (28 * CLUSTER, 28 * CLUSTER));
     assert!(info.free_bytes > before.free_bytes, "{} and {}", info.free_bytes, before.free_bytes);
     assert_eq!(world.read(lane, 0, 8192), [[2; 4096], [1; 4096]].concat());
-    world.write(other, at, 3, CLUSTER);
     drop(again(world));
 }

@@ -91,9 +91,9 @@ fn what_is_mapped_is_told_from_the_map() -> Result<()> {
     controller(&daemon, "vm", &["pool/v"])?;
     let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
     clear_attentions(&mut front, lun(0))?;
-    // LBPU, LBPWS, LBPWS10, LBPRZ; thin; no thresholds are told.
+    // Thresholds are in clusters; LBPU, LBPWS, LBPWS10, LBPRZ; thin; no group is told.
     let page = front.good(lun(0), &cdb::inquiry(Some(0xB2), 64), &[], 64)?.data;
-    ensure!(page[..8] == [0, 0xB2, 0, 4, 0, 0xE4, 2, 0], "{page:02x?}");
+    ensure!(page[..8] == [0, 0xB2, 0, 4, 7, 0xE4, 2, 0], "{page:02x?}");
     let page = front.good(lun(0), &cdb::inquiry(Some(0xB0), 64), &[], 64)?.data;
     let number = |at: usize| u32::from_be_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
     // As much and as many as one likes, in units of 32 KiB (whole sub-blocks), from block 0 on.

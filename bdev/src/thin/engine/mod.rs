@@ -201,6 +201,11 @@ impl Engine {
         }
     }
 
+    /// Whether the base has nothing to answer.
+    fn has_nothing_in_flight(&self) -> bool {
+        self.store.is_idle() && self.copier.is_idle() && self.mover.is_idle() && self.inflation.is_idle()
+    }
+
     /// Whether nothing is left to be done before the pool can be closed: all is in the trees.
     fn advance_leaving(&mut self) {
         if !self.leaving || self.left {
@@ -208,8 +213,7 @@ impl Engine {
         }
         self.end_orders();
         let busy = self.commit.is_some() || self.has_to_say() || self.shared.leaves.any_dirty();
-        let copiers = self.copier.is_idle() && self.mover.is_idle() && self.inflation.is_idle();
-        let idle = self.store.is_idle() && copiers;
+        let idle = self.has_nothing_in_flight();
         if self.failed.is_some() {
             self.left = idle;
         } else if busy {
@@ -326,8 +330,10 @@ impl Resident for Engine {
         self.advance_checkpoint();
         self.advance_leaving();
         self.rests_until = match self.next() {
-            Next::Idle if count == 0 => u64::MAX,
-            Next::At(until) if count == 0 => until,
+            // What the base answers ends a time that is waited for, too.
+            _ if count > 0 || !self.has_nothing_in_flight() => 0,
+            Next::Idle => u64::MAX,
+            Next::At(until) => until,
             _ => 0,
         };
         count

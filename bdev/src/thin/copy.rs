@@ -44,7 +44,7 @@ impl CopyEnd for ThinEnd {
         if from != to || !Arc::ptr_eq(&self.0.shared, &source.shared) {
             return Err(CopyError::Apart);
         }
-        let reader = Arc::new(Reader::new());
+        let reader = self.0.shared.reader();
         if !self.0.shared.enter(&self.0.volume, &reader) {
             return Err(CopyError::Target(IoError::NotReady));
         }

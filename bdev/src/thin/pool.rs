@@ -380,7 +380,7 @@ impl ThinVolume {
     /// # Errors
     /// If it is being deleted.
     pub fn hold(&self) -> Result<Hold, PoolError> {
-        let reader = Arc::new(Reader::new());
+        let reader = self.shared.reader();
         if !self.shared.enter(&self.volume, &reader) {
             return Err(PoolError::NotFound(self.volume.uuid.to_string()));
         }
@@ -412,7 +412,7 @@ impl Bdev for ThinVolume {
     }
 
     fn extent(&self, offset: u64, len: u64) -> Extent {
-        let reader = Arc::new(Reader::new());
+        let reader = self.shared.reader();
         if !self.shared.enter(&self.volume, &reader) {
             return Extent::mapped(len);
         }

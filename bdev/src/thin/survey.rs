@@ -78,7 +78,7 @@ impl ThinVolume {
     }
 
     fn survey(&self, layers: Layers<'_>, offset: u64, most: usize) -> Result<Survey, PoolError> {
-        let reader = Arc::new(Reader::new());
+        let reader = self.shared.reader();
         if !self.shared.enter(&self.volume, &reader) {
             return Err(PoolError::Closed);
         }

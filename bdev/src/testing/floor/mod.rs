@@ -148,6 +148,12 @@ impl<'a> Floor<'a> {
         self.now
     }
 
+    /// How many steps there have been: somebody was polled, or time has moved to when somebody waits for it.
+    #[must_use]
+    pub const fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// Time passes.
     pub const fn advance(&mut self, ns: u64) {
         self.now += ns;

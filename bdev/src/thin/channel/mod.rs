@@ -153,7 +153,7 @@ impl ThinChannel {
         let chain = volume.chain();
         Ok(Box::new(ThinChannel {
             stay: Stay::new(),
-            reader: Arc::new(Reader::new()),
+            reader: shared.reader(),
             word: chain.word,
             head: chain.head().clone(),
             composite: Composite::new(shared.composites.clone()),

@@ -34,6 +34,11 @@ impl Evicting {
         self.leaves.is_empty()
     }
 
+    /// The epoch that they wait for.
+    pub(super) fn awaited(&self) -> Option<u64> {
+        (!self.leaves.is_empty()).then_some(self.epoch)
+    }
+
     /// There may be nothing in this leaf.
     pub(super) fn may_be_empty(&mut self, leaf: u32) {
         self.emptied.push(leaf);

@@ -308,6 +308,14 @@ impl Engine {
 }
 
 impl Fold {
+    /// The epoch that it waits for.
+    pub(super) const fn awaited(&self) -> Option<u64> {
+        match self.stage {
+            Stage::Beginning { epoch, .. } | Stage::Emptying(epoch) | Stage::Dropping(epoch) => Some(epoch),
+            Stage::Entries | Stage::Copying { .. } | Stage::Failed => None,
+        }
+    }
+
     /// Whether a layer's leaves are to stay in memory.
     pub(super) const fn holds(&self, layer: u64) -> bool {
         self.layer == layer || self.into == layer

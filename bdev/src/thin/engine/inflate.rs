@@ -20,7 +20,6 @@ use uuid::Uuid;
 
 use super::Engine;
 use super::copier::Copier;
-use super::orders::Doing;
 use crate::thin::PoolError;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Geometry, LayerKind};
 use crate::thin::orders::{Answer, Asked, Order, Progress};
@@ -213,7 +212,7 @@ impl Engine {
             return Err(PoolError::Copy(error));
         }
         // Gates may be closed, and what lies below a new head is not final before all of that has ended.
-        if self.doing.as_ref().is_some_and(Doing::waits_for_reactors) {
+        if self.doing.as_ref().is_some_and(|doing| doing.awaited().is_some()) {
             return Ok(Pace::Waits);
         }
         let Some(into) = self.inflates_into(task)? else { return Ok(Pace::Done) };

@@ -42,6 +42,9 @@ use super::orders::Orders;
 use super::shared::{LayerMap, Shared, Volume};
 use super::store::{Event, Store};
 
+/// How often the engine looks whether a lock that it waits for is free.
+const LOOK_NS: u64 = 1_000_000;
+
 /// See the module's description.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
@@ -90,6 +93,8 @@ pub(crate) struct Engine {
     left: bool,
     /// Nothing is to be done until then, unless somebody calls.
     rests_until: u64,
+    /// It waits for readers that it has not looked at since it said so.
+    looks_again: bool,
     now: u64,
     events: Vec<Event>,
     taken: Vec<u32>,
@@ -150,6 +155,7 @@ impl Engine {
             leaving: false,
             left: false,
             rests_until: 0,
+            looks_again: false,
             now: 0,
             events: Vec::new(),
             taken: Vec::new(),
@@ -287,6 +293,36 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Up to which epoch something waits for readers, who call when they get on; 0: nothing does.
+    fn awaited(&self) -> u64 {
+        let waits = [
+            self.doing.as_ref().and_then(Doing::awaited),
+            self.swaps.awaited(),
+            self.quarantine.awaited(),
+            self.evicting.awaited(),
+            self.removal.as_ref().and_then(Removal::awaited),
+            self.fold.as_ref().and_then(Fold::awaited),
+        ];
+        waits.into_iter().flatten().max().unwrap_or(0)
+    }
+
+    /// When there is something to do that neither the base nor a reader tells of.
+    fn own_next(&self) -> Next {
+        if self.failed.is_some() {
+            return Next::Idle;
+        }
+        let is_wanted = self.hurry || self.shared.commits.is_wanted();
+        let mut next = if self.commit.is_none() && is_wanted { Next::Now } else { Next::Idle };
+        if let Some(since) = self.dirty_since {
+            next = next.or(Next::At(since + OWN_COMMIT_NS));
+        }
+        // It may wait for a lock, which nobody tells of.
+        let waits_for_locks = self.fold.as_ref().is_some_and(|fold| fold.awaited().is_none());
+        if waits_for_locks { next.or(Next::At(self.now + LOOK_NS)) } else { next }
+    }
+}
+
 impl Resident for Engine {
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {
         self.store.attach(cx)?;
@@ -319,20 +355,21 @@ impl Resident for Engine {
         count += self.advance_orders();
         count += self.advance_swaps(cx);
         count += self.advance_commit();
+        count += self.advance_eviction();
         if called || count > 0 || self.short_since.is_some() {
             count += self.begin_loads() + self.make_ready() + self.give_out();
         }
-        count += self.advance_eviction();
         count += self.advance_quarantine();
         count += self.advance_removal();
         count += self.advance_fold(cx);
         count += self.advance_inflation(cx);
         self.advance_checkpoint();
         self.advance_leaving();
+        self.looks_again = self.shared.await_epoch(self.awaited());
         self.rests_until = match self.next() {
             // What the base answers ends a time that is waited for, too.
             _ if count > 0 || !self.has_nothing_in_flight() => 0,
-            Next::Idle => u64::MAX,
+            Next::Idle | Next::Ring => u64::MAX,
             Next::At(until) => until,
             _ => 0,
         };
@@ -340,27 +377,18 @@ impl Resident for Engine {
     }
 
     fn next(&self) -> Next {
-        let mut next = self.store.next().or(self.copier.next()).or(self.mover.next()).or(self.inflation.next(self.now));
-        let waits_for_reactors = self.doing.as_ref().is_some_and(Doing::waits_for_reactors);
-        let may_commit = self.hurry && self.commit.is_none();
-        if waits_for_reactors
-            || may_commit
-            || self.swaps.waits_for_reactors()
-            || !self.quarantine.is_waiting_for_nobody()
-            || !self.evicting.is_empty()
-            || self.removal.is_some()
-            || self.fold.is_some()
-        {
-            // Other reactors end this, and do not say so.
-            next = next.or(Next::Now);
+        if self.looks_again || self.leaving && !self.left {
+            return Next::Now;
         }
-        if let Some(since) = self.dirty_since {
-            next = next.or(Next::At(since + OWN_COMMIT_NS));
+        let mut next = self.store.next().or(self.copier.next()).or(self.mover.next()).or(self.inflation.next(self.now));
+        next = next.or(self.own_next());
+        if self.awaited() > 0 {
+            next = next.or(Next::Ring);
         }
         if let Some(since) = self.short_since.filter(|_| !self.shared.full.load(Relaxed)) {
             next = next.or(Next::At(since.saturating_add(self.shared.patience.load(Relaxed))));
         }
-        if self.leaving && !self.left { next.or(Next::Now) } else { next }
+        next
     }
 
     fn ask_to_leave(&mut self) {

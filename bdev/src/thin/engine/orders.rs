@@ -13,7 +13,7 @@ use super::Engine;
 use crate::thin::PoolError;
 use crate::thin::format::{Entry, Layer, LayerKind, NAME_LEN, Pointer, THRESHOLDS};
 use crate::thin::orders::{Answer, Asked, Order, SnapshotOf};
-use crate::thin::shared::Volume;
+use crate::thin::shared::{EVERYBODY, Volume};
 
 /// Most bytes of a volume.
 const MOST_BYTES: u64 = 1 << 50;
@@ -38,9 +38,13 @@ enum Stage {
 }
 
 impl Doing {
-    /// Whether it goes on when other reactors have got on.
-    pub(super) const fn waits_for_reactors(&self) -> bool {
-        matches!(self.stage, Stage::Closing | Stage::Draining(_))
+    /// Up to which epoch it waits for readers.
+    pub(super) const fn awaited(&self) -> Option<u64> {
+        match self.stage {
+            Stage::Closing => Some(EVERYBODY),
+            Stage::Draining(epoch) => Some(epoch),
+            Stage::Committing(_) | Stage::Checkpoint(_) => None,
+        }
     }
 
     /// Whether the gates of some volumes are closed for it.
@@ -602,7 +606,7 @@ impl Engine {
         }
         for volume in given_back {
             if !self.kept_by.iter().any(|kept| Arc::ptr_eq(kept, &volume)) {
-                while let Some(cluster) = volume.take_kept() {
+                while let (Some(cluster), _) = volume.take_kept() {
                     self.store.give_back(&[cluster]);
                 }
             }

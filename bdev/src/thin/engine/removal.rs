@@ -24,6 +24,13 @@ pub(super) struct Removal {
     emptied: u32,
 }
 
+impl Removal {
+    /// The epoch that it waits for; when that is over nobody is in it any more.
+    pub(super) const fn awaited(&self) -> Option<u64> {
+        Some(self.epoch)
+    }
+}
+
 impl Engine {
     /// Goes on with the removal of a layer, or begins with the next one.
     pub(super) fn advance_removal(&mut self) -> u32 {

@@ -31,9 +31,9 @@ impl Quarantine {
         (self.durable.len() + waiting) as u64 + self.discarding
     }
 
-    /// Whether nothing waits for requests to end.
-    pub(super) fn is_waiting_for_nobody(&self) -> bool {
-        self.waiting.is_empty() && self.durable.is_empty()
+    /// The last epoch that something waits for.
+    pub(super) fn awaited(&self) -> Option<u64> {
+        self.waiting.last().map(|(epoch, _)| *epoch)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -179,10 +179,10 @@ impl Engine {
             // Leaves that somebody has taken and then had no use for.
             self.fresh.iter().for_each(|leaf| self.evicting.may_be_empty(*leaf));
         }
+        let is_changed = self.shared.leaves.any_dirty() || self.has_to_say();
         let could_be_had = !self.quarantine.is_empty() || self.removal.is_some() || self.fold.is_some();
-        let could_be_had = could_be_had || self.shared.leaves.any_dirty() || self.has_to_say();
-        if could_be_had && !for_long {
-            self.hurry = true;
+        if (is_changed || could_be_had) && !for_long {
+            self.hurry |= is_changed;
         } else if lacks_pages && !for_long && self.could_have_pages() {
             self.checkpoint_wanted = true;
         } else if !self.shared.full.swap(true, Relaxed) {

@@ -54,9 +54,9 @@ impl Swaps {
         self.bound.clear();
     }
 
-    /// Whether other reactors end what it waits for, and do not say so.
-    pub(super) const fn waits_for_reactors(&self) -> bool {
-        self.care.is_some()
+    /// The epoch that it waits for.
+    pub(super) fn awaited(&self) -> Option<u64> {
+        self.care.as_ref().map(|(epoch, _)| *epoch)
     }
 }
 

@@ -160,13 +160,12 @@ impl Leaves {
         leaf.entries.iter().zip(entries).for_each(|(entry, bits)| entry.store(*bits, Relaxed));
     }
 
-    /// An empty leaf, for a channel; `None`: the engine has to be asked for more.
-    pub(crate) fn take_ready(&self) -> Option<u32> {
+    /// An empty leaf, for a channel, if there is one; and whether the engine is to be called for more. Who finds none calls
+    /// once: what comes later comes from the engine, which tells.
+    pub(crate) fn take_ready(&self) -> (Option<u32>, bool) {
         let leaf = self.ready.pop();
-        if leaf.is_none() {
-            self.missed.store(true, SeqCst);
-        }
-        leaf
+        let is_news = if leaf.is_none() { !self.missed.swap(true, SeqCst) } else { self.wanted() > 0 };
+        (leaf, is_news)
     }
 
     /// For the engine: whether somebody found no empty leaf, and there is none now.

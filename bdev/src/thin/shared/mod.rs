@@ -7,6 +7,7 @@
 //! Whoever waits for the engine says so in its [`Station`] and looks once more; the engine changes what is waited for,
 //! fences, and wakes the reactors of stations where somebody waits. The other way round it is the flag `attention`.
 
+mod attention;
 mod budget;
 mod commits;
 mod layer;
@@ -19,12 +20,14 @@ mod swap;
 mod volume;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crossbeam::queue::{ArrayQueue, SegQueue};
 use pollux_core::Wake;
 use std::sync::Arc;
 
+use attention::Attention;
+pub(crate) use attention::EVERYBODY;
 pub(crate) use budget::Budget;
 pub(crate) use commits::Commits;
 pub(crate) use layer::{LayerMap, Place, Usage};
@@ -80,8 +83,7 @@ pub(crate) struct Shared {
     /// Volumes of which writes in place are to take locks.
     pub(crate) careful: SegQueue<Arc<Volume>>,
     /// The engine has something to look at.
-    attention: AtomicBool,
-    engine: OnceLock<Arc<dyn Wake>>,
+    attention: Arc<Attention>,
     /// How long a write waits for space, in nanoseconds.
     pub(crate) patience: AtomicU64,
     /// Memory for what channels remember of long chains.
@@ -110,8 +112,7 @@ impl Shared {
             wanted: ArrayQueue::new(LOADS),
             swaps: SegQueue::new(),
             careful: SegQueue::new(),
-            attention: AtomicBool::new(true),
-            engine: OnceLock::new(),
+            attention: Arc::default(),
             patience: AtomicU64::new(0),
             composites: Arc::default(),
             folds: AtomicU64::new(0),
@@ -152,16 +153,12 @@ impl Shared {
 
     /// The engine is there, and is woken so.
     pub(crate) fn engine_is(&self, wake: Arc<dyn Wake>) {
-        let _the_same = self.engine.set(wake);
+        self.attention.engine_is(wake);
     }
 
     /// The engine is to look.
     pub(crate) fn call_engine(&self) {
-        if !self.attention.swap(true, PUT)
-            && let Some(engine) = self.engine.get()
-        {
-            engine.wake();
-        }
+        self.attention.call();
     }
 
     /// Rises when a cluster of a layer that others stand on is about to be free. Who has begun its stay before it looks at
@@ -179,12 +176,22 @@ impl Shared {
     /// For the engine: whether somebody has called and nobody has asked yet.
     #[inline]
     pub(crate) fn is_called(&self) -> bool {
-        self.attention.load(Ordering::Relaxed)
+        self.attention.is_called()
     }
 
     /// For the engine: whether somebody has called since it was asked last.
     pub(crate) fn was_called(&self) -> bool {
-        self.attention.load(Ordering::Relaxed) && self.attention.swap(false, PUT)
+        self.attention.was_called()
+    }
+
+    /// For the engine: see [`Attention::await_epoch`].
+    pub(crate) fn await_epoch(&self, epoch: u64) -> bool {
+        self.attention.await_epoch(epoch)
+    }
+
+    /// A reader of one of its volumes, which is to [`enter`](Self::enter).
+    pub(crate) fn reader(&self) -> Arc<Reader> {
+        Arc::new(Reader::new(self.attention.clone()))
     }
 
     /// For the engine: something that channels wait for has happened.
@@ -234,10 +241,11 @@ impl Shared {
                     return Err(Miss::Wait);
                 }
                 Place::Empty => {
-                    let Some(number) = self.leaves.take_ready() else {
+                    let (number, is_news) = self.leaves.take_ready();
+                    if is_news {
                         self.call_engine();
-                        return Err(Miss::Space);
-                    };
+                    }
+                    let number = number.ok_or(Miss::Space)?;
                     self.leaves.name(number, map.id, leaf);
                     if map.set(leaf, Place::Empty, Place::At(number)) {
                         return Ok(number);
@@ -295,9 +303,8 @@ impl Shared {
 
     /// A cluster of a reactor's lease.
     pub(crate) fn take_leased(&self, reactor: usize) -> Option<u32> {
-        let station = &self.stations[reactor];
-        let cluster = station.take();
-        if station.is_low() {
+        let (cluster, is_news) = self.stations[reactor].take();
+        if is_news {
             self.call_engine();
         }
         cluster
@@ -314,8 +321,8 @@ impl Shared {
 
     /// A cluster of those that are kept for a volume.
     pub(crate) fn take_kept(&self, volume: &Volume) -> Option<u32> {
-        let cluster = volume.take_kept();
-        if volume.kept() < KEPT / 2 {
+        let (cluster, is_news) = volume.take_kept();
+        if is_news {
             self.call_engine();
         }
         cluster

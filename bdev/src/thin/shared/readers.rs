@@ -13,13 +13,18 @@
 //! and opens the gate with a new number.
 //!
 //! Neither costs a request more than two loads of words that seldom change, unless nothing was in flight: then, and only
-//! then, the reader stores `oldest`, fences and looks again, and the engine fences between its store and its look. Of the
-//! two fences one is first: either the engine sees that the reader is not idle, or the reader sees the new word.
+//! then, the reader puts `oldest` and looks again, and the engine fences between its store and its look. What they put and
+//! look at then is `SeqCst`: either the engine sees that the reader is not idle, or the reader sees the new word.
+//!
+//! Whoever moves its words forward has the engine woken if that is what it waits for (`attention.rs`).
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU64, fence};
 
 use crossbeam::utils::CachePadded;
+
+use super::attention::{Attention, EVERYBODY};
 
 /// `oldest` of a reader with nothing in flight.
 pub(crate) const IDLE: u64 = u64::MAX;
@@ -31,11 +36,21 @@ pub(crate) const CLOSED: u64 = 1;
 /// See the module's description.
 pub(crate) struct Reader {
     words: CachePadded<[AtomicU64; 2]>,
+    attention: Arc<Attention>,
 }
 
 impl Reader {
-    pub(crate) fn new() -> Reader {
-        Reader { words: CachePadded::new([AtomicU64::new(IDLE), AtomicU64::new(0)]) }
+    /// Of a pool whose engine is called so.
+    pub(super) fn new(attention: Arc<Attention>) -> Reader {
+        Reader { words: CachePadded::new([AtomicU64::new(IDLE), AtomicU64::new(0)]), attention }
+    }
+
+    /// It has been in an epoch that it is not in any more: the oldest is another one now.
+    #[inline]
+    fn leaves(&self, from: u64, oldest: u64) {
+        // A swap, since the load that follows must not be done before.
+        self.words[0].swap(oldest, SeqCst);
+        self.attention.got_on(from);
     }
 
     /// For the engine, after a fence: the epoch of the oldest request in flight.
@@ -58,7 +73,7 @@ impl Epoch {
     }
 
     pub(crate) fn now(&self) -> u64 {
-        self.0.load(Acquire)
+        self.0.load(SeqCst)
     }
 
     /// Raises it. Returns the epoch that has ended: it is over when `oldest` of every reader is above it. Not more than
@@ -93,10 +108,9 @@ impl Stay {
     pub(crate) fn begin(&mut self, reader: &Reader, epoch: &Epoch, word: &AtomicU64) -> (u64, u64) {
         if self.in_flight == 0 {
             self.oldest = epoch.now();
-            reader.words[0].store(self.oldest, Relaxed);
-            fence(SeqCst);
+            reader.words[0].swap(self.oldest, SeqCst);
         }
-        let (now, word) = (epoch.now(), word.load(Acquire));
+        let (now, word) = (epoch.now(), word.load(SeqCst));
         debug_assert!(now - self.oldest < EPOCHS);
         self.newest = now;
         self.counts[(now % EPOCHS) as usize] += 1;
@@ -109,14 +123,15 @@ impl Stay {
     pub(crate) fn end(&mut self, reader: &Reader, epoch: u64) {
         self.counts[(epoch % EPOCHS) as usize] -= 1;
         self.in_flight -= 1;
+        let from = self.oldest;
         if self.in_flight == 0 {
             self.oldest = IDLE;
-            reader.words[0].store(IDLE, Release);
-        } else if self.counts[(self.oldest % EPOCHS) as usize] == 0 {
+            reader.leaves(from, IDLE);
+        } else if self.counts[(from % EPOCHS) as usize] == 0 {
             while self.oldest < self.newest && self.counts[(self.oldest % EPOCHS) as usize] == 0 {
                 self.oldest += 1;
             }
-            reader.words[0].store(self.oldest, Release);
+            reader.leaves(from, self.oldest);
         }
     }
 
@@ -124,7 +139,8 @@ impl Stay {
     #[inline]
     pub(crate) fn go_by(&self, reader: &Reader, word: u64) {
         if reader.words[1].load(Relaxed) != word {
-            reader.words[1].store(word, Release);
+            reader.words[1].swap(word, SeqCst);
+            reader.attention.got_on(EVERYBODY);
         }
     }
 }
@@ -135,7 +151,7 @@ mod tests {
 
     #[test]
     fn an_epoch_is_over_when_what_began_in_it_has_ended() {
-        let (reader, epoch, word) = (Reader::new(), Epoch::new(), AtomicU64::new(6));
+        let (reader, epoch, word) = (Reader::new(Arc::default()), Epoch::new(), AtomicU64::new(6));
         let mut stay = Stay::new();
         assert_eq!(reader.oldest(), IDLE);
         let a = stay.begin(&reader, &epoch, &word);
@@ -155,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_closed_gate_is_seen_or_nothing_begins() {
-        let (reader, epoch, word) = (Reader::new(), Epoch::new(), AtomicU64::new(4));
+        let (reader, epoch, word) = (Reader::new(Arc::default()), Epoch::new(), AtomicU64::new(4));
         let mut stay = Stay::new();
         word.store(4 | CLOSED, SeqCst);
         assert!(reader.goes_by(5), "idle");

@@ -38,19 +38,18 @@ impl Station {
         self.wake.get_or_init(wake);
     }
 
-    /// A cluster, if there is one.
+    /// A cluster, if there is one; and whether the engine is to be called for more. Who finds none calls once: what comes
+    /// later comes from the engine, which tells.
     #[inline]
-    pub(crate) fn take(&self) -> Option<u32> {
+    pub(crate) fn take(&self) -> (Option<u32>, bool) {
         let cluster = self.lease.pop();
-        if cluster.is_none() {
-            self.starving.store(true, SeqCst);
-        }
-        cluster
+        let is_news = if cluster.is_none() { !self.starving.swap(true, SeqCst) } else { self.is_low() };
+        (cluster, is_news)
     }
 
     /// Whether the engine should look for more.
     #[inline]
-    pub(crate) fn is_low(&self) -> bool {
+    fn is_low(&self) -> bool {
         let left = self.left();
         left == 0 || left < self.low.load(Relaxed)
     }

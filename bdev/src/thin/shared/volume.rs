@@ -75,6 +75,8 @@ pub(crate) struct Volume {
     pub(crate) reserved: AtomicU64,
     /// Some of those that it does not own yet.
     lease: ArrayQueue<u32>,
+    /// Somebody found none.
+    lacking: AtomicBool,
     /// Requests that wait for space.
     pub(crate) short: AtomicU32,
 }
@@ -86,6 +88,7 @@ impl Volume {
         Volume {
             reserved: AtomicU64::new(reserved),
             lease: ArrayQueue::new(2 * KEPT),
+            lacking: AtomicBool::new(false),
             short: AtomicU32::new(0),
             uuid,
             word: AtomicU64::new(0),
@@ -235,13 +238,16 @@ impl Volume {
         self.reserved.load(Relaxed).saturating_sub(owned)
     }
 
-    /// A cluster of those that are kept for it.
-    pub(crate) fn take_kept(&self) -> Option<u32> {
-        self.lease.pop()
+    /// A cluster of those that are kept for it; and whether the engine is to be called for more. Who finds none calls once.
+    pub(crate) fn take_kept(&self) -> (Option<u32>, bool) {
+        let cluster = self.lease.pop();
+        let is_news = if cluster.is_none() { !self.lacking.swap(true, SeqCst) } else { self.kept() < KEPT / 2 };
+        (cluster, is_news)
     }
 
     /// Gives it one; or gives it back, if there is no room.
     pub(crate) fn keep(&self, cluster: u32) -> Result<(), u32> {
+        self.lacking.store(false, Relaxed);
         self.lease.push(cluster)
     }
 

@@ -5,7 +5,7 @@ use pollux_core::{IoError, IoFlags, Op};
 use super::judge::{clean, counted};
 use super::world::{CLUSTER, MIB, World, uuid};
 use crate::testing::floor::{Floor, LaneId, Request};
-use crate::testing::medium::{Geometry, Medium, Order as Arrival};
+use crate::testing::medium::{Effect, Geometry, Medium, Order as Arrival, Rule};
 use crate::thin::orders::Order;
 
 const NONE: IoFlags = IoFlags::empty();
@@ -174,4 +174,114 @@ fn thresholds_are_kept_and_seen() {
     let mut world = World::open(&left, Floor::in_order(), 2, 9).unwrap();
     assert_eq!(told(&mut world), (vec![(true, 0), (false, 0)], None), "what is reached already is no news");
     clean(&world.shut(), "after all").unwrap();
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A pool of a volume with four written clusters, in order, with a read of the first on another reactor that hangs.
+fn with_a_hung_read() -> (World, LaneId, LaneId, crate::testing::floor::Ticket) {
+    let medium = Medium::new(Geometry::with_512(64 * MIB), Arrival::InOrder);
+    World::create(&medium);
+    let mut world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
+    world.create_volume(10, 16 * MIB);
+    let (lane, other) = (world.lane(10, 0), world.lane(10, 1));
+    world.write(lane, 0, 1, 4 * CLUSTER);
+    world.floor.flush(lane).unwrap();
+    medium.rule(Rule::new(Effect::Hold).op(Op::Read));
+    let hung = world.floor.submit(other, Request::read(0, 4096));
+    world.floor.settle(1_000_000);
+    (world, lane, other, hung)
+}
+
+/// While the engine waits for a request of another reactor nobody turns; when it ends the engine is woken and goes on.
+#[test]
+fn an_engine_that_waits_for_a_reader_rests_until_it_is_woken() {
+    let (mut world, lane, _, hung) = with_a_hung_read();
+    world.discard(lane, CLUSTER, CLUSTER);
+    world.floor.flush(lane).unwrap();
+    world.floor.settle(10_000_000);
+    let before = world.floor.steps();
+    world.floor.settle(100 * SECOND);
+    assert!(world.floor.steps() - before < 10, "{} steps", world.floor.steps() - before);
+    assert_eq!(world.info().quarantined_bytes, CLUSTER, "the request may still read it");
+    world.floor.settle(10_000_000);
+    world.medium.release();
+    assert!(world.floor.run_until(hung).is_ok());
+    world.floor.settle(10_000_000);
+    assert_eq!(world.info().quarantined_bytes, 0);
+}
+
+/// The same for what was in flight when a snapshot was cut, and for a gate that is closed: it is opened at once.
+#[test]
+fn a_snapshot_waits_for_a_reader_at_rest() {
+    let (mut world, lane, _, hung) = with_a_hung_read();
+    let of = vec![crate::thin::orders::SnapshotOf { volume: uuid(10), uuid: uuid(20), name: "s".into() }];
+    let answer = world.send(Order::Snapshot { of, created: 6 });
+    world.floor.settle(10_000_000);
+    world.write(lane, 0, 2, 4096);
+    let before = world.floor.steps();
+    world.floor.settle(SECOND / 4);
+    assert!(world.floor.steps() - before < 10, "{} steps", world.floor.steps() - before);
+    assert!(answer.try_recv().is_err(), "what was in flight has not ended");
+    world.medium.release();
+    assert_eq!(world.floor.run_until(hung).unwrap(), vec![1; 4096]);
+    world.floor.settle(10_000_000);
+    answer.try_recv().expect("it was answered").expect("it was made");
+}
+
+/// A write that waits in a full pool, on the engine's reactor and elsewhere, costs nobody any turns: not when nothing can be
+/// had, nor when something can be had later.
+#[test]
+fn a_write_that_waits_for_space_is_at_rest() {
+    for (reactor, hangs) in [(0, false), (1, false), (0, true), (1, true)] {
+        let medium = Medium::new(Geometry::with_512(6 * MIB), Arrival::InOrder);
+        World::create(&medium);
+        let mut world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
+        world.create_volume(10, 16 * MIB);
+        let (lane, other) = (world.lane(10, reactor), world.lane(10, 1));
+        fill(&mut world, &[lane], (0..).map(|nth| nth * CLUSTER), 1);
+        world.floor.flush(lane).unwrap();
+        let hung = hangs.then(|| {
+            medium.rule(Rule::new(Effect::Hold).op(Op::Read));
+            let hung = world.floor.submit(other, Request::read(0, 4096));
+            world.floor.settle(1_000_000);
+            world.discard(lane, CLUSTER, CLUSTER);
+            world.floor.flush(lane).unwrap();
+            hung
+        });
+        let before = world.floor.steps();
+        let waiting = world.floor.submit(lane, Request::write(8 * MIB, vec![3; 4096], NONE));
+        world.floor.settle(SECOND * 9 / 10);
+        let steps = world.floor.steps() - before;
+        assert!(steps < 100, "reactor {reactor}, hangs {hangs}: {steps} steps");
+        medium.release();
+        if !hangs {
+            world.discard(lane, 0, CLUSTER);
+        }
+        assert_eq!(world.floor.run_until(waiting), Ok(Vec::new()), "reactor {reactor}, hangs {hangs}");
+        hung.into_iter().for_each(|hung| assert!(world.floor.run_until(hung).is_ok()));
+        clean(&world.shut(), "after it was closed").unwrap();
+    }
+}
+
+/// The same for a write that waits for a leaf of a map, for which there are no pages.
+#[test]
+fn a_write_that_waits_for_pages_is_at_rest() {
+    const LEAF: u64 = 504 * CLUSTER;
+    let medium = Medium::new(Geometry::with_512(5 * MIB), Arrival::InOrder);
+    World::create(&medium);
+    let mut world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
+    world.create_volume(10, 4000 * LEAF);
+    let lane = world.lane(10, 0);
+    // Discards of a sub-block each, which need leaves and no clusters, behind a snapshot.
+    world.write(lane, 0, 1, CLUSTER);
+    let written = fill(&mut world, &[lane], (1..).map(|nth| nth * LEAF), 1);
+    assert!(written > 1);
+    let before = world.floor.steps();
+    let waiting = world.floor.submit(lane, Request::write(3000 * LEAF, vec![3; 4096], NONE));
+    world.floor.settle(SECOND * 9 / 10);
+    let steps = world.floor.steps() - before;
+    assert!(steps < 1000, "{steps} steps");
+    assert_eq!(world.floor.run_until(waiting), Err(IoError::NoSpace));
+    clean(&world.shut(), "after it was closed").unwrap();
 }

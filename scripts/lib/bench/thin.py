@@ -23,8 +23,8 @@ BETWEEN = 128
 """Writes between two snapshots of a chain."""
 BETWEEN_BYTES = 16 << 10
 
-FIRST = {"ram": (5, 2 * GIB, 40_000), "disk": (3, GIB, 8_000)}
-"""First writes: the base in sizes of `--file-size`, bytes of the volume that is mapped full, and requests of a turn."""
+FIRST = {"ram": (8, GIB, 20_000), "disk": (4, GIB // 2, 8_000)}
+"""First writes: the base in sizes of `--file-size`, bytes of the volume that is mapped full, and requests of a run."""
 FRESH_BYTES = 16 * GIB
 """Size of the volume that is written into fresh space; most of its clusters are met once."""
 FLUSH_EVERY = 64
@@ -82,6 +82,7 @@ def _volume_and_base(session: Session, kind: str, size: int) -> Any:
 def _in_turns(
     session: Session, made: Bench, name: str, found: list[Cell], volume: Disk, base: Disk, size: int
 ) -> None:
+    made.settle()
     for turn in range(session.turns):
         for cell in found:
             for who, disk in (("volume", volume), ("base", base)):
@@ -101,6 +102,7 @@ def _lvol(session: Session, special: Special) -> None:
             made.pool(made.base("ram", "under", options.size))
             disk = made.export(made.volume(size))
             made.fill(disk, size)
+            made.settle()
             made.target.pause()
             sides.append((made, disk, POLLUX if side.name == "pollux" else SPDK))
         for turn in range(session.turns):
@@ -116,16 +118,21 @@ def _first(session: Session, special: Special, kind: str) -> None:
     times, full, ios = FIRST[kind]
     full, ios = scaled(session, full), max(1000, scaled(session, ios * MIB) // MIB)
     with bench(session.options) as made:
-        made.pool(made.base(kind, "under", times * session.options.size))
-        snapshot = None
+        base = made.base(kind, "under", times * session.options.size)
+        made.settle()
         for turn in range(session.turns):
+            if not any(turn in session.missing(what, POLLUX) for what in special.whats):
+                continue
+            # Nothing is given back below before all has been measured: a base that has to find memory or space for what
+            # was discarded before would be measured with it.
+            made.pool(base)
+            snapshot = _full_snapshot(made, full)
             for depth in DEPTHS:
                 fresh, cut = _pairs(special, depth)
                 twice = partial(_twice, made, kind, depth, ios, turn)
                 session.together(fresh, POLLUX, turn, partial(twice, partial(made.volume, scaled(session, FRESH_BYTES))))
-                if any(turn in session.missing(what, POLLUX) for what in cut):
-                    snapshot = snapshot or _full_snapshot(made, full)
-                    session.together(cut, POLLUX, turn, partial(twice, partial(made.clone, snapshot)))
+                session.together(cut, POLLUX, turn, partial(twice, partial(made.clone, snapshot)))
+            made.drop_pool()
 
 
 def _pairs(special: Special, depth: int) -> tuple[list[str], list[str]]:
@@ -137,6 +144,7 @@ def _full_snapshot(made: Bench, size: int) -> str:
     """Of a volume that is mapped from end to end. Its clones begin as a volume does after a snapshot."""
     disk = made.export(made.volume(size))
     made.fill(disk, size)
+    made.withdraw(disk)
     return made.snapshot(disk.bdev)
 
 
@@ -150,7 +158,6 @@ def _twice(made: Bench, kind: str, depth: int, ios: int, turn: int, new: Callabl
     first |= {"places": ios, "clusters": made.owned(disk.bdev) - before}
     again = made.run(disk, cell, 60, *more)
     made.withdraw(disk)
-    made.delete(disk.bdev)
     return [first, again]
 
 

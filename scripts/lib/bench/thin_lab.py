@@ -30,7 +30,9 @@ CLUSTER = 64 << 10
 """Bytes of a cluster of Pollux unless something else is said."""
 POOL = "pool"
 PATIENCE = 60.0
-"""Seconds that a pool may take to get its space back."""
+"""Seconds that a pool may take to get its space back, or a target to come to rest."""
+SETTLED = 2.5
+"""Seconds without another huge page after which there will be none; housekeeping looks each second."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,22 @@ class Bench:
     def pool(self, base: str) -> None:
         """A pool with clusters as they are by default."""
         self.call("bdev_lvol_create_lvstore", bdev_name=base, lvs_name=POOL, clear_method="none")
+
+    def drop_pool(self) -> None:
+        """Takes the pool away with all of its volumes; what they had stays where it is on the base."""
+        self.call("bdev_lvol_delete_lvstore", lvs_name=POOL)
+
+    def settle(self) -> None:
+        """Waits until the target's housekeeping has made huge pages of what was written, which it does for seconds."""
+        end, last, since = time.monotonic() + PATIENCE, -1, time.monotonic()
+        while (now := time.monotonic()) < end:
+            huge = huge_bytes(self.target.pid)
+            if huge != last:
+                last, since = huge, now
+            elif now - since > SETTLED:
+                return
+            time.sleep(0.25)
+        raise BenchError(f"the target's memory has not come to rest after {PATIENCE:.0f} s")
 
     def volume(self, size: int) -> str:
         """A thin volume of another name than all others; its bdev."""
@@ -215,6 +233,12 @@ class Running:
         if start < 0:
             raise BenchError(f"a load ended too early:\n{self.process.tail()}")
         return clients.parse_bench(json.dumps(json.JSONDecoder().raw_decode(text[start:])[0]))
+
+
+def huge_bytes(pid: int) -> int:
+    """Bytes of a process's memory that are in transparent huge pages."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("AnonHugePages:"))
 
 
 def file_of(options: Options, kind: str, name: str) -> Path:

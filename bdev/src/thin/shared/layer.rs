@@ -117,16 +117,16 @@ impl LayerMap {
     /// Where a leaf is.
     #[inline]
     pub(crate) fn place(&self, leaf: u64) -> Place {
-        match self.parts[leaf as usize / PART].get() {
+        match self.parts.get(leaf as usize / PART).and_then(OnceLock::get) {
             Some(part) => Place::of(part[leaf as usize % PART].load(Acquire)),
             None => Place::of(self.default),
         }
     }
 
-    /// The number of a leaf that is in memory.
+    /// The number of a leaf that is in memory; not if it lies behind the end.
     #[inline]
     pub(crate) fn leaf(&self, leaf: u64) -> Option<u32> {
-        let word = self.parts[leaf as usize / PART].get()?[leaf as usize % PART].load(Acquire);
+        let word = self.parts.get(leaf as usize / PART)?.get()?[leaf as usize % PART].load(Acquire);
         word.checked_sub(FIRST)
     }
 

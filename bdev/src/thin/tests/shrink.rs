@@ -1,6 +1,6 @@
 //! Volumes that become smaller: what lies behind the new end is gone for good, and its space comes back.
 
-use pollux_core::{IoError, IoFlags};
+use pollux_core::{IoError, IoFlags, Op};
 
 use super::judge::{clean, counted};
 use super::world::{CLUSTER, MIB, World, uuid};
@@ -223,4 +223,22 @@ fn a_thick_volume_becomes_smaller_in_a_full_pool() {
     assert!(info.free_bytes > before.free_bytes, "{} and {}", info.free_bytes, before.free_bytes);
     assert_eq!(world.read(lane, 0, 8192), [[2; 4096], [1; 4096]].concat());
     drop(again(world));
+}
+
+/// A guest does not know at once, and what it asks for may lie behind all that there is of the map.
+#[test]
+fn whoever_asks_for_what_was_far_behind_the_end_is_told_so() {
+    let medium = Medium::new(Geometry::with_512(16 * MIB), Arrival::InOrder);
+    World::create(&medium);
+    let mut world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
+    world.create_volume(10, 100 << 30);
+    let lane = world.lane(10, 0);
+    world.write(lane, 0, 1, CLUSTER);
+    resize(&mut world, 4 * CLUSTER).unwrap();
+    for at in [4 * CLUSTER, 50 << 30, 1 << 60] {
+        assert_eq!(world.floor.write(lane, at, &[9; 4096], IoFlags::empty()), Err(IoError::OutOfRange), "{at}");
+        assert_eq!(world.floor.read(lane, at, 4096), Err(IoError::OutOfRange), "{at}");
+        assert_eq!(world.floor.zero(lane, Op::Discard, at, CLUSTER), Err(IoError::OutOfRange), "{at}");
+    }
+    assert!(world.read(lane, 0, CLUSTER) == all(1, 1));
 }

@@ -33,7 +33,7 @@ impl ThinChannel {
             }
             _ => false,
         };
-        if !may || io.tag >> FIRST_MARK != 0 || !self.waiting.is_empty() || !self.parts.has_place() {
+        if !may || io.tag >> FIRST_MARK != 0 || !self.may_overtake(io.op) || !self.parts.has_place() {
             return false;
         }
         let (epoch, word) = self.stay.begin(&self.reader, &self.shared.epoch, self.volume.word());
@@ -113,7 +113,7 @@ impl ThinChannel {
         };
         let entry = shared.leaves.get(number).entry(slot);
         let wanted = touched(shared, io.offset, io.len);
-        let on = if wanted & !entry.here() == 0 {
+        let on = if wanted & !entry.here() == 0 && (reads || !shared.locks.is_locked(self.head.id, cluster, wanted)) {
             entry.cluster()
         } else if !reads {
             None

@@ -2,7 +2,8 @@
 //!
 //! A request is looked up cluster by cluster, and what lies together on the base goes down as one part. What cannot go
 //! on, because a leaf is not in memory, a sub-block is locked, there is no space or the gate is closed, waits in order and is
-//! tried again in each pass; it holds nothing meanwhile but what is in flight and will end by itself.
+//! tried again in each pass; it holds nothing meanwhile but what is in flight and will end by itself. What comes later
+//! overtakes it, unless both want what there may not be enough of: a place, and for writes space or a lock, too.
 //!
 //! - **Read**: each sub-block comes from the first layer of the chain that has it; what none has is zero. What a long chain
 //!   says is remembered (`composite.rs`).
@@ -63,6 +64,10 @@ enum Wait {
     Lock,
     /// For a part or a buffer of this channel.
     Place,
+    /// For those that came before it.
+    Turn,
+    /// For nobody: it goes on in the next pass, so that others have some of this one.
+    More,
     /// For nothing: the volume may have no more clusters.
     Quota,
     /// For nothing: a leaf is damaged.
@@ -135,6 +140,9 @@ pub(crate) struct ThinChannel {
     below: Vec<Completion>,
     /// Room that those take which wait for space.
     short: u32,
+    /// How many wait for what later ones could take away from them, and how many of these for a place.
+    in_line: u32,
+    for_places: u32,
     reactor: usize,
     now: u64,
 }
@@ -166,6 +174,8 @@ impl ThinChannel {
             ended: Vec::with_capacity((args.depth + depth) as usize),
             below: Vec::with_capacity(depth as usize),
             short: 0,
+            in_line: 0,
+            for_places: 0,
             reactor: 0,
             now: 0,
             base: channel,
@@ -295,10 +305,13 @@ impl ThinChannel {
 
     fn set_wait(&mut self, token: Token, wait: Option<Wait>) {
         let request = self.request(token);
-        let (was, is) = (request.wait == Some(Wait::Space), wait == Some(Wait::Space));
-        request.wait = wait;
+        let before = std::mem::replace(&mut request.wait, wait);
         let room = room_of(&request.io);
-        match (was, is) {
+        let is_in_line = |wait: Option<Wait>| matches!(wait, Some(Wait::Space | Wait::Lock | Wait::Place | Wait::Turn));
+        self.in_line = self.in_line + u32::from(is_in_line(wait)) - u32::from(is_in_line(before));
+        let is_for_place = |wait: Option<Wait>| wait == Some(Wait::Place);
+        self.for_places = self.for_places + u32::from(is_for_place(wait)) - u32::from(is_for_place(before));
+        match (before == Some(Wait::Space), wait == Some(Wait::Space)) {
             (false, true) => {
                 self.volume.short.fetch_add(1, Relaxed);
                 self.short += room;
@@ -326,8 +339,8 @@ impl ThinChannel {
     fn wait_for_commit(&mut self, token: Token) {
         let ticket = self.shared.commits.ticket();
         self.shared.call_engine();
-        let request = self.request(token);
-        (request.ticket, request.wait) = (Some(ticket), Some(Wait::Engine));
+        self.set_wait(token, Some(Wait::Engine));
+        self.request(token).ticket = Some(ticket);
         self.committing.push_back(token);
     }
 
@@ -444,6 +457,12 @@ impl ThinChannel {
         }
     }
 
+    /// Whether a request may go on before those that wait.
+    #[inline]
+    fn may_overtake(&self, op: Op) -> bool {
+        if op == Op::Read { self.for_places == 0 } else { self.in_line == 0 }
+    }
+
     fn any_waits_for(&self, why: &[Wait]) -> bool {
         let requests = &self.requests;
         self.waiting
@@ -500,11 +519,11 @@ impl Channel for ThinChannel {
         let token = token.unwrap_or_else(|_| panic!("more than {} requests in flight", self.requests.capacity()));
         if io.op == Op::Flush {
             self.wait_for_commit(token);
-        } else if self.waiting.is_empty() {
+        } else if self.may_overtake(io.op) {
             self.advance(token, cx);
         } else {
-            // Not before those that wait: none of them is to starve.
-            self.request(token).wait = Some(Wait::Place);
+            // None of those that wait is to starve.
+            self.set_wait(token, Some(Wait::Turn));
             self.waiting.push_back(token);
         }
     }
@@ -544,7 +563,7 @@ impl Channel for ThinChannel {
         for token in &self.waiting {
             let Some(request) = self.requests.get(*token) else { continue };
             next = next.or(match request.wait {
-                Some(Wait::Lock) => Next::Now,
+                Some(Wait::Lock | Wait::More) => Next::Now,
                 // Later the engine says when the pool is full.
                 Some(Wait::Space) if self.now < request.until => Next::At(request.until),
                 _ => Next::Ring,

@@ -37,7 +37,7 @@ impl ThinChannel {
                 Err(wait) => return Progress::Waits(wait),
             }
         }
-        Progress::Waits(Wait::Lock)
+        Progress::Waits(Wait::More)
     }
 
     /// Overwrites the front of a range as far as it is here and lies together, or passes by what is not here.
@@ -64,6 +64,9 @@ impl ThinChannel {
         let until = (first + u64::from(run)) << self.shared.sub_shift();
         let len = len.min(until - inside);
         if let Some(on) = entry.cluster().filter(|_| here & 1 == 1) {
+            if self.shared.locks.is_locked(head.id, at >> shift, touched(&self.shared, at, len)) {
+                return Err(Wait::Lock);
+            }
             if !self.parts.has_place() {
                 return Err(Wait::Place);
             }
@@ -137,6 +140,10 @@ impl ThinChannel {
         let cluster = at >> self.shared.cluster_shift;
         let entry = self.shared.entry(head, cluster)?;
         let mask = touched(&self.shared, at, len);
+        if self.shared.locks.is_locked(head.id, cluster, mask) {
+            // What the entry says may be in no commit that a flush waits for.
+            return Err(Wait::Lock);
+        }
         if let Some(on) = entry.cluster().filter(|_| entry.here() & mask != 0) {
             if !self.parts.has_place() {
                 return Err(Wait::Place);

@@ -4,7 +4,9 @@
 //! is one piece: in place if all of it is here, else fresh, which is locked and published. Pieces that follow each other
 //! on the base, and are of one kind, go down as one part.
 //!
-//! What is in place takes no lock, unless the volume wants care (`atomic`): then it is held like what is fresh.
+//! What is in place takes no lock, unless the volume wants care (`atomic`): then it is held like what is fresh. But it waits
+//! while somebody else has one: an entry may say that something is here before the next commit knows of it, and whoever
+//! writes there and flushes would be told that it is durable.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -125,6 +127,9 @@ impl ThinChannel {
             gathered.as_ref().is_none_or(joins)
         };
         if let Some(cluster) = piece.here.filter(|_| !self.volume.wants_care()) {
+            if self.shared.locks.is_locked(head.id, piece.cluster, piece.touched) {
+                return Err(Wait::Lock);
+            }
             let base = base(cluster);
             if self.is_undurable(piece) {
                 self.request(token).unmapped = true;

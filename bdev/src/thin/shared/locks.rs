@@ -37,6 +37,13 @@ impl SubLocks {
         false
     }
 
+    /// Whether somebody holds one of these. Who has read of an entry that a sub-block is here, and then finds no lock on it,
+    /// knows that the entry is marked, too: it was changed and marked by somebody who held the lock.
+    #[inline]
+    pub(crate) fn is_locked(&self, layer: u64, cluster: u64, mask: u16) -> bool {
+        self.word(layer, cluster).load(Acquire) & u32::from(mask) != 0
+    }
+
     /// Releases what was locked.
     #[inline]
     pub(crate) fn unlock(&self, layer: u64, cluster: u64, mask: u16) {
@@ -56,6 +63,7 @@ mod tests {
         let locks = SubLocks::new();
         assert!(locks.try_lock(1, 2, 0x00ff));
         assert!(!locks.try_lock(1, 2, 0x0180), "all or none");
+        assert!(locks.is_locked(1, 2, 0x0180) && !locks.is_locked(1, 2, 0xff00) && !locks.is_locked(1, 3, 0x00ff));
         assert!(locks.try_lock(1, 2, 0x0100) && locks.try_lock(1, 3, 0xffff) && locks.try_lock(2, 2, 0xffff));
         locks.unlock(1, 2, 0x00ff);
         assert!(locks.try_lock(1, 2, 0x0001) && !locks.try_lock(1, 2, 0x0100));

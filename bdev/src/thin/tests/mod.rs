@@ -31,5 +31,6 @@ mod shrink;
 mod space;
 mod storm;
 mod sweep;
+mod waiting;
 mod whole_pool;
 mod world;

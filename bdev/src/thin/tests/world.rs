@@ -1,6 +1,6 @@
 //! A pool that a test drives.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -19,10 +19,11 @@ pub(super) const CLUSTER: u64 = 64 << 10;
 
 /// The engine on the floor.
 #[derive(Clone)]
-struct Hosted(Rc<RefCell<Option<Box<dyn Resident>>>>);
+struct Hosted(Rc<RefCell<Option<Box<dyn Resident>>>>, Rc<Cell<u64>>);
 
 impl Engine for Hosted {
     fn poll(&mut self, cx: &mut Cx<'_>) -> u32 {
+        self.1.set(self.1.get() + 1);
         self.0.borrow_mut().as_mut().map_or(0, |engine| engine.poll(cx))
     }
 
@@ -100,9 +101,14 @@ impl World {
         let (pool, engine) = floor.blocking(&base, steps, |blocking| Pool::open(base.clone(), blocking, &options))?;
         let mut engine = engine;
         floor.with_ring(0, |cx| engine.attach(cx)).expect("a floor has room");
-        let engine = Hosted(Rc::new(RefCell::new(Some(engine))));
+        let engine = Hosted(Rc::new(RefCell::new(Some(engine))), Rc::default());
         floor.engine(0, engine.clone());
         Ok(World { medium: medium.clone(), floor, pool, engine, lanes: Vec::new() })
+    }
+
+    /// How many passes the engine has made.
+    pub(super) fn passes(&self) -> u64 {
+        self.engine.1.get()
     }
 
     /// A way into a volume on a reactor.

@@ -8,7 +8,9 @@ mod commit;
 mod copier;
 mod evict;
 mod fold;
+mod gather;
 mod inflate;
+mod load;
 mod loads;
 mod nodes;
 mod orders;
@@ -23,11 +25,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pollux_core::{Bdev, Cx, IoError, Next, OpenError, Resident};
 
-use self::commit::{Commit, Load, OWN_COMMIT_NS};
+use self::commit::{Commit, OWN_COMMIT_NS};
 use self::copier::Copier;
 use self::evict::Evicting;
 use self::fold::Fold;
 use self::inflate::Inflation;
+use self::load::Load;
 use self::loads::Spare;
 pub(crate) use self::nodes::Directory;
 use self::nodes::Nodes;
@@ -93,11 +96,10 @@ pub(crate) struct Engine {
     left: bool,
     /// Nothing is to be done until then, unless somebody calls.
     rests_until: u64,
-    /// It waits for readers that it has not looked at since it said so.
+    /// It waits for readers that it has not looked at since it said so, or something could go on now.
     looks_again: bool,
     now: u64,
     events: Vec<Event>,
-    taken: Vec<u32>,
     clusters: Vec<u32>,
     /// The volumes for which something is kept.
     kept_by: Vec<Arc<Volume>>,
@@ -158,7 +160,6 @@ impl Engine {
             looks_again: false,
             now: 0,
             events: Vec::new(),
-            taken: Vec::new(),
             clusters: Vec::new(),
             kept_by: Vec::new(),
             alarms: Alarms::default(),
@@ -313,7 +314,9 @@ impl Engine {
             return Next::Idle;
         }
         let is_wanted = self.hurry || self.shared.commits.is_wanted();
-        let mut next = if self.commit.is_none() && is_wanted { Next::Now } else { Next::Idle };
+        let may_begin = self.commit.is_none() && !self.doing.as_ref().is_some_and(Doing::has_closed_gates);
+        let is_at_work = self.commit.as_ref().is_some_and(Commit::is_at_work);
+        let mut next = if may_begin && is_wanted || is_at_work { Next::Now } else { Next::Idle };
         if let Some(since) = self.dirty_since {
             next = next.or(Next::At(since + OWN_COMMIT_NS));
         }
@@ -352,20 +355,29 @@ impl Resident for Engine {
         self.now = cx.now;
         let mut count = self.take_events(cx);
         let called = self.shared.was_called();
-        count += self.advance_orders();
-        count += self.advance_swaps(cx);
+        let was_gathering = self.is_gathering();
+        if !was_gathering {
+            count += self.advance_orders();
+            count += self.advance_swaps(cx);
+        }
         count += self.advance_commit();
-        count += self.advance_eviction();
+        if !self.is_gathering() {
+            count += self.advance_eviction();
+        }
         if called || count > 0 || self.short_since.is_some() {
             count += self.begin_loads() + self.make_ready() + self.give_out();
         }
         count += self.advance_quarantine();
-        count += self.advance_removal();
-        count += self.advance_fold(cx);
-        count += self.advance_inflation(cx);
+        if !self.is_gathering() {
+            count += self.advance_removal();
+            count += self.advance_fold(cx);
+            count += self.advance_inflation(cx);
+        }
         self.advance_checkpoint();
         self.advance_leaving();
-        self.looks_again = self.shared.await_epoch(self.awaited());
+        // What has stood still while a commit was gathered goes on.
+        let goes_on = was_gathering && !self.is_gathering();
+        self.looks_again = self.shared.await_epoch(self.awaited()) || goes_on;
         self.rests_until = match self.next() {
             // What the base answers ends a time that is waited for, too.
             _ if count > 0 || !self.has_nothing_in_flight() => 0,

@@ -84,7 +84,8 @@ impl Engine {
     /// Whether the log does not know all of a leaf yet.
     pub(super) fn is_leaf_dirty(&self, layer: u64, leaf: u64) -> bool {
         match self.nodes.get(layer).map.place(leaf) {
-            Place::At(number) => self.shared.leaves.get(number).is_any_dirty(),
+            // Also not if it is on the dirty stack with nothing to say: its number is about to be another one's.
+            Place::At(number) => !self.shared.leaves.get(number).is_clean(),
             _ => false,
         }
     }

@@ -181,6 +181,7 @@ impl Engine {
         }
         let is_changed = self.shared.leaves.any_dirty() || self.has_to_say();
         let could_be_had = !self.quarantine.is_empty() || self.removal.is_some() || self.fold.is_some();
+        let could_be_had = could_be_had || self.commit.is_some();
         if (is_changed || could_be_had) && !for_long {
             self.hurry |= is_changed;
         } else if lacks_pages && !for_long && self.could_have_pages() {

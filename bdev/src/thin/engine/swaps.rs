@@ -133,8 +133,28 @@ impl Engine {
             self.hurry = true;
             return None;
         }
+        if self.would_chain(&under.swap) {
+            // A batch has to have room for all leaves that are bound together: two of them, whatever a guest does.
+            self.hurry = true;
+            return None;
+        }
         self.swap(&under.swap);
         Some(true)
+    }
+
+    /// Whether a swap would bind more than two leaves together.
+    fn would_chain(&self, swap: &Swap) -> bool {
+        let bound = |layer, index| self.swaps.is_bound((layer, index));
+        let leaves = self.leaves_of(swap);
+        let [(layer, first), .., (_, last)] = leaves[..] else { return false };
+        bound(layer, last) || first > 0 && bound(layer, first - 1)
+    }
+
+    /// The leaves (layer, index) that a swap is about, in order.
+    fn leaves_of(&self, swap: &Swap) -> Vec<(u64, u64)> {
+        let mut leaves: Vec<_> = swap.moved.iter().map(|moved| self.shared.leaves.get(moved.leaf).key()).collect();
+        leaves.dedup();
+        leaves
     }
 
     fn swap(&mut self, swap: &Swap) {
@@ -156,8 +176,7 @@ impl Engine {
             }
             self.shared.mark(leaf, slot);
         }
-        let mut leaves: Vec<_> = swap.moved.iter().map(|moved| self.shared.leaves.get(moved.leaf).key()).collect();
-        leaves.dedup();
+        let mut leaves = self.leaves_of(swap);
         leaves.pop();
         self.swaps.bound.extend(leaves);
     }

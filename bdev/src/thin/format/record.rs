@@ -14,7 +14,7 @@
 //! 6  LEAF ENTRY      all entries of this leaf of the layer's map; the entry names no cluster
 //! ```
 
-use super::{Entry, LAYER_LEN, Layer};
+use super::{ENTRIES_PER_PAGE, Entry, LAYER_LEN, Layer};
 
 /// One of them. [`Record::Entry`] says its layer; in the log that is said once for many.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,18 @@ pub enum Record {
         /// How they all are.
         entry: Entry,
     },
+}
+
+impl Record {
+    /// Whether both are entries of the same leaf.
+    #[must_use]
+    pub fn is_of_leaf_of(&self, other: &Record) -> bool {
+        let leaf = |record: &Record| match record {
+            Record::Entry { layer, cluster, .. } => Some((*layer, cluster / ENTRIES_PER_PAGE as u64)),
+            _ => None,
+        };
+        leaf(self).is_some_and(|mine| leaf(other) == Some(mine))
+    }
 }
 
 /// What is wrong with a payload.
@@ -114,6 +126,12 @@ impl Records {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The same, without a copy.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// Whether there are none.

@@ -5,8 +5,8 @@
 //! channel that needs an empty leaf takes one that the engine has made ready, or waits.
 //!
 //! What has changed since the last commit: each leaf has a bit for each of its entries, and a leaf with such bits is on
-//! the *dirty stack*. Who changes an entry sets its bit afterwards; the engine takes the whole stack, then each leaf's
-//! bits, then the entries. So an entry that was changed before the engine took the stack is among those that it reads.
+//! the *dirty stack*. Who changes an entry sets its bit afterwards; the engine takes the whole stack, then each leaf from
+//! it, then its bits, then the entries. So an entry that was changed before the engine took the stack is among those that it reads.
 
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
@@ -211,16 +211,25 @@ impl Leaves {
         self.dirty.load(Acquire) != 0
     }
 
-    /// Takes the dirty stack: the numbers of the leaves. Each is put onto it again by whoever changes it from now on.
-    pub(crate) fn take_dirty(&self, leaves: &mut Vec<u32>) {
-        let mut at = self.dirty.swap(0, AcqRel);
-        while let Some(number) = at.checked_sub(1) {
-            let leaf = self.get(number);
-            at = leaf.next.load(Relaxed);
-            // A swap: it sees what was set before by whoever found the leaf queued.
-            leaf.queued.swap(false, AcqRel);
-            leaves.push(number);
-        }
+    /// Takes the dirty stack. Each leaf of it is put onto it again by whoever changes it from the time on at which it was
+    /// taken from there, by [`DirtyLeaves::next`].
+    pub(crate) fn take_dirty(&self) -> DirtyLeaves {
+        DirtyLeaves(self.dirty.swap(0, AcqRel))
+    }
+}
+
+/// A dirty stack that was taken: the next of its leaves, plus one.
+pub(crate) struct DirtyLeaves(u32);
+
+impl DirtyLeaves {
+    /// The next one.
+    pub(crate) fn next(&mut self, leaves: &Leaves) -> Option<u32> {
+        let number = self.0.checked_sub(1)?;
+        let leaf = leaves.get(number);
+        self.0 = leaf.next.load(Relaxed);
+        // A swap: it sees what was set before by whoever found the leaf queued.
+        leaf.queued.swap(false, AcqRel);
+        Some(number)
     }
 }
 
@@ -245,15 +254,15 @@ mod tests {
         assert!(leaves.mark(1, 503));
         assert!(!leaves.mark(2, 0) && !leaves.mark(1, 503));
         assert!(leaves.get(1).is_dirty(503) && !leaves.get(1).is_dirty(502) && leaves.any_dirty());
-        let mut taken = Vec::new();
-        leaves.take_dirty(&mut taken);
-        assert_eq!(taken, [2, 1]);
+        let taken = || {
+            let mut stack = leaves.take_dirty();
+            std::iter::from_fn(|| stack.next(&leaves)).collect::<Vec<_>>()
+        };
+        assert_eq!(taken(), [2, 1]);
         assert_eq!(leaves.get(1).take_dirty(9)[7], 1 << (503 - 448));
         assert!(!leaves.get(1).is_dirty(503) && leaves.get(1).taken_by() == 9);
         assert_eq!((leaves.get(1).key(), leaves.get(1).entry(503)), ((7, 1), entry));
-        taken.clear();
-        leaves.take_dirty(&mut taken);
-        assert!(taken.is_empty());
+        assert!(taken().is_empty());
     }
 
     /// Many threads raise entries; what the engine has read last of each is what it is.
@@ -280,9 +289,8 @@ mod tests {
         let mut ended = false;
         while !ended {
             ended = workers.iter().all(thread::JoinHandle::is_finished);
-            let mut taken = Vec::new();
-            leaves.take_dirty(&mut taken);
-            for number in taken {
+            let mut taken = leaves.take_dirty();
+            while let Some(number) = taken.next(&leaves) {
                 let leaf = leaves.get(number);
                 let bits = leaf.take_dirty(1);
                 for slot in (0..504).filter(|slot| bits[slot / 64] >> (slot % 64) & 1 == 1) {

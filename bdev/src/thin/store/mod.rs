@@ -121,6 +121,10 @@ pub struct Store {
     state: State,
     disk: Disk<Job>,
     log: Log,
+    /// Records of the next batch.
+    told: Records,
+    /// A checkpoint is to begin when that has been sent.
+    checkpoint_waits: bool,
     cache: Cache,
     loads: Loads,
     discards: bool,
@@ -161,6 +165,8 @@ impl Store {
             state,
             disk: Disk::new(channel, steps),
             log,
+            told: Records::default(),
+            checkpoint_waits: false,
             cache: Cache::default(),
             loads: Loads::default(),
             discards,
@@ -362,6 +368,11 @@ impl Store {
     /// Starts a checkpoint of everything appended so far, unless one runs. [`Event::Checkpointed`] tells when it is done.
     pub fn checkpoint(&mut self) {
         self.relieve();
+        if !self.told.is_empty() {
+            // It writes whole batches only.
+            self.checkpoint_waits = true;
+            return;
+        }
         if self.checkpoint.is_none() && self.failure.is_none() {
             let parts = self.parts().1;
             let checkpoint = Checkpoint::new(&parts);
@@ -428,26 +439,49 @@ impl Store {
     /// # Panics
     /// If they are more than there is room for, or name what does not exist.
     pub fn append(&mut self, records: &[Record]) -> BatchId {
+        self.tell(records);
+        self.send()
+    }
+
+    /// The same in parts: these records are among those of the batch that [`Store::send`] makes. Until then no checkpoint
+    /// begins.
+    ///
+    /// # Panics
+    /// If they name what does not exist.
+    pub fn tell(&mut self, records: &[Record]) {
+        if self.failure.is_some() {
+            return;
+        }
+        assert!(records.is_empty() || !self.unannounced, "who appends has asked how much room there is");
+        for run in records.chunk_by(Record::is_of_leaf_of) {
+            if let Err((what, record)) = self.state.take(run) {
+                panic!("{what}, but a record says so: {record:?}");
+            }
+            run.iter().for_each(|record| match record {
+                Record::Layer(layer) => {
+                    let plain = Layer { levels: 0, root: Pointer::NONE, owned: 0, here: 0, ..(**layer).clone() };
+                    self.told.push(&Record::Layer(Box::new(plain)));
+                }
+                record => self.told.push(record),
+            });
+        }
+    }
+
+    /// Sends the batch off that holds all that was told since the last one.
+    ///
+    /// # Panics
+    /// If it is more than there is room for.
+    pub fn send(&mut self) -> BatchId {
+        let records = std::mem::take(&mut self.told).into_bytes();
         if let Some(failure) = &self.failure {
             self.events.push(Event::Failed(failure.error));
             return self.log.refuse();
         }
-        assert!(records.is_empty() || !self.unannounced, "who appends has asked how much room there is");
-        let mut bytes = Records::default();
-        for record in records {
-            if let Err(what) = self.state.check(record) {
-                panic!("{what}, but a record says so: {record:?}");
-            }
-            self.state.apply(record, false);
-            match record {
-                Record::Layer(layer) => {
-                    let plain = Layer { levels: 0, root: Pointer::NONE, owned: 0, here: 0, ..(**layer).clone() };
-                    bytes.push(&Record::Layer(Box::new(plain)));
-                }
-                record => bytes.push(record),
-            }
+        let batch = self.log.append(records);
+        if std::mem::take(&mut self.checkpoint_waits) {
+            self.checkpoint();
         }
-        self.log.append(bytes.bytes().to_vec())
+        batch
     }
 
     /// Reads a leaf of a layer: [`Event::Loaded`].
@@ -472,8 +506,9 @@ impl Store {
     /// have to be found first: then [`Store::free_clusters`] says more, and a later call gets them.
     pub fn allocate(&mut self, want: usize, out: &mut Vec<u32>) {
         let want = u32::try_from(want).unwrap_or(u32::MAX);
+        // Where nothing is free nothing has to be found either.
+        self.stirred |= self.state.space.free() > 0;
         self.state.space.allocate(want, out);
-        self.stirred = true;
     }
 
     /// Takes back clusters that were handed out and never named by an entry.

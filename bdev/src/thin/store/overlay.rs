@@ -21,6 +21,9 @@ pub(super) struct LeafDelta {
 
 impl LeafDelta {
     fn set(&mut self, at: u16, entry: Entry) {
+        if self.entries.last().is_none_or(|(last, _)| *last < at) {
+            return self.entries.push((at, entry));
+        }
         match self.entries.binary_search_by_key(&at, |(at, _)| *at) {
             Ok(found) => self.entries[found].1 = entry,
             Err(place) => self.entries.insert(place, (at, entry)),
@@ -38,6 +41,7 @@ impl LeafDelta {
     }
 }
 
+const PER_LEAF: u64 = ENTRIES_PER_PAGE as u64;
 /// Bytes of memory that a leaf takes, roughly.
 const LEAF_COST: usize = 160;
 const ENTRY_COST: usize = 16;
@@ -61,14 +65,9 @@ pub(super) struct Overlay {
 impl Overlay {
     /// Takes a record; `leaves` says how many leaves a layer has.
     pub(super) fn apply(&mut self, record: &Record, leaves: impl Fn(u64) -> u64) {
-        const PER_LEAF: u64 = ENTRIES_PER_PAGE as u64;
         match record {
             Record::Entry { layer, cluster, entry } => {
-                let leaf = cluster / PER_LEAF;
-                self.reach(*layer, leaf, &leaves);
-                let delta = self.leaves.entry((*layer, leaf)).or_default();
-                delta.set((cluster % PER_LEAF) as u16, *entry);
-                self.bytes += ENTRY_COST;
+                self.apply_entries(*layer, cluster / PER_LEAF, [(*cluster, *entry)], leaves);
             }
             Record::Leaf { layer, leaf, entry } => {
                 self.reach(*layer, *leaf, &leaves);
@@ -86,6 +85,22 @@ impl Overlay {
                 }
             }
             Record::Free { .. } => {}
+        }
+    }
+
+    /// Takes entries of one leaf, by cluster.
+    pub(super) fn apply_entries(
+        &mut self,
+        layer: u64,
+        leaf: u64,
+        entries: impl IntoIterator<Item = (u64, Entry)>,
+        leaves: impl Fn(u64) -> u64,
+    ) {
+        self.reach(layer, leaf, &leaves);
+        let delta = self.leaves.entry((layer, leaf)).or_default();
+        for (cluster, entry) in entries {
+            delta.set((cluster % PER_LEAF) as u16, entry);
+            self.bytes += ENTRY_COST;
         }
     }
 

@@ -58,6 +58,8 @@ pub(super) struct Space {
     cursor: u32,
     /// Leaves in memory that differ from what is stored.
     dirty: BTreeSet<u32>,
+    /// One of them: what is used next is mostly there, too.
+    last_dirty: Option<u32>,
     /// Leaves that are not in memory and have changed.
     waiting: BTreeSet<u32>,
     /// Leaves that are being read.
@@ -88,6 +90,7 @@ impl Space {
             at_hand: 0,
             cursor: 0,
             dirty: BTreeSet::new(),
+            last_dirty: None,
             waiting: BTreeSet::new(),
             reading: 0,
         };
@@ -244,7 +247,8 @@ impl Space {
         Space::for_parts(first, many, |nth, at, many| {
             let leaf = &mut self.leaves[nth as usize];
             let Some(bits) = &mut leaf.bits else { return };
-            if set(&mut bits.used, at as usize, many as usize, true) > 0 {
+            if set(&mut bits.used, at as usize, many as usize, true) > 0 && self.last_dirty != Some(nth) {
+                self.last_dirty = Some(nth);
                 self.dirty.insert(nth);
             }
             let newly = set(&mut bits.taken, at as usize, many as usize, true);
@@ -371,6 +375,7 @@ impl Space {
     /// The leaves that differ from what is stored, as they are now; from now on they do not.
     pub(super) fn freeze(&mut self) -> Vec<(u32, Box<Words>)> {
         let mut frozen = Vec::new();
+        self.last_dirty = None;
         for nth in std::mem::take(&mut self.dirty) {
             let leaf = &mut self.leaves[nth as usize];
             if let Some(bits) = &leaf.bits {

@@ -92,6 +92,35 @@ impl State {
         if inside && !self.pages.holds(cluster) { Ok(()) } else { Err(format!("cluster {cluster} holds no data")) }
     }
 
+    /// Takes records: one, or some that are entries of the same leaf.
+    ///
+    /// # Errors
+    /// The first that cannot be true, and why; those before it are taken.
+    pub(super) fn take<'a>(&mut self, run: &'a [Record]) -> Result<(), (String, &'a Record)> {
+        let [first @ Record::Entry { layer, cluster, .. }, _, ..] = run else {
+            for record in run {
+                self.check(record).map_err(|what| (what, record))?;
+                self.apply(record, false);
+            }
+            return Ok(());
+        };
+        self.check(first).map_err(|what| (what, first))?;
+        for record in run {
+            if let Record::Entry { entry, .. } = record {
+                self.check_entry(*entry).map_err(|what| (what, record))?;
+                entry.cluster().into_iter().for_each(|cluster| self.space.set_used(cluster, 1));
+            }
+        }
+        let (geometry, layers) = (&self.geometry, &self.layers);
+        let leaves = |layer| layers.get(&layer).map_or(0, |layer| leaves_of(geometry, layer));
+        let entries = run.iter().filter_map(|record| match record {
+            Record::Entry { cluster, entry, .. } => Some((*cluster, *entry)),
+            _ => None,
+        });
+        self.overlay.apply_entries(*layer, cluster / ENTRIES_PER_PAGE as u64, entries, leaves);
+        Ok(())
+    }
+
     /// Takes a record. `release`: clusters that it frees can be handed out at once, because nobody uses them yet.
     pub(super) fn apply(&mut self, record: &Record, release: bool) {
         match record {

@@ -435,3 +435,29 @@ fn no_more_is_moved_than_has_to_be() {
     world.snapshot(10, 11);
     assert_eq!(moved(&mut world, 0, 16 * KIB), 16 * KIB, "the head has nothing there");
 }
+
+/// Leaves that atomic writes bind together go into one batch, and a batch has to find room in the log, whatever a guest does.
+#[test]
+fn a_row_of_atomic_writes_over_all_borders_of_leaves_finds_room_in_the_log() {
+    const LEAVES: u64 = 40;
+    let medium = Medium::new(Geometry::with_512(64 * MIB), Arrival::InOrder);
+    World::create(&medium);
+    let mut world = World::open(&medium, Floor::in_order(), REACTORS, 1).unwrap();
+    world.create_volume(10, LEAVES * LEAF);
+    world.snapshot(10, 11);
+    let lane = world.lane(10, 0);
+    // All entries of all leaves have something to say.
+    world.discard(lane, 0, LEAVES * LEAF);
+    for border in 1..LEAVES {
+        atomic(&mut world, lane, border * LEAF - SUB, 1 + border as u8, 2 * SUB, NONE).expect("there is room");
+    }
+    world.floor.flush(lane).expect("it ends");
+    world.forget();
+    let left = medium.crash(Crash::None, Arrival::InOrder);
+    clean(&left, "after the power is back").unwrap();
+    let mut world = open(&left, Floor::in_order(), 2, 2).unwrap();
+    let lane = world.lane(10, 0);
+    for border in 1..LEAVES {
+        assert_eq!(world.read(lane, border * LEAF - SUB, 2 * SUB), vec![1 + border as u8; 2 * SUB as usize]);
+    }
+}

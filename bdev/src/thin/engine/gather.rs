@@ -15,7 +15,7 @@ use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Record};
 use crate::thin::shared::{DIRTY_WORDS, DirtyLeaves};
 
 /// Entries that are looked at in one pass, roughly: some tens of microseconds.
-pub(super) const PART: usize = 256;
+pub(super) const PART: usize = 128;
 /// What sorting a leaf costs, in entries.
 const SORTING: usize = 2;
 

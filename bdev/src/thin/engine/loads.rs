@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::commit::Commit;
 use crate::thin::format::ENTRIES_PER_PAGE;
-use crate::thin::shared::{LayerMap, Miss, Place};
+use crate::thin::shared::{CHUNK, LayerMap, Miss, Place};
 use crate::thin::store::{LoadError, PAGES_PER_LEAF};
 
 /// Leaves that are loaded at once.
@@ -18,12 +18,19 @@ pub(super) struct Spare {
     returned: Vec<u32>,
     /// How many have ever been given a number.
     numbered: u32,
+    /// Not as many have been made ready as there should be.
+    more_wanted: bool,
 }
 
 impl Spare {
     /// How many leaves could be given to somebody.
     pub(super) fn free(&self, most: usize) -> usize {
         self.returned.len() + most - self.numbered as usize
+    }
+
+    /// Whether more are to be made ready.
+    pub(super) const fn more_wanted(&self) -> bool {
+        self.more_wanted
     }
 
     /// How many have a number.
@@ -55,18 +62,20 @@ impl Engine {
         self.spare.returned.push(leaf);
     }
 
-    /// Makes empty leaves ready for channels, as far as the pages on the base go: each of them will need some.
+    /// Makes empty leaves ready for channels, as far as the pages on the base go: each of them will need some. Not all of
+    /// them in one pass: memory that was never used takes its time.
     pub(super) fn make_ready(&mut self) -> u32 {
         let wanted = self.shared.leaves.wanted();
         let room = usize::try_from(self.leaf_room()).unwrap_or(usize::MAX);
         let mut made = 0;
-        while made < wanted.min(room)
+        while made < wanted.min(room).min(CHUNK)
             && let Some(leaf) = self.spare_leaf()
         {
             self.fresh.insert(leaf);
             self.shared.leaves.return_ready(leaf);
             made += 1;
         }
+        self.spare.more_wanted = made == CHUNK;
         if made > 0 {
             self.shared.tell_waiters();
         }

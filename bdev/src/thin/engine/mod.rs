@@ -316,7 +316,8 @@ impl Engine {
         let is_wanted = self.hurry || self.shared.commits.is_wanted();
         let may_begin = self.commit.is_none() && !self.doing.as_ref().is_some_and(Doing::has_closed_gates);
         let is_at_work = self.commit.as_ref().is_some_and(Commit::is_at_work);
-        let mut next = if may_begin && is_wanted || is_at_work { Next::Now } else { Next::Idle };
+        let has_work = is_at_work || self.spare.more_wanted();
+        let mut next = if may_begin && is_wanted || has_work { Next::Now } else { Next::Idle };
         if let Some(since) = self.dirty_since {
             next = next.or(Next::At(since + OWN_COMMIT_NS));
         }
@@ -364,7 +365,7 @@ impl Resident for Engine {
         if !self.is_gathering() {
             count += self.advance_eviction();
         }
-        if called || count > 0 || self.short_since.is_some() {
+        if called || count > 0 || self.short_since.is_some() || self.spare.more_wanted() {
             count += self.begin_loads() + self.make_ready() + self.give_out();
         }
         count += self.advance_quarantine();

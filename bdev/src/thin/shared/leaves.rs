@@ -19,9 +19,9 @@ use crate::thin::format::{ENTRIES_PER_PAGE, Entry};
 /// Words of a leaf's dirty bits.
 pub(crate) const DIRTY_WORDS: usize = ENTRIES_PER_PAGE.div_ceil(64);
 /// Leaves that are made at once.
-const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 16;
 /// Empty leaves that are kept ready for channels, at most.
-const READY: usize = 256;
+const READY: usize = 512;
 
 /// See the module's description.
 pub(crate) struct Leaf {
@@ -96,7 +96,9 @@ impl Leaf {
     pub(crate) fn take_dirty(&self, number: u64) -> [u64; DIRTY_WORDS] {
         // Before the bits go: who sees none then sees the commit.
         self.taken_by.store(number, Release);
-        std::array::from_fn(|word| self.dirty[word].swap(0, AcqRel))
+        std::array::from_fn(
+            |word| if self.dirty[word].load(SeqCst) == 0 { 0 } else { self.dirty[word].swap(0, SeqCst) },
+        )
     }
 }
 
@@ -183,15 +185,17 @@ impl Leaves {
     /// How many more leaves should be made ready. For the engine.
     pub(crate) fn wanted(&self) -> usize {
         let room = self.ready.capacity();
-        if self.ready.len() < room.div_ceil(2) { room - self.ready.len() } else { 0 }
+        if self.ready.len() < room - room / 4 { room - self.ready.len() } else { 0 }
     }
 
     /// An entry has changed. Returns whether nothing was dirty before: then the engine does not know that something is.
     #[inline]
     pub(crate) fn mark(&self, number: u32, slot: usize) -> bool {
         let leaf = self.get(number);
-        leaf.dirty[slot / 64].fetch_or(1 << (slot % 64), AcqRel);
-        !leaf.queued.swap(true, AcqRel) && self.push_dirty(number, leaf)
+        leaf.dirty[slot / 64].fetch_or(1 << (slot % 64), SeqCst);
+        // Who finds it queued knows that the engine has not taken it from the stack yet, and will see the bit: the engine says
+        // so first and takes the bits then.
+        !leaf.queued.load(SeqCst) && !leaf.queued.swap(true, SeqCst) && self.push_dirty(number, leaf)
     }
 
     fn push_dirty(&self, number: u32, leaf: &Leaf) -> bool {
@@ -227,8 +231,8 @@ impl DirtyLeaves {
         let number = self.0.checked_sub(1)?;
         let leaf = leaves.get(number);
         self.0 = leaf.next.load(Relaxed);
-        // A swap: it sees what was set before by whoever found the leaf queued.
-        leaf.queued.swap(false, AcqRel);
+        // Before the bits are taken: see `mark`.
+        leaf.queued.swap(false, SeqCst);
         Some(number)
     }
 }
@@ -242,7 +246,7 @@ mod tests {
     #[test]
     fn what_is_changed_is_taken_once() {
         let leaves = Leaves::new(100);
-        assert_eq!(leaves.most(), 128);
+        assert_eq!(leaves.most(), 112);
         for leaf in 0..3 {
             leaves.provide(leaf);
             leaves.name(leaf, 7, u64::from(leaf));

@@ -31,7 +31,7 @@ pub(crate) use attention::EVERYBODY;
 pub(crate) use budget::Budget;
 pub(crate) use commits::Commits;
 pub(crate) use layer::{LayerMap, Place, Usage};
-pub(crate) use leaves::{DIRTY_WORDS, DirtyLeaves, Leaves};
+pub(crate) use leaves::{CHUNK, DIRTY_WORDS, DirtyLeaves, Leaves};
 pub(crate) use locks::SubLocks;
 pub(crate) use readers::{CLOSED, EPOCHS, Epoch, Reader, Stay};
 pub(crate) use station::{LEASE, Station};

@@ -339,7 +339,7 @@ impl Pool {
     }
 
     /// For tests that drive the engine on the calling thread: asks and does not wait.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn send(&self, order: Order) -> Result<std::sync::mpsc::Receiver<super::orders::Answer>, PoolError> {
         self.orders.send(&self.shared, order)
     }
@@ -444,7 +444,7 @@ impl Bdev for ThinVolume {
         let kept = volume.reserved.load(Relaxed).saturating_sub(owned);
         let most = volume.most_clusters();
         let left = if most == 0 { u64::MAX } else { most.saturating_sub(owned) };
-        let all = supply.available() + kept;
+        let all = supply.available().saturating_add(kept);
         let of_quota = volume.warn.load(Relaxed);
         let mut thresholds = [None; MOST_THRESHOLDS];
         let of_pool = supply.thresholds().map(|clusters| Threshold::Available(clusters.saturating_mul(grain)));
@@ -454,7 +454,7 @@ impl Bdev for ThinVolume {
             grain,
             available: all.min(left).saturating_mul(grain),
             dedicated: kept >= left || volume.is_thick(),
-            used: owned * grain,
+            used: owned.saturating_mul(grain),
             thresholds,
         })
     }

@@ -147,7 +147,7 @@ impl Geometry {
         let (first, count) = self.metadata;
         let log_end = self.log_start.checked_add(self.log_blocks).and_then(|end| end.checked_mul(BLOCK as u64));
         let sane = self.log_start >= LOG_START
-            && self.log_blocks >= TINY_LOG
+            && (TINY_LOG..=LARGE_LOG).contains(&self.log_blocks)
             && log_end.is_some_and(|end| end <= u64::from(first) * size)
             && first.checked_add(count).is_some_and(|end| end <= self.first_free)
             && self.first_free < self.clusters;
@@ -203,6 +203,17 @@ mod tests {
                 Err(error) => prop_assert!(false, "{error}"),
             }
         }
+    }
+
+    #[test]
+    fn a_log_is_as_long_as_one_that_is_made() {
+        let geometry = Geometry::new(1 << 40, 4 << 20).unwrap();
+        assert_eq!((geometry.log_blocks, geometry.check()), (LARGE_LOG, Ok(())));
+        // Whoever opens the pool reads all of it into memory.
+        let (first, first_free) = (geometry.metadata.0 + (1 << 17), geometry.first_free + (1 << 17));
+        let room = Geometry { clusters: 1 << 19, metadata: (first, geometry.metadata.1), first_free, ..geometry };
+        assert_eq!(room.check(), Ok(()));
+        assert_eq!(Geometry { log_blocks: LARGE_LOG + 1, ..room }.check(), Err(GeometryError::Overlap));
     }
 
     #[test]

@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::blocking::Blocking;
 use super::error::{StoreError, io};
+use super::layers::Weight;
 use crate::thin::format::{BLOCK, Kind, POINTERS_PER_PAGE, Page, PageHeader, PageId, Pointer, Superblock, levels_for};
 
+/// Pages that are in memory at once while a tree is read.
+pub(super) const READ_AT_ONCE: usize = 1024;
 /// More levels than any tree needs.
 pub(super) const MOST_LEVELS: u8 = 8;
 const FAN: u64 = POINTERS_PER_PAGE as u64;
@@ -44,18 +47,31 @@ impl Index {
             top.insert(0, root);
         }
         for level in (1..usize::from(levels)).rev() {
-            let above = index.levels[level].clone();
-            for (at, page) in read_pages(blocking, superblock, kind, level as u8, &above)? {
-                let children = (0..FAN).map(|child| (at * FAN + child, page.pointer(child as usize)));
-                index.levels[level - 1].extend(children.filter(|(_, pointer)| pointer.is_some()));
+            let above: Vec<(u64, Pointer)> = index.levels[level].iter().map(|(at, to)| (*at, *to)).collect();
+            for some in above.chunks(READ_AT_ONCE) {
+                let pages = read_pages(blocking, superblock, kind, level as u8, &some.iter().copied().collect())?;
+                for (at, page) in pages {
+                    let children = (0..FAN).map(|child| (at * FAN + child, page.pointer(child as usize)));
+                    index.levels[level - 1].extend(children.filter(|(_, pointer)| pointer.is_some()));
+                }
+                index.check_level(level - 1, end)?;
             }
         }
-        match index.levels.first().and_then(BTreeMap::last_key_value) {
-            Some((last, _)) if *last >= end => {
-                Err(StoreError::damaged(format!("the tree of {kind:?} has leaf {last}, and there are only {end}")))
-            }
-            _ => Ok(index),
+        index.check_level(0, end).map(|()| index)
+    }
+
+    /// Whether a level has only pages with leaves below `end`, and no more than can be.
+    fn check_level(&self, level: usize, end: u64) -> Result<(), StoreError> {
+        let Some(pages) = self.levels.get(level) else { return Ok(()) };
+        let (kind, first_of) = (self.kind, |at: u64| at.saturating_mul(FAN.saturating_pow(level as u32)));
+        if let Some(last) = pages.last_key_value().map(|(last, _)| first_of(*last)).filter(|last| *last >= end) {
+            return Err(StoreError::damaged(format!("the tree of {kind:?} has leaf {last}, and there are only {end}")));
         }
+        // No leaf of the catalog is without layers; leaves of the others are as many as the base is large.
+        if kind == Kind::Catalog && pages.len() as u64 > Weight::MOST.layers * 2 {
+            return Err(StoreError::damaged("the catalog has more layers than there can be"));
+        }
+        Ok(())
     }
 
     /// The leaves that have a page.

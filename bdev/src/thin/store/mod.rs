@@ -24,6 +24,7 @@ mod disk;
 mod error;
 mod index;
 mod labels;
+mod layers;
 mod loads;
 mod log;
 mod maps;
@@ -60,6 +61,7 @@ pub use blocking::{Blocking, Wait, Watch};
 pub use create::{CreateParams, create, wipe};
 pub use error::{Failure, LoadError, StoreError};
 pub use labels::LABELS;
+pub use layers::{MOST_BYTES, Weight};
 pub use open::{Opened, open, probe};
 pub use overlay::LeafBits;
 

@@ -9,16 +9,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::blocking::Blocking;
 use super::error::{StoreError, io};
-use super::index::{Index, read_pages};
+use super::index::{Index, READ_AT_ONCE, read_pages};
 use super::labels;
+use super::layers::{self, Weight};
 use super::overlay::Overlay;
 use super::pages::Pages;
 use super::replay::{Found, Ring};
 use super::space::{self, Space};
 use super::state::{MOST, State, catalog_place};
 use crate::thin::format::{
-    BLOCK, Kind, LAYER_LEN, LAYERS_PER_PAGE, Layer, LogSpan, MAX_SPANS, Pointer, Record, SLOTS, Superblock,
-    SuperblockError, slot_block,
+    BLOCK, Kind, LAYER_LEN, Layer, LogSpan, MAX_SPANS, Page, Pointer, Record, SLOTS, Superblock, SuperblockError,
+    slot_block,
 };
 
 /// Leaves of the clusters in use that are read when a pool is opened; the others when they are needed.
@@ -136,6 +137,9 @@ pub fn open(blocking: &mut Blocking<'_>, salt: u64) -> Result<Opened, StoreError
     let ring = Ring::new(&superblock, &bytes);
     let found = ring.scan()?;
     replay(blocking, &superblock, &ring, &found, &mut state)?;
+    if !found.batches.is_empty() {
+        layers::check(&state.layers, &geometry)?;
+    }
     for _ in 0..FIRST_LEAVES {
         let Some(leaf) = state.space.wanted() else { break };
         fill(blocking, &superblock, &mut state, leaf)?;
@@ -174,6 +178,7 @@ fn read_state(blocking: &mut Blocking<'_>, superblock: &Superblock) -> Result<St
     let catalog_index =
         Index::read(blocking, superblock, Kind::Catalog, catalog_place(superblock.next_layer - 1).0 + 1)?;
     let saved = read_catalog(blocking, superblock, &catalog_index)?;
+    layers::check(&saved, &geometry)?;
     let state = State {
         geometry,
         layers: saved.clone(),
@@ -203,22 +208,38 @@ fn read_catalog(
     index: &Index,
 ) -> Result<BTreeMap<u64, Layer>, StoreError> {
     let mut layers = BTreeMap::new();
-    for (leaf, page) in read_pages(blocking, superblock, Kind::Catalog, 0, &index.leaves().collect())? {
-        for at in 0..LAYERS_PER_PAGE {
-            let bytes = page.payload()[at * LAYER_LEN..].first_chunk().expect("the page has as many");
-            let wrong =
-                |what: &str| StoreError::Damaged(format!("place {at} of leaf {leaf} of the catalog holds {what}"));
-            let Some(layer) = Layer::from_bytes(bytes).map_err(wrong)? else { continue };
-            if catalog_place(layer.id) != (leaf, at) || layer.id >= superblock.next_layer {
-                return Err(wrong("a layer that should be elsewhere"));
-            }
-            if layer.levels > super::index::MOST_LEVELS || (layer.levels == 0) == layer.root.is_some() {
-                return Err(wrong("a layer with a map that cannot be"));
-            }
-            layers.insert(layer.id, layer);
+    let pointers: Vec<(u64, Pointer)> = index.leaves().collect();
+    for some in pointers.chunks(READ_AT_ONCE) {
+        for (leaf, page) in read_pages(blocking, superblock, Kind::Catalog, 0, &some.iter().copied().collect())? {
+            take_layers(superblock, leaf, &page, &mut layers)?;
+        }
+        if layers.len() as u64 > Weight::MOST.layers * 2 {
+            return Err(StoreError::damaged("the catalog has more layers than there can be"));
         }
     }
     Ok(layers)
+}
+
+/// The layers of a leaf of the catalog.
+fn take_layers(
+    superblock: &Superblock,
+    leaf: u64,
+    page: &Page,
+    layers: &mut BTreeMap<u64, Layer>,
+) -> Result<(), StoreError> {
+    let (places, _) = page.payload().as_chunks::<LAYER_LEN>();
+    for (at, bytes) in places.iter().enumerate() {
+        let wrong = |what: &str| StoreError::Damaged(format!("place {at} of leaf {leaf} of the catalog holds {what}"));
+        let Some(layer) = Layer::from_bytes(bytes).map_err(wrong)? else { continue };
+        if catalog_place(layer.id) != (leaf, at) || layer.id >= superblock.next_layer {
+            return Err(wrong("a layer that should be elsewhere"));
+        }
+        if layer.levels > super::index::MOST_LEVELS || (layer.levels == 0) == layer.root.is_some() {
+            return Err(wrong("a layer with a map that cannot be"));
+        }
+        layers.insert(layer.id, layer);
+    }
+    Ok(())
 }
 
 /// Reads a leaf of the clusters in use.

@@ -9,7 +9,7 @@
 //! shrink    volumes that become smaller               whole_pool its name and its size
 //! faults    a base that fails, lies or forgets        mutations promises broken on purpose
 //! scrub     the checker on a pool that is used
-//! orderings steps in the wrong order
+//! orderings steps in the wrong order               crafted   media that hold anything
 //! atomic    writes that count as a whole              restore   what goes without moving data, and what is erased
 //! ```
 //!
@@ -17,6 +17,7 @@
 //! `sweep::STEPS`. If it changes what a volume may hold the oracle learns of it first ([`crate::testing::expect`]).
 
 mod atomic;
+mod crafted;
 mod driver;
 mod faults;
 mod folding;

@@ -146,7 +146,7 @@ impl ThinChannel {
     /// Clusters for what has to move, and for what has none. Those that it has are kept while it waits for more: the pool
     /// knows by what is left whether somebody wants some.
     fn take_clusters(&mut self, token: Token, head: &LayerMap, fresh: usize, first: usize) -> Result<(), Wait> {
-        let (owned, most) = (head.usage.owned.load(Relaxed), self.volume.most_clusters());
+        let (owned, most) = (head.usage.owned(), self.volume.most_clusters());
         if most > 0 && first > 0 && owned + first as u64 > most {
             return Err(Wait::Quota);
         }

@@ -9,14 +9,13 @@
 //! writes there and flushes would be told that it is durable.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use pollux_core::{Cx, Io, IoError, IoFlags, Op, Token};
 
 use super::parts::{Kind, Part};
 use super::read::mask;
 use super::{Progress, ThinChannel, Wait};
-use crate::thin::shared::{LayerMap, Shared};
+use crate::thin::shared::{Lack, LayerMap, Shared};
 
 /// The longest part of fresh sub-blocks.
 const LONGEST: u64 = 1 << 20;
@@ -183,12 +182,12 @@ impl ThinChannel {
     }
 
     fn claim(&self, head: &Arc<LayerMap>, piece: &Piece) -> Result<u32, Wait> {
-        let most = self.volume.most_clusters();
-        let is_on = self.shared.leaves.get(piece.leaf).entry(piece.slot).cluster();
-        if most > 0 && is_on.is_none() && head.usage.owned.load(Relaxed) >= most {
-            return Err(Wait::Quota);
-        }
-        self.shared.claim(&self.volume, head, piece.leaf, piece.slot, self.reactor).ok_or(Wait::Space)
+        let claimed = self.shared.claim(&self.volume, head, piece.leaf, piece.slot, self.reactor);
+        claimed.map_err(|lack| match lack {
+            Lack::Space => Wait::Space,
+            Lack::Quota => Wait::Quota,
+            Lack::Count => Wait::Engine,
+        })
     }
 
     /// What the front of a range in one cluster is.

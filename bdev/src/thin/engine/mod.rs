@@ -103,6 +103,10 @@ pub(crate) struct Engine {
     clusters: Vec<u32>,
     /// The volumes for which something is kept.
     kept_by: Vec<Arc<Volume>>,
+    /// Those for which something was kept.
+    not_kept_by: Vec<Arc<Volume>>,
+    /// Clusters that the order at hand will have kept for volumes.
+    pledged: u64,
     alarms: Alarms,
 }
 
@@ -162,6 +166,8 @@ impl Engine {
             events: Vec::new(),
             clusters: Vec::new(),
             kept_by: Vec::new(),
+            not_kept_by: Vec::new(),
+            pledged: 0,
             alarms: Alarms::default(),
             store,
         };
@@ -196,6 +202,10 @@ impl Engine {
                 usage.here.fetch_add(layer.here.wrapping_sub(here), Relaxed);
             }
         }
+        // Whether a quota's threshold was reached was not known either.
+        self.alarms.forget_volumes();
+        self.review_reserves();
+        self.shared.tell_waiters();
     }
 
     fn advance_checkpoint(&mut self) {
@@ -235,10 +245,10 @@ impl Engine {
     fn volume_info(&self, id: u64, size: u64, sub_block: u64) -> VolumeInfo {
         let node = self.nodes.get(id);
         let (owned, here) = node.usage();
-        let mut shared = 0;
+        let mut shared = 0u64;
         let mut next = node.layer.parent;
         while let Some(below) = next.and_then(|id| self.nodes.by_id.get(&id)) {
-            shared += below.usage().0 * size;
+            shared = below.usage().0.saturating_mul(size).saturating_add(shared);
             next = below.layer.parent;
         }
         let layer = &node.layer;
@@ -254,12 +264,12 @@ impl Engine {
             parent: self.nodes.known_below(id).next().map(|below| self.nodes.get(below).layer.uuid),
             children: Vec::new(),
             created: layer.created,
-            owned_bytes: owned * size,
-            written_bytes: here * sub_block,
+            owned_bytes: owned.saturating_mul(size),
+            written_bytes: here.saturating_mul(sub_block),
             shared_bytes: shared,
-            quota_bytes: layer.quota * size,
+            quota_bytes: layer.quota.saturating_mul(size),
             quota_threshold: self.quota_threshold_info(layer.uuid, layer.warn_percent),
-            reserved_bytes: layer.reserved * size,
+            reserved_bytes: layer.reserved.saturating_mul(size),
         }
     }
 

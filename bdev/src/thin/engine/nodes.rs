@@ -1,7 +1,6 @@
 //! The layers of a pool as the engine knows them: a forest, with the volumes that show them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -9,6 +8,7 @@ use uuid::Uuid;
 use crate::thin::PoolError;
 use crate::thin::format::{Geometry, Layer, LayerKind, Pointer};
 use crate::thin::shared::{Chain, LayerMap, Usage, Volume};
+use crate::thin::store::Weight;
 
 /// The volumes and snapshots that can be opened, by UUID: what the engine makes known to the control plane.
 #[derive(Default)]
@@ -185,7 +185,7 @@ impl Nodes {
     /// Clusters that are kept for volumes which do not own them yet.
     pub(super) fn promised(&self) -> u64 {
         let keeping = self.by_id.values().map(|node| (node, self.kept_for(node))).filter(|(_, kept)| *kept > 0);
-        keeping.map(|(node, kept)| kept.saturating_sub(self.will_own(node))).sum()
+        keeping.map(|(node, kept)| kept.saturating_sub(self.will_own(node))).fold(0, u64::saturating_add)
     }
 
     /// Clusters that are kept for a layer, with those that it owns.
@@ -197,7 +197,7 @@ impl Nodes {
     pub(super) fn will_own(&self, node: &Node) -> u64 {
         let (mut owned, mut next) = (node.usage().0, node.layer.parent);
         while let Some(below) = next.and_then(|id| self.by_id.get(&id)).filter(|n| n.layer.kind == LayerKind::Going) {
-            owned += below.usage().0;
+            owned = owned.saturating_add(below.usage().0);
             next = below.layer.parent;
         }
         owned
@@ -206,7 +206,12 @@ impl Nodes {
     /// Bytes of all volumes.
     pub(super) fn provisioned(&self) -> u64 {
         let heads = self.by_id.values().filter(|node| node.layer.kind == LayerKind::Head);
-        heads.map(|node| node.layer.size).sum()
+        heads.map(|node| node.layer.size).fold(0, u64::saturating_add)
+    }
+
+    /// Whether there may be more layers: what they take in memory is within what a pool is opened with.
+    pub(super) fn may_be_more(&self) -> bool {
+        Weight::of(self.by_id.values().map(|node| &node.layer)).is_ok_and(|weight| weight.is_within(1))
     }
 
     pub(super) fn get(&self, id: u64) -> &Node {
@@ -241,6 +246,6 @@ impl Node {
 
     /// Clusters and sub-blocks that it has now.
     pub(super) fn usage(&self) -> (u64, u64) {
-        (self.map.usage.owned.load(Relaxed), self.map.usage.here.load(Relaxed))
+        (self.map.usage.owned(), self.map.usage.here())
     }
 }

@@ -10,13 +10,12 @@ use std::sync::atomic::Ordering::Release;
 use uuid::Uuid;
 
 use super::Engine;
+use super::nodes::Node;
 use crate::thin::PoolError;
 use crate::thin::format::{Entry, Layer, LayerKind, NAME_LEN, Pointer, THRESHOLDS};
 use crate::thin::orders::{Answer, Asked, Order, SnapshotOf};
 use crate::thin::shared::{EVERYBODY, Volume};
-
-/// Most bytes of a volume.
-const MOST_BYTES: u64 = 1 << 50;
+use crate::thin::store::MOST_BYTES;
 
 /// The order that is being carried out.
 pub(super) struct Doing {
@@ -91,10 +90,15 @@ impl Engine {
         if let Some(error) = self.failed {
             return asked.answer(Err(PoolError::Failed(error)));
         }
+        let pledge = self.pledge(&asked.order);
+        if pledge > 0 || matches!(asked.order, Order::Inflate { .. }) {
+            // What lies in leases may be used at any moment: what is kept is kept of what is nobody's.
+            self.take_leases_back();
+        }
         if let Order::Inflate { .. } = asked.order {
             return self.begin_inflation(asked);
         }
-        match self.check(&asked.order) {
+        match self.check(&asked.order, pledge) {
             Err(error) => asked.answer(Err(error)),
             Ok(volumes) if volumes.is_empty() => {
                 let stage = self.apply(&asked.order);
@@ -103,6 +107,7 @@ impl Engine {
             Ok(volumes) => {
                 volumes.iter().for_each(|volume| volume.close_gate());
                 self.shared.wake_reactors();
+                self.pledged = pledge;
                 self.doing = Some(Doing { asked, stage: Stage::Closing, volumes });
             }
         }
@@ -116,6 +121,7 @@ impl Engine {
                 if !doing.volumes.iter().all(|volume| volume.is_still()) {
                     return false;
                 }
+                self.pledged = 0;
                 doing.stage = self.apply(&doing.asked.order);
                 self.shared.tell_waiters();
                 self.shared.wake_reactors();
@@ -151,8 +157,43 @@ impl Engine {
         self.advance_order(doing)
     }
 
-    /// Whether an order can be carried out, and the volumes whose gates have to be closed for it.
-    fn check(&self, order: &Order) -> Result<Vec<Arc<Volume>>, PoolError> {
+    /// Clusters that will be kept for volumes, beyond those that are, when an order has been carried out.
+    fn pledge(&self, order: &Order) -> u64 {
+        let more = |uuid: &Uuid, kept: &dyn Fn(&Node) -> u64| {
+            let Ok(node) = self.nodes.find(*uuid).map(|id| self.nodes.get(id)) else { return 0 };
+            let owned = self.nodes.will_own(node);
+            let before = self.nodes.kept_for(node).saturating_sub(owned);
+            kept(node).saturating_sub(owned).saturating_sub(before)
+        };
+        match order {
+            Order::Create { reserved, .. } => self.nodes.clusters(*reserved),
+            Order::Limit { uuid, reserved: Some(bytes), .. } => more(uuid, &|_| self.nodes.clusters(*bytes)),
+            Order::Resize { uuid, bytes, .. } => more(uuid, &|node| self.kept_with(node, *bytes)),
+            Order::Snapshot { of, .. } => {
+                let nodes = of.iter().filter_map(|one| self.nodes.find(one.volume).ok()).map(|id| self.nodes.get(id));
+                // What is kept for the head is kept for the new one, which owns nothing yet.
+                nodes.map(|node| self.nodes.kept_for(node).min(self.nodes.will_own(node))).sum()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Clusters that are kept for a volume when it has so many bytes: all, if that is so now, else not more than now.
+    fn reserved_with(&self, layer: &Layer, bytes: u64) -> u64 {
+        let (now, then) = (self.nodes.clusters(layer.size), self.nodes.clusters(bytes));
+        if layer.reserved >= now { then } else { layer.reserved.min(then) }
+    }
+
+    /// The same with what is kept for it while it is inflated.
+    fn kept_with(&self, node: &Node, bytes: u64) -> u64 {
+        let inflating = if node.inflating { self.nodes.clusters(bytes) } else { 0 };
+        self.reserved_with(&node.layer, bytes).max(inflating)
+    }
+
+    /// Whether an order can be carried out that has so many clusters more kept for volumes, and the volumes whose gates have
+    /// to be closed for it.
+    fn check(&self, order: &Order, pledge: u64) -> Result<Vec<Arc<Volume>>, PoolError> {
+        let pledged = pledge.saturating_mul(self.nodes.cluster_size());
         let volume = |uuid: Uuid| self.directory.get(uuid).ok_or_else(|| PoolError::NotFound(uuid.to_string()));
         match order {
             Order::Create { uuid, name, bytes, reserved, .. } => {
@@ -161,10 +202,14 @@ impl Engine {
                 if reserved > bytes {
                     return Err(PoolError::invalid("reserved", "is more than the volume has"));
                 }
-                self.check_room(*bytes, *reserved)?;
+                self.check_room(*bytes, pledged)?;
                 Ok(Vec::new())
             }
-            Order::Snapshot { of, .. } => self.check_snapshot(of),
+            Order::Snapshot { of, .. } => {
+                let volumes = self.check_snapshot(of)?;
+                self.check_room(0, pledged)?;
+                Ok(volumes)
+            }
             Order::Clone { of, uuid, name, .. } => {
                 self.check_new(name, *uuid)?;
                 let of = self.is_kind(*of, LayerKind::Snapshot, "is no snapshot: make one first and clone that")?;
@@ -195,9 +240,14 @@ impl Engine {
                 if *bytes < layer.size {
                     self.check_layer_room()?;
                 }
-                let is_thick = layer.reserved > 0;
-                let more = bytes.saturating_sub(layer.size);
-                self.check_room(more, if is_thick { more } else { 0 })?;
+                if *bytes > layer.size {
+                    self.check_weight()?;
+                    if layer.quota > 0 && self.kept_with(self.nodes.get(id), *bytes) > layer.quota {
+                        let what = "all of its size is kept for it, and its quota is less than that would be";
+                        return Err(PoolError::Unfit { name: layer.name.clone(), what });
+                    }
+                }
+                self.check_room(bytes.saturating_sub(layer.size), pledged)?;
                 Ok(vec![volume(*uuid)?])
             }
             Order::Rename { uuid, name } => {
@@ -222,15 +272,19 @@ impl Engine {
             Order::Limit { uuid, quota, reserved } => {
                 let id =
                     self.is_kind(*uuid, LayerKind::Head, "is a snapshot: it takes no space of its own any more")?;
-                let (layer, owned) = (&self.nodes.get(id).layer, self.nodes.get(id).usage().0);
-                let reserved = reserved.map_or(layer.reserved, |bytes| self.nodes.clusters(bytes));
-                let quota = quota.map_or(layer.quota, |bytes| self.nodes.clusters(bytes));
-                if reserved > self.nodes.clusters(layer.size) || quota > 0 && reserved > quota {
+                if quota.is_some_and(|bytes| bytes > MOST_BYTES) {
+                    return Err(PoolError::invalid("quota", format!("must be 0 to {MOST_BYTES} bytes")));
+                }
+                let (node, clusters) = (self.nodes.get(id), |bytes| self.nodes.clusters(bytes));
+                let (layer, reserved) = (&node.layer, reserved.map_or(node.layer.reserved, clusters));
+                let quota = quota.map_or(layer.quota, clusters);
+                if reserved > clusters(layer.size) || quota > 0 && reserved > quota {
                     return Err(PoolError::invalid("reserved", "is more than the volume has, or may own"));
                 }
-                let wants = reserved.saturating_sub(owned);
-                let has = layer.reserved.saturating_sub(owned);
-                self.check_room(0, wants.saturating_sub(has) * self.nodes.cluster_size())?;
+                if quota > 0 && node.inflating && quota < clusters(layer.size) {
+                    return Err(PoolError::busy(&layer.name, "is being inflated, and takes more than that quota"));
+                }
+                self.check_room(0, pledged)?;
                 Ok(Vec::new())
             }
             Order::HoldPages if self.store.holds_pages() => {
@@ -274,6 +328,7 @@ impl Engine {
 
     /// Whether there can be another layer.
     fn check_layer_room(&self) -> Result<(), PoolError> {
+        self.check_weight()?;
         if self.has_room_for_layers() {
             return Ok(());
         }
@@ -281,7 +336,16 @@ impl Engine {
         Err(PoolError::NoSpace(what.into()))
     }
 
-    /// Whether so many bytes more may be provisioned, and so many be kept.
+    /// Whether there may be more of what takes memory, whatever is in it.
+    fn check_weight(&self) -> Result<(), PoolError> {
+        if self.nodes.may_be_more() {
+            return Ok(());
+        }
+        let what = "its volumes and snapshots are as many, as large and as long chains as they may be; delete some";
+        Err(PoolError::NoSpace(what.into()))
+    }
+
+    /// Whether so many bytes more may be provisioned, and so many be kept. Nothing is in leases.
     pub(super) fn check_room(&self, bytes: u64, reserved: u64) -> Result<(), PoolError> {
         let size = self.nodes.cluster_size();
         let (overcommit, total) = (self.store.overcommit(), self.store.total_clusters() * size);
@@ -291,7 +355,7 @@ impl Engine {
             let what = format!("its volumes would have {provisioned} bytes, and {most} is the limit (overcommit)");
             return Err(PoolError::NoSpace(what));
         }
-        let free = (self.unreserved() + self.leased()) * size;
+        let free = self.unreserved() * size;
         if reserved > free {
             let what = format!("{reserved} bytes are to be kept, and {free} are free; give back some, or keep less");
             return Err(PoolError::NoSpace(what));
@@ -328,23 +392,20 @@ impl Engine {
     }
 
     fn check_snapshot(&self, of: &[SnapshotOf]) -> Result<Vec<Arc<Volume>>, PoolError> {
-        let (mut volumes, mut kept): (Vec<Arc<Volume>>, u64) = (Vec::new(), 0);
+        let mut volumes: Vec<Arc<Volume>> = Vec::new();
         for (at, one) in of.iter().enumerate() {
             self.check_new(&one.name, one.uuid)?;
-            let id = self.is_kind(one.volume, LayerKind::Head, "is a snapshot already")?;
+            self.is_kind(one.volume, LayerKind::Head, "is a snapshot already")?;
             let twice = of[..at].iter().find(|other| other.volume == one.volume || other.name == one.name);
             if twice.is_some() {
                 return Err(PoolError::invalid("snapshot_names", "name a volume or a snapshot twice"));
             }
-            // What is kept for the head is kept for the new one, which owns nothing yet.
-            kept += self.nodes.get(id).layer.reserved.min(self.nodes.will_own(self.nodes.get(id)));
             let volume = self.directory.get(one.volume);
             volumes.push(volume.ok_or_else(|| PoolError::NotFound(one.volume.to_string()))?);
         }
         if volumes.is_empty() {
             return Err(PoolError::invalid("lvol_names", "name no volume"));
         }
-        self.check_room(0, kept * self.nodes.cluster_size())?;
         Ok(volumes)
     }
 
@@ -531,11 +592,9 @@ impl Engine {
             return self.shrink(id, bytes);
         }
         let clusters = self.nodes.clusters(bytes);
+        let reserved = self.reserved_with(&self.nodes.get(id).layer, bytes);
         let node = self.nodes.get_mut(id);
-        if node.layer.reserved > 0 {
-            node.layer.reserved = clusters;
-        }
-        node.layer.size = bytes;
+        (node.layer.size, node.layer.reserved) = (bytes, reserved);
         node.map = Arc::new(node.map.resized(clusters));
         self.log_layer(id);
         self.switch(uuid, id);
@@ -595,28 +654,30 @@ impl Engine {
 
     /// What volumes may own and what is kept for them, as their channels go by it.
     pub(super) fn review_reserves(&mut self) {
-        let given_back = self.kept_by.drain(..).collect::<Vec<_>>();
+        let is_uncounted = self.unsettled.is_some();
+        let mut others: Vec<_> = self.kept_by.drain(..).chain(self.not_kept_by.drain(..)).collect();
         for node in self.nodes.by_id.values().filter(|node| node.layer.kind == LayerKind::Head) {
             let Some(volume) = self.directory.get(node.layer.uuid) else { continue };
+            volume.uncounted.store(is_uncounted, Release);
             volume.quota.store(node.layer.quota, Release);
             volume.reserved.store(node.layer.reserved, Release);
             if node.layer.reserved > 0 {
                 self.kept_by.push(volume);
             }
         }
-        for volume in given_back {
-            if !self.kept_by.iter().any(|kept| Arc::ptr_eq(kept, &volume)) {
-                while let (Some(cluster), _) = volume.take_kept() {
-                    self.store.give_back(&[cluster]);
-                }
-            }
-        }
+        others.retain(|volume| !self.kept_by.iter().any(|kept| Arc::ptr_eq(kept, volume)));
+        others.iter().for_each(|volume| volume.reserved.store(0, Release));
+        self.not_kept_by = others;
+        self.take_back_unkept();
+        // Those that are gone have no channels that could give anything back.
+        let directory = &self.directory;
+        self.not_kept_by.retain(|volume| directory.get(volume.uuid).is_some_and(|known| Arc::ptr_eq(&known, volume)));
         self.set_alarms();
     }
 
     /// Layers that stay only because several others stand on them: those where that is so no more go, too.
     pub(super) fn review_unnamed(&mut self) {
-        let lonely = |node: &&super::nodes::Node| node.layer.kind == LayerKind::Unnamed && node.children.len() < 2;
+        let lonely = |node: &&Node| node.layer.kind == LayerKind::Unnamed && node.children.len() < 2;
         let ids: Vec<u64> = self.nodes.by_id.values().filter(lonely).map(|node| node.layer.id).collect();
         for id in ids {
             self.nodes.get_mut(id).layer.kind = LayerKind::Going;
@@ -627,6 +688,7 @@ impl Engine {
     /// Nobody is answered any more.
     pub(super) fn end_orders(&mut self) {
         self.orders.close();
+        self.pledged = 0;
         if let Some(doing) = self.doing.take() {
             doing.asked.answer(Answer::Err(PoolError::Closed));
         }

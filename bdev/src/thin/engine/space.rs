@@ -84,8 +84,8 @@ impl Engine {
 
     /// Clusters that are free and kept for nobody, and not held back for metadata.
     pub(super) fn unreserved(&self) -> u64 {
-        let promised = self.nodes.promised().saturating_sub(self.kept_at_hand());
-        self.store.free_clusters().saturating_sub(promised + self.store.held_back())
+        let promised = self.nodes.promised().saturating_sub(self.kept_at_hand()).saturating_add(self.pledged);
+        self.store.free_clusters().saturating_sub(promised.saturating_add(self.store.held_back()))
     }
 
     /// Clusters that volumes have of what is kept for them, and do not own yet.
@@ -98,13 +98,16 @@ impl Engine {
         self.shared.stations.iter().map(Station::left).sum::<usize>() as u64
     }
 
-    /// Gives volumes some of what is kept for them.
+    /// Gives volumes some of what is kept for them, before anybody else gets anything.
     fn give_out_kept(&mut self) -> u32 {
+        self.take_back_unkept();
+        if self.lacks_kept() && self.store.free_clusters() == 0 {
+            self.take_leases_back();
+        }
         let mut given = 0;
         for volume in &self.kept_by {
             let (left, reserved) = (volume.kept(), volume.reserved.load(Relaxed));
-            let owned = volume.chain().head().usage.owned.load(Relaxed);
-            let open = reserved.saturating_sub(owned).saturating_sub(left as u64);
+            let open = reserved.saturating_sub(volume.owned()).saturating_sub(left as u64);
             if left >= KEPT / 2 || open == 0 {
                 continue;
             }
@@ -117,6 +120,20 @@ impl Engine {
             }
         }
         given
+    }
+
+    /// Whether somebody finds nothing of what is kept for a volume.
+    fn lacks_kept(&self) -> bool {
+        self.kept_by.iter().any(|volume| volume.is_lacking())
+    }
+
+    /// Volumes for which nothing is kept any more: a write that was under way may have given something back since.
+    pub(super) fn take_back_unkept(&mut self) {
+        for volume in &self.not_kept_by {
+            while let Some(cluster) = volume.take_back() {
+                self.store.give_back(&[cluster]);
+            }
+        }
     }
 
     /// Fills the leases.
@@ -163,7 +180,8 @@ impl Engine {
     fn notice_fullness(&mut self) {
         let lacks_pages = self.lacks_pages();
         let starving = self.shared.stations.iter().any(Station::is_starving);
-        if !lacks_pages && (!starving || self.unreserved() > 0) {
+        let lacks_kept = self.lacks_kept() && self.store.free_clusters() == 0;
+        if !lacks_pages && !lacks_kept && (!starving || self.unreserved() > 0) {
             self.shared.full.store(false, Release);
             self.short_since = None;
             return;
@@ -175,14 +193,16 @@ impl Engine {
             self.short_since = None;
             return;
         }
-        if !starving && self.evicting.is_empty() {
+        if lacks_pages && !starving && self.evicting.is_empty() {
             // Leaves that somebody has taken and then had no use for.
             self.fresh.iter().for_each(|leaf| self.evicting.may_be_empty(*leaf));
         }
         let is_changed = self.shared.leaves.any_dirty() || self.has_to_say();
         let could_be_had = !self.quarantine.is_empty() || self.removal.is_some() || self.fold.is_some();
         let could_be_had = could_be_had || self.commit.is_some();
-        if (is_changed || could_be_had) && !for_long {
+        // What is kept for volumes seems to be more than it is, for as long as it is not known what they own.
+        let is_uncounted = self.unsettled.is_some() && self.failed.is_none();
+        if is_uncounted || (is_changed || could_be_had) && !for_long {
             self.hurry |= is_changed;
         } else if lacks_pages && !for_long && self.could_have_pages() {
             self.checkpoint_wanted = true;
@@ -196,15 +216,14 @@ impl Engine {
         if self.store.has_logged() || self.commit.is_some() || self.store.is_checkpointing() {
             return true;
         }
-        self.take_leases_back();
+        if self.store.free_clusters() == 0 {
+            self.take_leases_back();
+        }
         self.store.can_extend()
     }
 
-    /// Takes back what is in leases if nothing is left for metadata.
-    fn take_leases_back(&mut self) {
-        if self.store.free_clusters() > 0 {
-            return;
-        }
+    /// Takes back what is in leases: for metadata, or for who is promised something.
+    pub(super) fn take_leases_back(&mut self) {
         for station in &self.shared.stations {
             while let Some(cluster) = station.take_back() {
                 self.store.give_back(&[cluster]);

@@ -49,6 +49,13 @@ pub(super) struct Alarms {
     volumes: BTreeMap<Uuid, Alarm>,
 }
 
+impl Alarms {
+    /// What volumes own has become known: those of quotas begin anew.
+    pub(super) fn forget_volumes(&mut self) {
+        self.volumes.clear();
+    }
+}
+
 /// How much a threshold is of `of`: up to 100 it is a percentage, else bytes.
 const fn clusters_of(threshold: u64, of: u64, cluster_size: u64) -> u64 {
     match threshold {

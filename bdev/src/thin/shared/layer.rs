@@ -53,7 +53,8 @@ impl Place {
     }
 }
 
-/// How much a layer has; exact when nothing of it is being changed.
+/// How much a layer has; exact when nothing of it is being changed. After a crash it counts from what the catalog says, and
+/// not what the log says beyond it: until the first checkpoint has told (see the engine's `unsettled`) it may be below zero.
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     /// Clusters.
@@ -63,10 +64,36 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
+    /// Clusters, as far as is known.
+    pub(crate) fn owned(&self) -> u64 {
+        at_least_none(self.owned.load(Relaxed))
+    }
+
+    /// Sub-blocks with data, as far as is known.
+    pub(crate) fn here(&self) -> u64 {
+        at_least_none(self.here.load(Relaxed))
+    }
+
+    /// One cluster more, if that does not make more than `most`; 0: no limit. Returns how many there were.
+    pub(crate) fn own_one_more(&self, most: u64) -> Option<u64> {
+        let more = |owned: u64| (most == 0 || at_least_none(owned) < most).then_some(owned.wrapping_add(1));
+        self.owned.fetch_update(Relaxed, Relaxed, more).ok().map(at_least_none)
+    }
+
+    /// That did not come to be.
+    pub(crate) fn own_one_less(&self) {
+        self.owned.fetch_sub(1, Relaxed);
+    }
+
     /// So many more sub-blocks, or fewer.
     pub(crate) fn add_here(&self, more: i64) {
         self.here.fetch_add(more as u64, Relaxed);
     }
+}
+
+/// A count that may be below zero for a while.
+const fn at_least_none(count: u64) -> u64 {
+    if count > i64::MAX as u64 { 0 } else { count }
 }
 
 type Part = Arc<[AtomicU32; PART]>;
@@ -155,6 +182,18 @@ impl LayerMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_is_owned_than_may_be() {
+        let usage = Usage::default();
+        assert_eq!([2, 2, 2, 0, 3].map(|most| usage.own_one_more(most)), [Some(0), Some(1), None, Some(2), None]);
+        usage.own_one_less();
+        assert_eq!((usage.own_one_more(3), usage.owned()), (Some(2), 3));
+        // More was given back than is known.
+        usage.owned.fetch_sub(5, Relaxed);
+        usage.add_here(-3);
+        assert_eq!((usage.owned(), usage.here(), usage.own_one_more(1)), (0, 0, Some(0)));
+    }
 
     #[test]
     fn leaves_are_found_and_stay_where_they_are_when_the_layer_grows() {

@@ -57,6 +57,17 @@ pub(crate) enum Miss {
     Lost,
 }
 
+/// Why an entry gets no cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lack {
+    /// There is none at hand.
+    Space,
+    /// The volume owns as many as it may.
+    Quota,
+    /// It has a quota, and nobody knows yet how many it owns: the engine will tell.
+    Count,
+}
+
 /// A leaf that somebody wants.
 pub(crate) struct Wanted {
     /// Of which layer.
@@ -276,24 +287,38 @@ impl Shared {
     }
 
     /// The cluster that an entry of a volume's head is on; if it is on none, it is put on one that is kept for the volume,
-    /// or on one of the reactor's lease. `None`: there is none left.
-    pub(crate) fn claim(&self, volume: &Volume, map: &LayerMap, leaf: u32, slot: usize, reactor: usize) -> Option<u32> {
+    /// or on one of the reactor's lease.
+    pub(crate) fn claim(
+        &self,
+        volume: &Volume,
+        map: &LayerMap,
+        leaf: u32,
+        slot: usize,
+        reactor: usize,
+    ) -> Result<u32, Lack> {
         let page = self.leaves.get(leaf);
         let mut now = page.entry(slot);
         loop {
             if let Some(cluster) = now.cluster() {
-                return Some(cluster);
+                return Ok(cluster);
             }
-            let kept = volume.has_reserve(map.usage.owned.load(Ordering::Relaxed));
-            let cluster = if kept { self.take_kept(volume)? } else { self.take_leased(reactor)? };
+            let most = volume.most_clusters();
+            if most > 0 && volume.uncounted.load(Ordering::Acquire) {
+                return Err(Lack::Count);
+            }
+            // Counted before it is there: so several reactors together keep to the quota, too.
+            let owned = map.usage.own_one_more(most).ok_or(Lack::Quota)?;
+            let kept = volume.has_reserve(owned);
+            let Some(cluster) = (if kept { self.take_kept(volume) } else { self.take_leased(reactor) }) else {
+                map.usage.own_one_less();
+                return Err(Lack::Space);
+            };
             match page.change(slot, now, now.with_cluster(cluster)) {
-                Ok(()) => {
-                    map.usage.owned.fetch_add(1, Ordering::Relaxed);
-                    return Some(cluster);
-                }
+                Ok(()) => return Ok(cluster),
                 // The other one's is as good. There is room: the engine fills only half of it.
                 Err(other) => {
                     now = other;
+                    map.usage.own_one_less();
                     let back = if kept { volume.keep(cluster) } else { self.stations[reactor].put(cluster) };
                     debug_assert!(back.is_ok(), "there is room");
                 }
@@ -379,4 +404,39 @@ impl Shared {
 
 fn count(mask: u16) -> i64 {
     i64::from(mask.count_ones())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn several_reactors_together_own_no_more_than_the_quota() {
+        const REACTORS: usize = 4;
+        for round in 0..20 {
+            let shared = Shared::new(64 << 10, REACTORS, 64);
+            let map = Arc::new(LayerMap::new(1, 504 * 8, true, Arc::default()));
+            for reactor in 0..REACTORS as u32 {
+                (0..400).for_each(|at| shared.stations[reactor as usize].put(1 + reactor * 400 + at).unwrap());
+            }
+            let (layers, ends, settled) = (vec![map.clone()], Vec::new(), AtomicBool::new(true));
+            let chain = Chain { layers, ends, bytes: (504 * 8) << 16, read_only: false, word: 0, settled };
+            let volume = Volume::new(uuid::Uuid::from_u128(1), chain, 301, round % 2 * 7);
+            (0..7).for_each(|at| volume.keep(5000 + at).unwrap());
+            for leaf in 0..REACTORS as u32 {
+                shared.leaves.provide(leaf);
+            }
+            let claim = |reactor: usize| {
+                let one = |slot| shared.claim(&volume, &map, reactor as u32, slot, reactor);
+                (0..400).filter(|slot| one(*slot).is_ok()).count()
+            };
+            let claimed: usize = std::thread::scope(|scope| {
+                let all: Vec<_> = (0..REACTORS).map(|reactor| scope.spawn(move || claim(reactor))).collect();
+                all.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!((claimed, map.usage.owned()), (301, 301));
+        }
+    }
 }

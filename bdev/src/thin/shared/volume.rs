@@ -77,6 +77,8 @@ pub(crate) struct Volume {
     lease: ArrayQueue<u32>,
     /// Somebody found none.
     lacking: AtomicBool,
+    /// What its head owns is not known: no quota can be kept to.
+    pub(crate) uncounted: AtomicBool,
     /// Requests that wait for space.
     pub(crate) short: AtomicU32,
 }
@@ -89,6 +91,7 @@ impl Volume {
             reserved: AtomicU64::new(reserved),
             lease: ArrayQueue::new(2 * KEPT),
             lacking: AtomicBool::new(false),
+            uncounted: AtomicBool::new(false),
             short: AtomicU32::new(0),
             uuid,
             word: AtomicU64::new(0),
@@ -220,7 +223,7 @@ impl Volume {
 
     /// How many its head owns.
     pub(crate) fn owned(&self) -> u64 {
-        self.chain().head().usage.owned.load(Relaxed)
+        self.chain().head().usage.owned()
     }
 
     /// Whether all of it is kept for it.
@@ -243,6 +246,16 @@ impl Volume {
         let cluster = self.lease.pop();
         let is_news = if cluster.is_none() { !self.lacking.swap(true, SeqCst) } else { self.kept() < KEPT / 2 };
         (cluster, is_news)
+    }
+
+    /// For the engine: takes one back.
+    pub(crate) fn take_back(&self) -> Option<u32> {
+        self.lease.pop()
+    }
+
+    /// For the engine: whether somebody found none, and there is none now.
+    pub(crate) fn is_lacking(&self) -> bool {
+        self.lease.is_empty() && self.lacking.load(SeqCst)
     }
 
     /// Gives it one; or gives it back, if there is no room.

@@ -10,6 +10,7 @@
 //! faults    a base that fails, lies or forgets        mutations promises broken on purpose
 //! scrub     the checker on a pool that is used
 //! orderings steps in the wrong order               crafted   media that hold anything
+//! reserves  what is kept for volumes, and what they may own
 //! atomic    writes that count as a whole              restore   what goes without moving data, and what is erased
 //! ```
 //!
@@ -26,6 +27,7 @@ mod judge;
 mod mutations;
 mod orderings;
 mod plain;
+mod reserves;
 mod restore;
 mod scrub;
 mod shrink;

@@ -10,7 +10,7 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pollux_core::{CopyEnd, CopyError, IoError};
 
@@ -24,6 +24,8 @@ const STEP: u64 = 1 << 30;
 const AT_ONCE: u32 = 256;
 /// How long a thread sleeps that waits for a part of a map, or for a lock.
 const NAP: Duration = Duration::from_micros(200);
+/// How long it waits without getting on.
+const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(30) };
 
 /// A volume or a snapshot as an end of copies.
 pub(super) struct ThinEnd(pub(super) ThinVolume);
@@ -65,8 +67,9 @@ struct Restore<'a> {
 impl Restore<'_> {
     fn run(&mut self, reader: &Reader) -> Result<(), CopyError> {
         let (shared, word) = (&self.target.shared, self.target.volume.word());
-        let mut stay = Stay::new();
+        let (mut stay, mut since) = (Stay::new(), Instant::now());
         loop {
+            let before = self.at;
             let (epoch, word) = stay.begin(reader, &shared.epoch, word);
             stay.go_by(reader, word);
             let went = if word & CLOSED == 0 {
@@ -79,8 +82,12 @@ impl Restore<'_> {
             if self.at >= self.end {
                 return Ok(());
             }
-            if !went? {
+            if went? || self.at > before {
+                since = Instant::now();
+            } else if since.elapsed() < PATIENCE {
                 thread::sleep(NAP);
+            } else {
+                return Err(CopyError::Target(IoError::Busy));
             }
         }
     }

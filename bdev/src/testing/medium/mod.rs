@@ -238,6 +238,11 @@ impl Medium {
         self.state().release();
     }
 
+    /// The same for what is of this kind.
+    pub fn release_op(&self, op: Op) {
+        self.state().release_op(op);
+    }
+
     /// Breaks a promise.
     pub fn spoil(&self, mutation: Mutation) {
         match mutation {

@@ -231,4 +231,8 @@ impl State {
             flight.held = false;
         }
     }
+
+    pub(super) fn release_op(&mut self, op: Op) {
+        self.flights.iter_mut().filter(|flight| flight.io.op == op).for_each(|flight| flight.held = false);
+    }
 }

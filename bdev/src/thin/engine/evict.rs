@@ -4,7 +4,7 @@
 //! Who had found it before may still change it: when all of those have ended it is looked at again, and if it is as clean
 //! as before its memory is free. If somebody asks for it meanwhile it is put back as it is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::Engine;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry};
@@ -20,44 +20,50 @@ const LOOKED_AT: u32 = 1024;
 pub(super) struct Evicting {
     /// By layer and leaf: which one it is.
     leaves: HashMap<(u64, u64), u32>,
-    /// What has to be over.
-    epoch: u64,
+    /// What has to be over, also if somebody has wanted all of them again.
+    epoch: Option<u64>,
     /// The number of the leaf that is looked at next.
     hand: u32,
     /// Leaves in which nothing is left: they leave, so that whoever puts something there again has to have a page for it.
-    emptied: Vec<u32>,
+    emptied: BTreeSet<u32>,
 }
 
 impl Evicting {
-    /// Whether there are none.
-    pub(super) fn is_empty(&self) -> bool {
-        self.leaves.is_empty()
+    /// Whether nothing has to be over before more can leave.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.epoch.is_none()
+    }
+
+    /// Whether this leaf of a layer is among them.
+    pub(super) fn has(&self, layer: u64, leaf: u64) -> bool {
+        self.leaves.contains_key(&(layer, leaf))
     }
 
     /// The epoch that they wait for.
-    pub(super) fn awaited(&self) -> Option<u64> {
-        (!self.leaves.is_empty()).then_some(self.epoch)
+    pub(super) const fn awaited(&self) -> Option<u64> {
+        self.epoch
     }
 
     /// There may be nothing in this leaf.
     pub(super) fn may_be_empty(&mut self, leaf: u32) {
-        self.emptied.push(leaf);
+        self.emptied.insert(leaf);
     }
 }
 
 impl Engine {
     /// Takes leaves out of memory if few are free.
     pub(super) fn advance_eviction(&mut self) -> u32 {
-        if !self.evicting.leaves.is_empty() {
-            return if self.is_over(self.evicting.epoch) { self.end_eviction() } else { 0 };
+        if let Some(epoch) = self.evicting.epoch {
+            return if self.is_over(epoch) { self.end_eviction() } else { 0 };
         }
         let most = self.shared.leaves.most();
-        let free = self.spare.free(most);
-        if self.leaving {
+        let has_enough = self.spare.free(most) >= FREE.min(most / 8);
+        let may_empty = !self.evicting.emptied.is_empty() && self.commit.is_none();
+        if self.leaving || has_enough && !may_empty || !self.may_raise() {
             return 0;
         }
         let mut taken = self.take_out_emptied();
-        if free >= FREE.min(most / 8) {
+        if has_enough {
             return self.begin_eviction(taken);
         }
         for _ in 0..LOOKED_AT.min(self.spare.numbered()) {
@@ -73,7 +79,7 @@ impl Engine {
 
     fn begin_eviction(&mut self, taken: usize) -> u32 {
         if taken > 0 {
-            self.evicting.epoch = self.raise_epoch();
+            self.evicting.epoch = Some(self.raise_epoch());
         }
         taken as u32
     }
@@ -107,14 +113,18 @@ impl Engine {
     }
 
     fn end_eviction(&mut self) -> u32 {
+        self.evicting.epoch = None;
         let leaves = std::mem::take(&mut self.evicting.leaves);
-        let count = leaves.len() as u32;
+        let count = 1 + leaves.len() as u32;
         for ((layer, index), number) in leaves {
             let leaf = self.shared.leaves.get(number);
             if leaf.is_clean() && self.shared.commits.is_done(leaf.taken_by()) {
                 self.return_leaf(number);
             } else if let Some(node) = self.nodes.by_id.get(&layer) {
+                // Whoever has wanted it meanwhile finds it, and what he has asked for is not to be loaded any more.
                 node.map.put(index, Place::At(number));
+            } else {
+                self.return_leaf(number);
             }
         }
         self.shared.tell_waiters();
@@ -124,5 +134,17 @@ impl Engine {
     /// Somebody wants a leaf that is on its way out: it stays. Returns which one it is.
     pub(super) fn keep_evicting(&mut self, layer: u64, leaf: u64) -> Option<u32> {
         self.evicting.leaves.remove(&(layer, leaf))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_that_may_be_empty_is_named_once_however_often_that_is_said() {
+        let mut evicting = Evicting::default();
+        (0..1000).for_each(|nth| evicting.may_be_empty(nth % 3));
+        assert_eq!(evicting.emptied.len(), 3);
     }
 }

@@ -11,6 +11,7 @@ use pollux_core::{Cx, IoError};
 
 use super::Engine;
 use super::orders::Doing;
+use super::removal::RETRY_NS;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LayerKind, Record};
 use crate::thin::shared::{Miss, Place, Shared};
 
@@ -61,7 +62,10 @@ enum Verdict {
 impl Engine {
     /// Goes on with the snapshot that is being folded, or begins with the next one.
     pub(super) fn advance_fold(&mut self, cx: &mut Cx<'_>) -> u32 {
-        if self.failed.is_some() || self.removal.is_some() || self.inflation.is_copying() {
+        if self.failed.is_some() {
+            return self.give_up_fold(cx);
+        }
+        if self.removal.is_some() || self.inflation.is_copying() {
             return 0;
         }
         if self.fold.is_none() {
@@ -84,13 +88,31 @@ impl Engine {
         count
     }
 
+    /// The pool has failed: it goes no further than the copy that is under way.
+    fn give_up_fold(&mut self, cx: &mut Cx<'_>) -> u32 {
+        let Some(fold) = &self.fold else { return 0 };
+        if let Stage::Copying { .. } = fold.stage {
+            if self.copier.poll(cx).is_none() {
+                return 0;
+            }
+            self.shared.locks.unlock(fold.into, fold.next, u16::MAX);
+        }
+        self.fold = None;
+        1
+    }
+
     fn begin_fold(&mut self) {
+        let may_go = |id: &u64| !self.stuck.contains_key(id);
         let going = self.nodes.by_id.values().find(|node| {
-            node.layer.kind == LayerKind::Going && node.children.len() == 1 && !self.unfoldable.contains(&node.layer.id)
+            let is_one = node.layer.kind == LayerKind::Going && node.children.len() == 1;
+            is_one && may_go(&node.layer.id) && node.children.iter().all(may_go)
         });
         let Some(node) = going else { return };
         let (layer, clusters) = (node.layer.id, node.map.clusters());
         let Some(into) = node.children.first().copied() else { return };
+        if !self.may_raise() {
+            return;
+        }
         let stage = Stage::Beginning { epoch: self.raise_epoch(), commit: self.shared.commits.ticket() };
         self.fold = Some(Fold { layer, into, next: 0, clusters, said: 0, stage });
     }
@@ -100,6 +122,10 @@ impl Engine {
         match fold.stage {
             Stage::Beginning { epoch, commit } => {
                 (self.is_over(epoch) && self.shared.commits.is_done(commit)).then_some(())?;
+                if self.nodes.by_id.get(&fold.into).is_none_or(|into| into.layer.parent != Some(fold.layer)) {
+                    // It stands on something else now.
+                    return Some(false);
+                }
                 fold.stage = Stage::Entries;
             }
             Stage::Entries => {
@@ -109,6 +135,7 @@ impl Engine {
                 let limits = self.limits((0, 0));
                 for _ in 0..A_PASS {
                     if fold.next == fold.clusters {
+                        self.may_raise().then_some(())?;
                         fold.stage = Stage::Emptying(self.raise_epoch());
                         return Some(true);
                     }
@@ -130,7 +157,7 @@ impl Engine {
                         }
                         Err(Miss::Lost) => {
                             tracing::error!(layer = fold.layer, "a deleted snapshot stays: a part of a map is lost");
-                            self.unfoldable.insert(fold.layer);
+                            self.get_stuck(fold, Shared::slot(fold.next).0);
                             return Some(false);
                         }
                     }
@@ -147,7 +174,7 @@ impl Engine {
             Stage::Emptying(epoch) => {
                 // Not while somebody has closed a gate, which would be opened here.
                 let gate_is_closed = self.doing.as_ref().is_some_and(Doing::has_closed_gates);
-                (self.is_over(epoch) && !gate_is_closed).then_some(())?;
+                (self.is_over(epoch) && !gate_is_closed && self.may_raise()).then_some(())?;
                 self.drop_layer(fold);
                 fold.stage = Stage::Dropping(self.raise_epoch());
             }
@@ -234,9 +261,8 @@ impl Engine {
         let cluster = fold.next;
         let (leaf, slot) = Shared::slot(cluster);
         let into = self.nodes.get(fold.into).map.clone();
-        let Place::At(number) = into.place(leaf) else { return };
-        match result {
-            Ok(()) => {
+        match (result, into.place(leaf)) {
+            (Ok(()), Place::At(number)) => {
                 let page = self.shared.leaves.get(number);
                 let mut child = page.entry(slot);
                 while let Err(now) = page.change(slot, child, child.with_here(mask)) {
@@ -257,13 +283,21 @@ impl Engine {
                 let child = page.entry(slot);
                 self.say_folded(fold, Some(child), Some(from));
             }
-            Err(error) => {
+            // It is looked at once more.
+            (Ok(()), _) => {}
+            (Err(error), _) => {
                 tracing::error!(layer = fold.layer, %error, "a deleted snapshot stays: a part of it cannot be copied");
-                self.unfoldable.insert(fold.layer);
+                self.stuck.insert(fold.layer, Some(self.now.saturating_add(RETRY_NS)));
                 fold.stage = Stage::Failed;
             }
         }
         self.shared.locks.unlock(into.id, cluster, u16::MAX);
+    }
+
+    /// A leaf of one of the two is lost, for good or for a while.
+    fn get_stuck(&mut self, fold: &Fold, leaf: u64) {
+        let for_a_while = self.is_unread(fold.layer, leaf) || self.is_unread(fold.into, leaf);
+        self.stuck.insert(fold.layer, for_a_while.then(|| self.now.saturating_add(RETRY_NS)));
     }
 
     /// What has become of the cluster at hand, for the next batch.
@@ -340,7 +374,64 @@ fn verdict(below: Entry, child: Entry, bottom: bool) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use pollux_core::{Bdev, Resident};
+    use uuid::Uuid;
+
     use super::*;
+    use crate::testing::floor::Floor;
+    use crate::testing::medium::{Geometry, Medium, Order as Arrival};
+    use crate::thin::orders::{Order, Orders};
+    use crate::thin::store::{self, CreateParams};
+
+    /// The engine of a new pool, and a floor for it.
+    fn engine() -> (Floor<'static>, Engine) {
+        let medium = Medium::new(Geometry::with_512(16 << 20), Arrival::InOrder);
+        let (base, mut floor): (Arc<dyn Bdev>, _) = (Arc::new(medium), Floor::in_order());
+        let params = CreateParams {
+            name: "pool".into(),
+            uuid: Uuid::from_u128(1),
+            cluster_size: 64 << 10,
+            created: 1,
+            overcommit: 0,
+            salt: 77,
+            force: false,
+        };
+        let opened = floor.blocking(&base, None, |blocking| {
+            store::create(blocking, &params).expect("the medium works");
+            store::open(blocking, 1).expect("it was made")
+        });
+        let store = store::Store::new(opened, &base, None).expect("the medium is there");
+        let shared = Arc::new(Shared::new(64 << 10, 1, 64));
+        let orders = Arc::new(Orders::new(Duration::from_secs(1)));
+        let mut engine = Engine::new(store, &base, shared, orders, Arc::default()).expect("the medium is there");
+        floor.with_ring(0, |cx| engine.attach(cx)).expect("a floor has room");
+        (floor, engine)
+    }
+
+    /// What cannot be, by all that is known: a leaf that was copied into has left memory. It is copied once more.
+    #[test]
+    fn a_copy_into_what_is_not_there_keeps_no_lock() {
+        let (mut floor, mut engine) = engine();
+        for (number, name) in [(2, "below"), (3, "above")] {
+            let (uuid, bytes) = (Uuid::from_u128(number), 1 << 20);
+            let order = Order::Create { uuid, name: name.into(), bytes, reserved: 0, created: 1 };
+            let answer = engine.orders.send(&engine.shared, order).expect("the pool is open");
+            while answer.try_recv().is_err() {
+                floor.with_ring(0, |cx| engine.poll(cx));
+                floor.advance(1000);
+            }
+        }
+        let ids: Vec<u64> = engine.nodes.by_id.keys().copied().collect();
+        let stage = Stage::Copying { mask: 1, from: 9 };
+        let mut fold = Fold { layer: ids[0], into: ids[1], next: 0, clusters: 16, said: 0, stage };
+        assert!(engine.shared.locks.try_lock(ids[1], 0, u16::MAX));
+        engine.copied(&mut fold, 1, 9, Ok(()));
+        assert!(matches!(fold.stage, Stage::Entries) && fold.next == 0 && engine.to_log.records.is_empty());
+        assert!(engine.shared.locks.try_lock(ids[1], 0, u16::MAX), "somebody else may go on");
+    }
 
     #[test]
     fn a_cluster_is_freed_taken_or_copied() {

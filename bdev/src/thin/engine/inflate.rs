@@ -18,8 +18,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use pollux_core::{Bdev, Cx, IoError, Next, OpenError};
 use uuid::Uuid;
 
-use super::Engine;
 use super::copier::Copier;
+use super::{Engine, LOOK_NS};
 use crate::thin::PoolError;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Geometry, LayerKind};
 use crate::thin::orders::{Answer, Asked, Order, Progress};
@@ -27,8 +27,6 @@ use crate::thin::shared::{LayerMap, Miss, Place, Shared};
 
 /// Clusters that are looked at in one pass.
 const A_PASS: u32 = 1024;
-/// After so long it is looked whether what is waited for has come.
-const LOOK_NS: u64 = 1_000_000;
 
 /// A volume that is to stand on less.
 struct Task {
@@ -451,7 +449,7 @@ impl Engine {
     fn stand_on_less(&mut self, task: &mut Task) -> Result<Pace, PoolError> {
         let into = task.into;
         if let Some((parent, LayerKind::Going)) = task.below.first() {
-            if self.unfoldable.contains(parent) {
+            if self.stuck.contains_key(parent) {
                 return self.missing(task, Miss::Lost);
             }
             // It goes into this one, and has to find it.

@@ -8,8 +8,23 @@ use crate::thin::format::ENTRIES_PER_PAGE;
 use crate::thin::shared::{CHUNK, LayerMap, Miss, Place};
 use crate::thin::store::{LoadError, PAGES_PER_LEAF};
 
-/// Leaves that are loaded at once.
-const LOADS: usize = 64;
+/// Leaves that are loaded at once. In tests others soon have to wait.
+const LOADS: usize = if cfg!(test) { 4 } else { 64 };
+/// After so long a leaf is tried again that could not be read.
+const RETRY_NS: u64 = 1_000_000_000;
+
+/// A leaf that could not be read because the base has failed, and when it is tried again.
+pub(super) struct Unread {
+    until: u64,
+    map: Arc<LayerMap>,
+    leaf: u64,
+}
+
+impl Unread {
+    pub(super) const fn until(&self) -> u64 {
+        self.until
+    }
+}
 
 /// Numbers of leaves that nobody has.
 #[derive(Default)]
@@ -98,9 +113,9 @@ impl Engine {
         self.shared.leaves.is_starving() && self.leaf_room() == 0
     }
 
-    /// Whether the catalog can have more layers, if not now then after a checkpoint.
-    pub(super) fn has_room_for_layers(&self) -> bool {
-        self.store.leaf_room_of_reserve(self.unsaid_pages()) > 0
+    /// Whether so many leaves of the catalog can change and come into being, if not now then after a checkpoint.
+    pub(super) fn has_room_for_layers(&self, leaves: usize) -> bool {
+        self.store.leaf_room_of_reserve(self.unsaid_pages()) >= leaves as u64
             || self.store.has_logged()
             || self.store.is_checkpointing()
             || self.store.can_extend()
@@ -131,6 +146,15 @@ impl Engine {
             && let Some(wanted) = self.shared.next_wanted()
         {
             begun += 1;
+            if wanted.map.place(wanted.leaf) != Place::Loading {
+                // It was on its way out, and has been put back: it is there, and newer than what the store has. Or it could
+                // not be read, or somebody else has wanted it too.
+                self.shared.tell_waiters();
+                continue;
+            }
+            if self.loading.contains_key(&(wanted.map.id, wanted.leaf)) {
+                continue;
+            }
             if let Some(number) = self.keep_evicting(wanted.map.id, wanted.leaf) {
                 wanted.map.put(wanted.leaf, Place::At(number));
                 self.shared.tell_waiters();
@@ -151,7 +175,11 @@ impl Engine {
     ) {
         if let Some(map) = self.loading.remove(&(layer, leaf)) {
             let place = self.place_leaf(&map, leaf, &entries);
-            map.put(leaf, place);
+            if !map.set(leaf, Place::Loading, place)
+                && let Place::At(number) = place
+            {
+                self.return_leaf(number);
+            }
             self.shared.tell_waiters();
         }
         self.removal_loaded(layer, leaf, entries);
@@ -174,10 +202,42 @@ impl Engine {
                 // It is asked for again, until there is room.
                 None => Place::Unknown,
             },
+            Err(LoadError::Io(error)) => {
+                tracing::error!(layer = map.id, leaf, %error, "a part of a volume's map cannot be read; it is tried again");
+                let until = self.now.saturating_add(RETRY_NS);
+                self.unread.push_back(Unread { until, map: map.clone(), leaf });
+                Place::Lost
+            }
             Err(error) => {
                 tracing::error!(layer = map.id, leaf, "a part of a volume's map is lost: {error}");
                 Place::Lost
             }
         }
+    }
+
+    /// What could not be read for a while may be asked for again: who has waited for it has been told, and nobody else is
+    /// to be told of an error that has passed.
+    pub(super) fn advance_retries(&mut self) -> u32 {
+        let mut count = 0;
+        while self.unread.front().is_some_and(|unread| unread.until <= self.now)
+            && let Some(Unread { map, leaf, .. }) = self.unread.pop_front()
+        {
+            map.set(leaf, Place::Lost, Place::Unknown);
+            count += 1;
+        }
+        let now = self.now;
+        self.stuck.retain(|_, until| until.is_none_or(|until| until > now));
+        count
+    }
+
+    /// Whether a leaf is lost only for a while.
+    pub(super) fn is_unread(&self, layer: u64, leaf: u64) -> bool {
+        self.unread.iter().any(|unread| (unread.map.id, unread.leaf) == (layer, leaf))
+    }
+
+    /// When something that the base has failed is tried again.
+    pub(super) fn next_retry(&self) -> Option<u64> {
+        let stuck = self.stuck.values().flatten().min().copied();
+        self.unread.front().map(Unread::until).into_iter().chain(stuck).min()
     }
 }

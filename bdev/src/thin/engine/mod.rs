@@ -19,7 +19,7 @@ mod space;
 mod swaps;
 mod thresholds;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -31,7 +31,7 @@ use self::evict::Evicting;
 use self::fold::Fold;
 use self::inflate::Inflation;
 use self::load::Load;
-use self::loads::Spare;
+use self::loads::{Spare, Unread};
 pub(crate) use self::nodes::Directory;
 use self::nodes::Nodes;
 use self::orders::Doing;
@@ -45,7 +45,8 @@ use super::orders::Orders;
 use super::shared::{LayerMap, Shared, Volume};
 use super::store::{Event, Store};
 
-/// How often the engine looks whether a lock that it waits for is free.
+/// How often the engine looks whether what it waits for has come, where nobody tells: a lock that is free, epochs that are
+/// over.
 const LOOK_NS: u64 = 1_000_000;
 
 /// See the module's description.
@@ -67,6 +68,8 @@ pub(crate) struct Engine {
     hurry: bool,
     quarantine: Quarantine,
     loading: HashMap<(u64, u64), Arc<LayerMap>>,
+    /// The first one is tried again first.
+    unread: VecDeque<Unread>,
     spare: Spare,
     /// Leaves that were made ready and that no commit has heard of.
     fresh: HashSet<u32>,
@@ -77,8 +80,8 @@ pub(crate) struct Engine {
     removal: Option<Removal>,
     fold: Option<Fold>,
     inflation: Inflation,
-    /// Snapshots that cannot be folded because something of them is lost.
-    unfoldable: BTreeSet<u64>,
+    /// Layers on their way out that cannot go because something of them cannot be read: until then, or at all.
+    stuck: BTreeMap<u64, Option<u64>>,
     /// The map of a layer that is gone, until nobody looks at it.
     dropped: Option<Arc<LayerMap>>,
     copier: Copier,
@@ -94,6 +97,8 @@ pub(crate) struct Engine {
     unsettled: Option<BTreeMap<u64, (u64, u64)>>,
     leaving: bool,
     left: bool,
+    /// Something could not be done because requests that began long ago have not ended.
+    lacks_epochs: bool,
     /// Nothing is to be done until then, unless somebody calls.
     rests_until: u64,
     /// It waits for readers that it has not looked at since it said so, or something could go on now.
@@ -140,6 +145,7 @@ impl Engine {
             hurry: false,
             quarantine: Quarantine::default(),
             loading: HashMap::new(),
+            unread: VecDeque::new(),
             spare: Spare::default(),
             fresh: HashSet::new(),
             short_since: None,
@@ -148,7 +154,7 @@ impl Engine {
             removal: None,
             fold: None,
             inflation,
-            unfoldable: BTreeSet::new(),
+            stuck: BTreeMap::new(),
             dropped: None,
             copier,
             swaps: Swaps::default(),
@@ -160,6 +166,7 @@ impl Engine {
             unsettled,
             leaving: false,
             left: false,
+            lacks_epochs: false,
             rests_until: 0,
             looks_again: false,
             now: 0,
@@ -364,7 +371,8 @@ impl Resident for Engine {
             return 0;
         }
         self.now = cx.now;
-        let mut count = self.take_events(cx);
+        self.lacks_epochs = false;
+        let mut count = self.take_events(cx) + self.advance_retries();
         let called = self.shared.was_called();
         let was_gathering = self.is_gathering();
         if !was_gathering {
@@ -407,6 +415,12 @@ impl Resident for Engine {
         next = next.or(self.own_next());
         if self.awaited() > 0 {
             next = next.or(Next::Ring);
+        }
+        if let Some(until) = self.next_retry() {
+            next = next.or(Next::At(until));
+        }
+        if self.lacks_epochs {
+            next = next.or(Next::At(self.now + LOOK_NS));
         }
         if let Some(since) = self.short_since.filter(|_| !self.shared.full.load(Relaxed)) {
             next = next.or(Next::At(since.saturating_add(self.shared.patience.load(Relaxed))));

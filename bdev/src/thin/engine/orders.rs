@@ -4,6 +4,7 @@
 //! gate, and waits for what was in flight; guests wait for the reactors' next turns and not for the medium. What it has to
 //! say goes to the front of the next commit, and it is answered when a commit that began after all of that is durable.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Release;
 
@@ -12,7 +13,7 @@ use uuid::Uuid;
 use super::Engine;
 use super::nodes::Node;
 use crate::thin::PoolError;
-use crate::thin::format::{Entry, Layer, LayerKind, NAME_LEN, Pointer, THRESHOLDS};
+use crate::thin::format::{Entry, LAYER_LEN, LAYERS_PER_PAGE, Layer, LayerKind, NAME_LEN, Pointer, THRESHOLDS};
 use crate::thin::orders::{Answer, Asked, Order, SnapshotOf};
 use crate::thin::shared::{EVERYBODY, Volume};
 use crate::thin::store::MOST_BYTES;
@@ -26,6 +27,8 @@ pub(super) struct Doing {
 }
 
 enum Stage {
+    /// Requests that began long ago have to end, before anything of it is done.
+    Waiting,
     /// The gates are closed; somebody may still be starting something.
     Closing,
     /// What began before has to end.
@@ -42,7 +45,7 @@ impl Doing {
         match self.stage {
             Stage::Closing => Some(EVERYBODY),
             Stage::Draining(epoch) => Some(epoch),
-            Stage::Committing(_) | Stage::Checkpoint(_) => None,
+            Stage::Waiting | Stage::Committing(_) | Stage::Checkpoint(_) => None,
         }
     }
 
@@ -63,6 +66,13 @@ impl Engine {
                 self.begin_order(asked);
                 continue;
             };
+            if let Stage::Waiting = doing.stage
+                && (self.failed.is_some() || self.shared.has_epochs(1))
+            {
+                // What it needs may be otherwise now.
+                self.begin_order(doing.asked);
+                continue;
+            }
             if !self.advance_order(&mut doing) {
                 self.doing = Some(doing);
                 return count + self.answer_questions();
@@ -104,6 +114,10 @@ impl Engine {
                 let stage = self.apply(&asked.order);
                 self.doing = Some(Doing { asked, stage, volumes });
             }
+            // Each order that closes gates raises the epoch.
+            Ok(_) if !self.shared.has_epochs(1) => {
+                self.doing = Some(Doing { asked, stage: Stage::Waiting, volumes: Vec::new() });
+            }
             Ok(volumes) => {
                 volumes.iter().for_each(|volume| volume.close_gate());
                 self.shared.wake_reactors();
@@ -116,6 +130,10 @@ impl Engine {
     /// Returns whether it has ended.
     fn advance_order(&mut self, doing: &mut Doing) -> bool {
         match doing.stage {
+            Stage::Waiting => {
+                self.lacks_epochs = true;
+                return false;
+            }
             Stage::Closing => {
                 std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
                 if !doing.volumes.iter().all(|volume| volume.is_still()) {
@@ -238,7 +256,7 @@ impl Engine {
                     return Err(PoolError::invalid("size", why));
                 }
                 if *bytes < layer.size {
-                    self.check_layer_room()?;
+                    self.check_layer_room(1)?;
                 }
                 if *bytes > layer.size {
                     self.check_weight()?;
@@ -256,6 +274,10 @@ impl Engine {
                 Ok(Vec::new())
             }
             Order::SetReadOnly { uuid } => match self.nodes.get(self.nodes.find(*uuid)?).layer.kind {
+                LayerKind::Head if self.inflation.has(*uuid) => {
+                    let name = &self.nodes.get(self.nodes.find(*uuid)?).layer.name;
+                    Err(PoolError::busy(name, "is being inflated or decoupled"))
+                }
                 LayerKind::Head => Ok(vec![volume(*uuid)?]),
                 _ => Ok(Vec::new()),
             },
@@ -267,6 +289,7 @@ impl Engine {
                     let what = "does not stand on that snapshot";
                     return Err(PoolError::Unfit { name: layer.name.clone(), what });
                 }
+                self.check_layer_room(1)?;
                 Ok(vec![volume(*uuid)?])
             }
             Order::Limit { uuid, quota, reserved } => {
@@ -321,15 +344,15 @@ impl Engine {
     fn check_new(&self, name: &str, uuid: Uuid) -> Result<(), PoolError> {
         check_name(name)?;
         if !uuid.is_nil() {
-            self.check_layer_room()?;
+            self.check_layer_room(1)?;
         }
         self.nodes.check_free(name, uuid)
     }
 
-    /// Whether there can be another layer.
-    fn check_layer_room(&self) -> Result<(), PoolError> {
+    /// Whether there can be another layer, or others, in so many leaves of the catalog.
+    fn check_layer_room(&self, leaves: usize) -> Result<(), PoolError> {
         self.check_weight()?;
-        if self.has_room_for_layers() {
+        if self.has_room_for_layers(leaves) {
             return Ok(());
         }
         let what = "there are no pages left for what it needs to know of it; delete something, or let it grow";
@@ -393,20 +416,37 @@ impl Engine {
 
     fn check_snapshot(&self, of: &[SnapshotOf]) -> Result<Vec<Arc<Volume>>, PoolError> {
         let mut volumes: Vec<Arc<Volume>> = Vec::new();
+        let most = self.largest_group();
+        if of.len() > most {
+            let why = format!("are {}: at most {most} fit into one batch of the log of this pool", of.len());
+            return Err(PoolError::invalid("lvol_names", why));
+        }
+        let mut leaves = BTreeSet::new();
         for (at, one) in of.iter().enumerate() {
             self.check_new(&one.name, one.uuid)?;
-            self.is_kind(one.volume, LayerKind::Head, "is a snapshot already")?;
+            let id = self.is_kind(one.volume, LayerKind::Head, "is a snapshot already")?;
             let twice = of[..at].iter().find(|other| other.volume == one.volume || other.name == one.name);
             if twice.is_some() {
                 return Err(PoolError::invalid("snapshot_names", "name a volume or a snapshot twice"));
             }
+            leaves.insert(id / LAYERS_PER_PAGE as u64);
             let volume = self.directory.get(one.volume);
             volumes.push(volume.ok_or_else(|| PoolError::NotFound(one.volume.to_string()))?);
         }
         if volumes.is_empty() {
             return Err(PoolError::invalid("lvol_names", "name no volume"));
         }
+        if of.len() > 1 {
+            self.check_layer_room(leaves.len() + of.len().div_ceil(LAYERS_PER_PAGE) + 1)?;
+        }
         Ok(volumes)
+    }
+
+    /// How many volumes a group snapshot may have: what is said of it goes into one batch, beside other things, and that of
+    /// which there was a snapshot has changed as well as what it has become.
+    fn largest_group(&self) -> usize {
+        let (bytes, _) = self.store.batch(0, 0);
+        (bytes / 2 / (2 * (LAYER_LEN + 1))).max(1)
     }
 
     pub(super) fn is_kind(&self, uuid: Uuid, kind: LayerKind, what: &'static str) -> Result<u64, PoolError> {
@@ -690,6 +730,11 @@ impl Engine {
         self.orders.close();
         self.pledged = 0;
         if let Some(doing) = self.doing.take() {
+            if doing.has_closed_gates() {
+                // Helper threads may still wait there.
+                doing.volumes.iter().for_each(|volume| volume.open_gate(None));
+                self.shared.tell_waiters();
+            }
             doing.asked.answer(Answer::Err(PoolError::Closed));
         }
     }

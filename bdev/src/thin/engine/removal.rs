@@ -1,13 +1,17 @@
 //! Layers on their way out: nobody can open them and nothing stands on them, but they own clusters. Leaf by leaf their
-//! entries are emptied in the log, with the clusters that become free; then the layer is gone.
+//! entries are emptied in the log, with the clusters that become free; then the layer is gone. One of which a leaf cannot be
+//! read stays, since nobody else knows whose the clusters are that are in it: it is tried again later.
 
 use super::Engine;
+use super::orders::Doing;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LayerKind, Record};
 use crate::thin::shared::Place;
 use crate::thin::store::LoadError;
 
 /// Leaves of one commit.
 const LEAVES: u32 = 256;
+/// After so long a layer is tried again of which something could not be read.
+pub(super) const RETRY_NS: u64 = 10_000_000_000;
 
 /// The layer that is being removed.
 pub(super) struct Removal {
@@ -22,6 +26,9 @@ pub(super) struct Removal {
     loading: Option<u64>,
     /// Emptied since the last commit.
     emptied: u32,
+    /// Something could not be read: because the base has failed, or because it is damaged.
+    unread: bool,
+    damaged: bool,
 }
 
 impl Removal {
@@ -34,16 +41,27 @@ impl Removal {
 impl Engine {
     /// Goes on with the removal of a layer, or begins with the next one.
     pub(super) fn advance_removal(&mut self) -> u32 {
-        if self.failed.is_some() || self.fold.is_some() || self.inflation.is_copying() {
+        if self.failed.is_some() {
+            self.removal = None;
+            return 0;
+        }
+        if self.fold.is_some() || self.inflation.is_copying() {
             return 0;
         }
         if self.removal.is_none() && !self.leaving {
-            let going =
-                self.nodes.by_id.values().find(|node| node.layer.kind == LayerKind::Going && node.children.is_empty());
+            let going = self.nodes.by_id.values().find(|node| {
+                node.layer.kind == LayerKind::Going
+                    && node.children.is_empty()
+                    && !self.stuck.contains_key(&node.layer.id)
+            });
             let Some(node) = going else { return 0 };
             let (layer, leaves) = (node.layer.id, node.map.clusters().div_ceil(ENTRIES_PER_PAGE as u64));
+            if !self.may_raise() {
+                return 0;
+            }
             let (epoch, commit) = (self.raise_epoch(), self.shared.commits.ticket());
-            self.removal = Some(Removal { layer, next: 0, leaves, epoch, commit, loading: None, emptied: 0 });
+            let (next, loading, emptied, unread, damaged) = (0, None, 0, false, false);
+            self.removal = Some(Removal { layer, next, leaves, epoch, commit, loading, emptied, unread, damaged });
         }
         if self.removal.is_none() {
             return 0;
@@ -75,10 +93,22 @@ impl Engine {
                 self.hurry = true;
                 break;
             }
+            if leaf < end && self.is_on_its_way(layer, leaf) {
+                break;
+            }
+            if leaf == end && self.doing.as_ref().is_some_and(Doing::has_closed_gates) {
+                // What stands on what does not change under an order that has looked at that.
+                break;
+            }
             count += 1;
             self.remove_leaf(layer, leaf);
         }
         count
+    }
+
+    /// Whether a leaf comes into memory for somebody, or leaves it: then it is not looked for elsewhere.
+    fn is_on_its_way(&self, layer: u64, leaf: u64) -> bool {
+        self.evicting.has(layer, leaf) || self.nodes.get(layer).map.place(leaf) == Place::Loading
     }
 
     /// Whether the log does not know all of a leaf yet.
@@ -93,7 +123,12 @@ impl Engine {
     fn remove_leaf(&mut self, layer: u64, leaf: u64) {
         let Some(removal) = &mut self.removal else { return };
         if leaf == removal.leaves {
+            let (unread, damaged) = (removal.unread, removal.damaged);
             self.removal = None;
+            if unread || damaged {
+                self.stuck.insert(layer, unread.then(|| self.now.saturating_add(RETRY_NS)));
+                return;
+            }
             self.gone_to_log.push(layer);
             self.nodes.remove(layer);
             self.review_unnamed();
@@ -110,7 +145,7 @@ impl Engine {
                 self.empty_leaf(layer, leaf, &entries);
             }
             Place::Empty => removal.next += 1,
-            // Nobody else loads it any more; one that is on its way comes here, too.
+            // Nobody else loads it any more.
             Place::Unknown | Place::Loading | Place::Lost => {
                 removal.loading = Some(leaf);
                 self.store.load(layer, leaf);
@@ -135,12 +170,19 @@ impl Engine {
                 self.empty_leaf(layer, leaf, &entries);
             }
             Ok(None) => removal.next += 1,
-            // Its clusters stay in use until the pool is repaired.
+            // Its clusters stay in use until it can be read, or the pool is repaired.
             Err(error) => {
                 tracing::error!(layer, leaf, "a part of a deleted volume cannot be given back: {error}");
+                match error {
+                    LoadError::Io(_) => removal.unread = true,
+                    LoadError::Damaged(_) => removal.damaged = true,
+                }
                 removal.next += 1;
+                return;
             }
         }
+        // If all is looked at once more, not at this one.
+        self.nodes.get(layer).map.put(leaf, Place::Empty);
     }
 
     fn empty_leaf(&mut self, layer: u64, leaf: u64, entries: &[Entry]) {

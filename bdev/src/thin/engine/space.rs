@@ -46,7 +46,10 @@ impl Engine {
     pub(super) fn advance_quarantine(&mut self) -> u32 {
         let mut count = 0;
         // The other epochs are for cuts, removals, folds and evictions, which wait for one each.
-        if !self.quarantine.durable.is_empty() && self.quarantine.waiting.len() < EPOCHS as usize / 2 {
+        if !self.quarantine.durable.is_empty()
+            && self.quarantine.waiting.len() < EPOCHS as usize / 2
+            && self.may_raise()
+        {
             let clusters = std::mem::take(&mut self.quarantine.durable);
             let epoch = self.raise_epoch();
             self.quarantine.waiting.push((epoch, clusters));
@@ -75,6 +78,13 @@ impl Engine {
 
     pub(super) fn raise_epoch(&self) -> u64 {
         self.shared.epoch.raise()
+    }
+
+    /// Whether the epoch may be raised, but for an order: gates that are closed do not wait for that. Who may not tries again.
+    pub(super) fn may_raise(&mut self) -> bool {
+        let may = self.shared.has_epochs(2);
+        self.lacks_epochs |= !may;
+        may
     }
 
     /// Whether everything that began in this epoch or before has ended.

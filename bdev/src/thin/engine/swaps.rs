@@ -90,10 +90,11 @@ impl Engine {
             volumes.into_iter().flatten().for_each(|volume| volume.all_take_care());
             return 1;
         }
-        let volumes: Vec<_> = std::iter::from_fn(|| self.shared.careful.pop()).collect();
-        if !volumes.is_empty() {
-            self.swaps.care = Some((self.raise_epoch(), volumes));
+        if self.shared.careful.is_empty() || !self.may_raise() {
+            return 0;
         }
+        let volumes: Vec<_> = std::iter::from_fn(|| self.shared.careful.pop()).collect();
+        self.swaps.care = Some((self.raise_epoch(), volumes));
         0
     }
 

@@ -156,6 +156,13 @@ impl Shared {
         readers.iter().all(|reader| reader.oldest() > epoch)
     }
 
+    /// For the engine: whether the epoch may be raised so many times.
+    pub(crate) fn has_epochs(&self, raises: u64) -> bool {
+        fence(PUT);
+        let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.iter().all(|reader| self.epoch.is_near(reader, raises))
+    }
+
     /// log2 of the bytes of a sub-block.
     #[inline]
     pub(crate) const fn sub_shift(&self) -> u32 {
@@ -223,7 +230,8 @@ impl Shared {
             return true;
         }
         if self.wanted.push(Wanted { map: map.clone(), leaf }).is_err() {
-            map.put(leaf, Place::Unknown);
+            // Unless it was on its way out, and has been put back meanwhile.
+            map.set(leaf, Place::Loading, Place::Unknown);
             return false;
         }
         self.call_engine();

@@ -77,12 +77,19 @@ impl Epoch {
     }
 
     /// Raises it. Returns the epoch that has ended: it is over when `oldest` of every reader is above it. Not more than
-    /// `EPOCHS - 1` may be not over.
+    /// `EPOCHS - 1` may be not over: see [`Epoch::is_near`].
     pub(crate) fn raise(&self) -> u64 {
         let ended = self.0.load(Relaxed);
         self.0.store(ended + 1, SeqCst);
         fence(SeqCst);
         ended
+    }
+
+    /// Whether it may be raised so many times, as far as this reader goes: one that has something in flight tells `EPOCHS`
+    /// of them apart. After a fence.
+    pub(crate) fn is_near(&self, reader: &Reader, raises: u64) -> bool {
+        let oldest = reader.oldest();
+        oldest == IDLE || self.now() + raises - oldest < EPOCHS
     }
 }
 
@@ -111,11 +118,22 @@ impl Stay {
             reader.words[0].swap(self.oldest, SeqCst);
         }
         let (now, word) = (epoch.now(), word.load(SeqCst));
+        if self.in_flight == 0 && now != self.oldest {
+            self.begins_later(reader, now);
+        }
         debug_assert!(now - self.oldest < EPOCHS);
         self.newest = now;
         self.counts[(now % EPOCHS) as usize] += 1;
         self.in_flight += 1;
         (now, word)
+    }
+
+    /// The epoch was raised, maybe often, before anybody could see that something begins: it begins in the one that was found
+    /// afterwards, and has looked at nothing before.
+    #[cold]
+    fn begins_later(&mut self, reader: &Reader, now: u64) {
+        let from = std::mem::replace(&mut self.oldest, now);
+        reader.leaves(from, now);
     }
 
     /// A request of this epoch has ended, and uses nothing of any map any more.
@@ -167,6 +185,50 @@ mod tests {
         assert_eq!(reader.oldest(), 3, "past the one that ended before");
         stay.end(&reader, c.0);
         assert_eq!(reader.oldest(), IDLE);
+    }
+
+    #[test]
+    fn an_epoch_is_raised_no_further_than_readers_can_tell_apart() {
+        let (reader, epoch, word) = (Reader::new(Arc::default()), Epoch::new(), AtomicU64::new(6));
+        (0..100).for_each(|_| {
+            assert!(epoch.is_near(&reader, EPOCHS), "nothing is in flight");
+            epoch.raise();
+        });
+        let mut stay = Stay::new();
+        let slow = stay.begin(&reader, &epoch, &word).0;
+        let mut raised = 0;
+        while epoch.is_near(&reader, 1) {
+            assert_eq!(epoch.is_near(&reader, 2), raised < EPOCHS - 2);
+            epoch.raise();
+            raised += 1;
+            let quick = stay.begin(&reader, &epoch, &word).0;
+            stay.end(&reader, quick);
+        }
+        assert_eq!(raised, EPOCHS - 1);
+        let last = stay.begin(&reader, &epoch, &word).0;
+        stay.end(&reader, slow);
+        assert_eq!((reader.oldest(), last), (epoch.now(), epoch.now()));
+        stay.end(&reader, last);
+    }
+
+    #[test]
+    fn what_begins_alone_keeps_no_epoch_before_its_own() {
+        let (reader, epoch, word) = (Reader::new(Arc::default()), Epoch::new(), AtomicU64::new(6));
+        let (mut stay, done) = (Stay::new(), std::sync::atomic::AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (0..10_000_000u32).take_while(|_| !done.load(Relaxed)).for_each(|_| _ = epoch.raise());
+            });
+            while epoch.now() < 10 {}
+            let keeps_its_own = (0..200_000).all(|_| {
+                let at = stay.begin(&reader, &epoch, &word).0;
+                let oldest = reader.oldest();
+                stay.end(&reader, at);
+                oldest == at
+            });
+            done.store(true, Relaxed);
+            assert!(keeps_its_own, "it would seem to be in flight since long ago");
+        });
     }
 
     #[test]

@@ -300,6 +300,26 @@ fn it_can_be_cancelled_and_fail() {
     drop(again(world));
 }
 
+/// What is kept for a volume is kept for nobody when it is a snapshot.
+#[test]
+fn a_volume_that_is_inflated_does_not_become_a_snapshot() {
+    let mut world = world();
+    let (_, held) = chain(&mut world);
+    let answer = world.send(inflation(10, false).0);
+    let read_only = Order::SetReadOnly { uuid: uuid(10) };
+    assert_eq!(world.order(read_only.clone()).unwrap_err().reason(), "busy");
+    run_until(&mut world, &answer).unwrap();
+    world.order(read_only).unwrap();
+    let info = world.info();
+    assert_eq!(info.volumes[2].reserved_bytes, 0);
+    let owned: u64 = info.volumes.iter().map(|volume| volume.owned_bytes).sum();
+    world.floor.settle(2_000_000_000);
+    let info = world.info();
+    assert_eq!(info.free_bytes + info.quarantined_bytes + owned, info.total_bytes, "{info:?}");
+    let lane = world.lane(10, 1);
+    holds(&mut world, lane, &held, "as a snapshot");
+}
+
 /// SPDK's rules, and what is read afterwards.
 #[test]
 fn a_volume_gets_another_parent() {

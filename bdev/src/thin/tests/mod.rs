@@ -12,6 +12,7 @@
 //! orderings steps in the wrong order               crafted   media that hold anything
 //! reserves  what is kept for volumes, and what they may own
 //! atomic    writes that count as a whole              restore   what goes without moving data, and what is erased
+//! races     things that meet at a bad moment          retries   a base that fails and is well again
 //! ```
 //!
 //! An order that pools learn gets a method of [`driver::Driver`], a line of `storm::orders::ORDERS`, and one of
@@ -27,8 +28,10 @@ mod judge;
 mod mutations;
 mod orderings;
 mod plain;
+mod races;
 mod reserves;
 mod restore;
+mod retries;
 mod scrub;
 mod shrink;
 mod space;

@@ -95,6 +95,20 @@ fn what_would_show_something_newer_is_read_and_written() {
     assert_eq!(refused, Err(CopyError::Target(pollux_core::IoError::ReadOnly)));
 }
 
+/// A copy runs on a thread that would wait.
+#[test]
+fn a_range_is_not_waited_for_without_end() {
+    let (mut world, lane) = world();
+    world.write(lane, 0, 1, CLUSTER);
+    world.snapshot(10, 11);
+    world.write(lane, 0, 2, CLUSTER);
+    let volume = world.pool.volume(uuid(10)).expect("it is there");
+    volume.volume.close_gate();
+    assert_eq!(restore(&world, 11, 10, 0, CLUSTER).1, Err(CopyError::Target(pollux_core::IoError::Busy)));
+    volume.volume.open_gate(None);
+    assert_eq!(restore(&world, 11, 10, 0, CLUSTER), (CLUSTER, Ok(())));
+}
+
 /// Erased: first where it lies, then it is given back. From the first flush on nothing of it is anywhere.
 #[test]
 fn nothing_of_an_erased_volume_is_left_on_the_base() {

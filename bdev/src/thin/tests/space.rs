@@ -6,7 +6,7 @@ use super::judge::{clean, counted};
 use super::world::{CLUSTER, MIB, World, uuid};
 use crate::testing::floor::{Floor, LaneId, Request};
 use crate::testing::medium::{Effect, Geometry, Medium, Order as Arrival, Rule};
-use crate::thin::orders::Order;
+use crate::thin::orders::{Order, SnapshotOf};
 
 const NONE: IoFlags = IoFlags::empty();
 
@@ -103,6 +103,51 @@ fn a_pool_never_gets_stuck_for_lack_of_pages() {
         counted(&info, &clean(&medium, "after it was closed").unwrap()).unwrap();
         assert!(least < 100 || medium.steps()["checkpoint.extent"].changes > 0, "pages were added");
     }
+}
+
+/// Who makes a layer asks whether there are pages for it, whatever else he does.
+#[test]
+fn a_pool_without_pages_for_more_layers_rolls_nothing_back() {
+    const LEAF: u64 = 504 * CLUSTER;
+    let mut world = world(5 * MIB, 1, 2);
+    world.create_volume(10, 4000 * LEAF);
+    world.snapshot(10, 11);
+    let lane = world.lane(10, 0);
+    fill(&mut world, &[lane], (0..4000).map(|leaf| leaf * LEAF), 1);
+    let mut made = 0;
+    let refused = loop {
+        world.order(Order::Checkpoint).unwrap();
+        made += 1;
+        assert!(made < 20_000, "there is always room");
+        let (number, name) = (uuid(1000 + made), format!("m{made}"));
+        match world.order(Order::Create { uuid: number, name, bytes: MIB, reserved: 0, created: 1 }) {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.reason(), "no_space");
+    let back = world.order(Order::Rollback { uuid: uuid(10), to: uuid(11) });
+    assert_eq!(back.unwrap_err().reason(), "no_space");
+    world.order(Order::Delete { uuid: uuid(1001) }).unwrap();
+}
+
+/// What is said of a group goes into one batch of the log, which has an end.
+#[test]
+fn a_group_is_not_larger_than_a_batch() {
+    const MANY: u128 = 240;
+    let mut world = world(64 * MIB, 2, 2);
+    (0..MANY).for_each(|nth| world.create_volume(1000 + nth, MIB));
+    let group = |from: u128, count: u128| {
+        let one = |nth| SnapshotOf { volume: uuid(1000 + nth), uuid: uuid(2000 + nth), name: format!("s{nth}") };
+        Order::Snapshot { of: (from..from + count).map(one).collect(), created: 1 }
+    };
+    let refused = world.order(group(0, MANY)).unwrap_err();
+    assert!(refused.reason() == "invalid" && refused.to_string().contains("at most 111"), "{refused}");
+    world.order(group(0, 111)).unwrap();
+    world.order(group(111, 111)).unwrap();
+    world.floor.settle(2_000_000_000);
+    assert_eq!(world.info().volumes.len(), MANY as usize + 222);
+    clean(&world.shut(), "after it was closed").unwrap();
 }
 
 /// Requests that come while the pool is full wait, and go on when somebody deletes something.
@@ -215,7 +260,7 @@ fn an_engine_that_waits_for_a_reader_rests_until_it_is_woken() {
 #[test]
 fn a_snapshot_waits_for_a_reader_at_rest() {
     let (mut world, lane, _, hung) = with_a_hung_read();
-    let of = vec![crate::thin::orders::SnapshotOf { volume: uuid(10), uuid: uuid(20), name: "s".into() }];
+    let of = vec![SnapshotOf { volume: uuid(10), uuid: uuid(20), name: "s".into() }];
     let answer = world.send(Order::Snapshot { of, created: 6 });
     world.floor.settle(10_000_000);
     world.write(lane, 0, 2, 4096);

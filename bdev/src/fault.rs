@@ -1,10 +1,11 @@
 //! A device that fails on demand: for tests, and for operators' drills.
 //!
-//! Two things, together or apart:
+//! Three things, together or apart:
 //! - [`rules`]: the next so many requests of a kind fail, get stuck, come late, are corrupted, or are torn (a part of
 //!   the blocks is written, then an error is answered);
 //! - a volatile write [`cache`]: acknowledged writes stay in memory until a flush (FUA writes go through), and
-//!   [`Fault::power_cut`] loses of the rest what a seed says.
+//!   [`Fault::power_cut`] loses of the rest what a seed says;
+//! - a [`record`] of what reaches the base, in order, from which its content at any power cut can be made.
 //!
 //! All reactors share the rules and the cache under a short lock each. Elsewhere on the data path that is forbidden;
 //! here it is allowed because a cache with one content on all reactors needs one order of its changes, and because
@@ -14,6 +15,7 @@
 mod atomic_tests;
 pub mod cache;
 mod channel;
+mod record;
 pub mod rules;
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,7 @@ use serde_json::{Value, json};
 use crate::{BdevError, Device, FaultSpec};
 use cache::{Cache, PowerCut};
 use channel::FaultChannel;
+use record::Recorded;
 use rules::{Rule, Rules};
 
 /// What all channels share.
@@ -53,24 +56,33 @@ impl Shared {
 pub struct Fault {
     base_name: String,
     base: Arc<dyn Bdev>,
+    /// The base again, if it is recorded.
+    record: Option<Arc<Recorded>>,
     shared: Arc<Shared>,
 }
 
 impl Fault {
     /// A device as `spec` says on `base`.
-    pub fn new(spec: &FaultSpec, base: Arc<dyn Bdev>) -> Self {
+    ///
+    /// # Errors
+    /// If the record cannot be opened, or its file holds something else.
+    pub fn new(spec: &FaultSpec, base: Arc<dyn Bdev>) -> Result<Self, BdevError> {
+        let below = |path: &String| Recorded::new(base.clone(), path).map(Arc::new);
+        let record = spec.record.as_ref().map(below).transpose()?;
+        let base = record.clone().map_or(base, |recorded| recorded as Arc<dyn Bdev>);
         let block_size = base.shape().block_size;
         let limit = u64::from(spec.cache_mib) << 20;
-        Fault {
+        Ok(Fault {
             base_name: spec.base_name.clone(),
             base,
+            record,
             shared: Arc::new(Shared {
                 rules: Mutex::default(),
                 armed: AtomicBool::new(false),
                 resumed: AtomicU64::new(0),
                 cache: spec.volatile_cache.then(|| Mutex::new(Cache::new(block_size, limit))),
             }),
-        }
+        })
     }
 
     /// Sets the rule for an operation, or for all of them (each with the full count); it replaces the one there was.
@@ -161,7 +173,11 @@ impl Device for Fault {
     }
 
     fn driver_specific(&self) -> Value {
-        json!({ "error_disk": { "base_bdev": self.base_name } })
+        let mut shown = json!({ "error_disk": { "base_bdev": self.base_name } });
+        if let Some(record) = &self.record {
+            shown["error_disk"]["record"] = record.shown();
+        }
+        shown
     }
 
     fn as_fault(&self) -> Option<&Fault> {

@@ -251,6 +251,9 @@ pub struct FaultSpec {
     /// Size of that cache in MiB.
     #[serde(default = "cache_mib")]
     pub cache_mib: u32,
+    /// A file that takes a record of what reaches the base, in order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<String>,
     /// Derived from the base's UUID and the name if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
@@ -265,7 +268,7 @@ impl FaultSpec {
     #[must_use]
     pub fn new(base_name: &str) -> Self {
         let base_name = base_name.to_owned();
-        FaultSpec { base_name, name: None, volatile_cache: false, cache_mib: cache_mib(), uuid: None }
+        FaultSpec { base_name, name: None, volatile_cache: false, cache_mib: cache_mib(), record: None, uuid: None }
     }
 
     /// Its name.
@@ -468,6 +471,9 @@ impl Spec {
             }
             Spec::Fault(spec) if spec.volatile_cache && spec.cache_mib == 0 => {
                 return Err(BdevError::invalid("cache_mib", "must be at least 1"));
+            }
+            Spec::Fault(FaultSpec { record: Some(path), .. }) if path.is_empty() || path.contains('\0') => {
+                return Err(BdevError::invalid("record", "must be the path of a file"));
             }
             Spec::Sg(spec) if spec.path.is_empty() || spec.path.contains('\0') => {
                 return Err(BdevError::invalid("path", "must be the path of a SCSI generic device (/dev/sg*)"));

@@ -111,6 +111,9 @@ pub(crate) enum Create {
         /// Keep acknowledged writes in memory until they are flushed (`bdev_error_power_cut` loses the rest)
         #[arg(long)]
         volatile_cache: bool,
+        /// Append all that reaches the base to this file, in order: what a power cut leaves can be told from it
+        #[arg(long)]
+        record: Option<PathBuf>,
     },
 }
 
@@ -200,8 +203,10 @@ fn request(create: &Create) -> Result<(&'static str, Map<String, Value>), CliErr
                 "p99_write_latency": write_p99_us.unwrap_or(*write_us),
             }),
         ),
-        Create::Error { base, volatile_cache } => {
-            ("bdev_error_create", json!({"base_name": base, "volatile_cache": volatile_cache}))
+        Create::Error { base, volatile_cache, record } => {
+            let mut params = json!({"base_name": base, "volatile_cache": volatile_cache});
+            put(&mut params, "record", record.as_deref().map(absolute).transpose()?.map(Value::from));
+            ("bdev_error_create", params)
         }
     };
     match params {

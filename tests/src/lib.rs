@@ -10,6 +10,7 @@
 //! - [`scsi_suite`]: public suites for SCSI targets, counted honestly, and what is expected of them.
 //! - [`sg_device`]: a SCSI generic device, asked directly.
 //! - [`pool_image`]: large pools with nothing in them but what describes them.
+//! - [`record`]: what a medium may hold if the power fails at any instant, from the record that a fault device made of it.
 //! - [`records`]: numbered records that a guest writes without a flush, and what of them has to be there.
 //! - [`scribe`]: a toy for what a reactor does for nobody's request.
 //! - [`logwrites`], [`durability`]: what a medium held at each acknowledgement, and whether that was enough.
@@ -21,6 +22,7 @@ pub mod guest;
 pub mod logwrites;
 pub mod model;
 pub mod pool_image;
+pub mod record;
 pub mod records;
 pub mod rng;
 pub mod scribe;

@@ -10,7 +10,7 @@ use crate::testing::{Rig, ram};
 use crate::{Delay, DelaySpec, FaultSpec, Passthru};
 
 fn fault(volatile_cache: bool) -> Fault {
-    Fault::new(&FaultSpec { volatile_cache, ..FaultSpec::new("ram") }, ram(512, 64))
+    Fault::new(&FaultSpec { volatile_cache, ..FaultSpec::new("ram") }, ram(512, 64)).unwrap()
 }
 
 #[test]

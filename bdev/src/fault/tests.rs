@@ -10,7 +10,7 @@ use crate::{Delay, DelaySpec, Part, Passthru};
 const EMPTY: IoFlags = IoFlags::empty();
 
 fn fault_on(base: Arc<dyn Device>, volatile_cache: bool, cache_mib: u32) -> Arc<Fault> {
-    Arc::new(Fault::new(&FaultSpec { volatile_cache, cache_mib, ..FaultSpec::new("ram") }, base))
+    Arc::new(Fault::new(&FaultSpec { volatile_cache, cache_mib, ..FaultSpec::new("ram") }, base).unwrap())
 }
 
 fn plain() -> Arc<Fault> {
@@ -41,7 +41,7 @@ fn slow() -> DelaySpec {
 fn with_a_cache_it_is_its_base_too() {
     model::check(|| (fault_on(ram(512, 512), true, 256) as Arc<dyn Device>, ()));
     model::check_cases(16, || {
-        let device = Fault::new(&FaultSpec { volatile_cache: true, ..FaultSpec::new("ram") }, ram(512, 2048));
+        let device = Fault::new(&FaultSpec { volatile_cache: true, ..FaultSpec::new("ram") }, ram(512, 2048)).unwrap();
         // A cache that is always full: every write is written back.
         device.shared.cache().unwrap().set_limit(0);
         (Arc::new(device) as Arc<dyn Device>, ())
@@ -289,7 +289,7 @@ fn what_waits_for_the_medium_through_a_cut_is_not_acknowledged_as_durable() {
 #[test]
 fn a_write_back_that_fails_fails_the_flush_and_keeps_the_data() {
     let base = plain();
-    let device = Fault::new(&FaultSpec { volatile_cache: true, ..FaultSpec::new("e") }, base.clone());
+    let device = Fault::new(&FaultSpec { volatile_cache: true, ..FaultSpec::new("e") }, base.clone()).unwrap();
     let mut rig = Rig::new(&device);
     rig.write(0, &[1; 512], EMPTY).unwrap();
     rig.write(2048, &[2; 512], EMPTY).unwrap();
@@ -306,7 +306,7 @@ fn a_write_back_that_fails_fails_the_flush_and_keeps_the_data() {
 #[test]
 fn a_write_back_can_be_cancelled() {
     let base = plain();
-    let device = Fault::new(&FaultSpec { volatile_cache: true, ..FaultSpec::new("e") }, base.clone());
+    let device = Fault::new(&FaultSpec { volatile_cache: true, ..FaultSpec::new("e") }, base.clone()).unwrap();
     let mut rig = Rig::new(&device);
     rig.write(0, &[1; 512], EMPTY).unwrap();
     base.inject(Some(Op::Write), Rule::new(Effect::Stuck, 1)).unwrap();

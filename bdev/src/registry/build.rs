@@ -24,7 +24,7 @@ pub(super) fn build(
         Spec::File(spec) => one(Arc::new(file(spec, stats)?)),
         Spec::Passthru(spec) => one(Arc::new(Passthru::new(&spec.name, &spec.base_bdev_name, below(base)?))),
         Spec::Delay(spec) => one(Arc::new(Delay::new(spec, below(base)?))),
-        Spec::Fault(spec) => one(Arc::new(Fault::new(spec, below(base)?))),
+        Spec::Fault(spec) => one(Arc::new(Fault::new(spec, below(base)?)?)),
         Spec::Split(spec) => split(spec, &below(base)?),
         Spec::Sg(spec) => one(Arc::new(sg(spec)?)),
     }

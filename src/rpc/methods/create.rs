@@ -306,6 +306,8 @@ pub struct Error {
     volatile_cache: Option<bool>,
     #[serde(default)]
     cache_mib: Option<u32>,
+    #[serde(default)]
+    record: Option<String>,
 }
 
 pub(crate) fn error(node: &Node, params: &Error) -> Answer {
@@ -314,6 +316,7 @@ pub(crate) fn error(node: &Node, params: &Error) -> Answer {
     spec.name.clone_from(&params.name);
     spec.volatile_cache = params.volatile_cache.unwrap_or(false);
     spec.cache_mib = params.cache_mib.unwrap_or(spec.cache_mib);
+    spec.record = params.record.as_deref().map(absolute).transpose()?;
     super::done(node.create_bdev(Spec::Fault(spec)).map(drop))
 }
 
@@ -396,6 +399,7 @@ fn replay_params(spec: &Spec) -> Value {
             "base_name": fault.base_name, "uuid": fault.uuid, "name": fault.name,
             "volatile_cache": if fault.volatile_cache { true.into() } else { Value::Null },
             "cache_mib": if fault.volatile_cache { fault.cache_mib.into() } else { Value::Null },
+            "record": fault.record,
         }),
         Spec::Sg(sg) => json!({
             "name": sg.name, "path": sg.path, "identity": sg.identity, "uuid": sg.uuid,
@@ -440,6 +444,7 @@ mod tests {
         let uuid = Some(Uuid::from_u128(7));
         let file = FileSpec { discard: false, readonly: true, uuid, ..FileSpec::new("f", "/dev/x") };
         let fault = FaultSpec { volatile_cache: true, uuid, name: Some("bad".into()), ..FaultSpec::new("f") };
+        let fault = FaultSpec { record: Some("/r".into()), ..fault };
         let (name, base_bdev_name) = ("p".to_owned(), "f".to_owned());
         let delay = DelaySpec {
             name: name.clone(),

@@ -7,6 +7,13 @@ use crate::{
     Action, Attention, Cdb, Identity, LogicalUnit, Nexus, Outcome, Path, SCRATCH_LEN, Saved, Sections, Sense, Status,
 };
 
+/// Conflicts.
+#[path = "persistent_conflict_tests.rs"]
+mod conflicts;
+/// What is kept.
+#[path = "persistent_kept_tests.rs"]
+mod kept;
+
 const REGISTER: u8 = 0;
 const RESERVE: u8 = 1;
 const RELEASE: u8 = 2;
@@ -464,111 +471,6 @@ fn moving() {
 }
 
 #[test]
-fn who_may_read_and_write() {
-    const FREE: (bool, bool) = (true, true);
-    const READS: (bool, bool) = (true, false);
-    const NONE: (bool, bool) = (false, false);
-    let expected =
-        [(1, READS, READS), (3, NONE, NONE), (5, FREE, READS), (6, FREE, NONE), (7, FREE, READS), (8, FREE, NONE)];
-    for (kind, registrant, stranger) in expected {
-        let mut world = World::new();
-        world.register(A, 1);
-        world.register(B, 2);
-        assert_eq!(world.out(A, RESERVE, kind, (1, 0), 0), Ok(()));
-        assert_eq!([world.may(A), world.may(B), world.may(C)], [FREE, registrant, stranger], "type {kind}");
-        let plain = |of: usize| world.unit.plain_io(&world.paths[of], Cdb::from_slice(&WRITE).as_bytes(), 0).is_some();
-        assert_eq!((plain(A), plain(B), plain(C)), (true, registrant == FREE, false), "the plain way, type {kind}");
-        // A path that comes later finds the reservation; the initiator's registration is that of one nexus.
-        let late = world.unit.attach(nexus(C2), 1);
-        drained(&late);
-        assert!(world.unit.plain_io(&late, Cdb::from_slice(&WRITE).as_bytes(), 0).is_none());
-        let again = world.unit.attach(nexus(A), 1);
-        drained(&again);
-        assert!(world.unit.plain_io(&again, Cdb::from_slice(&WRITE).as_bytes(), 0).is_some(), "a holder comes back");
-        // A reset of the unit changes nothing of it, whoever asks.
-        world.unit.reset(Some(&world.paths[C]));
-        world.told();
-        assert_eq!([world.may(A), world.may(B), world.may(C)], [FREE, registrant, stranger], "type {kind}");
-        assert_eq!(world.out(A, REGISTER, 0, (1, 0), 0), Ok(()));
-        world.told();
-        if kind < 7 {
-            assert_eq!(world.may(C), FREE);
-        }
-    }
-}
-
-/// SPC-5, the table of commands that are allowed: from one who is not registered, under write exclusive and under exclusive
-/// access.
-#[test]
-fn the_table_of_conflicts() {
-    const ALLOWED: (bool, bool) = (true, true);
-    const READS: (bool, bool) = (true, false);
-    const NONE: (bool, bool) = (false, false);
-    let expected: &[(&[u8], (bool, bool))] = &[
-        (&[0x00], ALLOWED),
-        (&[0x03, 0, 0, 0, 18], ALLOWED),
-        (&[0x08, 0, 0, 0, 1], READS),
-        (&[0x0A, 0, 0, 0, 1], NONE),
-        (&[0x12, 0, 0, 0, 36], ALLOWED),
-        (&[0x15, 0x10, 0, 0, 4], NONE),
-        (&[0x16], NONE),
-        (&[0x17], NONE),
-        (&[0x1A, 0, 0x3F, 0, 255], READS),
-        (&[0x1B, 0, 0, 0, 0], NONE),
-        (&[0x1B, 0, 0, 0, 1], ALLOWED),
-        (&[0x1E, 0, 0, 0, 0], ALLOWED),
-        (&[0x1E, 0, 0, 0, 1], NONE),
-        (&[0x25], ALLOWED),
-        (&READ, READS),
-        (&WRITE, NONE),
-        (&[0x35], NONE),
-        (&[0x41, 0, 0, 0, 0, 0, 0, 0, 1], NONE),
-        (&[0x42, 0, 0, 0, 0, 0, 0, 0, 24], NONE),
-        (&[0x55, 0x10, 0, 0, 0, 0, 0, 0, 8], NONE),
-        (&[0x56], NONE),
-        (&[0x57], NONE),
-        (&[0x5A, 0, 0x3F, 0, 0, 0, 0, 0, 255], READS),
-        (&[0x5E, 0, 0, 0, 0, 0, 0, 0, 255], ALLOWED),
-        (&[0x5E, 3, 0, 0, 0, 0, 0, 0, 255], ALLOWED),
-        (&[0x88, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], READS),
-        (&[0x8A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], NONE),
-        (&[0x91], NONE),
-        (&[0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], NONE),
-        (&[0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32], ALLOWED),
-        (&[0xA0, 0, 0, 0, 0, 0, 0, 0, 0, 16], ALLOWED),
-        (&[0xA3, 0x0C, 0, 0, 0, 0, 0, 0, 0, 16], READS),
-        (&[0xA8, 0, 0, 0, 0, 0, 0, 0, 0, 1], READS),
-        (&[0xAA, 0, 0, 0, 0, 0, 0, 0, 0, 1], NONE),
-    ];
-    for &(cdb, allowed) in expected {
-        let under = |kind: u8| {
-            let mut world = World::new();
-            world.register(A, 1);
-            assert_eq!(world.out(A, RESERVE, kind, (1, 0), 0), Ok(()));
-            world.execute(B, cdb)
-        };
-        let is_allowed = |kind| !matches!(under(kind), Action::Done(outcome) if outcome == Outcome::CONFLICT);
-        assert_eq!((is_allowed(1), is_allowed(3)), allowed, "{cdb:02X?}");
-        assert_eq!((is_allowed(5), is_allowed(6)), allowed, "{cdb:02X?}");
-        assert_eq!((is_allowed(7), is_allowed(8)), allowed, "{cdb:02X?}");
-    }
-}
-
-#[test]
-fn a_conflict_comes_after_the_attention_and_before_wrong_fields() {
-    let mut world = World::new();
-    world.register(A, 1);
-    assert_eq!(world.out(A, RESERVE, 3, (1, 0), 0), Ok(()));
-    let beyond = [0x28, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 1, 0x04];
-    world.paths[B].raise(Attention::CapacityChanged);
-    let codes = [0, 1].map(|_| match world.execute(B, &beyond) {
-        Action::Done(Outcome { status, sense, .. }) => (status, sense.map(|sense| sense.code())),
-        other => panic!("{other:?}"),
-    });
-    assert_eq!(codes, [(Status::CheckCondition, Some(0x2A09)), (Status::ReservationConflict, None)]);
-}
-
-#[test]
 fn reserve_and_release_of_scsi_2() {
     for (reserve, release) in [(0x16, 0x17), (0x56, 0x57)] {
         let mut world = World::new();
@@ -606,88 +508,6 @@ fn reserve_and_release_of_scsi_2() {
         assert_eq!(result(world.execute(B, &[reserve])), CONFLICT);
         assert_eq!(result(world.execute(B, &[release])), CONFLICT);
     }
-}
-
-#[test]
-fn a_durable_change_counts_when_it_is_saved() {
-    let shelf = Arc::new(Shelf::default());
-    let nothing = Sections::new();
-    let mut world = World::kept(&shelf, Some(&nothing));
-    assert_eq!(world.read(2)[2..4], [0x0D, 0x80]);
-    world.register(A, 1);
-    let Action::Save(save) = world.send(A, REGISTER, 0, &list((1, 2), APTPL)) else { panic!() };
-    assert_eq!(save.text(), "registration 0000000000000002 000000000000000a 0001 vm0\n");
-    assert_eq!((save.section(), world.keys()), ("reservations", vec![1]), "not yet");
-    let busy = world.send(B, REGISTER, 0, &list((0, 5), 0));
-    assert!(matches!(busy, Action::Done(outcome) if outcome == Outcome::BUSY), "one at a time");
-    let answer = Arc::new(Mutex::new(None));
-    let told = answer.clone();
-    save.start(Box::new(move |saved| *told.lock().unwrap() = Some(saved)));
-    let save = shelf.saves.lock().unwrap().pop().unwrap();
-    assert_eq!(*answer.lock().unwrap(), None);
-    save.done(true);
-    assert_eq!(*answer.lock().unwrap(), Some(Saved { outcome: Outcome::GOOD, preempted: None, begun: None }));
-    assert_eq!((world.keys(), world.read(2)[3]), (vec![2], 0x81));
-    // From here on everything that others would have to find after a power loss is saved, nothing else.
-    assert_eq!(world.out(A, RELEASE, 1, (2, 0), 0), Ok(()));
-    let Action::Save(save) = world.send(A, RESERVE, 1, &list((2, 0), 0)) else { panic!() };
-    assert!(save.text().ends_with("reservation 1 000000000000000a vm0\n"), "{}", save.text());
-    drop(save);
-    assert_eq!(world.held(), None, "what nobody has saved has not happened");
-    let Action::Save(save) = world.send(A, RESERVE, 1, &list((2, 0), 0)) else { panic!() };
-    save.done(false);
-    assert_eq!((world.held(), world.may(B)), (None, (true, true)));
-    let Action::Save(save) = world.send(A, RESERVE, 1, &list((2, 0), 0)) else { panic!() };
-    save.done(true);
-    assert_eq!((world.held(), world.may(B)), (Some((2, 1)), (true, false)));
-    // Who asks too often is put off; what needs no saving goes on.
-    *shelf.full.lock().unwrap() = true;
-    let busy = world.send(A, CLEAR, 0, &list((2, 0), 0));
-    assert!(matches!(busy, Action::Done(outcome) if outcome == Outcome::BUSY));
-    *shelf.full.lock().unwrap() = false;
-    // APTPL=0 takes the file's content away.
-    let Action::Save(save) = world.send(A, REGISTER, 0, &list((2, 3), 0)) else { panic!() };
-    assert_eq!(save.text(), "");
-    save.done(true);
-    assert_eq!(world.read(2)[3], 0x80);
-}
-
-#[test]
-fn what_was_kept_is_in_force_before_anybody_comes() {
-    let shelf = Arc::new(Shelf::default());
-    let text = "registration 0000000000000002 000000000000000a 0001 vm0\nreservation 6 000000000000000a vm0\n";
-    let kept = Sections::from([("reservations".to_owned(), text.to_owned())]);
-    let mut world = World::kept(&shelf, Some(&kept));
-    assert_eq!((world.may(A), world.may(B)), ((true, true), (false, false)));
-    assert_eq!((world.held(), world.generation(), world.read(2)[3]), (Some((2, 6)), 0, 0x81));
-    // What cannot be read might have kept anybody from anything.
-    for damaged in [None, Some(Sections::from([("reservations".to_owned(), "?".to_owned())]))] {
-        let mut world = World::kept(&shelf, damaged.as_ref());
-        for of in [A, B] {
-            assert_eq!(world.may(of), (false, false));
-            assert_eq!(world.out(of, REGISTER, 0, (0, 1), 0), CONFLICT);
-            assert_eq!(result(world.execute(of, &[0x16])), CONFLICT);
-            assert_eq!(result(world.execute(of, &[0x00])), Ok(()));
-        }
-        assert!(world.unit.reservations().unreadable);
-        let Action::Save(save) = world.unit.clear_reservations() else { panic!() };
-        assert_eq!(save.text(), "");
-        save.done(true);
-        // With the whole file its mode pages are given up.
-        let told = if damaged.is_none() { vec![Attention::ModeChanged] } else { vec![] };
-        assert!(world.told().iter().all(|attentions| *attentions == told));
-        assert_eq!((world.may(A), world.unit.reservations().unreadable), ((true, true), false));
-    }
-}
-
-#[test]
-fn what_cannot_be_kept_is_not_promised() {
-    let mut world = World::new();
-    assert_eq!(world.out(A, REGISTER, 0, (0, 1), APTPL), invalid(20, Some(0)));
-    assert_eq!(world.out(A, IGNORE, 0, (0, 1), APTPL), invalid(20, Some(0)));
-    world.register(A, 1);
-    assert_eq!(world.out(A, RESERVE, 1, (1, 0), APTPL), Ok(()), "ignored here");
-    assert_eq!(result(world.send(A, MOVE, 0, &move_list((1, 7), 1, 2, 0xB))), invalid(17, Some(0)));
 }
 
 #[test]

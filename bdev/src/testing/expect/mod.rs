@@ -12,6 +12,7 @@
 //! - After a crash: what was acknowledged is there, what was deleted is not; what was not acknowledged is there as a whole or
 //!   not at all; of a group all or none. A volume holds nothing older than its snapshots do.
 //! - A clone, and a volume that was rolled back, holds what the snapshot holds, under what was written since.
+//! - What becomes of a volume that is made read-only, or gets another parent, is in `turn`.
 //! - What was never written reads as zeroes, and nothing has the stamp of a volume that it does not descend from.
 
 mod check;
@@ -19,6 +20,7 @@ mod cut;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod volume;
 
 use std::collections::BTreeMap;
@@ -45,6 +47,11 @@ pub trait Survivors {
     /// A sector of one of them.
     fn read(&mut self, volume: Id, sector: u64) -> [u8; SECTOR];
 
+    /// Whether it is a snapshot, if that is known.
+    fn is_snapshot(&mut self, _volume: Id) -> Option<bool> {
+        None
+    }
+
     /// What it holds; `None`: nothing that anybody has written as a whole.
     fn value(&mut self, volume: Id, sector: u64) -> Option<Value> {
         Value::of(&self.read(volume, sector))
@@ -54,13 +61,24 @@ pub trait Survivors {
 #[derive(Clone, Debug)]
 enum Ask {
     Make(Id),
-    Change { volume: Id, sectors: Range<u64>, fua: bool },
+    Change {
+        volume: Id,
+        sectors: Range<u64>,
+        fua: bool,
+    },
     Flush(Id),
     Cut(usize),
     Delete(Id),
     Rollback(Id),
     Resize(Id),
-    Read { volume: Id, sectors: Range<u64> },
+    /// It becomes a snapshot.
+    Freeze(Id),
+    /// It gets another parent.
+    Adopt(Id),
+    Read {
+        volume: Id,
+        sectors: Range<u64>,
+    },
 }
 
 /// The oracle of one pool.
@@ -255,6 +273,8 @@ impl Expect {
             (Ask::Delete(id), _) => self.volume(id).deleted = Asked::Done,
             (Ask::Rollback(id), now) => self.rolled_back(id, now),
             (Ask::Resize(id), now) => self.resized(id, asking.0, now),
+            (Ask::Freeze(id), now) => self.frozen(id, now),
+            (Ask::Adopt(id), now) => self.adopted(id, asking.0, now, true),
             (Ask::Read { .. }, _) => panic!("a read ends with what was read"),
         }
     }
@@ -268,7 +288,9 @@ impl Expect {
         for id in made {
             self.volume(id).made = Asked::Done;
             let (_, of) = self.volume(id).cut.expect("it is of a cut");
-            self.volume(of).durable_before(begun);
+            let of = self.volume(of);
+            of.durable_before(begun);
+            of.head_since = now;
         }
     }
 
@@ -285,7 +307,7 @@ impl Expect {
         let volume = self.volume(id);
         volume.whole.push((0..sectors, done));
         volume.whole.push((sectors..u64::MAX, Entry { content: Content::Is(Value::Zero), ..done }));
-        volume.sectors = sectors;
+        (volume.sectors, volume.head_since) = (sectors, now);
     }
 
     /// The size that a rollback gives.
@@ -303,6 +325,7 @@ impl Expect {
             let content = Content::Is(Value::Zero);
             let cut_off = Entry { content, begun, ended: Some(now), good: true, durable: true };
             volume.whole.push((sectors..u64::MAX, cut_off));
+            volume.head_since = now;
         }
         volume.sectors = sectors;
     }
@@ -324,6 +347,8 @@ impl Expect {
             (Ask::Delete(id), _) => self.volume(id).deleted = Asked::No,
             (Ask::Rollback(id), _) => self.volume(id).rollback = None,
             (Ask::Resize(id), _) => self.volume(id).resize = None,
+            (Ask::Freeze(id), _) => self.volume(id).freezing = None,
+            (Ask::Adopt(id), now) => self.adopted(id, asking.0, now, false),
             (Ask::Flush(_) | Ask::Read { .. }, _) => {}
         }
     }

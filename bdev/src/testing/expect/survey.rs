@@ -33,6 +33,7 @@ impl Expect {
     fn look_at_all(&mut self, pool: &mut impl Survivors) -> Result<Found, String> {
         let there: BTreeMap<Id, u64> = pool.volumes().into_iter().collect();
         self.check_presence(&there)?;
+        self.see_roles(pool)?;
         let mut found = Found::new();
         for (id, sectors) in &there {
             found.insert(*id, (*sectors, self.read_all(*id, *sectors, pool)?));

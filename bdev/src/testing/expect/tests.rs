@@ -328,3 +328,80 @@ fn of_a_large_volume_what_was_touched_is_looked_at() {
     assert_eq!(expect.check_after_crash(&mut Large(v, a)), Ok(()));
     assert!(expect.check_after_crash(&mut Large(v, ZERO)).is_err());
 }
+
+/// Whether a crash may leave one volume with this, as a snapshot or not.
+fn may_be(expect: &Expect, id: Id, sectors: &[Value], snapshot: bool) -> bool {
+    struct One(Found, bool);
+    impl Survivors for One {
+        fn volumes(&mut self) -> Vec<(Id, u64)> {
+            self.0.volumes()
+        }
+        fn read(&mut self, volume: Id, sector: u64) -> [u8; SECTOR] {
+            self.0.read(volume, sector)
+        }
+        fn is_snapshot(&mut self, _: Id) -> Option<bool> {
+            Some(self.1)
+        }
+    }
+    let found = Found(BTreeMap::from([(id, sectors.to_vec())]));
+    expect.clone().check_after_crash(&mut One(found, snapshot)).is_ok()
+}
+
+#[test]
+fn what_was_made_read_only_holds_what_it_held_then() {
+    let mut expect = Expect::new();
+    let v = created(&mut expect, 2);
+    let a = put(&mut expect, v, 0);
+    let (open, b) = begin(&mut expect, v, 1);
+    assert!(!may_be(&expect, v, &[a, ZERO], true), "nobody has asked for that");
+    let asking = expect.set_read_only(v);
+    assert!(
+        may_be(&expect, v, &[ZERO, ZERO], false) && !may_be(&expect, v, &[ZERO, ZERO], true),
+        "it had been written"
+    );
+    assert!(may_be(&expect, v, &[a, ZERO], true) && may_be(&expect, v, &[a, b], true));
+    expect.done(open);
+    let c = put(&mut expect, v, 0);
+    assert!(!may_be(&expect, v, &[c, ZERO], true), "later than what is missing");
+    assert!(may_be(&expect, v, &[a, b], true), "at a moment before");
+    let mut refused = expect.clone();
+    refused.failed(asking);
+    assert!(!may_be(&refused, v, &[a, b], true) && may_be(&refused, v, &[ZERO, b], false));
+    expect.done(asking);
+    assert!(expect.is_snapshot(v));
+    assert!(
+        may_be(&expect, v, &[c, b], true) && !may_be(&expect, v, &[c, b], false) && !may_be(&expect, v, &[a, b], true)
+    );
+    // A late answer, and for ever.
+    let read = expect.read(v, 0, 2);
+    assert_eq!(expect.has_read(read, &[c.bytes(), b.bytes()].concat()), Ok(()));
+    let read = expect.read(v, 0, 1);
+    assert!(expect.has_read(read, &a.bytes()).is_err());
+}
+
+#[test]
+fn with_another_parent_a_volume_keeps_what_it_was_given() {
+    let mut expect = Expect::new();
+    let (v, w) = (created(&mut expect, 3), created(&mut expect, 3));
+    let [a, b, c] = [0, 1, 2].map(|sector| put(&mut expect, w, sector));
+    let s = snapshot(&mut expect, w);
+    let old = put(&mut expect, v, 0);
+    let below = snapshot(&mut expect, v);
+    let own = put(&mut expect, v, 1);
+    flush(&mut expect, v);
+    let all = |expect: &Expect, sectors: &[Value]| {
+        may(expect, [(v, sectors), (w, &[a, b, c]), (s, &[a, b, c]), (below, &[old, ZERO, ZERO])])
+    };
+    assert!(!all(&expect, &[a, own, c]));
+    let asking = expect.set_parent(v, s);
+    assert!(all(&expect, &[a, own, c]) && all(&expect, &[old, own, ZERO]));
+    let mut refused = expect.clone();
+    refused.failed(asking);
+    assert!(!all(&refused, &[a, own, c]) && all(&refused, &[old, own, ZERO]));
+    expect.done(asking);
+    assert!(all(&expect, &[a, own, c]) && !all(&expect, &[a, b, c]), "what was written to it is its own");
+    assert!(!all(&expect, &[b, own, c]), "of another sector");
+    let new = put(&mut expect, v, 0);
+    flush(&mut expect, v);
+    assert!(all(&expect, &[new, own, c]) && !all(&expect, &[a, own, c]));
+}

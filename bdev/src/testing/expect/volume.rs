@@ -61,6 +61,10 @@ pub(super) struct Volume {
     pub(super) resize: Option<u64>,
     /// A rollback that was not acknowledged.
     pub(super) rollback: Option<Entry>,
+    /// The cut of its becoming a snapshot, which was not acknowledged.
+    pub(super) freezing: Option<usize>,
+    /// When it got its head for sure: what was written to it since is its own.
+    pub(super) head_since: Time,
     /// Entries for whole ranges; the first is what was there at first.
     pub(super) whole: Vec<(Range<u64>, Entry)>,
     pub(super) history: BTreeMap<u64, Vec<Entry>>,
@@ -79,6 +83,8 @@ impl Volume {
             sectors,
             resize: None,
             rollback: None,
+            freezing: None,
+            head_since: 0,
             whole: vec![(0..u64::MAX, Entry::first(first))],
             history: BTreeMap::new(),
             known: BTreeMap::new(),
@@ -127,6 +133,6 @@ impl Volume {
             self.history = held().map(|(at, value)| (*at, vec![put(*value)])).collect();
         }
         (self.made, self.deleted, self.sectors) = (Asked::Done, Asked::No, sectors);
-        (self.resize, self.rollback) = (None, None);
+        (self.resize, self.rollback, self.freezing, self.head_since) = (None, None, None, now);
     }
 }

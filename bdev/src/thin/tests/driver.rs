@@ -54,6 +54,8 @@ pub(super) enum Then {
     Same,
     /// The first of each stands on the second, and that on what the first stood on.
     Stands(Vec<(Id, Id)>),
+    /// The first stands on the second, and on nothing else.
+    StandsOn(Id, Id),
     /// Not at all, and the pool is called so.
     Called(String),
     /// Not at all, and the pool has so many bytes of its base.
@@ -162,6 +164,19 @@ impl Driver {
     pub(super) fn rollback(&mut self, volume: Id, snapshot: Id) {
         let asking = self.expect.rollback(volume, snapshot);
         self.order(Order::Rollback { uuid: uuid_of(volume), to: uuid_of(snapshot) }, Some(asking), Then::Same);
+    }
+
+    /// It becomes a snapshot. What is in flight goes on, or fails.
+    pub(super) fn set_read_only(&mut self, volume: Id) {
+        let asking = self.expect.set_read_only(volume);
+        self.order(Order::SetReadOnly { uuid: uuid_of(volume) }, Some(asking), Then::Same);
+    }
+
+    /// It stands on another snapshot.
+    pub(super) fn set_parent(&mut self, volume: Id, parent: Id) {
+        let asking = self.expect.set_parent(volume, parent);
+        let order = Order::SetParent { uuid: uuid_of(volume), parent: uuid_of(parent) };
+        self.order(order, Some(asking), Then::StandsOn(volume, parent));
     }
 
     /// Takes the lanes of a volume off, of which nothing is in flight.
@@ -274,7 +289,14 @@ impl Driver {
                 asking.into_iter().for_each(|asking| self.expect.done(asking));
                 self.stand(then);
             }
-            Err(error @ (PoolError::Unfit { .. } | PoolError::NoSpace(_) | PoolError::Failed(_))) => {
+            // What happens in the background, and who stands on whom meanwhile, nobody knows here.
+            Err(
+                error @ (PoolError::Unfit { .. }
+                | PoolError::NoSpace(_)
+                | PoolError::Failed(_)
+                | PoolError::Busy { .. }
+                | PoolError::IsParent { .. }),
+            ) => {
                 self.errors.push(error.to_string());
                 asking.into_iter().for_each(|asking| self.expect.failed(asking));
             }
@@ -286,6 +308,10 @@ impl Driver {
     fn stand(&mut self, then: Then) {
         let pairs = match then {
             Then::Stands(pairs) => pairs,
+            Then::StandsOn(volume, snapshot) => {
+                self.parents.insert(volume, snapshot);
+                return;
+            }
             Then::Called(name) => return self.names = vec![name],
             Then::Grown(bytes) => return self.bytes = bytes,
             Then::Same => return,

@@ -6,16 +6,14 @@ use std::sync::mpsc::Receiver;
 
 use pollux_core::{IoError, IoFlags};
 
-use super::judge::{clean, counted};
+use super::judge::{again, clean};
 use super::world::{CLUSTER, MIB, World, uuid};
 use crate::testing::floor::{Floor, LaneId, Request};
 use crate::testing::medium::{Effect, Geometry, Medium, Order as Arrival, Rule};
 use crate::thin::orders::{Answer, Order, Progress};
 
 fn world() -> World {
-    let medium = Medium::new(Geometry::with_512(16 * MIB), Arrival::InOrder);
-    World::create(&medium);
-    World::open(&medium, Floor::in_order(), 2, 1).unwrap()
+    World::fresh(16 * MIB)
 }
 
 fn inflation(volume: u128, decouple: bool) -> (Order, Arc<Progress>) {
@@ -60,16 +58,6 @@ fn holds(world: &mut World, lane: LaneId, held: &[u8], when: &str) {
 
 fn names(world: &mut World) -> Vec<(String, Option<uuid::Uuid>)> {
     world.info().volumes.iter().map(|volume| (volume.name.clone(), volume.parent)).collect()
-}
-
-/// At rest, and everything adds up; opened again.
-fn again(mut world: World) -> World {
-    world.order(Order::Checkpoint).unwrap();
-    world.floor.settle(2_000_000_000);
-    let info = world.info();
-    let medium = world.shut();
-    counted(&info, &clean(&medium, "after it was closed").unwrap()).unwrap();
-    World::open(&medium, Floor::in_order(), 2, 2).unwrap()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a medium holds after a crash, found out like an operator would: the checker looks at it as it is, then the pool is
 //! opened and read in full through channels, checkpointed, compared with the checker's walk, closed, and opened again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::driver::id_of;
@@ -10,9 +10,9 @@ use crate::testing::expect::{Id, Survivors};
 use crate::testing::floor::{Floor, LaneId};
 use crate::testing::medium::Medium;
 use crate::testing::stamp::{SECTOR, Value};
-use crate::thin::PoolInfo;
 use crate::thin::check::{Block, Blocks, Report, check};
 use crate::thin::format::BLOCK;
+use crate::thin::{PoolInfo, Role};
 
 /// Reads of an open that are neither of the log nor of a place where something is for each layer.
 const OPEN_READS: u64 = 24;
@@ -59,6 +59,7 @@ enum Held {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     volumes: BTreeMap<Id, (u64, BTreeMap<u64, Held>)>,
+    snapshots: BTreeSet<Id>,
     /// What each stands on.
     pub(super) parents: BTreeMap<Id, Id>,
 }
@@ -74,6 +75,10 @@ impl Survivors for &Found {
             Some(Held::Is(value)) => value.bytes(),
             Some(Held::Torn(bytes)) => **bytes,
         }
+    }
+
+    fn is_snapshot(&mut self, volume: Id) -> Option<bool> {
+        Some(self.snapshots.contains(&volume))
     }
 
     fn value(&mut self, volume: Id, sector: u64) -> Option<Value> {
@@ -115,6 +120,7 @@ pub(super) fn survey(world: &mut World, reactors: usize) -> Result<Found, String
             }
         }
         found.volumes.insert(id, (volume.bytes / SECTOR as u64, held));
+        found.snapshots.extend((volume.role == Role::Snapshot).then_some(id));
         if let Some(parent) = volume.parent.and_then(id_of) {
             found.parents.insert(id, parent);
         }
@@ -130,6 +136,7 @@ pub(super) struct Live<'a> {
     world: &'a mut World,
     reactors: usize,
     volumes: BTreeMap<Id, (u128, u64)>,
+    snapshots: BTreeSet<Id>,
     /// What each stands on.
     pub(super) parents: BTreeMap<Id, Id>,
     lane: Option<(Id, LaneId)>,
@@ -139,13 +146,14 @@ pub(super) struct Live<'a> {
 
 impl<'a> Live<'a> {
     pub(super) fn new(world: &'a mut World, reactors: usize) -> Result<Live<'a>, String> {
-        let (mut volumes, mut parents) = (BTreeMap::new(), BTreeMap::new());
+        let (mut volumes, mut snapshots, mut parents) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
         for volume in world.info().volumes.iter().filter(|volume| !volume.uuid.is_nil()) {
             let id = id_of(volume.uuid).ok_or_else(|| format!("there is a {} that nobody made", volume.name))?;
             volumes.insert(id, (volume.uuid.as_u128(), volume.bytes));
+            snapshots.extend((volume.role == Role::Snapshot).then_some(id));
             parents.extend(volume.parent.and_then(id_of).map(|parent| (id, parent)));
         }
-        Ok(Live { world, reactors, volumes, parents, lane: None, chunk: None, failed: None })
+        Ok(Live { world, reactors, volumes, snapshots, parents, lane: None, chunk: None, failed: None })
     }
 
     fn load(&mut self, id: Id, at: u64) -> Result<Vec<u8>, String> {
@@ -173,6 +181,10 @@ impl<'a> Live<'a> {
 impl Survivors for Live<'_> {
     fn volumes(&mut self) -> Vec<(Id, u64)> {
         self.volumes.iter().map(|(id, (_, bytes))| (*id, bytes / SECTOR as u64)).collect()
+    }
+
+    fn is_snapshot(&mut self, volume: Id) -> Option<bool> {
+        Some(self.snapshots.contains(&volume))
     }
 
     fn read(&mut self, volume: Id, sector: u64) -> [u8; SECTOR] {
@@ -219,6 +231,12 @@ pub(super) fn judge(medium: &Medium, reactors: usize) -> Result<Found, String> {
     }
     world.forget();
     Ok(found)
+}
+
+/// The same without the medium as it was before: everything comes to its end and adds up, and the pool is opened again.
+pub(super) fn again(world: World) -> World {
+    let medium = tidy(world).unwrap_or_else(|what| panic!("{what}"));
+    World::open(&medium, Floor::in_order(), 2, 2).expect("it was closed")
 }
 
 /// Brings everything to its end, compares what is counted, and closes.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::driver::Driver;
 use super::judge::{Live, checked, clean};
-use super::storm::{Storm, spoiled};
+use super::storm::{Spoil, Storm, spoiled};
 use super::world::{MIB, World, uuid};
 use crate::testing::expect::Expect;
 use crate::testing::floor::Floor;
@@ -34,19 +34,21 @@ pub(super) fn steps() -> BTreeMap<&'static str, Seen> {
     let mut all: BTreeMap<&'static str, Seen> = BTreeMap::new();
     let mut media = media.into_inner().unwrap();
     // Small pools do not come to a further extent of metadata.
-    media.push(with_more_pages(|_| {}));
+    media.push(with_more_pages(&|_| {}, |_| {}));
     for medium in media {
         medium.steps().into_iter().for_each(|(label, seen)| all.entry(label).or_default().add(seen));
     }
     all
 }
 
-/// A pool whose maps need more pages than it was made with; `look` sees its medium at many instants of that.
-fn with_more_pages(mut look: impl FnMut(&Driver)) -> Medium {
+/// A pool whose maps need more pages than it was made with; `spoil` is done to its medium, and `look` sees it at many
+/// instants of that. What is written is flushed.
+pub(super) fn with_more_pages(spoil: Spoil<'_>, mut look: impl FnMut(&Driver)) -> Medium {
     const LEAF: u64 = 504 * 128;
     const LEAVES: u64 = 210;
     let medium = Medium::new(Geometry::with_512(128 * MIB), Order::Seeded(3));
     World::create(&medium);
+    spoil(&medium);
     let world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
     let mut driver = Driver::new(world, Expect::new());
     let volume = driver.create(LEAVES * LEAF);
@@ -79,7 +81,7 @@ fn with_more_pages(mut look: impl FnMut(&Driver)) -> Medium {
 #[test]
 fn pages_are_added_and_a_crash_meanwhile_is_borne() {
     let mut looks = 0;
-    let medium = with_more_pages(|driver| {
+    let medium = with_more_pages(&|_| {}, |driver| {
         let crashed = driver.world.medium.crash(Crash::Seeded(looks), Order::InOrder);
         looks += 1;
         clean(&crashed, "after a crash").unwrap();

@@ -1,12 +1,15 @@
 //! Pairs of steps in the wrong order, one pair at a time: what the second of them writes may be durable while what the first
 //! has written is not any more, although that was durable before. Of all pairs of steps that change the medium, each is
-//! noticed by the storms, or has an argument here why it need not hold.
+//! noticed by the storms, or by a pool that is made to need extents of pages, or has an argument here why it need not hold.
 
 use std::collections::BTreeSet;
 
-use super::mutations::{CRASHES, steps};
+use super::driver::Driver;
+use super::judge::{Live, clean, open};
+use super::mutations::{CRASHES, steps, with_more_pages};
 use super::storm::spoiled;
-use crate::testing::medium::Mutation;
+use crate::testing::floor::Floor;
+use crate::testing::medium::{Crash, Medium, Mutation, Order};
 
 /// Seeds that are tried for each; most pairs need a few.
 const SEEDS: u64 = 400;
@@ -20,32 +23,33 @@ const CHECKPOINT: Label = Some("checkpoint.superblock");
 const LOG: Label = Some("commit.log");
 const START: Label = Some("open.superblock");
 
-const GUESTS: &str = "what guests write has to be durable before the log says where it is, and all that a superblock or an extent \
-                      follows is in the log before";
+const CHECKPOINTS: &str = "what the barrier of a checkpoint makes durable, and no barrier of a commit has, nobody was promised, and no batch \
+                           speaks of: the superblock says what the log could say without it";
+const STARTS: &str = "what the barrier of a start makes durable was left by a process that was killed, and nobody was promised it: the log, \
+                      whose batches come after a barrier of their own, does not speak of it";
+const FREE: &str = "zeroes go where no entry leads, neither in memory nor in the log: what guests have written elsewhere has nothing to do \
+                    with them, and is not acknowledged later for them";
 const ZEROES: &str = "the zeroes of an extent give it space of its own on the base; nobody reads them, and pages that are written \
                       there later come after them";
-const RARE: &str = "an extent is zeroed where clusters were free: what is true of guests who write into clusters that are given out \
-                    again, and noticed there, is true of it; storms come to extents too seldom to say so";
 
 /// Seeds that notice rare ones: they are tried first.
 const HINTS: &[(Label, Label, u64)] = &[(LOG, CHECKPOINT, 63)];
 
 /// Pairs that nobody notices, and why that is as it should be.
 const NOT_ORDERED: &[(Label, Label, &str)] = &[
-    (None, EXTENT, GUESTS),
-    (None, CHECKPOINT, GUESTS),
-    (None, START, GUESTS),
+    (None, EXTENT, FREE),
+    (None, CHECKPOINT, CHECKPOINTS),
+    (None, START, STARTS),
     (EXTENT, None, ZEROES),
     (EXTENT, EXTENT, ZEROES),
     (EXTENT, PAGE, ZEROES),
     (EXTENT, CHECKPOINT, ZEROES),
     (EXTENT, LOG, ZEROES),
     (EXTENT, START, ZEROES),
-    (PAGE, EXTENT, RARE),
-    (CHECKPOINT, EXTENT, RARE),
-    (LOG, EXTENT, RARE),
-    (START, EXTENT, RARE),
 ];
+
+/// What extents are to follow. Storms come to extents too seldom to say so: a pool does that is made to need them.
+const BEFORE_EXTENTS: [Label; 4] = [PAGE, CHECKPOINT, LOG, START];
 
 /// All pairs of steps that change something while a pool is in use.
 fn pairs() -> Vec<(Label, Label)> {
@@ -53,6 +57,59 @@ fn pairs() -> Vec<(Label, Label)> {
     let labels = changes.map(|(label, _)| Some(label)).filter(|label| label.is_none_or(|l| !l.starts_with("create.")));
     let labels: Vec<Label> = [None].into_iter().chain(labels).collect();
     labels.iter().flat_map(|before| labels.iter().map(|after| (*before, *after))).collect()
+}
+
+/// What a power cut leaves while extents are filled with zeroes and afterwards, on a medium that swaps these pairs: the first thing
+/// that is wrong; and how many were looked at.
+fn wrong_with_extents(pairs: &[(Label, Label)]) -> (Option<String>, u64) {
+    let (mut wrong, mut looks) = (None, 0);
+    let spoil =
+        |medium: &Medium| pairs.iter().for_each(|(before, after)| medium.spoil(Mutation::Swap(*before, *after)));
+    with_more_pages(&spoil, |driver| {
+        let medium = &driver.world.medium;
+        let unsynced = medium.unsynced();
+        let extent = unsynced.iter().position(|change| change.label == EXTENT);
+        if wrong.is_some() || unsynced.is_empty() {
+            return;
+        }
+        for choice in extent.map(Crash::Only).into_iter().chain([Crash::Seeded(looks)]) {
+            looks += 1;
+            wrong = bears(driver, choice).err();
+            if let Some(wrong) = &mut wrong {
+                *wrong = format!("{choice:?}: {wrong}");
+                return;
+            }
+        }
+    });
+    (wrong, looks)
+}
+
+fn bears(driver: &Driver, choice: Crash) -> Result<(), String> {
+    let left = driver.world.medium.crash(choice, Order::InOrder);
+    clean(&left, "after the crash")?;
+    let mut world = open(&left, Floor::in_order(), 2, 9)?;
+    let agrees = {
+        let mut live = Live::new(&mut world, 2)?;
+        let agrees = driver.expect.bears(&mut live);
+        live.end().and(agrees)
+    };
+    world.forget();
+    agrees
+}
+
+#[test]
+fn extents_come_after_what_is_durable_and_need_not_be_durable_themselves() {
+    for before in BEFORE_EXTENTS {
+        let (wrong, looks) = wrong_with_extents(&[(before, EXTENT)]);
+        let wrong = wrong.unwrap_or_else(|| panic!("nobody misses ({before:?}, {EXTENT:?}) in {looks} looks"));
+        eprintln!("{before:?} {EXTENT:?}: {}", wrong.chars().take(160).collect::<String>());
+    }
+    let of_zeroes: Vec<_> =
+        NOT_ORDERED.iter().filter(|(before, ..)| *before == EXTENT).map(|(a, b, _)| (*a, *b)).collect();
+    assert_eq!(of_zeroes.len(), 6);
+    let (wrong, looks) = wrong_with_extents(&of_zeroes);
+    assert_eq!(wrong, None, "{looks} looks");
+    assert!(looks > 20, "{looks}");
 }
 
 /// The first seed whose storm notices that these two are swapped, and what it says.
@@ -64,7 +121,8 @@ fn noticed(before: Label, after: Label) -> Option<(u64, String)> {
 
 #[test]
 fn each_order_of_steps_is_missed_when_it_is_swapped() {
-    let argued: BTreeSet<_> = NOT_ORDERED.iter().map(|(before, after, _)| (*before, *after)).collect();
+    let extents = BEFORE_EXTENTS.map(|before| (before, EXTENT));
+    let argued: BTreeSet<_> = NOT_ORDERED.iter().map(|(before, after, _)| (*before, *after)).chain(extents).collect();
     // Some part of a pair's name, to have only those, argued or not.
     let only = std::env::var("POLLUX_ORDERINGS").ok();
     let pairs = pairs();
@@ -77,7 +135,8 @@ fn each_order_of_steps_is_missed_when_it_is_swapped() {
             continue;
         }
         match noticed(before, after) {
-            Some((seed, what)) if is_argued => panic!("{name} is noticed, seed {seed}: {what}"),
+            // Pairs of extents are looked at by the other test.
+            Some((seed, what)) if is_argued && after != EXTENT => panic!("{name} is noticed, seed {seed}: {what}"),
             Some((seed, what)) => {
                 eprintln!("{name}: seed {seed}: {}", what.chars().take(160).collect::<String>());
             }

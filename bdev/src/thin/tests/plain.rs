@@ -6,14 +6,11 @@ use crate::testing::medium::{Geometry, Medium, Order as Arrival};
 use crate::thin::orders::Order;
 
 fn world() -> World {
-    let medium = Medium::new(Geometry::with_512(64 * MIB), Arrival::InOrder);
-    World::create(&medium);
-    World::open(&medium, Floor::in_order(), 2, 1).unwrap()
+    World::fresh(64 * MIB)
 }
 
 fn again(world: World) -> World {
-    let medium = world.shut();
-    World::open(&medium, Floor::in_order(), 2, 2).unwrap()
+    world.reopened()
 }
 
 #[test]

@@ -2,31 +2,18 @@
 
 use pollux_core::{IoError, IoFlags, Op};
 
-use super::judge::{clean, counted};
+use super::judge::again;
 use super::world::{CLUSTER, MIB, World, uuid};
-use crate::testing::floor::{Floor, Request};
-use crate::testing::medium::{Geometry, Medium, Order as Arrival};
+use crate::testing::floor::Request;
 use crate::thin::orders::Order;
 use crate::thin::{ExtentKind, PoolError};
 
 fn world() -> World {
-    let medium = Medium::new(Geometry::with_512(16 * MIB), Arrival::InOrder);
-    World::create(&medium);
-    World::open(&medium, Floor::in_order(), 2, 1).unwrap()
+    World::fresh(16 * MIB)
 }
 
 fn resize(world: &mut World, bytes: u64) -> Result<(), PoolError> {
     world.order(Order::Resize { uuid: uuid(10), bytes, allow_shrink: true }).map(|_| ())
-}
-
-/// At rest, and everything adds up; opened again.
-fn again(mut world: World) -> World {
-    world.order(Order::Checkpoint).unwrap();
-    world.floor.settle(2_000_000_000);
-    let info = world.info();
-    let medium = world.shut();
-    counted(&info, &clean(&medium, "after it was closed").unwrap()).unwrap();
-    World::open(&medium, Floor::in_order(), 2, 2).unwrap()
 }
 
 fn all(byte: u8, clusters: u64) -> Vec<u8> {
@@ -77,14 +64,7 @@ fn what_was_cut_off_is_zero_when_the_volume_is_larger_again() {
         check(&mut world, lane);
         if with_snapshot {
             let (volume, snapshot) = (world.pool.volume(uuid(10)).unwrap(), world.pool.volume(uuid(11)).unwrap());
-            let delta = std::thread::scope(|scope| {
-                let delta = scope.spawn(|| volume.delta(&snapshot, 0, 100));
-                while !delta.is_finished() {
-                    world.floor.stir();
-                    world.floor.step();
-                }
-                delta.join().unwrap().unwrap()
-            });
+            let delta = world.meanwhile(|| volume.delta(&snapshot, 0, 100)).unwrap();
             let told: Vec<_> = delta.extents.iter().map(|e| (e.offset / CLUSTER, e.len / CLUSTER, e.kind)).collect();
             assert_eq!(told, [(3, 1, ExtentKind::Data), (4, 4, ExtentKind::Zero)]);
             // The snapshot goes into the volume, which still sees no more of it.
@@ -112,15 +92,14 @@ fn what_was_cut_off_is_in_the_delta() {
     resize(&mut world, 3 * LEAF).unwrap();
     let (volume, snapshot) = (world.pool.volume(uuid(10)).unwrap(), world.pool.volume(uuid(11)).unwrap());
     let told = |world: &mut World, since: bool| {
-        let survey = std::thread::scope(|scope| {
-            let survey = scope.spawn(|| if since { volume.delta(&snapshot, 0, 100) } else { volume.own(0, 100) });
-            while !survey.is_finished() {
-                world.floor.stir();
-                world.floor.step();
-            }
-            survey.join().unwrap().unwrap()
-        });
-        survey.extents.iter().map(|e| (e.offset / CLUSTER, e.len / CLUSTER, e.kind)).collect::<Vec<_>>()
+        let ask = || if since { volume.delta(&snapshot, 0, 100) } else { volume.own(0, 100) };
+        world
+            .meanwhile(ask)
+            .unwrap()
+            .extents
+            .iter()
+            .map(|e| (e.offset / CLUSTER, e.len / CLUSTER, e.kind))
+            .collect::<Vec<_>>()
     };
     assert_eq!(told(&mut world, true), [(504 + 4, 2 * 504 - 4, ExtentKind::Zero)]);
     assert_eq!(told(&mut world, false), [], "it has nothing itself");
@@ -228,9 +207,7 @@ fn a_thick_volume_becomes_smaller_in_a_full_pool() {
 /// A guest does not know at once, and what it asks for may lie behind all that there is of the map.
 #[test]
 fn whoever_asks_for_what_was_far_behind_the_end_is_told_so() {
-    let medium = Medium::new(Geometry::with_512(16 * MIB), Arrival::InOrder);
-    World::create(&medium);
-    let mut world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
+    let mut world = world();
     world.create_volume(10, 100 << 30);
     let lane = world.lane(10, 0);
     world.write(lane, 0, 1, CLUSTER);

@@ -9,7 +9,7 @@ use pollux_core::{Bdev, Cx, IoFlags, Next, Op, OpenArgs, Resident};
 use uuid::Uuid;
 
 use crate::testing::floor::{Engine, Floor, LaneId};
-use crate::testing::medium::Medium;
+use crate::testing::medium::{Geometry, Medium, Order as Arrival};
 use crate::thin::orders::{Answer, Order, SnapshotOf};
 use crate::thin::store::CreateParams;
 use crate::thin::{Pool, PoolError, PoolInfo, PoolOptions};
@@ -109,6 +109,30 @@ impl World {
     /// How many passes the engine has made.
     pub(super) fn passes(&self) -> u64 {
         self.engine.1.get()
+    }
+
+    /// A new pool on a medium of so many bytes that does everything in order, on two reactors.
+    pub(super) fn fresh(bytes: u64) -> World {
+        let medium = Medium::new(Geometry::with_512(bytes), Arrival::InOrder);
+        World::create(&medium);
+        World::open(&medium, Floor::in_order(), 2, 1).expect("it was made")
+    }
+
+    /// Closed, and opened again.
+    pub(super) fn reopened(self) -> World {
+        World::open(&self.shut(), Floor::in_order(), 2, 2).expect("it was closed")
+    }
+
+    /// Something that waits for the pool, on a thread of its own.
+    pub(super) fn meanwhile<T: Send>(&mut self, ask: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(ask);
+            while !asked.is_finished() {
+                self.floor.stir();
+                self.floor.step();
+            }
+            asked.join().expect("it does not panic")
+        })
     }
 
     /// A way into a volume on a reactor.

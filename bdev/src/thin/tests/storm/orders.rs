@@ -40,6 +40,8 @@ const ORDERS: &[Kind] = &[
     kind(2, inflate),
     kind(3, decouple),
     kind(2, rollback),
+    kind(1, set_read_only),
+    kind(2, set_parent),
     kind(4, checkpoint),
     kind(1, rename_pool),
     kind(1, grow_pool),
@@ -140,6 +142,23 @@ fn rollback(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
         scene.volumes.iter().filter_map(below).filter(|(_, below)| scene.snapshots.contains(below)).collect();
     let (volume, snapshot) = *pairs.get(storm.rng.below(pairs.len().max(1) as u64) as usize)?;
     storm.driver.rollback(volume, snapshot);
+    Some(())
+}
+
+/// With many snapshots there are enough that nobody writes.
+fn set_read_only(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
+    let id = storm.pick(&scene.volumes)?;
+    (!scene.many && scene.volumes.len() > 1).then(|| storm.driver.set_read_only(id))
+}
+
+/// Any snapshot of its size.
+fn set_parent(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
+    let id = storm.pick(&scene.volumes)?;
+    let (sectors, below) = (storm.driver.expect.sectors(id), storm.driver.parents.get(&id).copied());
+    let fits = |other: &Id| storm.driver.expect.sectors(*other) == sectors && Some(*other) != below;
+    let snapshots: Vec<Id> = scene.snapshots.iter().copied().filter(fits).collect();
+    let snapshot = storm.pick(&snapshots)?;
+    storm.driver.set_parent(id, snapshot);
     Some(())
 }
 

@@ -4,12 +4,14 @@
 //! damaged, lost, repeated, moved or of another stream is seen where it is met. Whoever reads one believes nothing
 //! before its checksum is right, and no stream before its last frame.
 
+mod name;
 mod read;
 mod write;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use name::give_name;
 pub use read::{Reader, StreamError};
 pub use write::Writer;
 

@@ -29,6 +29,8 @@ pub enum Reason {
     ExistsDifferent,
     /// Somebody uses it.
     InUse,
+    /// Something is done with it that has to end first.
+    Busy,
     /// A value makes no sense.
     Invalid,
     /// There is no room.
@@ -66,6 +68,7 @@ impl Reason {
             Reason::ExistsSame => "exists_same",
             Reason::ExistsDifferent => "exists_different",
             Reason::InUse => "in_use",
+            Reason::Busy => "busy",
             Reason::Invalid => "invalid",
             Reason::NoSpace => "no_space",
             Reason::Unsupported => "unsupported",
@@ -86,7 +89,7 @@ impl Reason {
         match self {
             Reason::NotFound | Reason::Missing => errno::ENODEV,
             Reason::ExistsSame | Reason::ExistsDifferent => errno::EEXIST,
-            Reason::InUse | Reason::TooManyJobs => errno::EBUSY,
+            Reason::InUse | Reason::Busy | Reason::TooManyJobs => errno::EBUSY,
             Reason::Invalid | Reason::WrongBase => errno::EINVAL,
             Reason::Cancelled => errno::ECANCELED,
             Reason::Ended => errno::EALREADY,

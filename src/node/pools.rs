@@ -22,13 +22,16 @@ mod place;
 mod ring;
 mod scrub;
 mod shallow;
+#[cfg(test)]
+mod testing;
 mod thresholds;
 mod volumes;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
+use std::time::{Duration, Instant};
 
 use pollux_bdev::Entry;
 use pollux_bdev::thin::{Pool, PoolError, PoolInfo};
@@ -66,6 +69,8 @@ pub struct OpenPool {
     info: RwLock<Arc<PoolInfo>>,
     /// Jobs that read or write its volumes: it is not closed before they have ended.
     users: AtomicUsize,
+    /// Whether a job may have left something that it could not delete.
+    left: AtomicBool,
     told: thresholds::Told,
 }
 
@@ -146,7 +151,20 @@ impl OpenPool {
     fn refuse_busy(&self) -> Result<(), NodeError> {
         let why =
             || format!("pool '{}' is in use by a job: wait for it, or cancel it (job_get_jobs)", self.last_info().name);
-        if self.users.load(Acquire) == 0 { Ok(()) } else { Err(NodeError::new(Reason::InUse, why())) }
+        if self.is_used() { Err(NodeError::new(Reason::InUse, why())) } else { Ok(()) }
+    }
+
+    fn is_used(&self) -> bool {
+        self.users.load(Acquire) > 0
+    }
+
+    /// Whether there may be something that a job has left ([`hidden::tidy`]).
+    fn left_behind(&self, something: bool) {
+        self.left.store(something, Release);
+    }
+
+    fn has_left_behind(&self) -> bool {
+        self.left.load(Acquire)
     }
 
     fn holds(&self, uuid: Uuid) -> bool {
@@ -169,6 +187,19 @@ impl Pools {
 
     fn structure(&self) -> MutexGuard<'_, ()> {
         self.structure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same if it comes in time: who has it may be looking at a base that does not answer.
+    fn structure_within(&self, patience: Duration) -> Option<MutexGuard<'_, ()>> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.structure.try_lock() {
+                Ok(structure) => return Some(structure),
+                Err(TryLockError::Poisoned(structure)) => return Some(structure.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() > until => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
     }
 
     fn opened(&self, pool: Arc<OpenPool>) {

@@ -199,6 +199,9 @@ fn damaged_torn_and_foreign_streams_are_refused_and_leave_nothing() -> Result<()
     world.import("small", "q/x", false)?;
     ensure!(world.refused(&world.path("small"), "q/x", false)?.0 == "exists_different", "the name is taken");
     ensure!(world.refused(&world.path("small"), "q/.job-x", false)?.0 == "invalid", "such names are jobs'");
+    let long = format!("q/{}", "x".repeat(65));
+    let told = world.refused(&world.path("none"), &long, false)?;
+    ensure!(told.0 == "invalid" && told.1.contains("64 bytes"), "before anything is read: {told:?}");
     let there = world.daemon.rpc_error("bdev_lvol_export", json!({"name": "p/v", "file": world.path("small")}))?;
     ensure!(there.reason.as_deref() == Some("exists_different") && fs::read(world.path("small"))? == good);
     let relative = world.daemon.rpc_error("bdev_lvol_export", json!({"name": "p/v", "file": "x"}))?;
@@ -272,6 +275,25 @@ fn an_import_that_is_cancelled_or_crashes_leaves_nothing_and_its_pool_is_not_clo
     same(&world.read("r/x")?, &bytes)
 }
 
+#[test]
+fn an_import_for_which_there_is_no_room_leaves_nothing() -> Result<()> {
+    let mut world = World::new(6)?;
+    for at in (0..SIZE / 512).step_by(256) {
+        world.front.good(Lun::new(0, 0), &cdb::write16(at, 256, false), &[7; 128 << 10], 0)?;
+    }
+    world.export("p/v", None, "full")?;
+    file(&world.daemon, "f2", 32 * MIB)?;
+    world.daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "f2", "lvs_name": "r"}))?;
+    let pool =
+        || Ok::<_, anyhow::Error>(world.daemon.rpc("bdev_lvol_get_lvstores", json!({"lvs_name": "r"}))?[0].take());
+    let free = pool()?["free_clusters"].clone();
+    ensure!(free.as_u64().is_some_and(|free| free > 0 && free < SIZE >> 16), "{free} clusters are less than it takes");
+    let (reason, detail) = world.refused(&world.path("full"), "r/x", false)?;
+    ensure!(reason == "no_space", "{reason}: {detail}");
+    ensure!(!world.names()?.iter().any(|name| name.starts_with("r/")), "{:?}", world.names()?);
+    until(|| Ok(pool()?["free_clusters"] == free && pool()?["state"] == "online"))
+}
+
 fn pollux(world: &World, args: &[&str]) -> Command {
     let mut command = Command::new(pollux_tests::daemon::binary().expect("the binary under test"));
     command.arg("--rpc-socket").arg(world.daemon.rpc_path()).args(args).stdin(Stdio::null());
@@ -317,9 +339,15 @@ fn the_command_line_moves_volumes_through_files_and_pipes() -> Result<()> {
     fs::write(&torn, &fs::read(full)?[..half])?;
     let (told, code) = said(&mut pollux(&world, &["volume", "import", torn.to_str().context("a path")?, "q/w"]))?;
     ensure!(code == Some(1) && told.contains("torn"), "{told}");
-    let mut from = pollux(&world, &["volume", "export", "p/v", "-"]).stdout(Stdio::piped()).spawn()?;
-    drop(from.stdout.take());
-    from.wait()?;
+    // Also where there is so little of it that the daemon has sent it all.
+    let empty = json!({"lvs_name": "p", "lvol_name": "empty", "size": MIB, "thin_provision": true});
+    world.daemon.rpc("bdev_lvol_create", empty)?;
+    for volume in ["p/v", "p/empty"] {
+        let mut from = pollux(&world, &["volume", "export", volume, "-"]).stdout(Stdio::piped()).spawn()?;
+        drop(from.stdout.take());
+        ensure!(from.wait()?.code() == Some(1), "{volume} has not arrived");
+    }
+    world.daemon.rpc("bdev_lvol_delete", json!({"name": "p/empty"}))?;
     let idle = |world: &World| {
         let jobs = world.daemon.rpc("job_get_jobs", Value::Null)?;
         Ok(jobs.as_array().into_iter().flatten().all(|job| job["state"] != "running"))

@@ -27,7 +27,7 @@ fn a_pool_gets_another_name_under_its_guests() -> Result<()> {
     flush(&mut front, 0)?;
     let rename = |old: &str, new: &str| json!({"old_name": old, "new_name": new});
     let method = "bdev_lvol_rename_lvstore";
-    refused(&daemon, method, rename("none", "x"), -19, "No such device", "not_found")?;
+    refused(&daemon, method, rename("none", "x"), -2, "Lvol store none not found", "not_found")?;
     refused(&daemon, method, rename("lvs", "taken"), -32602, "File exists", "exists_different")?;
     refused(&daemon, method, rename("lvs", "a/b"), -22, "Invalid argument", "invalid")?;
     ensure!(daemon.rpc(method, rename("lvs", "lvs"))? == json!(true));
@@ -67,6 +67,8 @@ fn a_pool_grows_with_its_file() -> Result<()> {
     };
     let grow_file = |mib: u64| File::options().write(true).open(&path)?.set_len(mib * MIB);
     let before = clusters(&daemon)?;
+    let pools = daemon.rpc("bdev_lvol_get_lvstores", Value::Null)?;
+    ensure!(pools[0]["max_growable_size"] == ((1u64 << 31) - 1) << 16, "as many as can be numbered: {pools}");
     let grow = || daemon.rpc("bdev_lvol_grow_lvstore", json!({"lvs_name": "lvs"}));
     ensure!(grow()? == json!(true) && clusters(&daemon)? == before);
     grow_file(128)?;

@@ -18,9 +18,10 @@ impl Node {
         if old == new {
             return Ok(());
         }
-        check_name(new).map_err(|error| NodeError { detail: error.detail.replace("lvs_name", "new_name"), ..error })?;
-        if self.pools.all().iter().any(|other| other.last_info().name == new) {
-            return Err(NodeError::new(Reason::ExistsDifferent, format!("there is a pool '{new}' already")));
+        check_name("new_name", new)?;
+        if let Some(base) = self.base_of_pool(new) {
+            let why = format!("there is a pool '{new}' already, on bdev '{base}'");
+            return Err(NodeError::new(Reason::ExistsDifferent, why));
         }
         let volumes = self.volumes_of(&open);
         if let Some(taken) = open.last_info().volumes.iter().find_map(|volume| {

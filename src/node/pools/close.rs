@@ -1,6 +1,7 @@
 //! Pools are closed and deleted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pollux_bdev::thin::store::wipe;
 use pollux_bdev::{Entry, Kind as BdevKind};
@@ -11,6 +12,9 @@ use super::ring::on_base;
 use super::{OpenPool, PoolName};
 use crate::node::notify::Kind;
 use crate::node::{Changes, Node, NodeError, Reason};
+
+/// How long the end of the daemon waits for who is opening a pool.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Node {
     /// Deletes a pool with all that is in it, which nobody uses.
@@ -96,7 +100,10 @@ impl Node {
     /// Closes all pools: what they hold is in their trees then. For the end of the daemon, when no front end is
     /// connected any more.
     pub fn close_pools(&self) {
-        let _structure = self.pools.structure();
+        let structure = self.pools.structure_within(PATIENCE);
+        if structure.is_none() {
+            tracing::warn!("a bdev that is looked at for a pool does not answer; ending without waiting for it");
+        }
         let _changes = self.change();
         for open in self.pools.all() {
             for uuid in self.volumes_of(&open) {

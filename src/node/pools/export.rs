@@ -1,12 +1,12 @@
 //! A volume or snapshot, or the difference between two, as a stream (docs/export.md).
 //!
 //! What is read is a snapshot: of a volume that can be written, one of its own, which nobody sees and which goes when the
-//! job ends. It has a name by which it is known after a crash: the next opening of the pool takes it away.
+//! job ends (`hidden.rs`).
 
 use std::sync::Arc;
 
 use pollux_bdev::thin::store::Blocking;
-use pollux_bdev::thin::{ExtentKind, MapExtent, NewSnapshot, Pool, Role, ThinVolume};
+use pollux_bdev::thin::{ExtentKind, Hold, MapExtent, NewSnapshot, Role, ThinVolume};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -40,20 +40,18 @@ pub struct Export {
 pub struct Exporting {
     name: String,
     to: Place,
-    source: Source,
+    snapshot: ThinVolume,
     since: Option<(ThinVolume, Base)>,
-    // Last: it goes when nothing of the pool is used any more.
+    // In this order they go: nothing keeps the snapshot from being deleted any more, then it is, then nothing of the pool is
+    // used.
+    _held: Vec<Hold>,
+    _own: Option<OwnSnapshot>,
     used: PoolUse,
 }
 
-enum Source {
-    Snapshot(ThinVolume),
-    /// A volume; what is read is a snapshot of it.
-    Volume(Uuid),
-}
-
 impl Node {
-    /// Looks up what is to be exported.
+    /// Looks up what is to be exported, and makes the snapshot that is read of what can be written. It is made here, among
+    /// the changes of the node, as it takes away from the volume what that has of its own.
     ///
     /// # Errors
     /// [`NodeError`] says why it cannot be.
@@ -77,9 +75,16 @@ impl Node {
                 Some((since, Base { state: state_of(open.uuid(), uuid), name: name.clone() }))
             }
         };
-        let is_snapshot = volume_info(&info, entry.uuid())?.role == Role::Snapshot;
-        let source = if is_snapshot { Source::Snapshot(volume) } else { Source::Volume(entry.uuid()) };
-        Ok(Exporting { name: export.name.clone(), to: export.to.clone(), source, since, used: open.enter() })
+        let used = open.clone().enter();
+        let own = match volume_info(&info, entry.uuid())?.role {
+            Role::Snapshot => None,
+            _ => Some(OwnSnapshot::make(&open, entry.uuid())?),
+        };
+        let snapshot = own.as_ref().map_or(volume, |own| own.snapshot.clone());
+        let read = std::iter::once(&snapshot).chain(since.as_ref().map(|(since, _)| since));
+        let held = read.map(ThinVolume::hold).collect::<Result<_, _>>()?;
+        let (name, to) = (export.name.clone(), export.to.clone());
+        Ok(Exporting { name, to, snapshot, since, _held: held, _own: own, used })
     }
 }
 
@@ -89,17 +94,7 @@ impl Exporting {
     /// # Errors
     /// [`NodeError`]: then nothing of it is left, but what was sent to a socket.
     pub fn run(self, job: &Arc<Job>) -> Result<Value, NodeError> {
-        let open = self.used.pool();
-        let own = match &self.source {
-            Source::Snapshot(_) => None,
-            Source::Volume(volume) => Some(OwnSnapshot::make(open, *volume)?),
-        };
-        let snapshot = match (&self.source, &own) {
-            (Source::Snapshot(snapshot), _) => snapshot,
-            (_, Some(own)) => &own.snapshot,
-            (Source::Volume(_), None) => return Err(NodeError::no_bdev(&self.name)),
-        };
-        let _held = (snapshot.hold()?, self.since.as_ref().map(|(since, _)| since.hold()).transpose()?);
+        let snapshot = &self.snapshot;
         let since = self.since.as_ref().map(|(since, _)| since);
         let content = content(snapshot, since, job)?;
         let begin = Begin {
@@ -107,7 +102,7 @@ impl Exporting {
             name: self.name.clone(),
             bytes: pollux_core::Bdev::shape(snapshot).bytes(),
             content,
-            state: state_of(open.uuid(), snapshot.uuid()),
+            state: state_of(self.used.pool().uuid(), snapshot.uuid()),
             base: self.since.as_ref().map(|(_, base)| base.clone()),
             created: seconds(),
         };
@@ -127,24 +122,25 @@ impl Exporting {
 }
 
 /// A snapshot that is there as long as this is.
-struct OwnSnapshot<'a> {
-    pool: &'a Pool,
+struct OwnSnapshot {
+    open: Arc<OpenPool>,
     snapshot: ThinVolume,
 }
 
-impl<'a> OwnSnapshot<'a> {
-    fn make(open: &'a OpenPool, volume: Uuid) -> Result<Self, NodeError> {
+impl OwnSnapshot {
+    fn make(open: &Arc<OpenPool>, volume: Uuid) -> Result<Self, NodeError> {
         let uuid = Uuid::new_v4();
         open.pool.snapshot(&[NewSnapshot { volume, uuid, name: hidden::name(uuid) }], seconds())?;
         let snapshot = open.pool.volume(uuid).ok_or_else(|| NodeError::no_bdev(&uuid.to_string()))?;
-        Ok(OwnSnapshot { pool: &open.pool, snapshot })
+        Ok(OwnSnapshot { open: open.clone(), snapshot })
     }
 }
 
-impl Drop for OwnSnapshot<'_> {
+impl Drop for OwnSnapshot {
     fn drop(&mut self) {
-        if let Err(error) = self.pool.delete(self.snapshot.uuid()) {
-            tracing::warn!("a snapshot that an export has made stays until the pool is opened again: {error}");
+        if let Err(error) = self.open.pool.delete(self.snapshot.uuid()) {
+            tracing::warn!("a snapshot that an export has made stays for now: {error}");
+            self.open.left_behind(true);
         }
     }
 }

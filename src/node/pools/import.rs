@@ -11,6 +11,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::identity::imported;
+use super::open::check_name;
 use super::place::{Place, Source};
 use super::ring::with_ring;
 use super::volumes::refuse_taken;
@@ -51,6 +52,8 @@ impl Node {
         let _changes = self.change();
         import.from.check()?;
         let open = self.find_pool(&import.pool)?;
+        // What would be refused at the end is refused at the beginning.
+        check_name("lvol_name", &import.name)?;
         refuse_taken(&*open.refresh()?, &import.name, |_| false)?;
         let Import { name, read_only, from, .. } = import.clone();
         Ok(Importing { name, read_only, from, used: open.enter() })
@@ -119,7 +122,8 @@ impl Drop for NewVolume<'_> {
             return;
         }
         if let Err(error) = self.open.pool.delete(self.volume.uuid()) {
-            tracing::warn!("what an import has left goes when the pool is opened again: {error}");
+            tracing::warn!("what an import has left goes later: {error}");
+            self.open.left_behind(true);
         }
     }
 }

@@ -7,9 +7,9 @@ use pollux_bdev::{Entry, Kind as BdevKind, State};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::OpenPool;
 use super::open::known;
 use super::volumes::volume_info;
+use super::{OpenPool, hidden};
 use crate::node::document::Document;
 use crate::node::notify::Kind;
 use crate::node::{Changes, Node, NodeError};
@@ -91,6 +91,7 @@ impl Node {
             if !settled.is_empty() {
                 self.settle(&mut changes, open, &settled);
             }
+            hidden::tidy(open);
         }
         looks.iter().for_each(|(open, info)| self.tell_thresholds(open, info));
         self.withdraw_forgotten();
@@ -101,6 +102,9 @@ impl Node {
     fn settle(&self, changes: &mut Changes, open: &OpenPool, settled: &[Settled]) {
         let Ok(info) = open.refresh() else { return };
         tracing::warn!("pool '{}': a change that was given up on has ended; its volumes are listed anew", info.name);
+        // It may have been a job's, which has ended.
+        open.left_behind(true);
+        self.bdevs.reclaim(open.base().name(), BdevKind::Pool, vec![info.name.clone()]);
         for volume in known(&info) {
             let (name, alias) = (volume.uuid.to_string(), format!("{}/{}", info.name, volume.name));
             match self.bdevs.get(&name) {

@@ -1,8 +1,8 @@
 //! Pools are found on bases, opened, and made.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use pollux_bdev::thin::format::Geometry;
 use pollux_bdev::thin::store::{CreateParams, StoreError, probe};
@@ -43,7 +43,7 @@ impl Node {
     /// [`NodeError`] says why not.
     pub fn check_new_pool(&self, new: &NewPool) -> Result<Arc<Entry>, NodeError> {
         let entry = self.bdevs.get(&new.base).ok_or_else(|| NodeError::no_bdev(&new.base))?;
-        check_name(&new.name)?;
+        check_name("lvs_name", &new.name)?;
         if let Some(open) = self.pools.all().into_iter().find(|open| open.last_info().name == new.name) {
             let same = open.base.name() == entry.name();
             let reason = if same { Reason::ExistsSame } else { Reason::ExistsDifferent };
@@ -52,7 +52,19 @@ impl Node {
                 format!("pool '{}' exists already, on bdev '{}'", new.name, open.base.name()),
             ));
         }
+        if let Some(base) = self.base_of_pool(&new.name).filter(|base| base != entry.name()) {
+            let why = format!("pool '{}' is being made on bdev '{base}'", new.name);
+            return Err(NodeError::new(Reason::ExistsDifferent, why));
+        }
         Ok(entry)
+    }
+
+    /// The bdev that belongs to a pool of this name, which is open or is being made.
+    pub(super) fn base_of_pool(&self, name: &str) -> Option<String> {
+        let is_its = |entry: &Arc<Entry>| {
+            entry.claim().is_some_and(|claim| claim.kind == BdevKind::Pool && claim.by.iter().any(|by| by == name))
+        };
+        self.bdevs.list().into_iter().find(is_its).map(|entry| entry.name().to_owned())
     }
 
     /// Makes a pool and opens it; returns its UUID. What is long is to write log and metadata in full: a job that is
@@ -61,36 +73,43 @@ impl Node {
     /// # Errors
     /// [`NodeError`] says why not.
     pub fn create_pool(&self, new: &NewPool, job: &Arc<Job>) -> Result<Uuid, NodeError> {
-        let _structure = self.pools.structure();
-        let entry = self.check_new_pool(new)?;
         let uuid = Uuid::new_v4();
+        let structure = self.pools.structure();
+        let entry = self.check_new_pool(new)?;
         self.claimed(&entry, &new.name, || {
-            let device = self.base_of(&entry)?;
-            let params = CreateParams {
-                name: new.name.clone(),
-                uuid,
-                cluster_size: new.cluster_size.unwrap_or(CLUSTER),
-                created: seconds(),
-                overcommit: new.overcommit,
-                salt: salt(),
-                force: new.force,
-            };
-            let geometry = Geometry::new(device.shape().bytes(), params.cluster_size);
-            job.progress(0, geometry.map_or(0, |geometry| geometry.written_at_creation()));
-            let writing = Arc::clone(job);
-            let made = on_base(&*device, |blocking| {
-                blocking.watch(Box::new(move |bytes| {
-                    writing.add(bytes);
-                    !writing.is_cancelled()
-                }));
-                Pool::create(blocking, &params)
-            });
-            // The answer of a job that was cancelled is that, and not what it came upon.
-            made.map_err(|error| job.check().err().unwrap_or(error))?;
+            // That takes long, and nobody else needs what is claimed, base and name.
+            drop(structure);
+            self.write_pool(new, uuid, &entry, job)?;
+            let _structure = self.pools.structure();
             self.open_on(&entry)
         })?;
         tracing::info!("pool '{}' ({uuid}) is made on bdev '{}'", new.name, entry.name());
         Ok(uuid)
+    }
+
+    fn write_pool(&self, new: &NewPool, uuid: Uuid, entry: &Entry, job: &Arc<Job>) -> Result<(), NodeError> {
+        let device = self.base_of(entry)?;
+        let params = CreateParams {
+            name: new.name.clone(),
+            uuid,
+            cluster_size: new.cluster_size.unwrap_or(CLUSTER),
+            created: seconds(),
+            overcommit: new.overcommit,
+            salt: salt(),
+            force: new.force,
+        };
+        let geometry = Geometry::new(device.shape().bytes(), params.cluster_size);
+        job.progress(0, geometry.map_or(0, |geometry| geometry.written_at_creation()));
+        let writing = Arc::clone(job);
+        let made = on_base(&*device, |blocking| {
+            blocking.watch(Box::new(move |bytes| {
+                writing.add(bytes);
+                !writing.is_cancelled()
+            }));
+            Pool::create(blocking, &params)
+        });
+        // The answer of a job that was cancelled is that, and not what it came upon.
+        made.map_err(|error| job.check().err().unwrap_or(error))
     }
 
     /// Looks whether there is a pool on a bdev, and opens it. Returns the volumes that have come back and that somebody
@@ -113,9 +132,10 @@ impl Node {
             }
         };
         let twin = |open: &Arc<OpenPool>| open.uuid() == found.pool || open.last_info().name == found.name;
-        let opened = match self.pools.all().into_iter().find(twin) {
-            Some(open) => Err(duplicate(&open, found.pool)),
-            None => self.claimed(entry, &found.name, || self.open_on(entry)),
+        let opened = match (self.pools.all().into_iter().find(twin), self.base_of_pool(&found.name)) {
+            (Some(open), _) => Err(duplicate(open.base.name(), (open.uuid() != found.pool).then_some(&found.name))),
+            (None, Some(base)) => Err(duplicate(&base, Some(&found.name))),
+            (None, None) => self.claimed(entry, &found.name, || self.open_on(entry)),
         };
         match opened {
             Ok(back) => {
@@ -176,8 +196,9 @@ impl Node {
         hidden::conceal(&mut shown);
         let (shown, users) = (std::sync::RwLock::new(Arc::new(shown)), AtomicUsize::new(0));
         let told = super::thresholds::Told::default();
-        let open = Arc::new(OpenPool { pool, id, base: entry.clone(), info: shown, users, told });
-        hidden::take_away(&open, &info);
+        let left = AtomicBool::new(false);
+        let open = Arc::new(OpenPool { pool, id, base: entry.clone(), info: shown, users, left, told });
+        open.left_behind(!hidden::take_away(&open, &info));
         let info = open.last_info();
         self.pools.opened(open.clone());
         self.pools.set_closed(entry.name(), None);
@@ -261,23 +282,22 @@ fn placing(uuid: Uuid, alias: Option<String>, device: Result<Arc<dyn Device>, po
     Placing { uuid, alias, kind: BdevKind::Lvol, product_name: "Logical Volume", device }
 }
 
-fn duplicate(open: &OpenPool, uuid: Uuid) -> NodeError {
-    let (name, base) = (open.last_info().name.clone(), open.base.name());
-    let detail = if open.uuid() == uuid {
-        format!("it is the pool that is open on bdev '{base}', or a copy of it: delete one of the two bdevs")
-    } else {
-        format!(
-            "another pool of the name '{name}' is open on bdev '{base}': delete that bdev, then this one can be opened"
-        )
+/// There is one like it on a bdev, or one that has only its name.
+fn duplicate(base: &str, name: Option<&String>) -> NodeError {
+    let detail = match name {
+        None => format!("it is the pool that is open on bdev '{base}', or a copy of it: delete one of the two bdevs"),
+        Some(name) => format!(
+            "another pool of the name '{name}' is on bdev '{base}': rename that one, then this one can be opened (bdev_examine)"
+        ),
     };
     NodeError { reason: "duplicate", ..NodeError::new(Reason::ExistsDifferent, detail) }
 }
 
-/// A name that can be the first part of an alias.
-pub(super) fn check_name(name: &str) -> Result<(), NodeError> {
+/// A name that can be a part of an alias, given as `parameter`.
+pub(super) fn check_name(parameter: &str, name: &str) -> Result<(), NodeError> {
     let good = (1..=64).contains(&name.len()) && !name.contains('/') && !name.chars().any(char::is_control);
-    let why = "lvs_name: must be 1 to 64 bytes without '/' and control characters";
-    if good { Ok(()) } else { Err(NodeError::new(Reason::Invalid, why)) }
+    let why = || format!("{parameter}: must be 1 to 64 bytes without '/' and control characters");
+    if good { Ok(()) } else { Err(NodeError::new(Reason::Invalid, why())) }
 }
 
 fn salt() -> u64 {

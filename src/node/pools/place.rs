@@ -5,18 +5,19 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::node::jobs::Job;
 use crate::node::{NodeError, Reason};
+use crate::stream::give_name;
 
 /// How often who waits for a socket looks whether it is still to wait.
 const LOOK: Duration = Duration::from_millis(200);
@@ -102,22 +103,40 @@ impl Place {
     }
 
     fn connect(&self, job: &Arc<Job>) -> Result<Patient, NodeError> {
-        let address = match self.abstract_name() {
-            Some(name) => SocketAddr::from_abstract_name(name),
-            None => SocketAddr::from_pathname(self.path()),
-        };
-        let connected = address.and_then(|address| UnixStream::connect_addr(&address)).and_then(|stream| {
-            stream.set_read_timeout(Some(LOOK))?;
-            stream.set_write_timeout(Some(LOOK))?;
-            Ok(stream)
-        });
-        let stream = connected.map_err(|error| self.failed("connect to", &error))?;
+        let connected = self.address().and_then(|address| connected(&address, job));
+        let stream =
+            connected.map_err(|error| job.check().err().unwrap_or_else(|| self.failed("connect to", &error)))?;
         Ok(Patient { stream, job: job.clone() })
+    }
+
+    fn address(&self) -> io::Result<SocketAddrUnix> {
+        Ok(match self.abstract_name() {
+            Some(name) => SocketAddrUnix::new_abstract_name(name)?,
+            None => SocketAddrUnix::new(self.path())?,
+        })
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> NodeError {
         NodeError::new(Reason::Os, format!("cannot {what} {}: {error}", self.path().display()))
     }
+}
+
+/// A connection. Whoever listens may have more of them than it takes, then there is none until it takes one.
+fn connected(address: &SocketAddrUnix, job: &Job) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    loop {
+        match rustix::net::connect(&socket, address) {
+            Err(Errno::AGAIN) if !job.is_cancelled() => std::thread::sleep(LOOK),
+            Err(error) => return Err(error.into()),
+            Ok(()) => break,
+        }
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(LOOK))?;
+    stream.set_write_timeout(Some(LOOK))?;
+    Ok(stream)
 }
 
 impl Sink {
@@ -127,10 +146,7 @@ impl Sink {
             Sink::Socket(patient) => patient.stream.shutdown(std::net::Shutdown::Write),
             Sink::File { file, partial, path } => {
                 file.sync_all()?;
-                // Never over something that has come meanwhile.
-                rustix::fs::renameat_with(CWD, &*partial, CWD, &*path, RenameFlags::NOREPLACE)?;
-                let dir = path.parent().map_or_else(|| File::open("/"), File::open);
-                dir.and_then(|dir| dir.sync_all())
+                give_name(partial, path, false)
             }
         }
     }
@@ -180,5 +196,32 @@ impl Patient {
                 other => return other,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::jobs::{JobState, Jobs, NewJob};
+    use serde_json::Value;
+
+    #[test]
+    fn who_listens_and_takes_nobody_can_be_waited_for_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let flags = SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&socket, 0).unwrap();
+        let first = UnixStream::connect(&path).unwrap();
+        let jobs = Arc::<Jobs>::default();
+        let place = Place::Socket(path);
+        let new = NewJob { kind: "test", object: String::new() };
+        let job = jobs.start(new, move |job| place.sink(job).map(|_| Value::Null)).unwrap();
+        assert!(!jobs.wait(LOOK), "there is no room");
+        jobs.cancel(&job.id().to_string()).unwrap();
+        assert!(jobs.wait(Duration::from_secs(60)), "it has ended");
+        assert_eq!(job.state(), JobState::Cancelled);
+        drop(first);
     }
 }

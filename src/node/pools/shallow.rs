@@ -1,9 +1,12 @@
 //! What is a snapshot's own, without what it stands on, copied to the same places of another bdev.
+//!
+//! Its own is what it differs in from its parent. That is not only what its own layer has: below that there may be a deleted
+//! snapshot that is still being folded into it, or one that an export has for itself.
 
 use std::sync::Arc;
 
 use pollux_bdev::thin::store::Blocking;
-use pollux_bdev::thin::{ExtentKind, MapExtent, Role, ThinVolume};
+use pollux_bdev::thin::{ExtentKind, Hold, MapExtent, Role, ThinVolume};
 use pollux_bdev::{Claim, Device, Entry, Kind as BdevKind};
 use serde_json::{Value, json};
 
@@ -26,6 +29,8 @@ const BLOCK: u64 = 4096;
 pub struct ShallowCopy {
     node: Arc<Node>,
     source: ThinVolume,
+    parent: Option<ThinVolume>,
+    _held: Vec<Hold>,
     to: Arc<Entry>,
     device: Arc<dyn Device>,
     _used: PoolUse,
@@ -41,7 +46,9 @@ impl Node {
         let (open, entry) = self.find_volume(from)?;
         let to = self.bdevs.get(to).ok_or_else(|| NodeError::no_bdev(to))?;
         let source = open.pool.volume(entry.uuid()).ok_or_else(|| NodeError::no_bdev(from))?;
-        if volume_info(&*open.refresh()?, entry.uuid())?.role != Role::Snapshot {
+        let info = open.refresh()?;
+        let known = volume_info(&info, entry.uuid())?;
+        if known.role != Role::Snapshot {
             let why = format!("'{from}' can be written: make a snapshot of it, or make it read-only, and copy that");
             return Err(NodeError { reason: "unfit", errno: libc::EPERM, detail: why });
         }
@@ -60,8 +67,10 @@ impl Node {
             let why = format!("bdev '{}' is in use by controller '{ctrlr}' (target {})", to.name(), lun.target);
             return Err(NodeError::new(Reason::InUse, why));
         }
+        let parent = known.parent.and_then(|parent| open.pool.volume(parent));
+        let held = std::iter::once(&source).chain(&parent).map(ThinVolume::hold).collect::<Result<_, _>>()?;
         self.bdevs.claim(to.name(), Claim { kind: BdevKind::Lvol, by: vec![format!("a shallow copy of {from}")] })?;
-        Ok(ShallowCopy { node: Arc::clone(self), source, to, device, _used: open.enter() })
+        Ok(ShallowCopy { node: Arc::clone(self), source, parent, _held: held, to, device, _used: open.enter() })
     }
 }
 
@@ -77,7 +86,6 @@ impl ShallowCopy {
     /// # Errors
     /// [`NodeError`].
     pub fn run(&self, job: &Job) -> Result<Value, NodeError> {
-        let _held = self.source.hold()?;
         let mut bytes = 0;
         self.each(job, |extent| {
             bytes += extent.len;
@@ -97,7 +105,10 @@ impl ShallowCopy {
     fn each(&self, job: &Job, mut look: impl FnMut(&MapExtent) -> Result<(), NodeError>) -> Result<(), NodeError> {
         let mut at = Some(0);
         while let Some(offset) = at {
-            let survey = self.source.own(offset, EXTENTS)?;
+            let survey = match &self.parent {
+                Some(parent) => self.source.delta(parent, offset, EXTENTS)?,
+                None => self.source.allocated(offset, EXTENTS)?,
+            };
             for extent in &survey.extents {
                 job.check()?;
                 look(extent)?;

@@ -131,6 +131,7 @@ fn text(threshold: &ThresholdInfo) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing;
     use super::*;
 
     fn threshold(crossings: u64) -> ThresholdInfo {
@@ -140,36 +141,10 @@ mod tests {
     #[test]
     fn everybody_is_told_once_each_time() {
         let told = Told::default();
-        let volume = VolumeInfo {
-            uuid: Uuid::from_u128(7),
-            name: "v".into(),
-            role: Role::Volume,
-            bytes: 0,
-            parent: None,
-            children: Vec::new(),
-            created: 0,
-            owned_bytes: 0,
-            written_bytes: 0,
-            shared_bytes: 0,
-            quota_bytes: 0,
-            reserved_bytes: 0,
-            quota_threshold: None,
-        };
-        let info = |pool: u64, of_volume: u64| PoolInfo {
-            uuid: Uuid::from_u128(1),
-            name: "p".into(),
-            cluster_size: 1,
-            base_bytes: 0,
-            total_bytes: 0,
-            free_bytes: 0,
-            quarantined_bytes: 0,
-            composite_bytes: 0,
-            failed: false,
-            full: false,
-            commits: 0,
-            checkpoints: 0,
-            thresholds: vec![threshold(pool), threshold(1)],
-            volumes: vec![VolumeInfo { quota_threshold: Some(threshold(of_volume)), ..volume.clone() }],
+        let info = |of_pool: u64, of_volume: u64| {
+            let volume = testing::volume(7, "v", Role::Volume);
+            let volumes = vec![VolumeInfo { quota_threshold: Some(threshold(of_volume)), ..volume }];
+            PoolInfo { thresholds: vec![threshold(of_pool), threshold(1)], ..testing::pool(volumes) }
         };
         let pool = |pool, volumes| News { pool, volumes };
         assert_eq!(told.news(&info(0, 0)), pool(true, vec![]), "the second one");

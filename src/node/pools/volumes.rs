@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use pollux_bdev::thin::{NewSnapshot, PoolInfo, Role, VolumeInfo};
+use pollux_bdev::thin::{NewSnapshot, PoolError, PoolInfo, Role, VolumeInfo};
 use pollux_bdev::{Entry, Kind as BdevKind};
 use pollux_scsi::Attention;
 use uuid::Uuid;
@@ -111,7 +111,14 @@ impl Node {
             self.detach_everywhere(&mut changes, entry.name())?;
         }
         self.refuse_used_volume(&changes, &entry)?;
-        open.pool.delete(entry.uuid())?;
+        let used = || {
+            let why = "is still read: by a job, or by a controller that is just letting go of it; wait for that (job_get_jobs)";
+            NodeError::new(Reason::InUse, format!("'{name}' {why}"))
+        };
+        open.pool.delete(entry.uuid()).map_err(|error| match error {
+            PoolError::Unfit { .. } => used(),
+            other => other.into(),
+        })?;
         let uuid = entry.uuid();
         drop(entry);
         self.forget_bdev(&mut changes, uuid)?;
@@ -284,41 +291,12 @@ pub(super) fn refuse_taken(info: &PoolInfo, name: &str, same: impl Fn(&VolumeInf
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing;
     use super::*;
 
     fn info() -> PoolInfo {
-        let volume = VolumeInfo {
-            uuid: Uuid::from_u128(1),
-            name: "v".into(),
-            role: Role::Volume,
-            bytes: 1 << 20,
-            parent: None,
-            children: Vec::new(),
-            created: 0,
-            owned_bytes: 0,
-            written_bytes: 0,
-            shared_bytes: 0,
-            quota_bytes: 0,
-            reserved_bytes: 0,
-            quota_threshold: None,
-        };
-        let leaving = VolumeInfo { name: String::new(), role: Role::Leaving, uuid: Uuid::nil(), ..volume.clone() };
-        PoolInfo {
-            uuid: Uuid::from_u128(9),
-            name: "p".into(),
-            cluster_size: 65536,
-            base_bytes: 1 << 30,
-            total_bytes: 1 << 30,
-            free_bytes: 1 << 30,
-            quarantined_bytes: 0,
-            composite_bytes: 0,
-            failed: false,
-            full: false,
-            commits: 0,
-            checkpoints: 0,
-            thresholds: Vec::new(),
-            volumes: vec![leaving, volume],
-        }
+        let leaving = VolumeInfo { uuid: Uuid::nil(), ..testing::volume(0, "", Role::Leaving) };
+        testing::pool(vec![leaving, testing::volume(1, "v", Role::Volume)])
     }
 
     #[test]

@@ -188,10 +188,9 @@ pub(crate) fn decouple_parent(node: &Arc<Node>, params: &Inflate) -> Answer {
 }
 
 fn copy_from_below(node: &Arc<Node>, params: &Inflate, kind: &'static str, decouple: bool) -> Answer {
-    let done = node.check_inflation(&params.name).and_then(|_| {
+    let done = node.begin_inflation(&params.name, decouple).and_then(|inflation| {
         let (job, worker) = (NewJob { kind, object: params.name.clone() }, Arc::clone(node));
-        let name = params.name.clone();
-        node.jobs.run(job, params.job, move |job| worker.inflate_volume(&name, decouple, job).map(|()| true.into()))
+        node.jobs.run(job, params.job, move |job| worker.inflate_volume(&inflation, job).map(|()| true.into()))
     });
     done.map_err(|error| refused(&error))
 }

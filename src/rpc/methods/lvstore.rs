@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pollux_bdev::thin::format::Entry;
 use pollux_bdev::thin::{PoolInfo, Role, ThresholdInfo, VolumeInfo};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -123,7 +124,13 @@ pub struct Rename {
 }
 
 pub(crate) fn rename(node: &Node, params: &Rename) -> Answer {
-    node.rename_pool(&params.old_name, &params.new_name).map(|()| true.into()).map_err(|error| refused(&error))
+    node.rename_pool(&params.old_name, &params.new_name).map(|()| true.into()).map_err(|error| match error.reason {
+        "not_found" | "missing" => {
+            let message = format!("Lvol store {} not found", params.old_name);
+            error.by_errno().recoded(-i64::from(errno::ENOENT), message)
+        }
+        _ => refused(&error),
+    })
 }
 
 pub(crate) fn grow(node: &Node, params: &Named) -> Answer {
@@ -219,7 +226,7 @@ fn shape(open: &OpenPool, info: &PoolInfo) -> Value {
         "free_clusters": info.free_bytes / size,
         "block_size": block_size,
         "cluster_size": size,
-        "max_growable_size": u64::from(u32::MAX) * size,
+        "max_growable_size": u64::from(Entry::MAX_CLUSTER) * size,
         "state": state,
         "size_bytes": info.total_bytes,
         "free_bytes": info.free_bytes,

@@ -76,6 +76,12 @@ impl Client {
         match read {
             Ok(0) => return Err(broken("the daemon hung up".into())),
             Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                let seconds = ANSWER_TIME.as_secs();
+                return Err(broken(format!(
+                    "the daemon has not answered within {seconds} s; what was asked for may still be done: look before asking again"
+                )));
+            }
             Err(error) => return Err(broken(error.to_string())),
         }
         let mut answer: Value = serde_json::from_slice(&line).map_err(|error| broken(format!("not JSON: {error}")))?;

@@ -21,7 +21,7 @@ const FIRST: Duration = Duration::from_millis(10);
 pub(crate) enum JobCommand {
     /// List what runs and what has ended lately
     List,
-    /// Have a job end; what it had made so far is taken away again
+    /// Have a job end; what it had made so far is taken away again, but for what was copied into a volume or bdev
     Cancel {
         /// Its id, or as much of its beginning as no other job has
         job: String,

@@ -20,7 +20,7 @@ use super::job;
 use super::output::{Output, cell};
 use super::progress::Bar;
 use super::units::size;
-use crate::stream::{Frame, Reader, StreamError};
+use crate::stream::{Frame, Reader, StreamError, give_name};
 
 /// How often somebody is looked for.
 const LOOK: Duration = Duration::from_millis(10);
@@ -43,11 +43,14 @@ pub(crate) fn export(
         params["from_snapshot_name"] = since.into();
     }
     let id = cell(&client.call("bdev_lvol_export", params)?["job_id"]);
-    let received = door.wait_for(client, &id).and_then(|stream| receive(stream, &mut target));
+    let received = receive(door.wait_for(client, &id)?, &mut target);
     let ended = job::wait(client, &id, None)?;
-    // The daemon knows best why it has sent nothing more.
-    job::refuse_unless_complete(&ended)?;
-    received?;
+    match received {
+        // Then the daemon only knows that nobody takes anything any more.
+        Err(Broken::Here(error)) => return Err(not_taken(&error)),
+        // It knows best why it has sent nothing more.
+        received => job::refuse_unless_complete(&ended).and(received.map_err(Broken::told))?,
+    }
     target.finish()?;
     if target.is_output() {
         let _ = write!(io::stderr(), "{}", exported(volume, &ended["result"]));
@@ -171,7 +174,7 @@ fn is_of(stream: &UnixStream, pid: i32) -> bool {
 /// Where an export goes.
 enum Target {
     Output(BufWriter<io::Stdout>),
-    File { out: BufWriter<File>, partial: PathBuf, path: PathBuf },
+    File { out: BufWriter<File>, partial: PathBuf, path: PathBuf, force: bool },
 }
 
 impl Target {
@@ -190,11 +193,12 @@ impl Target {
             _ => {}
         }
         let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
+        // Whoever else exports to this name at the same time writes into a file of its own.
+        partial.push(format!(".{}.partial", uuid::Uuid::new_v4().simple()));
         let partial = PathBuf::from(partial);
-        let opened = OpenOptions::new().write(true).create(true).truncate(true).open(&partial);
-        let file = opened.map_err(|error| failed("create", &partial, &error))?;
-        Ok(Target::File { out: BufWriter::with_capacity(PIECE, file), partial, path: path.into() })
+        let file = OpenOptions::new().write(true).create_new(true).open(&partial);
+        let file = file.map_err(|error| failed("create", &partial, &error))?;
+        Ok(Target::File { out: BufWriter::with_capacity(PIECE, file), partial, path: path.into(), force })
     }
 
     const fn is_output(&self) -> bool {
@@ -204,10 +208,10 @@ impl Target {
     /// It is whole.
     fn finish(&mut self) -> Result<(), CliError> {
         match self {
-            Target::Output(out) => out.flush().map_err(CliError::Output),
-            Target::File { out, partial, path } => {
-                let done =
-                    out.flush().and_then(|()| out.get_ref().sync_all()).and_then(|()| fs::rename(partial, &*path));
+            Target::Output(out) => out.flush().map_err(|error| not_taken(&error)),
+            Target::File { out, partial, path, force } => {
+                let written = out.flush().and_then(|()| out.get_ref().sync_all());
+                let done = written.and_then(|()| give_name(partial, path, *force));
                 done.map_err(|error| failed("write", path, &error))
             }
         }
@@ -243,25 +247,50 @@ impl Write for Target {
 struct Tee<'a, R> {
     from: R,
     to: &'a mut Target,
+    /// Why it cannot be written any further.
+    lost: Option<io::Error>,
 }
 
 impl<R: Read> Read for Tee<'_, R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let count = self.from.read(bytes)?;
-        self.to.write_all(&bytes[..count])?;
+        self.to.write_all(&bytes[..count]).map_err(|error| {
+            let kind = error.kind();
+            self.lost = Some(error);
+            io::Error::from(kind)
+        })?;
         Ok(count)
     }
 }
 
+/// Why an export has not arrived.
+#[derive(Debug)]
+enum Broken {
+    /// It cannot be written.
+    Here(io::Error),
+    /// It has not come whole.
+    There(StreamError),
+}
+
+impl Broken {
+    fn told(self) -> CliError {
+        match self {
+            Broken::Here(error) => not_taken(&error),
+            Broken::There(error) => CliError::Failed(format!("what the daemon has sent is not whole: {error}")),
+        }
+    }
+}
+
 /// Takes a stream, and checks all of it.
-fn receive(from: impl Read, to: &mut Target) -> Result<(), CliError> {
+fn receive(from: impl Read, to: &mut Target) -> Result<(), Broken> {
     let mut bar = Bar::new("exporting");
-    let taken = take(Tee { from, to }, &mut bar);
+    let mut tee = Tee { from, to, lost: None };
+    let taken = take(&mut tee, &mut bar);
     bar.end();
-    taken.map_err(|error| match error {
-        StreamError::Io(error) => CliError::Output(error),
-        error => CliError::Failed(format!("what the daemon has sent is not whole: {error}")),
-    })
+    match tee.lost {
+        Some(error) => Err(Broken::Here(error)),
+        None => taken.map_err(Broken::There),
+    }
 }
 
 fn take(from: impl Read, bar: &mut Bar) -> Result<(), StreamError> {
@@ -275,6 +304,11 @@ fn take(from: impl Read, bar: &mut Bar) -> Result<(), StreamError> {
         };
         bar.show_bytes(done, all);
     }
+}
+
+/// Never as [`CliError::Output`], for which nobody is to blame if the reader has enough: an export is whole or nothing.
+fn not_taken(error: &io::Error) -> CliError {
+    CliError::Failed(format!("the export cannot be written any further: {error}"))
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> CliError {
@@ -315,6 +349,38 @@ mod tests {
         assert!(Target::open(&path, false).is_err(), "it is not overwritten by the way");
         assert!(Target::open(&path, true).is_ok() && Target::open(dir.path(), true).is_err());
         assert_eq!(fs::read(&path).unwrap(), stream(), "nor before the new one is whole");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_told_as_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let full = BufWriter::with_capacity(16, OpenOptions::new().write(true).open("/dev/full").unwrap());
+        let (partial, path) = (dir.path().join("partial"), dir.path().join("export"));
+        let mut target = Target::File { out: full, partial, path, force: false };
+        let broken = receive(&stream()[..], &mut target).expect_err("full");
+        assert!(matches!(&broken, Broken::Here(error) if error.kind() == io::ErrorKind::StorageFull), "{broken:?}");
+        let failed = |error| matches!(error, CliError::Failed(_));
+        assert!(
+            failed(broken.told()) && failed(not_taken(&io::ErrorKind::BrokenPipe.into())),
+            "nobody has enough of it"
+        );
+        let mut target = Target::open(&dir.path().join("torn"), false).unwrap();
+        assert!(matches!(receive(&stream()[..100], &mut target), Err(Broken::There(StreamError::Torn { .. }))));
+    }
+
+    #[test]
+    fn two_exports_to_one_name_write_into_two_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("export");
+        let [mut one, mut other] = [(), ()].map(|()| Target::open(&path, false).unwrap());
+        receive(&stream()[..], &mut one).unwrap();
+        receive(&stream()[..], &mut other).unwrap();
+        one.finish().unwrap();
+        let told = other.finish().expect_err("the name is taken").to_string();
+        assert!(told.contains("File exists"), "{told}");
+        drop((one, other));
+        assert_eq!(fs::read(&path).unwrap(), stream());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

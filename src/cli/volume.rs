@@ -95,6 +95,19 @@ pub(crate) enum VolumeCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Make a volume a snapshot, under the same name and for good: it can be cloned and not be written any more
+    SetReadOnly {
+        /// POOL/NAME
+        volume: String,
+    },
+    /// Say how much of its quota a volume may use before somebody is told
+    Threshold {
+        /// POOL/NAME
+        volume: String,
+        /// Percent of the quota (`pollux volume limit` sets one); 0: nobody is told
+        #[arg(value_parser = clap::value_parser!(u8).range(0..=100))]
+        percent: u8,
+    },
     /// Say how much space a volume may take, and how much is kept for it
     Limit {
         /// POOL/NAME
@@ -225,6 +238,10 @@ fn request(command: &VolumeCommand) -> Result<(&'static str, Value), CliError> {
             let parent = beside(snapshot, volume);
             ("bdev_lvol_set_parent", json!({"lvol_name": volume, "parent_name": parent, "force": force}))
         }
+        VolumeCommand::SetReadOnly { volume } => ("bdev_lvol_set_read_only", json!({"name": volume})),
+        VolumeCommand::Threshold { volume, percent } => {
+            ("bdev_lvol_set_thresholds", json!({"name": volume, "quota_percent": percent}))
+        }
         VolumeCommand::Limit { volume, quota, reserve } => {
             let mut params = json!({"name": volume});
             for (name, bytes) in [("quota", quota), ("reservation", reserve)] {
@@ -304,6 +321,13 @@ fn done(command: &VolumeCommand) -> String {
         }
         VolumeCommand::Decouple { volume } => format!("{volume} does not need its parent any more\n"),
         VolumeCommand::SetParent { volume, snapshot, .. } => format!("{volume} stands on {snapshot}\n"),
+        VolumeCommand::SetReadOnly { volume } => format!("{volume} is a snapshot now\n"),
+        VolumeCommand::Threshold { volume, percent: 0 } => {
+            format!("nobody is told how much of its quota {volume} uses\n")
+        }
+        VolumeCommand::Threshold { volume, percent } => {
+            format!("{percent} % of its quota is the threshold of {volume}\n")
+        }
         VolumeCommand::Limit { volume, .. } => format!("limits of {volume} set\n"),
         VolumeCommand::Delete { volume, .. } => format!("deleted {volume}; its space comes back in the background\n"),
     }
@@ -380,6 +404,8 @@ mod tests {
                 json!({"name": "p/v", "quota": 1 << 20, "reservation": 0}),
             ),
             ("limit p/v --quota 0", "bdev_lvol_set_limits", json!({"name": "p/v", "quota": 0})),
+            ("set-read-only p/v", "bdev_lvol_set_read_only", json!({"name": "p/v"})),
+            ("threshold p/v 80", "bdev_lvol_set_thresholds", json!({"name": "p/v", "quota_percent": 80})),
             ("delete p/v --force", "bdev_lvol_delete", json!({"name": "p/v", "force": true})),
         ] {
             assert_eq!(asked(line), Ok((method, params)), "{line}");
@@ -399,6 +425,7 @@ mod tests {
             ("clone p/s q/c", "without a /"),
             ("limit p/v", "--quota"),
             ("resize p/v 1Q", "unit of size"),
+            ("threshold p/v 101", "0..=100"),
         ] {
             let error = asked(line).expect_err(line);
             assert!(error.contains(told), "{line}: {error}");

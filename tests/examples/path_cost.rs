@@ -373,7 +373,7 @@ fn main() -> Result<()> {
         // What was never written is one page of zeroes, which is nowhere near as slow as a disk's worth of memory.
         fill(&mut machine, &front, args, BASE, blocks)?;
         // What housekeeping does in the seconds after.
-        (0..blocks / (256 << 20) * BLOCK + 2).for_each(|_| device.tend());
+        (0..blocks * BLOCK / (256 << 20) + 2).for_each(|_| device.tend());
     }
     let (mut lun, mut thin) = (BASE, None);
     if args.bdev == Kind::Thin {

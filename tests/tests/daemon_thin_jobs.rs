@@ -42,10 +42,10 @@ fn ended(daemon: &Daemon, id: &Value) -> Result<Value> {
     })
 }
 
-/// A base whose writes take a third of a second.
+/// A base whose writes take a second.
 fn slow_base(daemon: &Daemon) -> Result<()> {
     file(daemon, "f0", 256 * MIB)?;
-    let slow = 300_000;
+    let slow = 1_000_000;
     daemon.rpc(
         "bdev_delay_create",
         json!({"name": "d0", "base_bdev_name": "f0", "avg_read_latency": 0, "p99_read_latency": 0,
@@ -73,6 +73,10 @@ fn a_job_tells_how_far_it_is_and_a_cancelled_one_leaves_nothing() -> Result<()> 
     ensure!(late.reason.as_deref() == Some("ended"), "{late}");
     ensure!(daemon.rpc("bdev_lvol_get_lvstores", Value::Null)? == json!([]));
     // The base is nobody's.
+    for kind in ["avg_write", "p99_write"] {
+        let params = json!({"delay_bdev_name": "d0", "latency_type": kind, "latency_us": 0});
+        daemon.rpc("bdev_delay_update_latency", params)?;
+    }
     let id = daemon.rpc("bdev_lvol_create_lvstore", params)?["job_id"].clone();
     let complete = ended(&daemon, &id)?;
     ensure!(complete["state"] == "complete" && complete["result"].is_string(), "{complete}");

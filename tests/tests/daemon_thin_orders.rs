@@ -1,5 +1,5 @@
 //! What an operator orders of pools and volumes in the real daemon, while guests use them: other names, other sizes, other
-//! parents.
+//! parents; and what a saved configuration brings back.
 
 mod common;
 
@@ -217,5 +217,59 @@ fn a_volume_gets_another_parent() -> Result<()> {
     for (lba, value) in [(0, 2), (128, 9), (256, 0)] {
         reads(&mut front, 0, lba, value)?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_saved_configuration_brings_pools_back_in_another_daemon() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    let uuids = ["v", "w"].map(|name| volume(&daemon, "lvs", name, 16));
+    daemon.rpc("bdev_passthru_create", json!({"name": "above", "base_bdev_name": "lvs/w"}))?;
+    daemon.rpc("bdev_set_scsi_identity", json!({"name": "lvs/v", "product": "THIN"}))?;
+    daemon.rpc("bdev_lvol_set_limits", json!({"name": "lvs/v", "quota": 8 * MIB}))?;
+    daemon.rpc("bdev_lvol_set_thresholds", json!({"name": "lvs/v", "quota_percent": 50}))?;
+    daemon.rpc("bdev_lvol_set_thresholds", json!({"lvs_name": "lvs", "used_percent": [80]}))?;
+    controller(&daemon, "vm", &["lvs/v", "above"])?;
+    // Names may change: volumes are saved by their UUIDs.
+    daemon.rpc("bdev_lvol_rename_lvstore", json!({"old_name": "lvs", "new_name": "store"}))?;
+    daemon.rpc("bdev_lvol_rename", json!({"old_name": "store/w", "new_name": "x"}))?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    for target in 0..2 {
+        clear_attentions(&mut front, lun(target))?;
+        write(&mut front, target, 0, 3 + target)?;
+        flush(&mut front, target)?;
+    }
+    drop(front);
+    let shown = |daemon: &Daemon| -> Result<Value> {
+        let mut pools = daemon.rpc("bdev_lvol_get_lvstores", Value::Null)?;
+        pools[0]["quarantined_bytes"].take();
+        Ok(json!([pools, daemon.rpc("bdev_lvol_get_lvols", Value::Null)?]))
+    };
+    let before = shown(&daemon)?;
+    let mut calls = Vec::new();
+    for subsystem in ["bdev", "vhost_scsi"] {
+        let config = daemon.rpc("framework_get_config", json!({ "name": subsystem }))?;
+        calls.extend(config.as_array().context("calls")?.clone());
+    }
+    ensure!(daemon.terminate()?.success());
+
+    let fresh = Daemon::start()?;
+    for call in &calls {
+        let method = call["method"].as_str().context("a method")?;
+        fresh.rpc(method, call["params"].clone()).with_context(|| call.to_string())?;
+    }
+    ensure!(shown(&fresh)? == before, "{before}\nbecame\n{}", shown(&fresh)?);
+    ensure!(before[1][0]["quota_threshold"]["percent"] == 50 && before[0][0]["thresholds"][0]["percent"] == 80, "{before}");
+    for uuid in uuids {
+        ensure!(fresh.rpc("bdev_get_bdevs", json!({"name": uuid?}))?[0]["product_name"] == "Logical Volume");
+    }
+    let mut front = connect(&fresh, "vm", &DriverOptions::default())?;
+    for target in 0..2 {
+        clear_attentions(&mut front, lun(target))?;
+        reads(&mut front, target, 0, 3 + target)?;
+    }
+    let inquiry = front.good(lun(0), &cdb::inquiry(None, 64), &[], 64)?.data;
+    ensure!(inquiry[16..20] == *b"THIN", "{inquiry:02x?}");
     Ok(())
 }

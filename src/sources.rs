@@ -92,6 +92,10 @@ families! {
     POOL_ALLOCATED Gauge "pollux_pool_allocated_bytes" ["pool"] "Bytes of a pool that are in use.";
     POOL_QUARANTINED Gauge "pollux_pool_quarantined_bytes" ["pool"]
         "Bytes of a pool that were given back and cannot be used again yet.";
+    POOL_DISCARDS Gauge "pollux_pool_discards_waiting_bytes" ["pool"]
+        "Bytes of a pool that are free and that its base has not been told of yet.";
+    POOL_PARED Gauge "pollux_pool_discards_waiting_clusters" ["pool"]
+        "Clusters in use of which the base has not been told yet that parts of them are not.";
     POOL_COMPOSITE Gauge "pollux_pool_composite_bytes" ["pool"]
         "Bytes of memory that remember where long chains of snapshots have their data.";
     POOL_FAILED Gauge "pollux_pool_failed" ["pool"] "1 if a pool is read-only because its base has failed.";
@@ -175,6 +179,8 @@ fn pool(sink: &mut Sink, info: &PoolInfo) {
     put(sink, &POOL_FREE, &labels, info.free_bytes as f64);
     put(sink, &POOL_ALLOCATED, &labels, used as f64);
     put(sink, &POOL_QUARANTINED, &labels, info.quarantined_bytes as f64);
+    put(sink, &POOL_DISCARDS, &labels, info.discards.waiting_bytes as f64);
+    put(sink, &POOL_PARED, &labels, info.discards.waiting_parts as f64);
     put(sink, &POOL_COMPOSITE, &labels, info.composite_bytes as f64);
     put(sink, &POOL_FAILED, &labels, f64::from(u8::from(info.failed)));
     put(sink, &POOL_FULL, &labels, f64::from(u8::from(info.full)));

@@ -144,6 +144,7 @@ impl<'a> Writer<'a> {
             batch_from: 1,
             spans: vec![LogSpan { salt: 1, from: 0 }],
             overcommit: 0,
+            discard_rate: 0,
             catalog,
             space,
             pages,

@@ -407,6 +407,13 @@ fn a_repeated_call_is_told_from_another_one() -> Result<()> {
     daemon.rpc("bdev_lvol_set_limits", json!({"name": "lvs/v", "quota": MIB, "reservation": MIB}))?;
     let limited = listed(&daemon, "lvs/v")?;
     ensure!(limited["quota_bytes"] == MIB && limited["reserved_bytes"] == MIB, "{limited}");
+    let both = json!({"name": "lvs/v", "lvs_name": "lvs", "discard_mbytes_per_sec": 64});
+    ensure!(daemon.rpc_error("bdev_lvol_set_limits", both)?.reason.as_deref() == Some("invalid"));
+    for (rate, shown) in [(0, 0), (64, 64)] {
+        daemon.rpc("bdev_lvol_set_limits", json!({"lvs_name": "lvs", "discard_mbytes_per_sec": rate}))?;
+        let pools = daemon.rpc("bdev_lvol_get_lvstores", json!({"lvs_name": "lvs"}))?;
+        ensure!(pools[0]["discard_mbytes_per_sec"] == shown && pools[0]["discards_waiting_bytes"] == 0, "{pools}");
+    }
     Ok(())
 }
 

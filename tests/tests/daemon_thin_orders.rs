@@ -260,7 +260,10 @@ fn a_saved_configuration_brings_pools_back_in_another_daemon() -> Result<()> {
         fresh.rpc(method, call["params"].clone()).with_context(|| call.to_string())?;
     }
     ensure!(shown(&fresh)? == before, "{before}\nbecame\n{}", shown(&fresh)?);
-    ensure!(before[1][0]["quota_threshold"]["percent"] == 50 && before[0][0]["thresholds"][0]["percent"] == 80, "{before}");
+    ensure!(
+        before[1][0]["quota_threshold"]["percent"] == 50 && before[0][0]["thresholds"][0]["percent"] == 80,
+        "{before}"
+    );
     for uuid in uuids {
         ensure!(fresh.rpc("bdev_get_bdevs", json!({"name": uuid?}))?[0]["product_name"] == "Logical Volume");
     }

@@ -1,4 +1,5 @@
-//! A Linux guest with ext4 and XFS on thin volumes: space comes back by fstrim, with three snapshots below too; what was
+//! A Linux guest with ext4 and XFS on thin volumes: space comes back by fstrim, with three snapshots below too, and on the host
+//! also what is a part of clusters in use; what was
 //! fsynced is complete in a snapshot that was made of both volumes while the guest wrote, and on the volumes after QEMU and
 //! the daemon were killed; and every file system is one that its checker finds nothing in.
 //!
@@ -7,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -149,6 +151,33 @@ fn trimmed_space_comes_back(world: &mut World) -> Result<()> {
     Ok(())
 }
 
+/// Bytes that the base takes on the host's file system.
+fn base_bytes(world: &World) -> Result<u64> {
+    Ok(std::fs::metadata(world.daemon.disks_dir().join("pool"))?.blocks() * 512)
+}
+
+/// Files of half a cluster, every other of which is deleted: the clusters stay in use, and the host gets back what they do not.
+fn halves_of_clusters_come_back(world: &mut World) -> Result<()> {
+    world.sh("mkdir /mnt/ext4/halves; cd /mnt/ext4/halves; i=0
+         while [ $i -lt 512 ]; do
+             for half in a b; do dd if=/dev/urandom of=$half$i bs=32k count=1 conv=fsync status=none; done
+             i=$((i + 1))
+         done; cd /; sync; fstrim /mnt/ext4")?;
+    std::thread::sleep(Duration::from_secs(1));
+    let (before, owned) = (base_bytes(world)?, world.owned("ext4")?);
+    world.sh("rm /mnt/ext4/halves/b*; sync; fstrim /mnt/ext4")?;
+    let end = Instant::now() + SOON;
+    while base_bytes(world)? + 12 * MIB > before {
+        ensure!(Instant::now() < end, "of {before} bytes the base keeps {}", base_bytes(world)?);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let left = world.owned("ext4")?;
+    ensure!(left + 8 > owned, "the volume owned {owned} MiB and {left} now: these were whole clusters");
+    world.sh("cd /mnt/ext4/halves && cat a* | md5sum >/tmp/halves; echo 3 >/proc/sys/vm/drop_caches
+         cat a* | md5sum | cmp - /tmp/halves; cd /; rm -r /mnt/ext4/halves")?;
+    Ok(())
+}
+
 fn trimmed_space_comes_back_under_three_snapshots(world: &mut World) -> Result<()> {
     for volume in VOLUMES {
         write_files(world, volume, "kept")?;
@@ -258,6 +287,8 @@ fn file_systems_on_thin_volumes() -> Result<()> {
     world.step("file systems made");
     trimmed_space_comes_back(&mut world)?;
     world.step("trimmed");
+    halves_of_clusters_come_back(&mut world)?;
+    world.step("halves of clusters trimmed");
     trimmed_space_comes_back_under_three_snapshots(&mut world)?;
     world.step("trimmed under three snapshots");
     let (first, then) = is_killed_while_it_writes(&mut world)?;

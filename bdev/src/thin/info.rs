@@ -57,6 +57,17 @@ pub struct VolumeInfo {
     pub quota_threshold: Option<ThresholdInfo>,
 }
 
+/// What of a pool its base has not been told of: that nobody needs it any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiscardInfo {
+    /// Bytes a second that the base may be told of; [`u64::MAX`]: no limit.
+    pub rate: u64,
+    /// Bytes of free clusters that wait for that, or for the base's answer.
+    pub waiting_bytes: u64,
+    /// Clusters in use of which sub-blocks wait.
+    pub waiting_parts: u64,
+}
+
 /// A pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolInfo {
@@ -74,6 +85,8 @@ pub struct PoolInfo {
     pub free_bytes: u64,
     /// Bytes that were given back and cannot be used yet.
     pub quarantined_bytes: u64,
+    /// What is to be passed down to the base.
+    pub discards: DiscardInfo,
     /// Whether it takes no writes because its base failed.
     pub failed: bool,
     /// Whether it is full.

@@ -59,6 +59,8 @@ pub(crate) enum Order {
     Thresholds { thresholds: [u64; THRESHOLDS] },
     /// See `Thresholds`.
     WarnAt { uuid: Uuid, percent: u8 },
+    /// The base may be told of so many bytes a second that nobody needs; 0: of as many as the program thinks fit.
+    DiscardRate { rate: u64 },
     /// Everything is durable.
     Commit,
     /// Everything is in the trees.

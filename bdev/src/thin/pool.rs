@@ -217,6 +217,15 @@ impl Pool {
         self.order(Order::Thresholds { thresholds })
     }
 
+    /// Passes no more than so many bytes a second of discards down to the base; [`u64::MAX`]: as many as there are, 0: as many
+    /// as it would if nobody had said anything.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn set_discard_rate(&self, rate: u64) -> Result<(), PoolError> {
+        self.order(Order::DiscardRate { rate })
+    }
+
     /// The same for the quota of a volume, in percent.
     ///
     /// # Errors

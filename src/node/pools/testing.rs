@@ -32,6 +32,7 @@ pub(super) fn pool(volumes: Vec<VolumeInfo>) -> PoolInfo {
         total_bytes: 1 << 30,
         free_bytes: 1 << 30,
         quarantined_bytes: 0,
+        discards: Default::default(),
         composite_bytes: 0,
         failed: false,
         full: false,

@@ -77,6 +77,22 @@ impl Node {
         Ok(())
     }
 
+    /// Passes no more than so many MiB a second of discards down to a pool's base; 0: as many as there are.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub fn limit_discards(&self, name: &PoolName, mbytes: u64) -> Result<(), NodeError> {
+        let rate = match mbytes {
+            0 => u64::MAX,
+            mbytes => mbytes.saturating_mul(1 << 20),
+        };
+        let _changes = self.change();
+        let open = self.find_pool(name)?;
+        open.pool.set_discard_rate(rate)?;
+        open.refresh()?;
+        Ok(())
+    }
+
     /// Sets how much of its quota a volume may own before its users are told, in percent; 0: they are not.
     ///
     /// # Errors

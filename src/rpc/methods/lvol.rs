@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::lvstore::check_clear;
 use crate::node::jobs::NewJob;
 use crate::node::pools::{NewVolume, PoolName, VolumeSize};
-use crate::node::{Node, NodeError};
+use crate::node::{Node, NodeError, Reason};
 use crate::rpc::error::{RpcError, code, errno};
 use crate::rpc::params::Habit;
 use crate::rpc::table::Answer;
@@ -213,17 +213,38 @@ pub(crate) fn set_parent(node: &Node, params: &SetParent) -> Answer {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetLimits {
-    name: String,
+    /// A volume.
+    #[serde(default)]
+    name: Option<String>,
     /// Bytes.
     #[serde(default)]
     quota: Option<u64>,
     /// Bytes.
     #[serde(default)]
     reservation: Option<u64>,
+    /// A pool.
+    #[serde(default)]
+    uuid: Option<String>,
+    #[serde(default)]
+    lvs_name: Option<String>,
+    /// MiB; 0: no limit.
+    #[serde(default)]
+    discard_mbytes_per_sec: Option<u64>,
 }
 
 pub(crate) fn set_limits(node: &Node, params: &SetLimits) -> Answer {
-    done(node.limit_volume(&params.name, params.quota, params.reservation))
+    let of_pool = params.uuid.is_some() || params.lvs_name.is_some();
+    let of_volume = params.quota.is_some() || params.reservation.is_some();
+    done(match (&params.name, params.discard_mbytes_per_sec) {
+        (Some(name), None) if !of_pool => node.limit_volume(name, params.quota, params.reservation),
+        (None, Some(rate)) if of_pool && !of_volume => {
+            node.limit_discards(&PoolName { uuid: params.uuid.clone(), name: params.lvs_name.clone() }, rate)
+        }
+        _ => Err(NodeError::new(
+            Reason::Invalid,
+            "give name with quota or reservation of a volume, or a pool with discard_mbytes_per_sec",
+        )),
+    })
 }
 
 /// Parameters of `bdev_lvol_delete`.

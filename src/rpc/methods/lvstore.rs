@@ -231,6 +231,8 @@ fn shape(open: &OpenPool, info: &PoolInfo) -> Value {
         "size_bytes": info.total_bytes,
         "free_bytes": info.free_bytes,
         "quarantined_bytes": info.quarantined_bytes,
+        "discards_waiting_bytes": info.discards.waiting_bytes,
+        "discard_mbytes_per_sec": if info.discards.rate == u64::MAX { 0 } else { info.discards.rate >> 20 },
         "thresholds": info.thresholds.iter().map(threshold_shape).collect::<Vec<_>>(),
         "volumes": info.volumes.iter().filter(|volume| volume.role == Role::Volume).count(),
         "snapshots": info.volumes.iter().filter(|volume| volume.role == Role::Snapshot).count(),

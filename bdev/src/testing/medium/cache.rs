@@ -23,7 +23,11 @@ pub(super) type Seq = u64;
 #[derive(Clone, Debug)]
 pub(super) enum Content {
     Bytes(Arc<[u8]>),
-    Zeroes { deallocate: bool },
+    Zeroes {
+        deallocate: bool,
+    },
+    /// Nobody knows what; it takes no space.
+    Garbage,
 }
 
 /// A change that a power cut now may undo.
@@ -369,5 +373,6 @@ fn apply(store: &mut Store, change: &Change, range: Range<u64>) {
             store.write(range.start, &bytes[at]);
         }
         Content::Zeroes { deallocate } => store.zero(range.start, range.end - range.start, *deallocate),
+        Content::Garbage => store.garble(range.start, range.end - range.start),
     }
 }

@@ -62,6 +62,7 @@ impl State {
             Op::Flush => return Work::Flush { since: self.cache.now() },
             Op::Read => return Work::Read { found: Vec::new() },
             Op::Write => Content::Bytes(bytes_of(io)),
+            Op::Discard if self.geometry.garbles => Content::Garbage,
             Op::Discard => Content::Zeroes { deallocate: true },
             Op::WriteZeroes => Content::Zeroes { deallocate: io.flags.contains(IoFlags::MAY_DEALLOCATE) },
         };
@@ -72,7 +73,7 @@ impl State {
         };
         let bytes = match &content {
             Content::Bytes(bytes) => Some(bytes.clone()),
-            Content::Zeroes { .. } => None,
+            Content::Zeroes { .. } | Content::Garbage => None,
         };
         Work::Change { seq: self.cache.begin(io.op, range, content, label), bytes }
     }

@@ -58,6 +58,8 @@ pub struct Geometry {
     pub tear: u32,
     /// Granularity of discards; `None`: it does not discard.
     pub discard: Option<u32>,
+    /// What was discarded reads as something that nobody has written, else as zeroes.
+    pub garbles: bool,
     /// Most requests of a channel.
     pub depth: u32,
 }
@@ -72,6 +74,7 @@ impl Geometry {
             physical_block_size: 512,
             tear: 512,
             discard: Some(4096),
+            garbles: false,
             depth: crate::DEFAULT_DEPTH,
         }
     }
@@ -362,7 +365,7 @@ impl Steps for Medium {
 impl Bdev for Medium {
     fn shape(&self) -> Shape {
         let geometry = self.geometry();
-        let discard = |granularity| Discard { granularity, alignment: 0, reads_zero: true };
+        let discard = |granularity| Discard { granularity, alignment: 0, reads_zero: !geometry.garbles };
         Shape {
             block_size: geometry.block_size,
             physical_block_size: geometry.physical_block_size,

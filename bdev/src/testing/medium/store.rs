@@ -1,5 +1,7 @@
 //! The bytes of a medium, sparse and cheap to copy: a copy shares everything, and each side pays for what it changes.
 //!
+//! What was garbled reads as [`GARBAGE`] in each byte and takes no space, as a hole does not.
+//!
 //! Invariants: a chunk that is in the map has a page that is not a hole; a page of data is not all zeroes.
 
 use std::collections::BTreeMap;
@@ -20,7 +22,18 @@ enum Page {
     /// Takes no space; reads as zeroes.
     Hole,
     Zeroes,
+    /// Takes no space; reads as garbage.
+    Garbage,
     Data(Arc<[u8; PAGE]>),
+}
+
+/// What a device may have where something was discarded.
+const GARBAGE: u8 = 0xDB;
+
+impl Page {
+    const fn takes_space(&self) -> bool {
+        matches!(self, Page::Zeroes | Page::Data(_))
+    }
 }
 
 type Chunk = Vec<Page>;
@@ -55,6 +68,7 @@ impl Store {
         for (_, nth, range) in parts(offset, len) {
             match self.page(nth) {
                 Page::Hole | Page::Zeroes => take(&[0; PAGE][range]),
+                Page::Garbage => take(&[GARBAGE; PAGE][range]),
                 Page::Data(bytes) => take(&bytes[range]),
             }
         }
@@ -75,9 +89,21 @@ impl Store {
             let mut whole = match page {
                 Page::Data(old) => old.clone(),
                 Page::Hole | Page::Zeroes => Arc::new([0; PAGE]),
+                Page::Garbage => Arc::new([GARBAGE; PAGE]),
             };
             Arc::make_mut(&mut whole)[range].copy_from_slice(from);
             *page = if whole.iter().all(|byte| *byte == 0) { Page::Zeroes } else { Page::Data(whole) };
+        }
+    }
+
+    /// Nobody knows what is in a range from now on.
+    pub(super) fn garble(&mut self, offset: u64, len: u64) {
+        for (_, nth, range) in parts(offset, len) {
+            if range.len() < PAGE {
+                self.write(nth * PAGE as u64 + range.start as u64, &vec![GARBAGE; range.len()]);
+            } else {
+                *self.page_mut(nth) = Page::Garbage;
+            }
         }
     }
 
@@ -122,7 +148,7 @@ impl Store {
     /// How far the range is all of one kind. Looks at one chunk at most.
     pub(super) fn extent(&self, offset: u64, len: u64) -> Extent {
         let len = len.min(CHUNK - offset % CHUNK);
-        let mapped = |nth| *self.page(nth) != Page::Hole;
+        let mapped = |nth| self.page(nth).takes_space();
         let first = mapped(offset / PAGE as u64);
         let other = parts(offset, len).find(|(_, nth, _)| mapped(*nth) != first);
         Extent { len: other.map_or(len, |(at, _, _)| at), mapped: first }
@@ -133,7 +159,11 @@ impl Store {
         let mut sums = [0u64; 2];
         for (chunk, pages) in &self.chunks {
             for (at, page) in pages.iter().enumerate() {
-                let Page::Data(bytes) = page else { continue };
+                let bytes = match page {
+                    Page::Data(bytes) => bytes,
+                    Page::Garbage => &[GARBAGE; PAGE],
+                    Page::Hole | Page::Zeroes => continue,
+                };
                 let mut state = [mix(*chunk * PAGES as u64 + at as u64 + 1), 0x9e37_79b9_7f4a_7c15];
                 for word in bytes.chunks_exact(16) {
                     let half = |at: usize| u64::from_le_bytes(*word[at..].first_chunk().expect("inside"));
@@ -151,13 +181,13 @@ impl Store {
 
     /// How much space it takes, in bytes.
     pub(super) fn space(&self) -> u64 {
-        let pages = self.chunks.values().flat_map(|chunk| chunk.iter()).filter(|page| **page != Page::Hole).count();
+        let pages = self.chunks.values().flat_map(|chunk| chunk.iter()).filter(|page| page.takes_space()).count();
         (pages * PAGE) as u64
     }
 
     /// How much more space it would take if the whole range took some.
     pub(super) fn missing(&self, offset: u64, len: u64) -> u64 {
-        let holes = parts(offset, len).filter(|(_, nth, _)| *self.page(*nth) == Page::Hole).count();
+        let holes = parts(offset, len).filter(|(_, nth, _)| !self.page(*nth).takes_space()).count();
         (holes * PAGE) as u64
     }
 }
@@ -183,7 +213,11 @@ mod tests {
             let longest = if round % 8 == 0 { BYTES } else { 64 << 10 };
             let len = (1 + rng.below(longest / 512)).min((BYTES - offset) / 512) * 512;
             let range = offset as usize..(offset + len) as usize;
-            match rng.below(3) {
+            match rng.below(4) {
+                1 if (offset | len).is_multiple_of(4096) => {
+                    store.garble(offset, len);
+                    model[range].fill(GARBAGE);
+                }
                 0 => {
                     store.zero(offset, len, rng.below(2) == 0);
                     model[range].fill(0);

@@ -1,7 +1,8 @@
 //! Writes that count as a whole or not at all, whatever fails, and however many clusters they touch.
 //!
-//! All sub-blocks of their clusters are locked, also those that are not written. Where nothing is here that is written the
-//! data goes into the cluster that there is; else into a fresh one, and the engine copies what else the old one holds. When
+//! All sub-blocks of their clusters are locked, also those that are not written. Where nothing is here that is written, and a
+//! power cut would not bring back what was here, the data goes into the cluster that there is; else into a fresh one, and the
+//! engine copies what else the old one holds. When
 //! the data has arrived the engine changes all entries, which one batch of the log says (`shared::Swap`). Until then nobody
 //! looks for it, and if anything fails nothing has changed. Of one cluster in which nothing is here that is written the
 //! channel changes the entry itself.
@@ -99,21 +100,25 @@ impl ThinChannel {
     /// Where the data of each span goes. All of them are locked.
     fn plan(&mut self, token: Token, head: &Arc<LayerMap>, spans: &[Span]) -> Result<Vec<Moved>, Wait> {
         let (mut fresh, mut first) = (0, 0);
+        let mut moves = Vec::with_capacity(spans.len());
         for span in spans {
             let entry = self.entry_of(span);
-            match entry.cluster() {
-                Some(_) if entry.here() & span.mask != 0 => {
-                    if entry.here() & !span.mask != 0 && !self.shared.take_care(&self.volume) {
-                        return Err(Wait::Engine);
-                    }
-                    fresh += 1;
-                }
-                Some(_) => {}
-                None => first += 1,
+            let moved = entry.cluster().is_some() && (entry.here() & span.mask != 0 || self.may_come_back(span));
+            if moved && entry.here() & !span.mask != 0 && !self.shared.take_care(&self.volume) {
+                return Err(Wait::Engine);
             }
+            fresh += usize::from(moved);
+            first += usize::from(entry.cluster().is_none());
+            moves.push(moved);
         }
         self.take_clusters(token, head, fresh, first)?;
-        Ok(spans.iter().map(|span| self.place(token, head, span)).collect())
+        Ok(spans.iter().zip(moves).map(|(span, moved)| self.place(token, head, span, moved)).collect())
+    }
+
+    /// Whether something that was taken out of an entry may be in it again after a power cut.
+    fn may_come_back(&self, span: &Span) -> bool {
+        let leaf = self.shared.leaves.get(span.leaf);
+        leaf.is_pared(span.slot) || !self.shared.commits.is_done(leaf.taken_by())
     }
 
     fn entry_of(&self, span: &Span) -> Entry {
@@ -121,17 +126,21 @@ impl ThinChannel {
     }
 
     /// Where the data of one goes; there are clusters for it.
-    fn place(&mut self, token: Token, head: &LayerMap, span: &Span) -> Moved {
+    fn place(&mut self, token: Token, head: &LayerMap, span: &Span, moved: bool) -> Moved {
         let Span { cluster, leaf, slot, mask, .. } = *span;
         let entry = self.entry_of(span);
-        let taken = "as many were taken as are wanted, and what is locked stays as it is";
+        let taken = "as many were taken as are wanted, and what is locked stays on its cluster";
         let (from, to) = match entry.cluster() {
-            Some(from) if entry.here() & mask != 0 => (from, self.atomic(token).leased.pop().expect(taken)),
+            Some(from) if moved => (from, self.atomic(token).leased.pop().expect(taken)),
             Some(from) => (from, from),
             None => {
                 let atomic = self.atomic(token);
                 let on = atomic.kept.pop().or_else(|| atomic.leased.pop()).expect(taken);
-                self.shared.leaves.get(leaf).change(slot, entry, entry.with_cluster(on)).expect(taken);
+                let (page, mut now) = (self.shared.leaves.get(leaf), entry);
+                // A discard takes no locks.
+                while let Err(other) = page.change(slot, now, now.with_cluster(on)) {
+                    now = other;
+                }
                 head.usage.owned.fetch_add(1, Relaxed);
                 (on, on)
             }

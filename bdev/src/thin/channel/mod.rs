@@ -36,6 +36,7 @@ use self::atomic::Atomic;
 pub(crate) use self::atomic::{ATOMIC_MAX, ATOMIC_SUB_BLOCK};
 use self::composite::Composite;
 use self::parts::{Kind, Part, Parts};
+use self::punch::Share;
 pub(crate) use self::read::extent;
 pub(crate) use self::write::{touched, whole};
 use super::shared::{CLOSED, Chain, LayerMap, Miss, Reader, Shared, Stay, Volume};
@@ -143,6 +144,8 @@ pub(crate) struct ThinChannel {
     /// How many wait for what later ones could take away from them, and how many of these for a place.
     in_line: u32,
     for_places: u32,
+    /// What is left to discards of this pass.
+    share: Share,
     reactor: usize,
     now: u64,
 }
@@ -176,6 +179,7 @@ impl ThinChannel {
             short: 0,
             in_line: 0,
             for_places: 0,
+            share: Share::default(),
             reactor: 0,
             now: 0,
             base: channel,

@@ -1,8 +1,15 @@
-//! Discards and write-zeroes. Whole sub-blocks are taken out of the map, which takes a lock for each cluster and no I/O;
-//! what is left at the ends is written with zeroes, unless it is zero. To erase is another thing: what is here is overwritten
-//! with zeroes where it lies, and the map stays.
+//! Discards and write-zeroes. Whole sub-blocks are taken out of the map, which takes no I/O; what is left at the ends is
+//! written with zeroes, unless it is zero. To erase is another thing: what is here is overwritten with zeroes where it lies,
+//! and the map stays.
+//!
+//! Sub-blocks of a cluster are taken out under their locks. Whole clusters of a leaf go in one stroke and take none: their
+//! entries change first, and those that somebody has locked by then are done once more when he has let go, so that what he
+//! puts there meanwhile does not stay.
+//!
+//! A channel does a bounded part of that in a pass, for all of its requests together: others have their turns in between.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use pollux_core::{Cx, Io, IoFlags, Op, Token};
 
@@ -11,10 +18,31 @@ use super::read::front;
 use super::write::{touched, whole};
 use super::{Progress, ThinChannel, Wait};
 use crate::thin::format::{ENTRIES_PER_PAGE, SUB_BLOCKS};
-use crate::thin::shared::{LayerMap, Place, Shared};
+use crate::thin::shared::{LayerMap, Miss, Place, Shared};
 
-/// Clusters that are looked at in one go: a large discard leaves the reactor to others in between.
-const CLUSTERS_A_PASS: u32 = 4096;
+/// What a channel does in one pass, in clusters that go in one stroke, and how many of these one counts as that does not.
+const A_PASS: u32 = 1008;
+const ALONE: u32 = 8;
+/// Leaves of a range that are asked for ahead.
+const AHEAD: u64 = 16;
+
+/// What a channel has left of its share of a pass.
+#[derive(Default)]
+pub(super) struct Share {
+    /// When the pass began.
+    pass: u64,
+    taken: u32,
+}
+
+impl Share {
+    /// Whether more may be done in the pass that began then.
+    fn has_more(&mut self, pass: u64) -> bool {
+        if self.pass != pass {
+            *self = Share { pass, taken: 0 };
+        }
+        self.taken < A_PASS
+    }
+}
 
 impl ThinChannel {
     pub(super) fn zero(&mut self, token: Token, io: &Io, cx: &mut Cx<'_>) -> Progress {
@@ -22,12 +50,17 @@ impl ThinChannel {
         let end = io.offset + io.len;
         // What it finds to be zero may be so in memory only.
         self.request(token).unmapped = true;
-        for _ in 0..CLUSTERS_A_PASS {
+        loop {
             let at = io.offset + self.request(token).at;
             if at == end {
                 return Progress::Started;
             }
+            if !self.share.has_more(self.now) {
+                return Progress::Waits(Wait::More);
+            }
+            self.share.taken += 1;
             let zeroed = if io.flags.contains(IoFlags::ERASE) {
+                self.shared.erasing.store(true, Relaxed);
                 self.erase_front(token, &head, at, end - at, cx)
             } else {
                 self.zero_front(token, &head, at, end - at, cx)
@@ -37,7 +70,58 @@ impl ThinChannel {
                 Err(wait) => return Progress::Waits(wait),
             }
         }
-        Progress::Waits(Wait::More)
+    }
+
+    /// Whole clusters from the front of a range, as far as one leaf goes and nobody has locked them; returns how many.
+    fn zero_clusters(&mut self, head: &Arc<LayerMap>, first: u64, many: u64, bottom: bool) -> Result<u64, Wait> {
+        let (leaf, slot) = Shared::slot(first);
+        let number = self.shared.leaf_to_change(head, leaf);
+        if number == Err(Miss::Wait) {
+            let last = Shared::slot(first + many - 1).0;
+            for leaf in leaf + 1..=last.min(leaf + AHEAD) {
+                self.shared.want(head, leaf);
+            }
+        }
+        let count = many.min((ENTRIES_PER_PAGE - slot) as u64);
+        let done = self.shared.punch_run(head, number?, first, count, bottom);
+        self.share.taken += count as u32;
+        if done == 0 { Err(Wait::Lock) } else { Ok(done) }
+    }
+
+    /// What is not here of a cluster that the volume owns may hold what was here once: it is overwritten, too, where nothing
+    /// lies below that it would hide.
+    fn erase_rest(
+        &mut self,
+        token: Token,
+        head: &Arc<LayerMap>,
+        at: u64,
+        len: u64,
+        on: u32,
+        cx: &mut Cx<'_>,
+    ) -> Result<(), Wait> {
+        let mask = whole(&self.shared, at, len);
+        if mask == 0 || mask != touched(&self.shared, at, len) || self.chain.layers.len() > 1 {
+            return Ok(());
+        }
+        if !self.parts.has_place() {
+            return Err(Wait::Place);
+        }
+        let cluster = at >> self.shared.cluster_shift;
+        let (leaf, slot) = Shared::slot(cluster);
+        let leaf = self.shared.leaf_to_change(head, leaf)?;
+        if !self.shared.locks.try_lock(head.id, cluster, mask) {
+            return Err(Wait::Lock);
+        }
+        let entry = self.shared.leaves.get(leaf).entry(slot);
+        if entry.cluster() != Some(on) || entry.here() & mask != 0 {
+            self.shared.locks.unlock(head.id, cluster, mask);
+            return Err(Wait::Lock);
+        }
+        let inside = at & ((1 << self.shared.cluster_shift) - 1);
+        let base = (u64::from(on) << self.shared.cluster_shift) + inside;
+        let part = Part { owner: token, kind: Kind::Fresh(head.clone(), leaf), at, len, base };
+        self.send(part, Op::WriteZeroes, IoFlags::MAY_DEALLOCATE, cx);
+        Ok(())
     }
 
     /// Overwrites the front of a range as far as it is here and lies together, or passes by what is not here.
@@ -73,7 +157,10 @@ impl ThinChannel {
             let base = (u64::from(on) << shift) + inside;
             let part = Part { owner: token, kind: Kind::Plain, at, len, base };
             self.send(part, Op::WriteZeroes, IoFlags::MAY_DEALLOCATE, cx);
+        } else if let Some(on) = entry.cluster() {
+            self.erase_rest(token, head, at, len, on, cx)?;
         }
+        self.share.taken += ALONE;
         Ok(len)
     }
 
@@ -93,8 +180,12 @@ impl ThinChannel {
             let leaf_end = (leaf + 1) * ENTRIES_PER_PAGE as u64;
             return Ok(len.min((leaf_end << shift) - at));
         }
-        let to_end = (1u64 << shift) - (at & ((1 << shift) - 1));
-        let len = len.min(to_end);
+        let inside = at & ((1 << shift) - 1);
+        if inside == 0 && len >> shift > 0 {
+            return self.zero_clusters(head, at >> shift, len >> shift, bottom).map(|clusters| clusters << shift);
+        }
+        self.share.taken += ALONE;
+        let len = len.min((1u64 << shift) - inside);
         let askew = at & (sub - 1);
         if askew != 0 || len < sub {
             let len = len.min(sub - askew);
@@ -110,7 +201,8 @@ impl ThinChannel {
         }
         self.shared.punch(head, number, Shared::slot(cluster).1, mask, bottom);
         self.shared.locks.unlock(head.id, cluster, mask);
-        Ok(len)
+        // What it has found to be gone may be in no commit that a flush waits for.
+        if self.shared.leaves.get(number).is_in_stroke() { Err(Wait::Lock) } else { Ok(len) }
     }
 
     /// Locks sub-blocks that are here, on this cluster of the base, to overwrite them.
@@ -140,7 +232,11 @@ impl ThinChannel {
         let cluster = at >> self.shared.cluster_shift;
         let entry = self.shared.entry(head, cluster)?;
         let mask = touched(&self.shared, at, len);
-        if self.shared.locks.is_locked(head.id, cluster, mask) {
+        let in_stroke = || {
+            let leaf = head.leaf(Shared::slot(cluster).0);
+            leaf.is_some_and(|leaf| self.shared.leaves.get(leaf).is_in_stroke())
+        };
+        if self.shared.locks.is_locked(head.id, cluster, mask) || in_stroke() {
             // What the entry says may be in no commit that a flush waits for.
             return Err(Wait::Lock);
         }

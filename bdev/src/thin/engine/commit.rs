@@ -15,8 +15,9 @@ use super::Engine;
 use super::gather::{Gathering, PART};
 use super::load::{Limits, Load};
 use super::orders::Doing;
+use super::space::Freed;
 use crate::thin::format::Record;
-use crate::thin::store::BatchId;
+use crate::thin::store::{BatchId, PARE_COMMIT, QUARANTINE_COMMIT};
 
 /// A batch is closed when it has so many bytes.
 const BATCH: usize = 256 << 10;
@@ -33,7 +34,7 @@ pub(super) struct Commit {
     /// What the store is being told.
     telling: Option<Telling>,
     /// What is on its way to the medium, and what is free then.
-    flying: Option<(BatchId, Vec<u32>)>,
+    flying: Option<(BatchId, Freed)>,
 }
 
 /// A batch of which the store knows a part.
@@ -41,7 +42,7 @@ struct Telling {
     records: Vec<Record>,
     told: usize,
     pages: u64,
-    freed: Vec<u32>,
+    freed: Freed,
 }
 
 impl Commit {
@@ -119,7 +120,11 @@ impl Engine {
         self.store.tell(&telling.records[telling.told..until]);
         telling.told = until;
         if until == telling.records.len() {
-            commit.flying = Some((self.store.send(), telling.freed));
+            let mut freed = telling.freed;
+            // A test may have it that something is not waited for.
+            let early = freed.split_off(self.store.waits(QUARANTINE_COMMIT), self.store.waits(PARE_COMMIT));
+            self.quarantine.freed(early);
+            commit.flying = Some((self.store.send(), freed));
         } else {
             commit.telling = Some(telling);
         }

@@ -72,6 +72,9 @@ impl Engine {
             self.begin_fold();
         }
         let mut count = 0;
+        if self.telling.is_paring() {
+            return 0;
+        }
         while let Some(mut fold) = self.fold.take() {
             let went_on = self.fold_step(&mut fold, cx);
             if let Some(more) = went_on {

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::Engine;
 use super::load::Load;
+use super::space::runs;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Record};
 use crate::thin::shared::{DIRTY_WORDS, DirtyLeaves};
 
@@ -172,12 +173,14 @@ impl Engine {
             return 0;
         }
         let (layer, index) = key;
+        let pared = page.take_pared(&dirty);
         let mut freed = self.swaps.take_replaced(leaf);
         self.fresh.remove(&leaf);
         let first = index * ENTRIES_PER_PAGE as u64;
         // Of one on its way out, too: what the log has not heard of cannot be given back.
         let Some(node) = self.nodes.by_id.get(&layer) else { return 0 };
         let changed = dirty.iter().map(|word| word.count_ones()).sum::<u32>() as usize;
+        let takes_discards = self.store.takes_discards();
         let mut entries = [Entry::EMPTY; ENTRIES_PER_PAGE];
         for slot in slots(&dirty) {
             let cluster = first + slot as u64;
@@ -197,6 +200,12 @@ impl Engine {
                 }
             }
             entries[slot] = entry;
+            let lost = pared[slot / 64] >> (slot % 64) & 1 == 1 && takes_discards;
+            if entry.here() == 0 {
+                self.telling.forget(layer, cluster);
+            } else {
+                load.freed.parts.extend(self.telling.gathered(layer, cluster, number, lost));
+            }
         }
         let emptied = slots(&dirty).last().is_some_and(|last| entries[last] == Entry::EMPTY);
         if emptied && (0..ENTRIES_PER_PAGE).all(|slot| page.entry(slot) == Entry::EMPTY) {
@@ -213,7 +222,7 @@ impl Engine {
         // One that was claimed since the last commit, and has lost what was there, is in no batch that counts.
         let (named, unnamed) = freed.into_iter().partition(|cluster| self.store.is_named(*cluster));
         load.free(named);
-        load.freed.extend::<Vec<u32>>(unnamed);
+        load.freed.clusters.extend(runs(unnamed));
         changed
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::space::{Freed, runs};
 use crate::thin::format::{BITS_PER_PAGE, ENTRIES_PER_PAGE, LAYER_LEN, LAYERS_PER_PAGE, Record};
 use crate::thin::store::PAGES_PER_LEAF;
 
@@ -17,7 +18,7 @@ pub(super) struct Load {
     last: [Option<Leaf>; 2],
     /// How many layers are among them, and how many bytes these have.
     pub(super) layers: (u64, u64),
-    pub(super) freed: Vec<u32>,
+    pub(super) freed: Freed,
 }
 
 /// Which leaf of a tree.
@@ -101,12 +102,11 @@ impl Load {
     }
 
     /// These clusters are nobody's any more.
-    pub(super) fn free(&mut self, mut clusters: Vec<u32>) {
-        clusters.sort_unstable();
-        for run in clusters.chunk_by(|a, b| a + 1 == *b) {
-            self.push(Record::Free { first: run[0], count: run.len() as u32 });
+    pub(super) fn free(&mut self, clusters: Vec<u32>) {
+        for (first, count) in runs(clusters) {
+            self.push(Record::Free { first, count });
+            self.freed.clusters.push((first, count));
         }
-        self.freed.append(&mut clusters);
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::commit::Commit;
 use crate::thin::format::ENTRIES_PER_PAGE;
-use crate::thin::shared::{CHUNK, LayerMap, Miss, Place};
+use crate::thin::shared::{CHUNK, DIRTY_WORDS, LayerMap, Miss, Place};
 use crate::thin::store::{LoadError, PAGES_PER_LEAF};
 
 /// Leaves that are loaded at once. In tests others soon have to wait.
@@ -73,7 +73,8 @@ impl Engine {
     pub(super) fn return_leaf(&mut self, leaf: u32) {
         self.shared.leaves.fill(leaf, &[0; ENTRIES_PER_PAGE]);
         self.fresh.remove(&leaf);
-        let _nobodys = self.shared.leaves.get(leaf).take_dirty(0);
+        let page = self.shared.leaves.get(leaf);
+        let _nobodys = (page.take_dirty(0), page.take_pared(&[u64::MAX; DIRTY_WORDS]));
         self.spare.returned.push(leaf);
     }
 

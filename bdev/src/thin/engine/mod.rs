@@ -17,7 +17,9 @@ mod orders;
 mod removal;
 mod space;
 mod swaps;
+mod telling;
 mod thresholds;
+mod untold;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -38,9 +40,10 @@ use self::orders::Doing;
 use self::removal::Removal;
 use self::space::Quarantine;
 use self::swaps::Swaps;
+use self::telling::Telling;
 use self::thresholds::Alarms;
 use super::format::LayerKind;
-use super::info::{PoolInfo, Role, VolumeInfo};
+use super::info::{DiscardInfo, PoolInfo, Role, VolumeInfo};
 use super::orders::Orders;
 use super::shared::{LayerMap, Shared, Volume};
 use super::store::{Event, Store};
@@ -67,6 +70,7 @@ pub(crate) struct Engine {
     /// The next commit is not to wait for its time.
     hurry: bool,
     quarantine: Quarantine,
+    telling: Telling,
     loading: HashMap<(u64, u64), Arc<LayerMap>>,
     /// The first one is tried again first.
     unread: VecDeque<Unread>,
@@ -144,6 +148,7 @@ impl Engine {
             dirty_since: None,
             hurry: false,
             quarantine: Quarantine::default(),
+            telling: Telling::default(),
             loading: HashMap::new(),
             unread: VecDeque::new(),
             spare: Spare::default(),
@@ -178,6 +183,7 @@ impl Engine {
             alarms: Alarms::default(),
             store,
         };
+        engine.tell_of_what_was_freed();
         engine.review_reserves();
         engine.say_supply();
         Ok(engine)
@@ -190,7 +196,7 @@ impl Engine {
             match event {
                 Event::Durable(batch) => self.batch_is_durable(batch),
                 Event::Loaded { layer, leaf, entries } => self.loaded(layer, leaf, entries),
-                Event::Discarded { first, count } => self.discarded(first, count),
+                Event::Discarded(id) => self.discarded(id),
                 Event::Checkpointed(_) => self.checkpointed(),
                 Event::Failed(error) => self.fail(error),
             }
@@ -237,7 +243,7 @@ impl Engine {
         }
         self.end_orders();
         let busy = self.commit.is_some() || self.has_to_say() || self.shared.leaves.any_dirty();
-        let idle = self.has_nothing_in_flight();
+        let idle = self.has_nothing_in_flight() && !self.has_to_tell();
         if self.failed.is_some() {
             self.left = idle;
         } else if busy {
@@ -280,6 +286,12 @@ impl Engine {
         }
     }
 
+    fn discard_info(&self) -> DiscardInfo {
+        let (clusters, waiting_parts) = self.telling.waiting();
+        let waiting_bytes = clusters * self.nodes.cluster_size();
+        DiscardInfo { rate: self.store.discard_rate(), waiting_bytes, waiting_parts }
+    }
+
     fn info(&self) -> PoolInfo {
         let geometry = self.store.geometry();
         let size = u64::from(geometry.cluster_size);
@@ -299,7 +311,8 @@ impl Engine {
             base_bytes: u64::from(geometry.clusters) * size,
             total_bytes: self.store.total_clusters() * size,
             free_bytes: (self.store.free_clusters() + self.leased() + self.kept_at_hand()) * size,
-            quarantined_bytes: self.quarantine.len() * size,
+            quarantined_bytes: (self.quarantine.len() + self.telling.held_back()) * size,
+            discards: self.discard_info(),
             failed: self.failed.is_some(),
             full: self.shared.full.load(Relaxed),
             composite_bytes: self.shared.composites.used() as u64,
@@ -340,6 +353,9 @@ impl Engine {
         }
         // It may wait for a lock, which nobody tells of.
         let waits_for_locks = self.fold.as_ref().is_some_and(|fold| fold.awaited().is_none());
+        if !self.leaving {
+            next = next.or(self.telling.wakes(self.now));
+        }
         if waits_for_locks { next.or(Next::At(self.now + LOOK_NS)) } else { next }
     }
 }
@@ -387,6 +403,7 @@ impl Resident for Engine {
             count += self.begin_loads() + self.make_ready() + self.give_out();
         }
         count += self.advance_quarantine();
+        count += self.advance_telling();
         if !self.is_gathering() {
             count += self.advance_removal();
             count += self.advance_fold(cx);

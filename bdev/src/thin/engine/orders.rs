@@ -333,6 +333,7 @@ impl Engine {
                 Ok(Vec::new())
             }
             Order::Grow { .. }
+            | Order::DiscardRate { .. }
             | Order::HoldPages
             | Order::LetGoPages
             | Order::Commit
@@ -536,6 +537,10 @@ impl Engine {
             Order::Thresholds { thresholds } => {
                 self.store.set_thresholds(*thresholds);
                 self.set_alarms();
+                return self.in_the_superblock();
+            }
+            Order::DiscardRate { rate } => {
+                self.store.set_discard_rate(*rate);
                 return self.in_the_superblock();
             }
             Order::WarnAt { uuid, percent } => {

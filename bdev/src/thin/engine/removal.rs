@@ -63,7 +63,7 @@ impl Engine {
             let (next, loading, emptied, unread, damaged) = (0, None, 0, false, false);
             self.removal = Some(Removal { layer, next, leaves, epoch, commit, loading, emptied, unread, damaged });
         }
-        if self.removal.is_none() {
+        if self.removal.is_none() || self.telling.is_paring() {
             return 0;
         }
         let mut count = 0;

@@ -1,43 +1,86 @@
 //! Clusters: given out to the reactors' leases, and taken back through the quarantine.
 //!
 //! A cluster that an entry has lost may be given out again when that is durable, and every request that may have looked
-//! at the entry before has ended, and the discard below has. The pool tries all of that before it calls itself full.
+//! at the entry before has ended; the base is told of it when there is time (`telling.rs`). The pool tries all of that before
+//! it calls itself full.
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::Engine;
 use crate::thin::shared::{EPOCHS, KEPT, LEASE, Station};
+use crate::thin::store::{PARE_EPOCH, QUARANTINE_EPOCH};
+
+/// Clusters that lie together: the first one, and how many.
+pub(super) type Run = (u32, u32);
+
+/// Those that lie together, ascending.
+pub(super) fn runs(mut clusters: Vec<u32>) -> Vec<Run> {
+    clusters.sort_unstable();
+    clusters.chunk_by(|a, b| a + 1 == *b).map(|run| (run[0], run.len() as u32)).collect()
+}
+
+/// A layer's cluster that stays in use, and has lost sub-blocks in a commit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pared {
+    pub(super) layer: u64,
+    pub(super) cluster: u64,
+    pub(super) number: u64,
+}
+
+/// What nobody needs any more.
+#[derive(Default)]
+pub(super) struct Freed {
+    pub(super) clusters: Vec<Run>,
+    pub(super) parts: Vec<Pared>,
+}
+
+impl Freed {
+    fn is_empty(&self) -> bool {
+        self.clusters.is_empty() && self.parts.is_empty()
+    }
+
+    fn append(&mut self, mut more: Freed) {
+        self.clusters.append(&mut more.clusters);
+        self.parts.append(&mut more.parts);
+    }
+
+    /// What of it is not to wait.
+    pub(super) fn split_off(&mut self, clusters_wait: bool, parts_wait: bool) -> Freed {
+        let clusters = if clusters_wait { Vec::new() } else { std::mem::take(&mut self.clusters) };
+        let parts = if parts_wait { Vec::new() } else { std::mem::take(&mut self.parts) };
+        Freed { clusters, parts }
+    }
+}
 
 /// Clusters in quarantine.
 #[derive(Default)]
 pub(super) struct Quarantine {
     /// Free as far as the log says; requests may still use them.
-    durable: Vec<u32>,
+    durable: Freed,
     /// The same, and the epoch that has to be over.
-    waiting: Vec<(u64, Vec<u32>)>,
-    /// Being discarded below.
-    discarding: u64,
+    waiting: VecDeque<(u64, Freed)>,
 }
 
 impl Quarantine {
     /// These are nobody's, and that is durable.
-    pub(super) fn freed(&mut self, mut clusters: Vec<u32>) {
-        self.durable.append(&mut clusters);
+    pub(super) fn freed(&mut self, freed: Freed) {
+        self.durable.append(freed);
     }
 
-    /// How many there are.
+    /// How many clusters there are.
     pub(super) fn len(&self) -> u64 {
-        let waiting: usize = self.waiting.iter().map(|(_, clusters)| clusters.len()).sum();
-        (self.durable.len() + waiting) as u64 + self.discarding
+        let all = self.waiting.iter().map(|(_, freed)| freed).chain([&self.durable]);
+        all.flat_map(|freed| &freed.clusters).map(|(_, count)| u64::from(*count)).sum()
     }
 
     /// The last epoch that something waits for.
     pub(super) fn awaited(&self) -> Option<u64> {
-        self.waiting.last().map(|(epoch, _)| *epoch)
+        self.waiting.back().map(|(epoch, _)| *epoch)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.waiting.is_empty() && self.durable.is_empty()
     }
 }
 
@@ -50,30 +93,35 @@ impl Engine {
             && self.quarantine.waiting.len() < EPOCHS as usize / 2
             && self.may_raise()
         {
-            let clusters = std::mem::take(&mut self.quarantine.durable);
+            let mut freed = std::mem::take(&mut self.quarantine.durable);
+            let early = freed.split_off(self.store.waits(QUARANTINE_EPOCH), self.store.waits(PARE_EPOCH));
             let epoch = self.raise_epoch();
-            self.quarantine.waiting.push((epoch, clusters));
+            self.let_out(early);
+            self.quarantine.waiting.push_back((epoch, freed));
             count += 1;
         }
-        while let Some((epoch, _)) = self.quarantine.waiting.first()
+        while let Some((epoch, _)) = self.quarantine.waiting.front()
             && self.is_over(*epoch)
         {
-            let (_, mut clusters) = self.quarantine.waiting.remove(0);
-            clusters.sort_unstable();
-            for run in clusters.chunk_by(|a, b| a + 1 == *b) {
-                self.quarantine.discarding += run.len() as u64;
-                self.store.discard(run[0], run.len() as u32);
-            }
+            let (_, freed) = self.quarantine.waiting.pop_front().unwrap_or_default();
+            self.let_out(freed);
             count += 1;
+        }
+        if count > 0 {
+            self.give_out();
         }
         count
     }
 
-    /// A discard below has ended.
-    pub(super) fn discarded(&mut self, first: u32, clusters: u32) {
-        self.quarantine.discarding -= u64::from(clusters);
-        self.store.release(first, clusters);
-        self.give_out();
+    /// These can be given out again, and the base can be told.
+    fn let_out(&mut self, freed: Freed) {
+        for (first, count) in freed.clusters {
+            self.store.release(first, count);
+            if self.store.takes_discards() {
+                self.telling.put(first, count);
+            }
+        }
+        freed.parts.into_iter().for_each(|pared| self.telling.put_pared(pared));
     }
 
     pub(super) fn raise_epoch(&self) -> u64 {
@@ -208,7 +256,8 @@ impl Engine {
             self.fresh.iter().for_each(|leaf| self.evicting.may_be_empty(*leaf));
         }
         let is_changed = self.shared.leaves.any_dirty() || self.has_to_say();
-        let could_be_had = !self.quarantine.is_empty() || self.removal.is_some() || self.fold.is_some();
+        let held_back = self.telling.held_back() > 0;
+        let could_be_had = held_back || !self.quarantine.is_empty() || self.removal.is_some() || self.fold.is_some();
         let could_be_had = could_be_had || self.commit.is_some();
         // What is kept for volumes seems to be more than it is, for as long as it is not known what they own.
         let is_uncounted = self.unsettled.is_some() && self.failed.is_none();

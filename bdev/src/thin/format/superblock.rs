@@ -15,6 +15,7 @@
 //!       248..250  metadata extents        250..252  salts                256..384  up to 8 salts, each with its first block
 //!       384..2400 up to 252 metadata extents: first cluster and count
 //!      2400..2432 up to 4 soft thresholds of used space, 1 to 100: percent, else bytes; 0: none
+//!      2432..2440 bytes a second that are discarded on the base; 0: as many as the program thinks fit
 //! ```
 
 use uuid::Uuid;
@@ -35,8 +36,9 @@ pub const MAX_SPANS: usize = 8;
 /// Soft thresholds of a pool.
 pub const THRESHOLDS: usize = 4;
 const THRESHOLDS_AT: usize = 2400;
+const DISCARD_RATE_AT: usize = THRESHOLDS_AT + THRESHOLDS * 8;
 /// From here on there is what a compatible feature may have put there.
-const BEYOND: usize = THRESHOLDS_AT + THRESHOLDS * 8;
+const BEYOND: usize = DISCARD_RATE_AT + 8;
 
 /// The block of a place.
 #[must_use]
@@ -115,6 +117,8 @@ pub struct Superblock {
     pub extents: Vec<Extent>,
     /// How much may be used before somebody is told: 1 to 100 percent, else bytes; 0: none.
     pub thresholds: [u64; THRESHOLDS],
+    /// Bytes a second that the base may be told of that nobody needs; 0: as many as the program thinks fit.
+    pub discard_rate: u64,
     /// Compatible features, none of which this version knows, and what lies in the bytes that this version has no use for:
     /// it stays as it is. Empty: zeroes.
     pub unknown: (u64, Vec<u8>),
@@ -175,6 +179,7 @@ impl Superblock {
         for (threshold, at) in self.thresholds.iter().zip((THRESHOLDS_AT..).step_by(8)) {
             bytes[at..at + 8].copy_from_slice(&threshold.to_le_bytes());
         }
+        bytes[DISCARD_RATE_AT..BEYOND].copy_from_slice(&self.discard_rate.to_le_bytes());
         bytes[BEYOND..][..self.unknown.1.len()].copy_from_slice(&self.unknown.1);
         seal(&mut bytes);
         bytes
@@ -241,6 +246,7 @@ impl Superblock {
             pages: tree(2),
             extents,
             thresholds: std::array::from_fn(|at| long(THRESHOLDS_AT + at * 8)),
+            discard_rate: long(DISCARD_RATE_AT),
             unknown: (long(32), if beyond.iter().all(|byte| *byte == 0) { Vec::new() } else { beyond.to_vec() }),
         };
         superblock.geometry.check()?;
@@ -295,6 +301,7 @@ mod tests {
             pages: (3, Pointer { block: 12, generation: 13, free: 0 }),
             extents,
             thresholds: [80, 95, 1 << 30, 0],
+            discard_rate: 7 << 20,
             unknown: (0, Vec::new()),
         }
     }

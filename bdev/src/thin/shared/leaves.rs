@@ -27,6 +27,10 @@ const READY: usize = 512;
 pub(crate) struct Leaf {
     entries: [AtomicU64; ENTRIES_PER_PAGE],
     dirty: [AtomicU64; DIRTY_WORDS],
+    /// Entries that have lost sub-blocks which were on a cluster; set before the same bits of `dirty`.
+    pared: [AtomicU64; DIRTY_WORDS],
+    /// How many are changing many of its entries, which are not marked yet.
+    in_stroke: AtomicU32,
     /// The next one of the dirty stack, plus one.
     next: AtomicU32,
     /// It is on the dirty stack.
@@ -42,6 +46,8 @@ impl Leaf {
         Leaf {
             entries: [const { AtomicU64::new(0) }; ENTRIES_PER_PAGE],
             dirty: Default::default(),
+            pared: Default::default(),
+            in_stroke: AtomicU32::new(0),
             next: AtomicU32::new(0),
             queued: AtomicBool::new(false),
             taken_by: AtomicU64::new(0),
@@ -58,7 +64,8 @@ impl Leaf {
     /// An entry as it is now.
     #[inline]
     pub(crate) fn entry(&self, slot: usize) -> Entry {
-        Entry::of_entry(self.entries[slot].load(Acquire))
+        // In one order with locks that were taken before.
+        Entry::of_entry(self.entries[slot].load(SeqCst))
     }
 
     /// Changes an entry, if it is still `from`; else how it is now.
@@ -99,6 +106,47 @@ impl Leaf {
         std::array::from_fn(
             |word| if self.dirty[word].load(SeqCst) == 0 { 0 } else { self.dirty[word].swap(0, SeqCst) },
         )
+    }
+
+    /// The entry has lost sub-blocks that were on its cluster; it is to be marked afterwards.
+    pub(crate) fn pare(&self, slot: usize) {
+        self.pared[slot / 64].fetch_or(1 << (slot % 64), AcqRel);
+    }
+
+    /// Many entries are about to be changed, and marked together afterwards.
+    pub(crate) fn begin_stroke(&self) {
+        self.in_stroke.fetch_add(1, SeqCst);
+    }
+
+    /// They are marked.
+    pub(crate) fn end_stroke(&self) {
+        self.in_stroke.fetch_sub(1, SeqCst);
+    }
+
+    /// Whether something that was just read of an entry may not be marked yet.
+    pub(crate) fn is_in_stroke(&self) -> bool {
+        self.in_stroke.load(SeqCst) != 0
+    }
+
+    /// The same of many.
+    pub(crate) fn pare_all(&self, slots: &[u64; DIRTY_WORDS]) {
+        let some = self.pared.iter().zip(slots).filter(|(_, bits)| **bits != 0);
+        for (word, bits) in some {
+            word.fetch_or(*bits, AcqRel);
+        }
+    }
+
+    /// Whether it has, since a commit has looked at it.
+    pub(crate) fn is_pared(&self, slot: usize) -> bool {
+        self.pared[slot / 64].load(Acquire) >> (slot % 64) & 1 == 1
+    }
+
+    /// Those that have, of these entries.
+    pub(crate) fn take_pared(&self, of: &[u64; DIRTY_WORDS]) -> [u64; DIRTY_WORDS] {
+        std::array::from_fn(|word| match self.pared[word].load(Acquire) & of[word] {
+            0 => 0,
+            _ => self.pared[word].fetch_and(!of[word], AcqRel) & of[word],
+        })
     }
 }
 
@@ -196,6 +244,16 @@ impl Leaves {
         // Who finds it queued knows that the engine has not taken it from the stack yet, and will see the bit: the engine says
         // so first and takes the bits then.
         !leaf.queued.load(SeqCst) && !leaf.queued.swap(true, SeqCst) && self.push_dirty(number, leaf)
+    }
+
+    /// The same of many of a leaf.
+    pub(crate) fn mark_all(&self, number: u32, slots: &[u64; DIRTY_WORDS]) -> bool {
+        let leaf = self.get(number);
+        let some = leaf.dirty.iter().zip(slots).filter(|(_, bits)| **bits != 0);
+        for (word, bits) in some {
+            word.fetch_or(*bits, SeqCst);
+        }
+        !leaf.queued.swap(true, SeqCst) && self.push_dirty(number, leaf)
     }
 
     fn push_dirty(&self, number: u32, leaf: &Leaf) -> bool {

@@ -3,9 +3,12 @@
 //!
 //! A lock is a bit in a table of words, found by hash. Two clusters that share a word are sometimes taken for one, which
 //! costs a wait and nothing else. Nobody waits for a lock while holding one that is not on its way to be released.
+//!
+//! Who has taken one looks at the entry afterwards, and who changes an entry without one fences and looks whether somebody has
+//! it: one of the two sees what the other has done (`SeqCst`).
 
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 /// Words of the table; a power of two.
 const WORDS: usize = 1 << 14;
@@ -29,7 +32,7 @@ impl SubLocks {
         let (word, mask) = (self.word(layer, cluster), u32::from(mask));
         let mut now = word.load(Relaxed);
         while now & mask == 0 {
-            match word.compare_exchange_weak(now, now | mask, Acquire, Relaxed) {
+            match word.compare_exchange_weak(now, now | mask, SeqCst, Relaxed) {
                 Ok(_) => return true,
                 Err(other) => now = other,
             }

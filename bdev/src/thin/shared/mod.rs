@@ -101,6 +101,8 @@ pub(crate) struct Shared {
     pub(crate) composites: Arc<Budget>,
     /// See [`Shared::folds`].
     folds: AtomicU64,
+    /// Something is being erased: what is free should be gone soon.
+    pub(crate) erasing: AtomicBool,
     /// There is no space left that could be handed out.
     pub(crate) full: AtomicBool,
     /// What was told of the last order about held pages: the last batch that is durable, whether they were held.
@@ -127,6 +129,7 @@ impl Shared {
             patience: AtomicU64::new(0),
             composites: Arc::default(),
             folds: AtomicU64::new(0),
+            erasing: AtomicBool::new(false),
             full: AtomicBool::new(false),
             held: (AtomicU64::new(0), AtomicBool::new(false)),
             supply: Supply::default(),
@@ -401,12 +404,55 @@ impl Shared {
             match page.change(slot, now, next) {
                 Ok(()) => {
                     map.usage.add_here(count(next.here()) - count(now.here()));
+                    if next.here() != now.here() {
+                        page.pare(slot);
+                    }
                     self.mark(leaf, slot);
                     return true;
                 }
                 Err(other) => now = other,
             }
         }
+    }
+
+    /// Nothing is there any more of these clusters, which are of one leaf. Returns how many from the front on are done: the next
+    /// one was locked by somebody, who may still put something there, or was changed by another one who has not marked it yet.
+    pub(crate) fn punch_run(&self, map: &LayerMap, leaf: u32, first: u64, many: u64, bottom: bool) -> u64 {
+        let page = self.leaves.get(leaf);
+        let (mut lost, mut changed) = (0, [0u64; DIRTY_WORDS]);
+        let slots = Self::slot(first).1..;
+        page.begin_stroke();
+        for (slot, _) in slots.zip(0..many) {
+            let mut now = page.entry(slot);
+            loop {
+                let next = if bottom { now.with_parent(u16::MAX) } else { now.with_zero(u16::MAX) };
+                if next == now {
+                    break;
+                }
+                match page.change(slot, now, next) {
+                    Ok(()) => {
+                        lost += count(now.here());
+                        changed[slot / 64] |= 1 << (slot % 64);
+                        break;
+                    }
+                    Err(other) => now = other,
+                }
+            }
+        }
+        if changed != [0; DIRTY_WORDS] {
+            map.usage.add_here(-lost);
+            page.pare_all(&changed);
+            if self.leaves.mark_all(leaf, &changed) {
+                self.call_engine();
+            }
+        }
+        page.end_stroke();
+        if page.is_in_stroke() {
+            return 0;
+        }
+        // Who locks one from now on sees what its entry is.
+        fence(PUT);
+        (0..many).find(|nth| self.locks.is_locked(map.id, first + nth, u16::MAX)).unwrap_or(many)
     }
 }
 
@@ -416,9 +462,54 @@ fn count(mask: u16) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::Relaxed;
+    use std::thread;
 
     use super::*;
+
+    /// One puts something beside what he has found, under a lock; the other takes all of it out without one. What was put there
+    /// after it was found and before it was taken out does not stay.
+    #[test]
+    fn nothing_stays_of_what_a_run_takes_out() {
+        const ROUNDS: u32 = 30_000;
+        let shared = Arc::new(Shared::new(64 << 10, 1, 64));
+        shared.leaves.provide(0);
+        let map = Arc::new(LayerMap::new(1, 504, true, Arc::default()));
+        let over = Arc::new(AtomicBool::new(false));
+        let writer = {
+            let (shared, map, over) = (shared.clone(), map.clone(), over.clone());
+            thread::spawn(move || {
+                let mut copies = 0u32;
+                while !over.load(Relaxed) {
+                    if shared.locks.try_lock(1, 7, 2) {
+                        if shared.leaves.get(0).entry(7).here() & 1 == 1 {
+                            copies += u32::from(shared.publish(&map, 0, 7, 9, 2));
+                        }
+                        shared.locks.unlock(1, 7, 2);
+                    }
+                }
+                copies
+            })
+        };
+        let page = shared.leaves.get(0);
+        page.change(7, Entry::EMPTY, Entry::on(9)).expect("nobody has it");
+        let mut stayed = None;
+        for round in 0..ROUNDS {
+            assert!(shared.publish(&map, 0, 7, 9, 1));
+            while shared.punch_run(&map, 0, 6, 3, true) < 3 {}
+            while shared.locks.is_locked(1, 7, u16::MAX) {
+                std::hint::spin_loop();
+            }
+            if page.entry(7).here() != 0 {
+                stayed = Some(round);
+                break;
+            }
+        }
+        over.store(true, Relaxed);
+        let copies = writer.join().expect("it does not panic");
+        assert_eq!(stayed, None, "after {copies} copies");
+        assert!(page.is_dirty(7) && !page.is_dirty(6) && map.usage.here.load(Relaxed) == 0);
+    }
 
     #[test]
     fn several_reactors_together_own_no_more_than_the_quota() {

@@ -131,6 +131,7 @@ fn first_state(geometry: &Geometry, params: &CreateParams) -> Result<(Superblock
         pages: pages_index.root(),
         extents,
         thresholds: [0; THRESHOLDS],
+        discard_rate: 0,
         unknown: (0, Vec::new()),
     };
     Ok((superblock, written))

@@ -23,6 +23,17 @@ pub(super) const CHECKPOINT_BARRIER: &str = "checkpoint.barrier";
 /// The superblock that makes a checkpoint count.
 pub(super) const CHECKPOINT_SUPERBLOCK: &str = "checkpoint.superblock";
 
+/// Clusters that nobody needs are given out again when that is durable.
+pub const QUARANTINE_COMMIT: &str = "quarantine.commit";
+/// The same, when who may have seen them has ended.
+pub const QUARANTINE_EPOCH: &str = "quarantine.epoch";
+/// The base is told of sub-blocks of a cluster that is in use when it is durable that nobody needs them.
+pub const PARE_COMMIT: &str = "pare.commit";
+/// The same, when who may have seen them has ended.
+pub const PARE_EPOCH: &str = "pare.epoch";
+/// The same, with their locks held.
+pub const PARE_LOCK: &str = "pare.lock";
+
 /// All of them.
 pub const LABELS: &[&str] = &[
     CREATE_WIPE,
@@ -36,4 +47,9 @@ pub const LABELS: &[&str] = &[
     CHECKPOINT_PAGE,
     CHECKPOINT_BARRIER,
     CHECKPOINT_SUPERBLOCK,
+    QUARANTINE_COMMIT,
+    QUARANTINE_EPOCH,
+    PARE_COMMIT,
+    PARE_EPOCH,
+    PARE_LOCK,
 ];

@@ -41,7 +41,7 @@ mod trees;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pollux_core::{Bdev, Cx, IoError, Next, OpenArgs};
+use pollux_core::{Bdev, Cx, Discard, IoError, Next, OpenArgs};
 use uuid::Uuid;
 
 use crate::thin::format::{
@@ -60,7 +60,7 @@ use trees::Mark;
 pub use blocking::{Blocking, Wait, Watch};
 pub use create::{CreateParams, create, wipe};
 pub use error::{Failure, LoadError, StoreError};
-pub use labels::LABELS;
+pub use labels::{LABELS, PARE_COMMIT, PARE_EPOCH, PARE_LOCK, QUARANTINE_COMMIT, QUARANTINE_EPOCH};
 pub use layers::{MOST_BYTES, Weight};
 pub use open::{Opened, open, probe};
 pub use overlay::LeafBits;
@@ -73,6 +73,8 @@ const OVERLAY: usize = 64 << 20;
 pub const PAGES_PER_LEAF: u64 = 2;
 /// The part of all clusters that is held back for metadata, at most.
 const HELD_BACK_PART: u64 = 32;
+/// Bytes a second that the base is told of unless somebody has said something else.
+const DISCARD_RATE: u64 = 2 << 30;
 /// Pages that are left whatever a batch may need.
 const SPARE: u64 = 16;
 
@@ -94,13 +96,8 @@ pub enum Event {
         /// The bits of its entries.
         entries: Result<Option<Box<LeafBits>>, LoadError>,
     },
-    /// The base has been told, or takes no discards, or has failed: clusters may be handed out again whatever it is.
-    Discarded {
-        /// The first one.
-        first: u32,
-        /// How many.
-        count: u32,
-    },
+    /// The base has been told with this number, or takes no discards, or has failed.
+    Discarded(u64),
     /// What was appended before [`Store::checkpoint`] is in the trees, and the superblock with this generation is durable.
     Checkpointed(u64),
     /// Nothing more is written; [`Store::failure`] says why. Told once, and again for each batch that is appended later.
@@ -113,7 +110,7 @@ enum Job {
     LogPiece,
     Load(LoadId, PageHeader),
     SpaceLeaf(u32, PageHeader),
-    Discard { first: u32, count: u32 },
+    Discard(u64),
     Checkpoint(CheckpointJob),
 }
 
@@ -129,7 +126,8 @@ pub struct Store {
     checkpoint_waits: bool,
     cache: Cache,
     loads: Loads,
-    discards: bool,
+    discard: Option<Discard>,
+    steps: Option<Arc<dyn Steps>>,
     unannounced: bool,
     /// How this start writes the log.
     span: LogSpan,
@@ -151,7 +149,7 @@ impl Store {
     pub fn new(opened: Opened, base: &Arc<dyn Bdev>, steps: Option<Arc<dyn Steps>>) -> Result<Store, StoreError> {
         let Opened { superblock, state, head, batch, durable, salt, unannounced, .. } = opened;
         let channel = base.open(OpenArgs { depth: DEPTH, seed: salt })?;
-        let discards = base.shape().discard.is_some();
+        let discard = base.shape().discard;
         let span = superblock.spans.last().copied().filter(|span| span.salt == salt);
         let span = span.unwrap_or(LogSpan { salt, from: head });
         let geometry = &superblock.geometry;
@@ -160,18 +158,20 @@ impl Store {
             overcommit: superblock.overcommit,
             clusters: geometry.clusters,
             thresholds: superblock.thresholds,
+            discard_rate: superblock.discard_rate,
         };
         let log = Log::new(superblock.geometry, superblock.pool, salt, superblock.log_from, head, batch, durable);
         Ok(Store {
             superblock,
             state,
-            disk: Disk::new(channel, steps),
+            disk: Disk::new(channel, steps.clone()),
+            steps,
             log,
             told: Records::default(),
             checkpoint_waits: false,
             cache: Cache::default(),
             loads: Loads::default(),
-            discards,
+            discard,
             unannounced,
             span,
             checkpoint: None,
@@ -348,10 +348,10 @@ impl Store {
     /// Whether something was appended that is not in the trees, or changed that no superblock says.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        let Superblock { name, overcommit, geometry, thresholds, .. } = &self.superblock;
-        let Facts { name: next_name, overcommit: next, clusters, thresholds: wanted } = &self.facts;
-        let said = (name, overcommit, geometry.clusters, thresholds);
-        self.log.used() > 0 || said != (next_name, next, *clusters, wanted)
+        let Superblock { name, overcommit, geometry, thresholds, discard_rate, .. } = &self.superblock;
+        let Facts { name: next_name, overcommit: next, clusters, thresholds: wanted, discard_rate: rate } = &self.facts;
+        let said = (name, overcommit, geometry.clusters, thresholds, discard_rate);
+        self.log.used() > 0 || said != (next_name, next, *clusters, wanted, rate)
     }
 
     /// Whether what layers own and what is here of them is not exact, because the log holds something that is not in the
@@ -411,6 +411,20 @@ impl Store {
     #[must_use]
     pub const fn thresholds(&self) -> [u64; THRESHOLDS] {
         self.facts.thresholds
+    }
+
+    /// How many bytes a second the base may be told of that nobody needs.
+    #[must_use]
+    pub const fn discard_rate(&self) -> u64 {
+        match self.facts.discard_rate {
+            0 => DISCARD_RATE,
+            rate => rate,
+        }
+    }
+
+    /// Changes that, 0: to what it is where nobody has said anything; durable with the next checkpoint that is started.
+    pub const fn set_discard_rate(&mut self, rate: u64) {
+        self.facts.discard_rate = rate;
     }
 
     /// Changes that; durable with the next checkpoint that is started.
@@ -542,14 +556,45 @@ impl Store {
         (self.state.geometry.clusters - self.state.geometry.first_free) as u64
     }
 
-    /// Tells the base that nobody needs these clusters: [`Event::Discarded`].
-    pub fn discard(&mut self, first: u32, count: u32) {
-        if !self.discards || self.failure.is_some() {
-            return self.events.push(Event::Discarded { first, count });
+    /// Whether the base can be told that nobody needs something.
+    #[must_use]
+    pub const fn takes_discards(&self) -> bool {
+        self.discard.is_some()
+    }
+
+    /// Clusters that the log had freed when the pool was opened: nobody knows whether the base has been told of those that still
+    /// are.
+    pub fn take_freed(&mut self) -> Vec<(u32, u32)> {
+        std::mem::take(&mut self.state.freed)
+    }
+
+    /// What the base can be told of: multiples of so many bytes, from this byte on.
+    #[must_use]
+    pub fn discard_grain(&self) -> (u64, u64) {
+        let (grain, skew) = self.discard.map_or((1, 0), |discard| (discard.granularity, discard.alignment));
+        let grain = u64::from(grain).max(BLOCK as u64).next_multiple_of(BLOCK as u64);
+        (grain, u64::from(skew).next_multiple_of(BLOCK as u64) % grain)
+    }
+
+    /// Tells the base that nobody needs these bytes, which are whole blocks: [`Event::Discarded`] with this number.
+    pub fn discard(&mut self, id: u64, offset: u64, len: u64) {
+        if !self.takes_discards() || self.failure.is_some() {
+            return self.events.push(Event::Discarded(id));
         }
-        let per_cluster = u64::from(self.state.geometry.cluster_size) / BLOCK as u64;
-        let (block, blocks) = (u64::from(first) * per_cluster, u64::from(count) * per_cluster);
-        self.disk.discard(Job::Discard { first, count }, block, blocks);
+        debug_assert!((offset | len).is_multiple_of(BLOCK as u64));
+        self.disk.discard(Job::Discard(id), offset / BLOCK as u64, len / BLOCK as u64);
+    }
+
+    /// The first run of these clusters that can be handed out, which are not until they are released again; empty if there
+    /// is none. `None`: it is not known yet.
+    pub fn hold_back(&mut self, first: u32, count: u32) -> Option<std::ops::Range<u32>> {
+        self.state.space.take_within(first, count)
+    }
+
+    /// Whether to wait at a step that no request stands for: a test may have it otherwise.
+    #[must_use]
+    pub fn waits(&self, label: &'static str) -> bool {
+        self.steps.as_ref().is_none_or(|steps| steps.waits(label))
     }
 
     /// Looks what has completed, and goes on; returns how much that was.
@@ -677,7 +722,7 @@ impl Store {
                 let bytes = result.map(|()| buffer.as_ref().map(blocking::block_of));
                 self.checkpoint_job(job, bytes);
             }
-            Job::Discard { first, count } => self.events.push(Event::Discarded { first, count }),
+            Job::Discard(id) => self.events.push(Event::Discarded(id)),
         }
     }
 

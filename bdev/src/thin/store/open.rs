@@ -187,6 +187,7 @@ fn read_state(blocking: &mut Blocking<'_>, superblock: &Superblock) -> Result<St
         overlay: Overlay::default(),
         frozen: Overlay::default(),
         space: space.map_err(StoreError::Damaged)?,
+        freed: Vec::new(),
         pages,
         catalog_index,
         space_index,

@@ -305,6 +305,28 @@ impl Space {
         out[start..].sort_unstable();
     }
 
+    /// Takes the first run of these clusters that can be handed out, empty if there is none; `None`: the leaf where it would
+    /// be is not in memory.
+    pub(super) fn take_within(&mut self, first: u32, many: u32) -> Option<std::ops::Range<u32>> {
+        let (mut at, end) = (first, first + many);
+        while at < end {
+            let nth = Space::leaf_of(at);
+            let bits = self.leaves[nth as usize].bits.as_ref()?;
+            let is_free = |at: u32| bits.taken[(at % PER_LEAF) as usize / 64] >> (at % 64) & 1 == 0;
+            let stop = end.min((nth + 1) * PER_LEAF);
+            let Some(from) = (at..stop).find(|at| is_free(*at)) else {
+                at = stop;
+                continue;
+            };
+            let to = (from..stop).find(|at| !is_free(*at)).unwrap_or(stop);
+            let before = self.cursor;
+            self.take(from, to - from);
+            self.cursor = before;
+            return Some(from..to);
+        }
+        Some(end..end)
+    }
+
     /// A run in the leaf of the cursor, behind it.
     fn run(&self, want: u32) -> Option<u32> {
         let nth = Space::leaf_of(self.cursor);

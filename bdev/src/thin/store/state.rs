@@ -24,6 +24,8 @@ pub(super) struct State {
     /// What the checkpoint that runs is writing.
     pub(super) frozen: Overlay,
     pub(super) space: Space,
+    /// What the log had freed when the pool was opened.
+    pub(super) freed: Vec<(u32, u32)>,
     pub(super) pages: Pages,
     pub(super) catalog_index: Index,
     pub(super) space_index: Index,
@@ -133,6 +135,7 @@ impl State {
                 self.space.set_free(*first, *count);
                 if release {
                     self.space.release(*first, *count);
+                    self.freed.push((*first, *count));
                 }
             }
             Record::Layer(layer) => {

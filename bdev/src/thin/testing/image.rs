@@ -83,6 +83,7 @@ impl Image {
             pages: (0, Pointer::NONE),
             extents: vec![Extent { first, count }],
             thresholds: [0; 4],
+            discard_rate: 0,
             unknown: (0, Vec::new()),
         };
         let (layers, log, torn) = (Vec::new(), Vec::new(), Vec::new());

@@ -20,6 +20,7 @@
 
 mod atomic;
 mod crafted;
+mod discards;
 mod driver;
 mod faults;
 mod folding;

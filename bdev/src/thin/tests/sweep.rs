@@ -112,7 +112,7 @@ impl Start {
             512 => (Geometry::with_512(4 * MIB), 64 << 10, 11),
             _ => (Geometry::with_4096(4 * MIB), 128 << 10, 3),
         };
-        let medium = Medium::new(geometry, Order::InOrder);
+        let medium = Medium::new(Geometry { garbles: true, ..geometry }, Order::InOrder);
         World::create_of(&medium, cluster);
         let world = World::open(&medium, Floor::in_order(), 2, 1).expect("it was made");
         let mut driver = Driver::new(world, Expect::new());

@@ -94,6 +94,7 @@ pub(super) struct Facts {
     pub(super) overcommit: u32,
     pub(super) clusters: u32,
     pub(super) thresholds: [u64; THRESHOLDS],
+    pub(super) discard_rate: u64,
 }
 
 /// What a checkpoint needs of the store.
@@ -320,6 +321,7 @@ impl Checkpoint {
         superblock.overcommit = self.facts.overcommit;
         superblock.geometry.clusters = self.facts.clusters;
         superblock.thresholds = self.facts.thresholds;
+        superblock.discard_rate = self.facts.discard_rate;
         superblock.generation = parts.mark.generation;
         superblock.next_layer = self.next_layer;
         superblock.log_from = self.position.seq;

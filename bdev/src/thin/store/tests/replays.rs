@@ -36,6 +36,7 @@ impl Tape {
             pages: (0, Pointer::NONE),
             extents: vec![Extent { first: geometry.metadata.0, count: geometry.metadata.1 }],
             thresholds: [0; 4],
+            discard_rate: 0,
             unknown: (0, Vec::new()),
         };
         Tape { superblock, bytes: vec![0; BLOCKS as usize * BLOCK], seq: log_from, batch: 50, durable: 49 }

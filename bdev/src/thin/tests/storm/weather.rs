@@ -32,6 +32,8 @@ impl Weather {
         let large = if wide { 504 * (60 + rng.below(40)) } else { 500 + rng.below(600) };
         let sizes = if wide { [2, large, large, large] } else { [2, 3, 6, large] };
         let calm = 20 + rng.below(200);
-        Weather { geometry: Geometry { depth, ..geometry }, cluster, sizes, calm, wide, most: bytes + 3 * MIB }
+        // Most media have anything where something was discarded.
+        let geometry = Geometry { depth, garbles: !seed.is_multiple_of(4), ..geometry };
+        Weather { geometry, cluster, sizes, calm, wide, most: bytes + 3 * MIB }
     }
 }

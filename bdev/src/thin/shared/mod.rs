@@ -531,7 +531,7 @@ mod tests {
                 let one = |slot| shared.claim(&volume, &map, reactor as u32, slot, reactor);
                 (0..400).filter(|slot| one(*slot).is_ok()).count()
             };
-            let claimed: usize = std::thread::scope(|scope| {
+            let claimed: usize = thread::scope(|scope| {
                 let all: Vec<_> = (0..REACTORS).map(|reactor| scope.spawn(move || claim(reactor))).collect();
                 all.into_iter().map(|thread| thread.join().unwrap()).sum()
             });

@@ -48,8 +48,9 @@ impl Node {
             let inflated = used.pool().pool.inflate(*volume, *decouple, &mut watch);
             self.look_again(used.pool());
             inflated?;
-            // While it is exported, it may have been decoupled only from the export's own snapshot.
-            if !*decouple || volume_info(&*used.pool().refresh()?, *volume)?.parent != *parent {
+            // While something is exported, what stands between a snapshot and the next may be two: that and the export's own.
+            let is_on_parent = volume_info(&*used.pool().refresh()?, *volume)?.parent == *parent;
+            if !*decouple || !is_on_parent && !hidden::stands_on_hidden(&used.pool().pool.info()?, *volume) {
                 return Ok(());
             }
         }

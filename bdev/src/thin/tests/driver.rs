@@ -300,6 +300,11 @@ impl Driver {
                 self.errors.push(error.to_string());
                 asking.into_iter().for_each(|asking| self.expect.failed(asking));
             }
+            // One that was inflated is thick, and stands on nothing for good.
+            Err(error @ PoolError::Invalid { field: "lvol_name", .. }) if matches!(then, Then::StandsOn(..)) => {
+                self.errors.push(error.to_string());
+                asking.into_iter().for_each(|asking| self.expect.failed(asking));
+            }
             Err(error) => return Err(format!("an order is refused that was in order: {error}")),
         }
         Ok(())

@@ -34,6 +34,8 @@ pub enum Kind {
     Lvol,
     /// A pool, which owns the device that it is on. No device is of this kind.
     Pool,
+    /// Volumes of pools that stand on a device outside of them, and read it. No device is of this kind.
+    Clone,
 }
 
 impl Kind {
@@ -51,6 +53,7 @@ impl Kind {
             Kind::Sg => "sg",
             Kind::Lvol => "lvol",
             Kind::Pool => "pool",
+            Kind::Clone => "clone",
         }
     }
 }

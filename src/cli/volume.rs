@@ -40,12 +40,17 @@ pub(crate) enum VolumeCommand {
         #[arg(required = true, value_name = "WHAT")]
         what: Vec<String>,
     },
-    /// Make a writable volume that begins as a snapshot is
+    /// Make a writable volume that begins as a snapshot is, or as any bdev, which nobody writes from then on
+    #[command(
+        override_usage = "pollux volume clone POOL/SNAPSHOT NAME\n       pollux volume clone --bdev BDEV POOL/NAME"
+    )]
     Clone {
-        /// POOL/SNAPSHOT
-        snapshot: String,
-        /// Name of the new volume, in the same pool
-        name: String,
+        /// A snapshot and the name of the new volume in the same pool; of a bdev only POOL/NAME of the new volume
+        #[arg(required = true, value_name = "WHAT", num_args = 1..=2)]
+        what: Vec<String>,
+        /// Name or UUID of a bdev to begin as
+        #[arg(long)]
+        bdev: Option<String>,
     },
     /// Give a volume another size while it is used
     Resize {
@@ -90,7 +95,11 @@ pub(crate) enum VolumeCommand {
         /// POOL/NAME
         volume: String,
         /// The snapshot, of the same size
-        snapshot: String,
+        #[arg(required_unless_present = "bdev", conflicts_with = "bdev")]
+        snapshot: Option<String>,
+        /// Name or UUID of a bdev to stand on instead, as far as both go; nobody writes it from then on
+        #[arg(long)]
+        bdev: Option<String>,
         /// Even if a virtual machine is connected, which then sees other data
         #[arg(long)]
         force: bool,
@@ -215,9 +224,7 @@ fn request(command: &VolumeCommand) -> Result<(&'static str, Value), CliError> {
             ("bdev_lvol_import", json!({"lvs_name": pool, "lvol_name": name}))
         }
         VolumeCommand::Snapshot { what } => snapshots(what)?,
-        VolumeCommand::Clone { snapshot, name } => {
-            ("bdev_lvol_clone", json!({"snapshot_name": snapshot, "clone_name": bare(name, snapshot)?}))
-        }
+        VolumeCommand::Clone { what, bdev } => clone(what, bdev.as_deref())?,
         VolumeCommand::Resize { volume, size, shrink } => {
             let mut params = json!({"name": volume, "size": size});
             if *shrink {
@@ -234,7 +241,11 @@ fn request(command: &VolumeCommand) -> Result<(&'static str, Value), CliError> {
         }
         VolumeCommand::Inflate { volume } => ("bdev_lvol_inflate", json!({"name": volume})),
         VolumeCommand::Decouple { volume } => ("bdev_lvol_decouple_parent", json!({"name": volume})),
-        VolumeCommand::SetParent { volume, snapshot, force } => {
+        VolumeCommand::SetParent { volume, bdev: Some(bdev), force, .. } => {
+            ("bdev_lvol_set_parent_bdev", json!({"lvol_name": volume, "parent_name": bdev, "force": force}))
+        }
+        VolumeCommand::SetParent { volume, snapshot, force, .. } => {
+            let snapshot = snapshot.as_deref().unwrap_or_default();
             let parent = beside(snapshot, volume);
             ("bdev_lvol_set_parent", json!({"lvol_name": volume, "parent_name": parent, "force": force}))
         }
@@ -259,6 +270,20 @@ fn request(command: &VolumeCommand) -> Result<(&'static str, Value), CliError> {
             ("bdev_lvol_delete", params)
         }
     })
+}
+
+/// A snapshot and a name, or a bdev and a name in a pool.
+fn clone(what: &[String], bdev: Option<&str>) -> Result<(&'static str, Value), CliError> {
+    match (what, bdev) {
+        ([snapshot, name], None) => {
+            Ok(("bdev_lvol_clone", json!({"snapshot_name": snapshot, "clone_name": bare(name, snapshot)?})))
+        }
+        ([name], Some(bdev)) => {
+            let InPool { pool, name } = name.parse().map_err(CliError::Usage)?;
+            Ok(("bdev_lvol_clone_bdev", json!({"bdev": bdev, "lvs_name": pool, "clone_name": name})))
+        }
+        _ => Err(CliError::Usage("write POOL/SNAPSHOT NAME, or --bdev BDEV POOL/NAME".into())),
+    }
 }
 
 /// One volume and a name, or pairs.
@@ -312,7 +337,10 @@ fn done(command: &VolumeCommand) -> String {
         }
         VolumeCommand::List { .. } | VolumeCommand::Export { .. } | VolumeCommand::Import { .. } => String::new(),
         VolumeCommand::Snapshot { what } => made(what),
-        VolumeCommand::Clone { snapshot, name } => format!("made {name}, a clone of {snapshot}\n"),
+        VolumeCommand::Clone { what, bdev } => {
+            let of = bdev.as_ref().or(what.first()).map_or("", String::as_str);
+            format!("made {}, a clone of {of}\n", what.last().map_or("", String::as_str))
+        }
         VolumeCommand::Resize { volume, size: bytes, .. } => format!("{volume} has {}\n", size(*bytes)),
         VolumeCommand::Rename { volume, name } => format!("{volume} is called {name} now\n"),
         VolumeCommand::Rollback { volume, snapshot, .. } => format!("{volume} is what {snapshot} is\n"),
@@ -320,7 +348,9 @@ fn done(command: &VolumeCommand) -> String {
             format!("{volume} stands on nothing, and all of its space is kept for it\n")
         }
         VolumeCommand::Decouple { volume } => format!("{volume} does not need its parent any more\n"),
-        VolumeCommand::SetParent { volume, snapshot, .. } => format!("{volume} stands on {snapshot}\n"),
+        VolumeCommand::SetParent { volume, snapshot, bdev, .. } => {
+            format!("{volume} stands on {}\n", bdev.as_ref().or(snapshot.as_ref()).map_or("", String::as_str))
+        }
         VolumeCommand::SetReadOnly { volume } => format!("{volume} is a snapshot now\n"),
         VolumeCommand::Threshold { volume, percent: 0 } => {
             format!("nobody is told how much of its quota {volume} uses\n")
@@ -383,6 +413,16 @@ mod tests {
                 json!({"lvol_names": ["p/a", "p/b"], "snapshot_names": ["sa", "sb"]}),
             ),
             ("clone p/s c", "bdev_lvol_clone", json!({"snapshot_name": "p/s", "clone_name": "c"})),
+            (
+                "clone --bdev golden p/c",
+                "bdev_lvol_clone_bdev",
+                json!({"bdev": "golden", "lvs_name": "p", "clone_name": "c"}),
+            ),
+            (
+                "set-parent p/v --bdev golden --force",
+                "bdev_lvol_set_parent_bdev",
+                json!({"lvol_name": "p/v", "parent_name": "golden", "force": true}),
+            ),
             ("resize p/v 2G", "bdev_lvol_resize", json!({"name": "p/v", "size": 2u64 << 30})),
             (
                 "resize p/v 2G --shrink",
@@ -423,6 +463,11 @@ mod tests {
             ("snapshot p/v a b", "POOL/VOLUME=NAME"),
             ("snapshot p/a=sa p/b", "POOL/VOLUME=NAME"),
             ("clone p/s q/c", "without a /"),
+            ("clone p/s", "--bdev BDEV"),
+            ("clone --bdev b p/s c", "--bdev BDEV"),
+            ("clone --bdev b c", "POOL/NAME"),
+            ("set-parent p/v", "--bdev"),
+            ("set-parent p/v s --bdev b", "--bdev"),
             ("limit p/v", "--quota"),
             ("resize p/v 1Q", "unit of size"),
             ("threshold p/v 101", "0..=100"),

@@ -30,6 +30,12 @@ impl Node {
             self.notifications.add(Kind::BdevRegister, name);
         }
         drop(changes);
+        for uuid in self.mend_volumes(&[]) {
+            let _changes = self.change();
+            if let Some(entry) = self.bdevs.get(&uuid.to_string()) {
+                self.came_back(&entry);
+            }
+        }
         self.look_for_pools(&names);
         Ok(names)
     }

@@ -45,8 +45,16 @@ impl Node {
         }
         let names: Vec<String> = self.bdevs.list().iter().map(|entry| entry.name().to_owned()).collect();
         self.look_for_pools_as(&names, &document);
-        for entry in self.bdevs.retry_missing() {
-            tracing::info!("bdev '{}' stands on a volume", entry.name());
+        // What stands on a volume may be what another one stands on.
+        loop {
+            let mended = self.mend_volumes(&[]);
+            let back = self.bdevs.retry_missing();
+            for entry in &back {
+                tracing::info!("bdev '{}' stands on a volume", entry.name());
+            }
+            if mended.is_empty() && back.is_empty() {
+                break;
+            }
         }
         self.expect_volumes(&document);
         self.restore_identities(&document.identities).map_err(|error| RestoreError::Inconsistent(error.to_string()))?;

@@ -94,6 +94,7 @@ impl Node {
             self.notifications.add(Kind::BdevOnline, entry.name());
             waiting.push(entry.uuid());
         }
+        waiting.extend(self.mend_volumes(&back));
         let names: Vec<String> = back.iter().map(|entry| entry.name().to_owned()).collect();
         waiting.extend(self.look_for_pools(&names));
         self.look_at_pools();

@@ -181,6 +181,7 @@ impl<'a> Writer<'a> {
             reserved: 0,
             created: 1_700_000_000,
             origin: None,
+            origin_bytes: 0,
             sees: None,
             warn_percent: 0,
         })

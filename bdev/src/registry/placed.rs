@@ -103,6 +103,20 @@ impl Registry {
         Ok(entry)
     }
 
+    /// Makes a device that of all these, who read it and keep others from writing it; of nobody: it is free again.
+    ///
+    /// # Errors
+    /// [`BdevError::InUse`] if anybody else uses it.
+    pub fn share(&self, name: &str, kind: Kind, by: Vec<String>) -> Result<(), BdevError> {
+        let _change = self.change();
+        let entry = self.get(name).ok_or_else(|| BdevError::not_found(name))?;
+        if entry.claim().is_none_or(|claim| claim.kind != kind) {
+            entry.check_unused()?;
+        }
+        entry.lock().claim = (!by.is_empty()).then_some(Claim { kind, by });
+        Ok(())
+    }
+
     /// Who has such a claim is called otherwise.
     pub fn reclaim(&self, name: &str, kind: Kind, by: Vec<String>) {
         let _change = self.change();

@@ -457,3 +457,24 @@ fn an_owner_that_is_no_device_has_its_base_to_itself() {
     registry.unclaim("r", Kind::Pool);
     registry.create(passthru("p", "r")).unwrap();
 }
+
+#[test]
+fn those_who_only_read_a_device_have_it_together() {
+    let registry = Registry::new();
+    registry.create(ram("r")).unwrap();
+    let share = |by: &[&str]| registry.share("r", Kind::Clone, by.iter().map(ToString::to_string).collect());
+    registry.attach_frontend("r", scsi("vm", false)).unwrap();
+    assert_eq!(reason(share(&["p/a"])), "in_use");
+    registry.detach_frontend("r", &scsi("vm", false)).unwrap();
+    share(&["p/a"]).unwrap();
+    share(&["p/a", "q/b"]).unwrap();
+    assert_eq!(registry.get("r").unwrap().claimed_by().as_deref(), Some("p/a, q/b"));
+    assert_eq!(reason(registry.claim("r", Claim { kind: Kind::Pool, by: vec!["pool".into()] })), "in_use");
+    assert_eq!(reason(registry.create(passthru("p", "r"))), "in_use");
+    assert_eq!(reason(registry.attach_frontend("r", scsi("vm", false))), "in_use");
+    assert_eq!(reason(registry.delete("r", None)), "in_use");
+    share(&[]).unwrap();
+    registry.create(passthru("p", "r")).unwrap();
+    assert_eq!(reason(share(&["p/a"])), "in_use");
+    assert_eq!(reason(registry.share("x", Kind::Clone, Vec::new())), "not_found");
+}

@@ -19,6 +19,14 @@ pub struct Stamp {
     pub sector: u64,
 }
 
+impl Stamp {
+    /// What the sectors hold of the bdev of this number outside of a pool.
+    #[must_use]
+    pub const fn of_outside(outside: u64, sector: u64) -> Value {
+        Value::Stamp(Stamp { volume: outside, write: 0, sector })
+    }
+}
+
 /// What a sector holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Value {

@@ -170,7 +170,7 @@ impl From<Miss> for Stop {
     fn from(miss: Miss) -> Stop {
         match miss {
             Miss::Wait | Miss::Space => Stop::Wait,
-            Miss::Lost => Stop::Apart,
+            Miss::Lost | Miss::Apart => Stop::Apart,
         }
     }
 }

@@ -60,11 +60,21 @@ pub enum PoolError {
         /// Which volume.
         name: String,
     },
+    /// What it stands on outside of the pool is not there.
+    #[error("{name} stands on a bdev that is not there ({origin}): bring it back first")]
+    NoOrigin {
+        /// Which volume.
+        name: String,
+        /// The bdev.
+        origin: uuid::Uuid,
+    },
     /// Something long was not done to its end because somebody wanted that.
     #[error("it was cancelled: what has been done so far stays")]
     Cancelled,
     /// Data could not be copied.
-    #[error("the base failed while data was copied ({0}): what has been copied so far stays")]
+    #[error(
+        "the base, or what the volume stands on, failed while data was copied ({0}): what has been copied so far stays"
+    )]
     Copy(IoError),
     /// The pool has failed.
     #[error("the pool is read-only because its base failed ({0}): look at the base, then close and open the pool")]
@@ -99,6 +109,7 @@ impl PoolError {
             PoolError::Busy { .. } => "busy",
             PoolError::NoParent { .. } => "no_parent",
             PoolError::IsParent { .. } => "exists_same",
+            PoolError::NoOrigin { .. } => "missing",
             PoolError::Cancelled => "cancelled",
             PoolError::Copy(_) => "io",
             PoolError::Failed(_) => "pool_failed",
@@ -112,7 +123,7 @@ impl PoolError {
     #[must_use]
     pub const fn errno(&self) -> i32 {
         match self {
-            PoolError::NotFound(_) | PoolError::Closed => libc::ENODEV,
+            PoolError::NotFound(_) | PoolError::Closed | PoolError::NoOrigin { .. } => libc::ENODEV,
             PoolError::Exists(_) => libc::EEXIST,
             PoolError::Invalid { .. } | PoolError::Shrinks { .. } | PoolError::NoParent { .. } => libc::EINVAL,
             PoolError::IsParent { .. } => libc::EEXIST,

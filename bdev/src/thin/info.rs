@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use super::format::Origin;
+
 /// What a layer is to the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -39,6 +41,8 @@ pub struct VolumeInfo {
     pub bytes: u64,
     /// What it stands on.
     pub parent: Option<Uuid>,
+    /// The bdev outside of the pool that it stands on in the end.
+    pub origin: Option<Origin>,
     /// What stands on it.
     pub children: Vec<Uuid>,
     /// When it was made, in seconds since 1970.
@@ -66,6 +70,14 @@ pub struct DiscardInfo {
     pub waiting_bytes: u64,
     /// Clusters in use of which sub-blocks wait.
     pub waiting_parts: u64,
+}
+
+impl VolumeInfo {
+    /// Whether it stands on a bdev outside of the pool itself, and not by way of a snapshot.
+    #[must_use]
+    pub const fn is_of_bdev(&self) -> bool {
+        self.parent.is_none() && self.origin.is_some()
+    }
 }
 
 /// A pool.

@@ -7,6 +7,7 @@
 //! [`Orders::take_settled`] says so once, for whoever keeps books of what the pool holds.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -16,8 +17,9 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::PoolError;
-use super::format::THRESHOLDS;
+use super::format::{Origin, THRESHOLDS};
 use super::info::PoolInfo;
+use super::origin::Way;
 use super::shared::Shared;
 
 /// What is asked for. New things get their UUID, and the time at which they were made, from who asks.
@@ -29,6 +31,8 @@ pub(crate) enum Order {
     Snapshot { of: Vec<SnapshotOf>, created: u64 },
     /// A writable child of a snapshot.
     Clone { of: Uuid, uuid: Uuid, name: String, created: u64 },
+    /// A writable child of a bdev outside of the pool, which counts up to so many bytes.
+    CloneBdev { of: Origin, uuid: Uuid, name: String, bytes: u64, created: u64 },
     /// It is not needed any more.
     Delete { uuid: Uuid },
     /// Another size.
@@ -50,10 +54,12 @@ pub(crate) enum Order {
     /// The base has so many bytes now.
     Grow { bytes: u64 },
     /// The volume has all of its own, and as much is kept for it as it has; or it does not stand on its parent any more but
-    /// on what that stands on. Answered when all has been copied.
-    Inflate { uuid: Uuid, decouple: bool, progress: Arc<Progress> },
+    /// on what that stands on. Answered when all has been copied. `way`: to the bdev outside of the pool that it stands on.
+    Inflate { uuid: Uuid, decouple: bool, progress: Arc<Progress>, way: Handed },
     /// What the volume has not itself it has from this snapshot from now on.
     SetParent { uuid: Uuid, parent: Uuid },
+    /// The same with a bdev outside of the pool.
+    SetOrigin { uuid: Uuid, origin: Origin },
     /// How much may be used before somebody is told: of the pool, or of the quota of a volume in percent. 1 to 100: percent,
     /// else bytes; 0: none.
     Thresholds { thresholds: [u64; THRESHOLDS] },
@@ -97,6 +103,34 @@ impl Progress {
         self.cancelled.load(Relaxed)
     }
 }
+
+/// A way into an origin that goes with an order: whoever carries it out takes it.
+#[derive(Clone, Default)]
+pub(crate) struct Handed(Arc<Mutex<Option<Way>>>);
+
+impl Handed {
+    pub(crate) fn new(way: Option<Way>) -> Handed {
+        Handed(Arc::new(Mutex::new(way)))
+    }
+
+    pub(crate) fn take(&self) -> Option<Way> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl fmt::Debug for Handed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Handed")
+    }
+}
+
+impl PartialEq for Handed {
+    fn eq(&self, other: &Handed) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Handed {}
 
 impl PartialEq for Progress {
     fn eq(&self, other: &Progress) -> bool {

@@ -16,9 +16,10 @@ use super::PoolError;
 use super::channel::{ATOMIC_MAX, ATOMIC_SUB_BLOCK, ThinChannel};
 use super::copy::ThinEnd;
 use super::engine::{Directory, Engine};
-use super::format::THRESHOLDS;
+use super::format::{Origin, THRESHOLDS};
 use super::info::PoolInfo;
-use super::orders::{Order, Orders, Progress, Settled, SnapshotOf};
+use super::orders::{Handed, Order, Orders, Progress, Settled, SnapshotOf};
+use super::origin::{OriginDevice, Way};
 use super::shared::{CLOSED, Reader, Shared, Stay, Volume};
 use super::steps::Steps;
 use super::store::{self, Blocking, Store};
@@ -120,11 +121,14 @@ impl Pool {
         self.uuid
     }
 
-    /// How it is now.
+    /// How it is now. What channels have given up is dropped by who asks.
     ///
     /// # Errors
     /// [`PoolError::Closed`].
     pub fn info(&self) -> Result<PoolInfo, PoolError> {
+        while let Some(way) = self.shared.left.pop() {
+            drop(way);
+        }
         let info = self.orders.ask(&self.shared, Order::Info)?;
         info.map(|info| *info).ok_or(PoolError::Closed)
     }
@@ -159,6 +163,15 @@ impl Pool {
     /// [`PoolError`].
     pub fn clone_snapshot(&self, of: Uuid, uuid: Uuid, name: &str, created: u64) -> Result<(), PoolError> {
         self.order(Order::Clone { of, uuid, name: name.to_owned(), created })
+    }
+
+    /// Makes a writable child of a bdev outside of the pool, which nobody writes as long as something stands on it. What lies
+    /// behind the bytes that count of it is zero.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn clone_bdev(&self, of: Origin, uuid: Uuid, name: &str, bytes: u64, created: u64) -> Result<(), PoolError> {
+        self.order(Order::CloneBdev { of, uuid, name: name.to_owned(), bytes, created })
     }
 
     /// Deletes a volume or snapshot. Nobody has a channel of it. Its space comes back in the background.
@@ -272,15 +285,17 @@ impl Pool {
     /// second, and says whether to go on; what has been copied stays in any case.
     ///
     /// # Errors
-    /// [`PoolError`].
+    /// [`PoolError`]; [`PoolError::NoOrigin`] if it stands on a bdev that `volume` does not lead to.
     pub fn inflate(
         &self,
-        uuid: Uuid,
+        volume: &ThinVolume,
         decouple: bool,
         watch: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<(), PoolError> {
         let progress = Arc::<Progress>::default();
-        let answer = self.orders.send(&self.shared, Order::Inflate { uuid, decouple, progress: progress.clone() })?;
+        let (uuid, way) = (volume.uuid(), Handed::new(volume.way()));
+        let order = Order::Inflate { uuid, decouple, progress: progress.clone(), way };
+        let answer = self.orders.send(&self.shared, order)?;
         loop {
             match answer.recv_timeout(LOOK) {
                 Ok(answer) => return answer.map(|_| ()),
@@ -300,6 +315,14 @@ impl Pool {
     /// [`PoolError`].
     pub fn set_parent(&self, uuid: Uuid, parent: Uuid) -> Result<(), PoolError> {
         self.order(Order::SetParent { uuid, parent })
+    }
+
+    /// The same with a bdev outside of the pool. Nobody has a channel of the volume that is to be used any more.
+    ///
+    /// # Errors
+    /// [`PoolError`].
+    pub fn set_origin(&self, uuid: Uuid, origin: Origin) -> Result<(), PoolError> {
+        self.order(Order::SetOrigin { uuid, origin })
     }
 
     /// Gives the pool another name.
@@ -340,7 +363,8 @@ impl Pool {
     #[must_use]
     pub fn volume(&self, uuid: Uuid) -> Option<ThinVolume> {
         let volume = self.directory.get(uuid)?;
-        Some(ThinVolume { pool: self.uuid, base: self.base.clone(), shared: self.shared.clone(), volume })
+        let (base, shared) = (self.base.clone(), self.shared.clone());
+        Some(ThinVolume { pool: self.uuid, base, shared, volume })
     }
 
     fn order(&self, order: Order) -> Result<(), PoolError> {
@@ -382,6 +406,34 @@ impl ThinVolume {
     #[must_use]
     pub fn uuid(&self) -> Uuid {
         self.volume.uuid
+    }
+
+    /// The bdev outside of the pool that it stands on now.
+    #[must_use]
+    pub fn origin(&self) -> Option<Origin> {
+        self.volume.chain().origin
+    }
+
+    /// The bdev that it stands on is there: whoever opens the volume from now on reads it.
+    pub fn stands_over(&self, uuid: Uuid, device: Arc<dyn Bdev>) {
+        self.volume.set_outside(Some(OriginDevice { uuid, device }));
+    }
+
+    /// The bdev that it stands on is not there, or it does not stand on one any more.
+    pub fn stands_alone(&self) {
+        self.volume.set_outside(None);
+    }
+
+    /// The bdev that another one stands on is there for this one, too.
+    pub fn stands_over_the_same(&self, other: &ThinVolume) {
+        self.volume.set_outside(other.volume.outside());
+    }
+
+    /// A way into what it stands on, for one request at a time, if that is there.
+    pub(super) fn way(&self) -> Option<Way> {
+        let (of, origin) = (self.volume.chain().origin?, self.volume.outside()?);
+        let way = (of.uuid == origin.uuid).then(|| Way::open(&*origin.device, of, OpenArgs { depth: 1, seed: 0 }));
+        way?.ok()
     }
 
     /// Keeps it from being deleted.
@@ -440,7 +492,8 @@ impl Bdev for ThinVolume {
     }
 
     fn erasure(&self) -> Erasure {
-        if self.volume.chain().layers.len() > 1 { Erasure::Shared } else { Erasure::InPlace }
+        let chain = self.volume.chain();
+        if chain.layers.len() > 1 || chain.origin.is_some() { Erasure::Shared } else { Erasure::InPlace }
     }
 
     fn copy_range(&self, offset: u64, _: u64) -> Option<CopyRange> {

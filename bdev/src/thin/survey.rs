@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::PoolError;
 use super::format::{ENTRIES_PER_PAGE, Entry};
+use super::origin::covered;
 use super::pool::ThinVolume;
 use super::shared::{CLOSED, Chain, LayerMap, Miss, Place, Reader, Shared, Stay};
 
@@ -53,7 +54,8 @@ pub struct Survey {
 }
 
 impl ThinVolume {
-    /// What was written, from `offset` on, at most so many extents. All else reads as zeroes.
+    /// What was written, from `offset` on, at most so many extents, and what the bdev has that the volume stands on, all of
+    /// which counts as data. All else reads as zeroes.
     ///
     /// # Errors
     /// If a part of the map is damaged, or does not come.
@@ -161,14 +163,18 @@ impl Surveyor<'_> {
             let is_empty = |layer: &Arc<LayerMap>| *at >= layer.clusters() || layer.place(leaf) == Place::Empty;
             // Where a layer sees no more of the snapshot there is something to say although nothing is there.
             let is_cut_off = matches!(of, Layers::Since(_)) && chain.seen(end - 1, 0).len() <= layers.len();
-            if !is_cut_off && layers.iter().all(is_empty) {
+            let is_origins = matches!(of, Layers::All) && chain.origin_end(*at) > *at << shared.cluster_shift;
+            if !is_cut_off && !is_origins && layers.iter().all(is_empty) {
                 *at = end;
                 continue;
             }
-            let (data, mut zero) =
+            let (mut data, mut zero) =
                 self.masks(&chain, layers, *at).inspect_err(|stop| self.ask_ahead(stop, layers, leaf))?;
             match of {
-                Layers::All => zero = 0,
+                Layers::All => {
+                    data |= !zero & covered(shared, *at, chain.origin_end(*at));
+                    zero = 0;
+                }
                 Layers::Own => {}
                 // Whatever the snapshot has there is not seen.
                 Layers::Since(_) if chain.seen(*at, 0).len() <= layers.len() => zero = !data,
@@ -203,7 +209,7 @@ impl Surveyor<'_> {
         for layer in &layers[..seen.min(layers.len())] {
             let entry: Entry = self.volume.shared.entry(layer, cluster).map_err(|miss| match miss {
                 Miss::Wait | Miss::Space => Stop::Wait,
-                Miss::Lost => Stop::Error(PoolError::Unfit {
+                Miss::Lost | Miss::Apart => Stop::Error(PoolError::Unfit {
                     name: self.volume.volume.uuid.to_string(),
                     what: "has a map that is damaged: see pollux pool check",
                 }),

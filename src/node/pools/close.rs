@@ -127,6 +127,7 @@ impl Node {
         // If it has not left in time it is still listed, and the next attempt goes on waiting.
         drop(self.target.evict(open.id)?);
         self.pools.gone(open.uuid());
+        self.review_origins();
         Ok(())
     }
 

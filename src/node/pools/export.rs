@@ -60,7 +60,7 @@ impl Node {
         export.to.check()?;
         let (open, entry) = self.find_volume(&export.name)?;
         let info = open.refresh()?;
-        let volume = open.pool.volume(entry.uuid()).ok_or_else(|| NodeError::no_bdev(&export.name))?;
+        let volume = self.whole_volume(&open, entry.uuid())?;
         let since = match &export.since {
             None => None,
             Some(name) => {
@@ -78,7 +78,7 @@ impl Node {
         let used = open.clone().enter();
         let own = match volume_info(&info, entry.uuid())?.role {
             Role::Snapshot => None,
-            _ => Some(OwnSnapshot::make(&open, entry.uuid())?),
+            _ => Some(OwnSnapshot::make(&open, &volume)?),
         };
         let snapshot = own.as_ref().map_or(volume, |own| own.snapshot.clone());
         let read = std::iter::once(&snapshot).chain(since.as_ref().map(|(since, _)| since));
@@ -128,10 +128,11 @@ struct OwnSnapshot {
 }
 
 impl OwnSnapshot {
-    fn make(open: &Arc<OpenPool>, volume: Uuid) -> Result<Self, NodeError> {
+    fn make(open: &Arc<OpenPool>, volume: &ThinVolume) -> Result<Self, NodeError> {
         let uuid = Uuid::new_v4();
-        open.pool.snapshot(&[NewSnapshot { volume, uuid, name: hidden::name(uuid) }], seconds())?;
+        open.pool.snapshot(&[NewSnapshot { volume: volume.uuid(), uuid, name: hidden::name(uuid) }], seconds())?;
         let snapshot = open.pool.volume(uuid).ok_or_else(|| NodeError::no_bdev(&uuid.to_string()))?;
+        snapshot.stands_over_the_same(volume);
         Ok(OwnSnapshot { open: open.clone(), snapshot })
     }
 }

@@ -67,7 +67,8 @@ impl Node {
         let open = importing.used.pool();
         let mut reader = Reader::begin(importing.from.source(job)?).map_err(refused)?;
         job.progress(0, reader.what().content);
-        let new = NewVolume::make(open, reader.what(), importing.read_only)?;
+        let mut new = NewVolume::make(open, reader.what(), importing.read_only)?;
+        new.volume = self.whole_volume(open, new.volume.uuid())?;
         let received = with_ring(&new.volume, |blocking| receive(blocking, &mut reader, job));
         // What was cancelled is told as that, and not as what it came upon.
         received.map_err(|error| job.check().err().unwrap_or(error))?;

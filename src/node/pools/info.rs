@@ -60,6 +60,7 @@ impl Node {
             )),
             (false, false) => None,
         });
+        let lacking = all.iter().flat_map(|open| self.origin_warnings(&open.last_info()));
         let late = all.iter().filter(|open| open.pool.is_late()).map(|open| {
             let (pool, base) = (open.last_info().name.clone(), open.base().name());
             format!(
@@ -67,7 +68,8 @@ impl Node {
             )
         });
         let closed = self.pools.closed().into_iter().filter(|(base, _)| self.bdevs.get(base).is_some());
-        open.chain(late)
+        open.chain(lacking)
+            .chain(late)
             .chain(closed.map(|(base, closed)| format!("bdev {base}: its pool is not open: {}", closed.why)))
             .collect()
     }
@@ -94,6 +96,7 @@ impl Node {
             hidden::tidy(open);
         }
         looks.iter().for_each(|(open, info)| self.tell_thresholds(open, info));
+        self.review_origins();
         self.withdraw_forgotten();
     }
 
@@ -162,8 +165,11 @@ impl Node {
             "num_allocated_clusters": clusters(&info, volume),
             "snapshot": volume.role == Role::Snapshot,
             "clone": parent.is_some(),
-            "esnap_clone": false,
+            "esnap_clone": volume.is_of_bdev(),
         });
+        if let Some(origin) = volume.origin.filter(|_| volume.is_of_bdev()) {
+            lvol["external_snapshot_name"] = origin.uuid.to_string().into();
+        }
         if let Some(parent) = parent {
             lvol["base_snapshot"] = parent.name.as_str().into();
         }

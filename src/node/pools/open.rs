@@ -203,7 +203,9 @@ impl Node {
         self.pools.opened(open.clone());
         self.pools.set_closed(entry.name(), None);
         let _changes = self.change();
-        Ok(known(&info).filter_map(|volume| self.show(&open, &info, volume)).collect())
+        let waited_for = known(&info).filter_map(|volume| self.show(&open, &info, volume)).collect();
+        self.review_origins();
+        Ok(waited_for)
     }
 
     /// Lists a volume or a snapshot. Returns it if somebody has waited for it.
@@ -230,9 +232,12 @@ impl Node {
         uuid: Uuid,
         name: &str,
     ) -> Result<Arc<Entry>, NodeError> {
-        let device = open.pool.volume(uuid).map(|volume| -> Arc<dyn Device> { Arc::new(volume) });
-        let device = device.ok_or_else(|| NodeError::no_bdev(&uuid.to_string()));
-        Ok(self.bdevs.place(placing(uuid, Some(format!("{pool}/{name}")), Ok(device?)))?)
+        let volume = open.pool.volume(uuid).ok_or_else(|| NodeError::no_bdev(&uuid.to_string()))?;
+        let device = self.with_origin(open, volume).map(|volume| -> Arc<dyn Device> { Arc::new(volume) });
+        if let Err(error) = &device {
+            tracing::warn!("volume '{pool}/{name}' is missing: {error}");
+        }
+        Ok(self.bdevs.place(placing(uuid, Some(format!("{pool}/{name}")), device))?)
     }
 
     /// Lists volumes that the state needs and that no spec will make: their pool is to bring them.

@@ -1,8 +1,9 @@
 //! What volumes stand on: they are inflated, decoupled, and get another parent.
 
-use pollux_bdev::thin::{PoolError, Role, VolumeInfo};
+use pollux_bdev::thin::{Origin, PoolError, Role, ThinVolume, VolumeInfo};
 use uuid::Uuid;
 
+use super::origins::refuse_read;
 use super::volumes::volume_info;
 use super::{PoolUse, hidden};
 use crate::node::jobs::Job;
@@ -10,11 +11,16 @@ use crate::node::{Node, NodeError, Reason};
 
 /// What was looked up for a volume that is to be inflated or decoupled.
 pub struct Inflation {
-    volume: Uuid,
+    volume: ThinVolume,
     decouple: bool,
-    /// Its parent at the beginning.
-    parent: Option<Uuid>,
+    /// What it stood on at the beginning.
+    stood_on: (Option<Uuid>, Option<Origin>),
     used: PoolUse,
+}
+
+/// What a volume stands on: its parent, or without one a bdev outside of the pool.
+fn below(volume: &VolumeInfo) -> (Option<Uuid>, Option<Origin>) {
+    (volume.parent, volume.origin.filter(|_| volume.parent.is_none()))
 }
 
 impl Node {
@@ -27,11 +33,13 @@ impl Node {
         let _changes = self.change();
         let (open, entry) = self.find_volume(name)?;
         let info = open.refresh()?;
-        let VolumeInfo { role, parent, .. } = volume_info(&info, entry.uuid())?;
-        if decouple && parent.is_none() && *role == Role::Volume {
+        let known = volume_info(&info, entry.uuid())?;
+        let stood_on = below(known);
+        if decouple && stood_on == (None, None) && known.role == Role::Volume {
             return Err(PoolError::NoParent { name: name.to_owned() }.into());
         }
-        Ok(Inflation { volume: entry.uuid(), decouple, parent: *parent, used: open.enter() })
+        let volume = self.whole_volume(&open, entry.uuid())?;
+        Ok(Inflation { volume, decouple, stood_on, used: open.enter() })
     }
 
     /// Does it. The volume is used meanwhile, and reads what it read.
@@ -39,18 +47,25 @@ impl Node {
     /// # Errors
     /// [`NodeError`] says why not.
     pub fn inflate_volume(&self, inflation: &Inflation, job: &Job) -> Result<(), NodeError> {
-        let Inflation { volume, decouple, parent, used } = inflation;
+        let Inflation { volume, decouple, stood_on, used } = inflation;
+        let (open, uuid, before) = (used.pool(), volume.uuid(), volume.origin());
         let mut watch = |done, total| {
             job.progress(done, total);
             !job.is_cancelled()
         };
         loop {
-            let inflated = used.pool().pool.inflate(*volume, *decouple, &mut watch);
-            self.look_again(used.pool());
+            let inflated = open.pool.inflate(volume, *decouple, &mut watch);
+            {
+                let _changes = self.change();
+                self.look_again(open);
+                if volume.origin() != before {
+                    self.stands_on_less(open, uuid);
+                }
+            }
             inflated?;
             // While something is exported, what stands between a snapshot and the next may be two: that and the export's own.
-            let is_on_parent = volume_info(&*used.pool().refresh()?, *volume)?.parent == *parent;
-            if !*decouple || !is_on_parent && !hidden::stands_on_hidden(&used.pool().pool.info()?, *volume) {
+            let is_on_parent = below(volume_info(&*open.refresh()?, uuid)?) == *stood_on;
+            if !*decouple || !is_on_parent && !hidden::stands_on_hidden(&open.pool.info()?, uuid) {
                 return Ok(());
             }
         }
@@ -73,14 +88,20 @@ impl Node {
             let why = format!("'{name}' is being exported: wait for that, or cancel it (job_get_jobs)");
             return Err(NodeError::new(Reason::Busy, why));
         }
+        refuse_read(&entry)?;
         let above = self.above(&entry);
         if !force {
             self.refuse_connected(&changes, &above, name)?;
         }
+        let origin = |uuid: Uuid| open.pool.volume(uuid).and_then(|volume| volume.origin());
+        let before = origin(entry.uuid());
         open.pool.set_parent(entry.uuid(), to.uuid())?;
+        self.look_again(&open);
+        if origin(entry.uuid()) != before {
+            self.stands_on_another(&open, &entry);
+        }
         self.refresh_sizes();
         above.iter().for_each(|entry| self.tell_other_medium(entry));
-        self.look_again(&open);
         Ok(())
     }
 }

@@ -45,7 +45,7 @@ impl Node {
         let changes = self.change();
         let (open, entry) = self.find_volume(from)?;
         let to = self.bdevs.get(to).ok_or_else(|| NodeError::no_bdev(to))?;
-        let source = open.pool.volume(entry.uuid()).ok_or_else(|| NodeError::no_bdev(from))?;
+        let source = self.whole_volume(&open, entry.uuid())?;
         let info = open.refresh()?;
         let known = volume_info(&info, entry.uuid())?;
         if known.role != Role::Snapshot {

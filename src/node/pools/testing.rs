@@ -11,6 +11,7 @@ pub(super) fn volume(number: u128, name: &str, role: Role) -> VolumeInfo {
         role,
         bytes: 1 << 20,
         parent: None,
+        origin: None,
         children: Vec::new(),
         created: 0,
         owned_bytes: 0,

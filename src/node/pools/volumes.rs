@@ -11,6 +11,7 @@ use pollux_scsi::Attention;
 use uuid::Uuid;
 
 use super::hidden::is_hidden;
+use super::origins::refuse_read;
 use super::{OpenPool, PoolName, seconds};
 use crate::node::notify::Kind;
 use crate::node::{Changes, Node, NodeError, Reason};
@@ -136,6 +137,9 @@ impl Node {
         let info = open.refresh()?;
         let bytes = whole(&info, size.bytes)?;
         let before = volume_info(&info, entry.uuid())?.bytes;
+        if bytes < before {
+            refuse_read(&entry)?;
+        }
         open.pool.resize(entry.uuid(), bytes, size.allow_shrink)?;
         if bytes != before {
             self.notifications.add(Kind::BdevResize, entry.name());
@@ -188,6 +192,7 @@ impl Node {
         if other.uuid() != open.uuid() {
             return Err(NodeError::new(Reason::Invalid, format!("snapshot_name: '{snapshot}' is in another pool")));
         }
+        refuse_read(&entry)?;
         let above = self.above(&entry);
         if !force {
             self.refuse_connected(&changes, &above, name)?;
@@ -259,6 +264,7 @@ impl Node {
 
     pub(super) fn look_again(&self, open: &OpenPool) {
         self.undo("what is known of a pool", open.refresh());
+        self.review_origins();
     }
 }
 
@@ -272,7 +278,7 @@ pub(super) fn volume_info(info: &PoolInfo, uuid: Uuid) -> Result<&VolumeInfo, No
 }
 
 /// Whole clusters, as many as are needed.
-fn whole(info: &PoolInfo, bytes: u64) -> Result<u64, NodeError> {
+pub(super) fn whole(info: &PoolInfo, bytes: u64) -> Result<u64, NodeError> {
     let bytes = bytes.checked_next_multiple_of(u64::from(info.cluster_size)).filter(|bytes| *bytes > 0);
     bytes.ok_or_else(|| NodeError::new(Reason::Invalid, "size: there is no volume of that size"))
 }

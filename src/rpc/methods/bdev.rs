@@ -70,14 +70,15 @@ fn shape(node: &Node, entry: &Entry, document: &Document) -> Value {
         },
         "claimed": claimed_by.is_some(),
     });
-    if claimed_by.is_some() {
-        listed["claim_type"] = "exclusive_write".into();
+    if let Some(claim) = entry.claim() {
+        let shared = claim.kind == Kind::Clone;
+        listed["claim_type"] = if shared { "read_many_write_none" } else { "exclusive_write" }.into();
     }
     listed["zoned"] = false.into();
     let served = device.as_ref().map(|device| device.supported());
     listed["supported_io_types"] = supported(served, entry.kind() != Kind::Sg);
     listed["driver_specific"] = match &device {
-        Some(_) if entry.kind() == Kind::Lvol => node.volume_specific(entry),
+        _ if entry.kind() == Kind::Lvol => node.volume_specific(entry),
         Some(device) => device.driver_specific(),
         None => json!({}),
     };

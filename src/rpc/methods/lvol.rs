@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pollux_bdev::Kind;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -114,6 +115,30 @@ pub(crate) fn clone(node: &Node, params: &Clone) -> Answer {
     made.map(|uuid| uuid.to_string().into()).map_err(|error| refused(&error))
 }
 
+/// Parameters of `bdev_lvol_clone_bdev`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneBdev {
+    bdev: String,
+    lvs_name: String,
+    clone_name: String,
+}
+
+/// As SPDK refuses it: all by "invalid parameters", some in words of their own.
+pub(crate) fn clone_bdev(node: &Node, params: &CloneBdev) -> Answer {
+    let in_words = |error: &NodeError, message: &str| error.by_params().recoded(code::INVALID_PARAMS, message);
+    let pool = PoolName { uuid: None, name: Some(params.lvs_name.clone()) };
+    node.find_pool(&pool).map_err(|error| in_words(&error, "lvs does not exist"))?;
+    if node.bdevs.get(&params.bdev).is_none() {
+        return Err(in_words(&NodeError::no_bdev(&params.bdev), "bdev does not exist"));
+    }
+    let made = node.clone_bdev(&params.bdev, &pool, &params.clone_name);
+    made.map(|uuid| uuid.to_string().into()).map_err(|error| match error.reason {
+        "same_pool" => in_words(&error, "bdev is an lvol in same lvs as clone; use bdev_lvol_clone instead"),
+        _ => error.by_params(),
+    })
+}
+
 /// Parameters of `bdev_lvol_resize`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -195,7 +220,7 @@ fn copy_from_below(node: &Arc<Node>, params: &Inflate, kind: &'static str, decou
     done.map_err(|error| refused(&error))
 }
 
-/// Parameters of `bdev_lvol_set_parent`.
+/// Parameters of `bdev_lvol_set_parent` and `bdev_lvol_set_parent_bdev`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetParent {
@@ -207,6 +232,15 @@ pub struct SetParent {
 
 pub(crate) fn set_parent(node: &Node, params: &SetParent) -> Answer {
     done(node.set_parent(&params.lvol_name, &params.parent_name, params.force))
+}
+
+pub(crate) fn set_parent_bdev(node: &Node, params: &SetParent) -> Answer {
+    let set = node.set_parent_bdev(&params.lvol_name, &params.parent_name, params.force);
+    set.map(|()| Value::Bool(true)).map_err(|error| {
+        // The volume is looked for at once, the bdev later.
+        let known = node.bdevs.get(&params.lvol_name).is_some_and(|entry| entry.kind() == Kind::Lvol);
+        if known { error.by_params() } else { refused(&error) }
+    })
 }
 
 /// Parameters of `bdev_lvol_set_limits`.

@@ -1,16 +1,17 @@
 //! `bdev_lvol_*_lvstore*`, and `bdev_lvol_get_lvols`: pools, and what is in them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use pollux_bdev::thin::format::Entry;
-use pollux_bdev::thin::{PoolInfo, Role, ThresholdInfo, VolumeInfo};
+use pollux_bdev::thin::{Origin, PoolInfo, Role, ThresholdInfo, VolumeInfo};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::lvol::refused;
 use crate::node::jobs::NewJob;
-use crate::node::pools::{ClosedPool, NewPool, OpenPool, PoolName, clusters};
+use crate::node::pools::{ClosedPool, NewPool, OpenPool, PoolName, clusters, is_degraded};
 use crate::node::{Node, NodeError, Reason};
 use crate::rpc::error::{RpcError, errno};
 use crate::rpc::table::Answer;
@@ -268,18 +269,24 @@ pub struct GetLvols {
 
 pub(crate) fn get_lvols(node: &Node, params: &GetLvols) -> Answer {
     let name = PoolName { uuid: params.lvs_uuid.clone(), name: params.lvs_name.clone() };
-    let mut listed = Vec::new();
+    let (mut listed, bdevs) = (Vec::new(), node.bdevs_by_uuid());
     for open in pools(node, &name)? {
         if let Ok(info) = open.refresh() {
             let known = info.volumes.iter().filter(|volume| volume.role != Role::Leaving);
-            listed.extend(known.map(|volume| volume_shape(&info, volume)));
+            listed.extend(known.map(|volume| volume_shape(&bdevs, &info, volume)));
         }
     }
     Ok(listed.into())
 }
 
+/// The bdev outside of the pool that a volume stands on in the end.
+fn origin_shape(bdevs: &HashMap<Uuid, Arc<pollux_bdev::Entry>>, origin: Origin) -> Value {
+    let entry = bdevs.get(&origin.uuid);
+    json!({"uuid": origin.uuid, "name": entry.map(|entry| entry.name().to_owned()), "bytes": origin.bytes})
+}
+
 /// A volume as SPDK lists it, then what Pollux adds.
-fn volume_shape(info: &PoolInfo, volume: &VolumeInfo) -> Value {
+fn volume_shape(bdevs: &HashMap<Uuid, Arc<pollux_bdev::Entry>>, info: &PoolInfo, volume: &VolumeInfo) -> Value {
     let name_of = |uuid: &Uuid| info.volumes.iter().find(|other| other.uuid == *uuid).map(|other| other.name.as_str());
     let kin = |uuid: &Uuid| name_of(uuid).map(|name| json!({"name": name, "uuid": uuid}));
     let parent = volume.parent.as_ref().and_then(kin);
@@ -290,12 +297,13 @@ fn volume_shape(info: &PoolInfo, volume: &VolumeInfo) -> Value {
         "is_thin_provisioned": volume.reserved_bytes == 0,
         "is_snapshot": volume.role == Role::Snapshot,
         "is_clone": parent.is_some(),
-        "is_esnap_clone": false,
-        "is_degraded": info.failed,
+        "is_esnap_clone": volume.is_of_bdev(),
+        "is_degraded": info.failed || is_degraded(bdevs, volume),
         "num_allocated_clusters": clusters(info, volume),
         "lvs": {"name": info.name, "uuid": info.uuid},
         "size_bytes": volume.bytes,
         "parent": parent,
+        "origin": volume.origin.map(|origin| origin_shape(bdevs, origin)),
         "children": volume.children.iter().filter_map(kin).collect::<Vec<_>>(),
         "created": volume.created,
         "owned_bytes": volume.owned_bytes,

@@ -3,7 +3,7 @@
 use super::cut::{Moments, Time};
 use super::volume::{Content, Entry, Volume};
 use super::{Expect, Id};
-use crate::testing::stamp::Value;
+use crate::testing::stamp::{Stamp, Value};
 
 /// When a later entry has replaced an earlier one for good.
 #[derive(Clone, Copy)]
@@ -89,6 +89,7 @@ impl Expect {
     pub(super) fn fits(&self, content: Content, sector: u64, value: Value) -> bool {
         match content {
             Content::Is(is) => is == value,
+            Content::Outside(outside) => value == Stamp::of_outside(outside, sector),
             Content::OfSnapshot(snapshot) => !self.moments(snapshot, sector, value).is_empty(),
         }
     }

@@ -186,6 +186,12 @@ impl Expect {
         (id, self.ask(Ask::Make(id)))
     }
 
+    /// A clone of the bdev of this number outside of the pool is to be created, of which so many sectors count.
+    pub fn clone_outside(&mut self, outside: u64, sectors: u64, counts: u64) -> (Id, Asking) {
+        let id = self.add(Volume::on_outside(sectors, outside, counts));
+        (id, self.ask(Ask::Make(id)))
+    }
+
     /// Snapshots of all these volumes are to be made at one moment. Gives theirs in the same order.
     pub fn snapshot(&mut self, volumes: &[Id]) -> (Vec<Id>, Asking) {
         let cut = self.cuts.len();
@@ -314,7 +320,7 @@ impl Expect {
     fn size_after(&self, rollback: &Entry) -> Option<u64> {
         match rollback.content {
             Content::OfSnapshot(snapshot) => self.volumes.get(&snapshot).map(|snapshot| snapshot.sectors),
-            Content::Is(_) => None,
+            Content::Is(_) | Content::Outside(_) => None,
         }
     }
 

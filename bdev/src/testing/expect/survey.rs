@@ -75,7 +75,7 @@ impl Expect {
         Ok(())
     }
 
-    /// The pieces that were ever touched in a volume or in what it descends from.
+    /// The pieces that were ever touched in a volume or in what it descends from, or that it has from outside.
     fn touched(&self, id: Id, pieces: &mut BTreeSet<u64>, seen: &mut BTreeSet<Id>) {
         if !seen.insert(id) {
             return;
@@ -85,6 +85,11 @@ impl Expect {
         for piece in volume.history.keys().chain(volume.known.keys()).map(|sector| sector / self.near) {
             if last.replace(piece) != Some(piece) {
                 pieces.insert(piece);
+            }
+        }
+        for (range, entry) in &volume.whole {
+            if let Content::Outside(_) = entry.content {
+                pieces.extend(range.start / self.near..=(range.end - 1) / self.near);
             }
         }
         if let Some((_, of)) = volume.cut {

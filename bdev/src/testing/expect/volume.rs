@@ -14,6 +14,8 @@ pub(super) enum Content {
     Is(Value),
     /// What the snapshot holds there.
     OfSnapshot(Id),
+    /// What the bdev of this number outside of the pool holds there.
+    Outside(u64),
 }
 
 /// One change of a sector.
@@ -89,6 +91,14 @@ impl Volume {
             history: BTreeMap::new(),
             known: BTreeMap::new(),
         }
+    }
+
+    /// That begins as a bdev outside of the pool, of which so many sectors count.
+    pub(super) fn on_outside(sectors: u64, outside: u64, counts: u64) -> Self {
+        let mut volume = Volume::new(sectors, Content::Is(Value::Zero));
+        let zero = volume.whole[0].1;
+        volume.whole = vec![(0..counts, Entry::first(Content::Outside(outside))), (counts..u64::MAX, zero)];
+        volume
     }
 
     pub(super) fn snapshot(sectors: u64, cut: usize, of: Id) -> Self {

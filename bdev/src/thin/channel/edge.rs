@@ -61,7 +61,7 @@ impl ThinChannel {
         let below = if entry.zero() & piece.touched != 0 {
             Ok((None, size))
         } else {
-            front(&self.shared, &self.chain, 1, first, size)
+            front(&self.shared, &self.chain, 1, first, size).and_then(|below| self.within_reach(below))
         };
         let (source, _) = match below {
             Ok(below) => below,

@@ -25,6 +25,7 @@ mod write;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use pollux_core::{
@@ -41,6 +42,8 @@ pub(crate) use self::read::extent;
 pub(crate) use self::write::{touched, whole};
 use super::shared::{CLOSED, Chain, LayerMap, Miss, Reader, Shared, Stay, Volume};
 use crate::measured::{tag_of, token_of};
+use crate::thin::format::Origin;
+use crate::thin::origin::{Joined, Way};
 
 /// Parts that a channel may have beyond one for each request.
 const SPARE_PARTS: u32 = 32;
@@ -73,6 +76,8 @@ enum Wait {
     Quota,
     /// For nothing: a leaf is damaged.
     Lost,
+    /// For nothing: the volume stands on another bdev than when the channel was opened.
+    Apart,
 }
 
 impl From<Miss> for Wait {
@@ -81,6 +86,7 @@ impl From<Miss> for Wait {
             Miss::Wait => Wait::Engine,
             Miss::Space => Wait::Space,
             Miss::Lost => Wait::Lost,
+            Miss::Apart => Wait::Apart,
         }
     }
 }
@@ -129,6 +135,9 @@ pub(crate) struct ThinChannel {
     /// The volume's word that it goes by.
     word: u64,
     base: Box<dyn Channel>,
+    /// The bdev outside of the pool that it leads to, too, and what says that it is not needed any more.
+    origin: Option<Origin>,
+    unused: Arc<AtomicBool>,
     requests: Slab<Request>,
     parts: Parts,
     /// Requests that do not go on by themselves, in order.
@@ -151,21 +160,31 @@ pub(crate) struct ThinChannel {
 }
 
 impl ThinChannel {
-    /// A way into `volume`, over `base`.
+    /// A way into `volume`, over `base` and what it stands on.
     pub(crate) fn open(
         shared: Arc<Shared>,
         volume: Arc<Volume>,
         base: &Arc<dyn Bdev>,
         args: OpenArgs,
     ) -> Result<Box<dyn Channel>, OpenError> {
-        let channel = base.open(OpenArgs { depth: args.depth.saturating_add(SPARE_PARTS), ..args })?;
+        let (chain, unused) = (volume.chain(), Arc::<AtomicBool>::default());
+        let below = OpenArgs { depth: args.depth.saturating_add(SPARE_PARTS), ..args };
+        let channel = match chain.origin {
+            None => base.open(below)?,
+            Some(its) => {
+                let device = volume.outside().filter(|origin| origin.uuid == its.uuid).ok_or(OpenError::Missing)?;
+                let way = Way::open(&*device.device, its, below)?;
+                Box::new(Joined::until(base.open(below)?, way, unused.clone(), shared.left.clone()))
+            }
+        };
         let depth = channel.depth();
         let sub_block = 1usize << shared.sub_shift();
-        let chain = volume.chain();
         Ok(Box::new(ThinChannel {
             stay: Stay::new(),
             reader: shared.reader(),
             word: chain.word,
+            origin: chain.origin,
+            unused,
             head: chain.head().clone(),
             composite: Composite::new(shared.composites.clone()),
             chain,
@@ -227,6 +246,7 @@ impl ThinChannel {
             self.chain = self.volume.chain();
             self.head = self.chain.head().clone();
             self.composite.forget();
+            self.unused.store(self.chain.origin.is_none(), Relaxed);
             // A later one holds from a later word on, which is still to be seen.
             if self.chain.word != word {
                 self.word = self.chain.word | CLOSED;
@@ -282,6 +302,7 @@ impl ThinChannel {
         let too_long = why == Wait::Space && now >= self.request(token).until;
         let error = match why {
             Wait::Lost => IoError::Medium,
+            Wait::Apart => IoError::NotReady,
             Wait::Quota => IoError::NoSpace,
             Wait::Space if too_long && self.shared.full.load(Acquire) => IoError::NoSpace,
             _ => {

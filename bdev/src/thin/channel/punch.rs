@@ -175,7 +175,7 @@ impl ThinChannel {
     ) -> Result<u64, Wait> {
         let (shift, sub) = (self.shared.cluster_shift, 1u64 << self.shared.sub_shift());
         let (leaf, _) = Shared::slot(at >> shift);
-        let bottom = self.chain.layers.len() == 1;
+        let bottom = self.chain.stands_on_nothing(at >> shift, shift);
         if bottom && head.place(leaf) == Place::Empty {
             let leaf_end = (leaf + 1) * ENTRIES_PER_PAGE as u64;
             return Ok(len.min((leaf_end << shift) - at));
@@ -251,7 +251,7 @@ impl ThinChannel {
             self.send(part, Op::WriteZeroes, IoFlags::empty(), cx);
             return Ok(());
         }
-        if entry.zero() & mask != 0 || self.chain.layers.len() == 1 {
+        if entry.zero() & mask != 0 || self.chain.stands_on_nothing(cluster, self.shared.cluster_shift) {
             return Ok(());
         }
         if !self.is_settled() {

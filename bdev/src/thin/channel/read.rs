@@ -7,12 +7,13 @@ use super::composite::{NOBODY, ZERO, run};
 use super::parts::{Kind, Part};
 use super::{Progress, ThinChannel, Wait};
 use crate::thin::format::SUB_BLOCKS;
+use crate::thin::origin::ORIGIN;
 use crate::thin::shared::{Chain, Miss, Shared};
 
 /// Clusters that are looked at when somebody asks what is mapped.
 const LOOKED_AT: u64 = 4096;
 
-/// Where a sub-block is: its first byte on the base; `None`: it is zero.
+/// Where a sub-block is: its first byte on the base, or, from [`ORIGIN`] on, of the origin; `None`: it is zero.
 type Source = Option<u64>;
 
 /// A run of a request that lies together.
@@ -60,13 +61,21 @@ impl ThinChannel {
         {
             let places = places?;
             let end = (from + run(places, from, to, head.parent())) << shared.sub_shift();
+            let len = end.min(inside + len) - inside;
             let base = match places[from as usize] {
-                NOBODY | ZERO => None,
+                NOBODY => return self.within_reach(beneath(shared, &self.chain, at, len)),
+                ZERO => None,
                 cluster => Some((u64::from(cluster) << shared.cluster_shift) + inside),
             };
-            return Ok((base, end.min(inside + len) - inside));
+            return Ok((base, len));
         }
-        front(shared, &self.chain, 0, at, len)
+        self.within_reach(front(shared, &self.chain, 0, at, len)?)
+    }
+
+    /// What lies on an origin can be read as long as the volume stands on the one that the channel was opened with.
+    pub(super) fn within_reach(&self, front: (Source, u64)) -> Result<(Source, u64), Miss> {
+        let is_on_origin = front.0.is_some_and(|at| at >= ORIGIN);
+        if is_on_origin && self.chain.origin != self.origin { Err(Miss::Apart) } else { Ok(front) }
     }
 
     /// Starts a run, if there is one; whether there was a place for it.
@@ -119,7 +128,14 @@ pub(super) fn front(shared: &Shared, chain: &Chain, first: usize, at: u64, len: 
         };
         return Ok((base, part_of(shared, open & says, from, inside, len)));
     }
-    Ok((None, part_of(shared, open, from, inside, len)))
+    Ok(beneath(shared, chain, at, part_of(shared, open, from, inside, len)))
+}
+
+/// The front of a range, inside of one cluster, that no layer says anything of: the origin has it, or it is zero.
+fn beneath(shared: &Shared, chain: &Chain, at: u64, len: u64) -> (Source, u64) {
+    // Sub-blocks of which it has a part are its.
+    let end = chain.origin_end(at >> shared.cluster_shift).next_multiple_of(1 << shared.sub_shift());
+    if at < end { (Some(ORIGIN + at), len.min(end - at)) } else { (None, len) }
 }
 
 /// What is mapped from `at` on. What is not known is called mapped.

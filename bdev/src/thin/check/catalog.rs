@@ -7,6 +7,8 @@ use super::report::{Findings, Flaw};
 use super::trees::{Seen, Tree, Trees, clusters_of};
 use crate::thin::format::{Geometry, Kind, LAYER_LEN, LAYERS_PER_PAGE, Layer, LayerKind, Pointer, Superblock};
 
+/// A bdev outside counts by the sector.
+const SECTOR: u64 = 512;
 /// Numbers of layers stay below it.
 pub(super) const MOST_LAYERS: u64 = 1 << 62;
 
@@ -96,6 +98,10 @@ pub(super) fn judge(layers: &Layers, geometry: &Geometry, whole: bool) -> Vec<Co
         }
         if layer.parent.is_some() && layer.origin.is_some() {
             complain(Flaw::LayerOrigin, *id, "stands on a layer of the pool and on a bdev outside of it".into());
+        }
+        let counted = layer.origin_bytes;
+        if counted % SECTOR != 0 || counted > 0 && layer.origin.is_none() {
+            complain(Flaw::LayerOrigin, *id, format!("has {counted} bytes that count of a bdev outside of the pool"));
         }
         let on_nothing = layer.parent.is_none() && layer.origin.is_none();
         if let Some(sees) = layer.sees

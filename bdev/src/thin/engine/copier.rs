@@ -6,6 +6,7 @@ use pollux_core::{Bdev, Channel, Cx, Io, IoError, IoFlags, Next, Op, OpenArgs, O
 
 use crate::memory::{Buffer, Pieces};
 use crate::thin::format::{Geometry, SUB_BLOCKS};
+use crate::thin::origin::{Joined, ORIGIN, Way};
 
 /// What is being copied.
 struct Copy {
@@ -18,7 +19,7 @@ struct Copy {
 
 /// See the module's description.
 pub(super) struct Copier {
-    channel: Box<dyn Channel>,
+    channel: Joined,
     buffer: Buffer,
     pieces: Pieces,
     cluster_size: u64,
@@ -30,7 +31,7 @@ pub(super) struct Copier {
 impl Copier {
     pub(super) fn new(base: &Arc<dyn Bdev>, geometry: &Geometry) -> Result<Copier, OpenError> {
         Ok(Copier {
-            channel: base.open(OpenArgs { depth: 1, seed: 0 })?,
+            channel: Joined::new(base.open(OpenArgs { depth: 1, seed: 0 })?, None),
             buffer: Buffer::new(geometry.cluster_size as usize),
             pieces: Pieces::new(1),
             cluster_size: u64::from(geometry.cluster_size),
@@ -52,10 +53,30 @@ impl Copier {
         self.copy.is_none()
     }
 
+    /// Has it read from this origin, too, or from none any more. Returns the one before.
+    pub(super) fn set_origin(&mut self, way: Option<Way>, cx: &mut Cx<'_>) -> Result<Option<Way>, IoError> {
+        debug_assert!(self.is_idle(), "nothing is being copied");
+        self.channel.set_origin(way, cx)
+    }
+
+    /// Whether it can read from an origin.
+    pub(super) const fn has_origin(&self) -> bool {
+        self.channel.has_origin()
+    }
+
     /// Begins to copy these sub-blocks.
     pub(super) fn start(&mut self, from: u32, to: u32, mask: u16, cx: &mut Cx<'_>) {
-        let at = |cluster: u32| u64::from(cluster) * self.cluster_size;
-        self.copy = Some(Copy { from: at(from), to: at(to), left: mask, writing: false });
+        self.start_at(u64::from(from) * self.cluster_size, to, mask, cx);
+    }
+
+    /// The same of a cluster of the volume, from its origin.
+    pub(super) fn start_from_origin(&mut self, cluster: u64, to: u32, mask: u16, cx: &mut Cx<'_>) {
+        self.start_at(ORIGIN + cluster * self.cluster_size, to, mask, cx);
+    }
+
+    fn start_at(&mut self, from: u64, to: u32, mask: u16, cx: &mut Cx<'_>) {
+        let to = u64::from(to) * self.cluster_size;
+        self.copy = Some(Copy { from, to, left: mask, writing: false });
         self.next_step(cx);
     }
 

@@ -158,7 +158,7 @@ impl Engine {
                             self.checkpoint_wanted |= self.store.has_logged();
                             return None;
                         }
-                        Err(Miss::Lost) => {
+                        Err(Miss::Lost | Miss::Apart) => {
                             tracing::error!(layer = fold.layer, "a deleted snapshot stays: a part of a map is lost");
                             self.get_stuck(fold, Shared::slot(fold.next).0);
                             return Some(false);
@@ -227,7 +227,7 @@ impl Engine {
             return Err(Miss::Wait);
         }
         let page = self.shared.leaves.get(number);
-        let bottom = self.nodes.get(fold.layer).layer.parent.is_none();
+        let bottom = self.nodes.get(fold.layer).is_bottom();
         let verdict = loop {
             let child = page.entry(slot);
             match verdict(below, child, bottom) {
@@ -275,7 +275,7 @@ impl Engine {
                 // What else the snapshot has, which needs no copy, follows when the cluster is looked at again: nothing but
                 // zeroes, and its cluster.
                 let below = self.shared.entry(&self.nodes.get(fold.layer).map, cluster).unwrap_or_default();
-                let bottom = self.nodes.get(fold.layer).layer.parent.is_none();
+                let bottom = self.nodes.get(fold.layer).is_bottom();
                 let mut now = page.entry(slot);
                 if !bottom {
                     while let Err(other) = page.change(slot, now, now.with_zero(below.zero() & now.parent())) {

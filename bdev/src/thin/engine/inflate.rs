@@ -7,6 +7,8 @@
 //! A copy reads a cluster that belongs to a layer below: as long as it is under way no fold and no removal takes a step, so
 //! nobody gives that cluster away. Between two copies each of them gets its turn.
 //!
+//! A bdev outside of the pool that a volume stands on is copied from by a way that comes with the order.
+//!
 //! Meanwhile everything may happen to the volume. With a new head (a snapshot, a rollback, another size) it begins anew:
 //! inflating with the head, decoupling with the layer that stands on the parent in question. If what lies between has changed
 //! since all was looked at, it is looked at once more.
@@ -19,10 +21,12 @@ use pollux_core::{Bdev, Cx, IoError, Next, OpenError};
 use uuid::Uuid;
 
 use super::copier::Copier;
+use super::nodes::Below;
 use super::{Engine, LOOK_NS};
 use crate::thin::PoolError;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Geometry, LayerKind};
 use crate::thin::orders::{Answer, Asked, Order, Progress};
+use crate::thin::origin::covered;
 use crate::thin::shared::{LayerMap, Miss, Place, Shared};
 
 /// Clusters that are looked at in one pass.
@@ -34,6 +38,8 @@ struct Task {
     volume: Uuid,
     /// The layer that it is not to stand on any more; `None`: on nothing.
     until: Option<u64>,
+    /// Whether all of it is to be kept for it.
+    thick: bool,
     progress: Arc<Progress>,
     /// The layer that is copied into.
     into: u64,
@@ -78,15 +84,30 @@ enum Pace {
     Done,
 }
 
-/// What is to be done with one cluster: sub-blocks to be copied from a cluster, and sub-blocks that are zero.
+/// Where sub-blocks are copied from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Where {
+    Cluster(u32),
+    /// The same cluster of the origin.
+    Origin,
+}
+
+/// What is to be done with one cluster: sub-blocks to be copied from somewhere, and sub-blocks that are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
-    copy: Option<(u32, u16)>,
+    copy: Option<(Where, u16)>,
     zero: u16,
 }
 
 /// A layer that is copied from, and how many clusters it sees of what is below.
 type Source = (Arc<LayerMap>, u64);
+
+/// All that is copied from.
+struct Sources {
+    layers: Vec<Source>,
+    /// The bytes that count of what is below all of them outside of the pool.
+    origin: u64,
+}
 
 impl Inflation {
     pub(super) fn new(base: &Arc<dyn Bdev>, geometry: &Geometry) -> Result<Inflation, OpenError> {
@@ -130,15 +151,25 @@ impl Inflation {
 impl Engine {
     /// Takes such an order, which is answered when it has ended; others are carried out meanwhile.
     pub(super) fn begin_inflation(&mut self, asked: Asked) {
-        let Order::Inflate { uuid, decouple, progress } = &asked.order else { return };
-        let (volume, progress) = (*uuid, progress.clone());
+        let Order::Inflate { uuid, decouple, progress, .. } = &asked.order else { return };
+        let (volume, progress, thick) = (*uuid, progress.clone(), !decouple);
         match self.check_inflation(volume, *decouple) {
             Err(error) => asked.answer(Err(error)),
             Ok((into, until)) => {
-                self.nodes.get_mut(into).inflating = until.is_none();
+                self.nodes.get_mut(into).inflating = thick;
                 self.directory.get(volume).iter().for_each(|volume| volume.begins_inflating());
                 let (next, below, stage) = (0, self.below(into, until), Stage::Copying);
-                self.inflation.tasks.push_back(Task { asked, volume, until, progress, into, next, below, stage });
+                self.inflation.tasks.push_back(Task {
+                    asked,
+                    volume,
+                    until,
+                    thick,
+                    progress,
+                    into,
+                    next,
+                    below,
+                    stage,
+                });
             }
         }
     }
@@ -151,8 +182,10 @@ impl Engine {
         }
         if decouple {
             let parent = self.nodes.known_below(id).next();
-            let parent = parent.ok_or_else(|| PoolError::NoParent { name: layer.name.clone() })?;
-            return Ok((id, Some(parent)));
+            if parent.is_none() && self.nodes.origin(id).is_none() {
+                return Err(PoolError::NoParent { name: layer.name.clone() });
+            }
+            return Ok((id, parent));
         }
         let clusters = self.nodes.clusters(layer.size);
         if layer.quota > 0 && layer.quota < clusters {
@@ -178,9 +211,15 @@ impl Engine {
                 self.inflation.tasks.push_front(task);
                 return 0;
             }
-            Ok(Pace::On) => self.inflation.tasks.push_front(task),
+            Ok(Pace::On) => {
+                self.inflation.tasks.push_front(task);
+                return 1;
+            }
             Ok(Pace::Done) => self.end_inflation(&task, Ok(None)),
             Err(error) => self.end_inflation(&task, Err(error)),
+        }
+        if let Ok(Some(way)) = self.inflation.copier.set_origin(None, cx) {
+            self.shared.left.push(way);
         }
         1
     }
@@ -229,7 +268,7 @@ impl Engine {
         if let Some(node) = self.nodes.by_id.get_mut(&task.into) {
             node.inflating = false;
         }
-        self.nodes.get_mut(into).inflating = task.until.is_none();
+        self.nodes.get_mut(into).inflating = task.thick;
         (task.into, task.next, task.stage) = (into, 0, Stage::Copying);
         task.below = self.below(into, task.until);
     }
@@ -237,10 +276,12 @@ impl Engine {
     /// The layer that is copied into; `None`: the volume does not stand on that any more.
     fn inflates_into(&self, task: &Task) -> Result<Option<u64>, PoolError> {
         let head = self.nodes.find(task.volume)?;
-        let Some(until) = task.until else { return Ok(Some(head)) };
+        if task.thick {
+            return Ok(Some(head));
+        }
         let (mut into, mut at) = (head, head);
         while let Some(parent) = self.nodes.get(at).layer.parent {
-            if parent == until {
+            if Some(parent) == task.until {
                 return Ok(Some(into));
             }
             if self.nodes.get(parent).is_known() {
@@ -248,7 +289,8 @@ impl Engine {
             }
             at = parent;
         }
-        Ok(None)
+        // Then it is the one that stands on the origin.
+        Ok((task.until.is_none() && self.nodes.get(at).layer.origin.is_some()).then_some(into))
     }
 
     /// The layers that are copied from. Those that go into the last of them are among them: they may go at any time.
@@ -266,18 +308,27 @@ impl Engine {
     }
 
     /// What is left below them, and how many bytes a layer sees of that through all of them.
-    fn left_below(&self, task: &Task) -> (Option<u64>, Option<u64>) {
+    fn left_below(&self, task: &Task) -> Below {
+        let last = task.below.last().filter(|_| task.until.is_some());
+        let Some(last) = last.map(|(id, _)| &self.nodes.get(*id).layer) else { return Below::default() };
         let all = std::iter::once(&task.into).chain(task.below.iter().map(|(id, _)| id));
         let sees = all.filter_map(|id| self.nodes.get(*id).layer.sees).min();
-        let left = task.below.last().and_then(|(id, _)| self.nodes.get(*id).layer.parent);
-        (left, left.and(sees))
+        let left = Below { parent: last.parent, origin: last.stands_on(), sees };
+        if left.is_nothing() { Below::default() } else { left }
+    }
+
+    fn sources(&self, task: &Task) -> Sources {
+        let size = self.nodes.cluster_size();
+        let layers = task.below.iter().map(|(id, _)| self.nodes.get(*id)).map(|n| (n.map.clone(), n.sees(size)));
+        let origin = self.nodes.origin(task.into).filter(|_| task.until.is_none());
+        Sources { layers: layers.collect(), origin: origin.map_or(0, |origin| origin.bytes) }
     }
 
     fn inflate_clusters(&mut self, task: &mut Task, cx: &mut Cx<'_>) -> Result<Pace, PoolError> {
         let size = self.nodes.cluster_size();
-        let end = if task.below.is_empty() { 0 } else { self.nodes.get(task.into).sees(size) };
-        let sources: Vec<Source> =
-            task.below.iter().map(|(id, _)| self.nodes.get(*id)).map(|n| (n.map.clone(), n.sees(size))).collect();
+        let sources = self.sources(task);
+        let nothing = sources.layers.is_empty() && sources.origin == 0;
+        let end = if nothing { 0 } else { self.nodes.get(task.into).sees(size) };
         for _ in 0..A_PASS {
             if task.next >= end {
                 task.stage = Stage::Copied(self.shared.commits.ticket());
@@ -294,15 +345,16 @@ impl Engine {
     }
 
     /// Looks at one cluster; it is looked at again when something of it has been copied.
-    fn inflate_cluster(&mut self, task: &mut Task, sources: &[Source], cx: &mut Cx<'_>) -> Result<Pace, PoolError> {
+    fn inflate_cluster(&mut self, task: &mut Task, sources: &Sources, cx: &mut Cx<'_>) -> Result<Pace, PoolError> {
         let cluster = task.next;
         let (leaf, slot) = Shared::slot(cluster);
         let is_empty = |(map, _): &Source| cluster >= map.clusters() || map.place(leaf) == Place::Empty;
-        if sources.iter().all(is_empty) {
+        let is_origins = cluster << self.shared.cluster_shift < sources.origin;
+        if !is_origins && sources.layers.iter().all(is_empty) {
             task.next = (leaf + 1) * ENTRIES_PER_PAGE as u64;
             return Ok(Pace::On);
         }
-        let keeps_zeroes = self.left_below(task).0.is_some();
+        let keeps_zeroes = !self.left_below(task).is_nothing();
         let map = self.nodes.get(task.into).map.clone();
         let plan = self.shared.entry(&map, cluster).and_then(|mine| self.plan(mine, sources, cluster, keeps_zeroes));
         let nothing = Plan { copy: None, zero: 0 };
@@ -340,20 +392,24 @@ impl Engine {
     }
 
     /// What has to be copied first for this cluster. Whatever is below a layer that sees no more is not seen.
-    fn plan(&self, mine: Entry, sources: &[Source], cluster: u64, keeps_zeroes: bool) -> Result<Plan, Miss> {
+    fn plan(&self, mine: Entry, sources: &Sources, cluster: u64, keeps_zeroes: bool) -> Result<Plan, Miss> {
         let (mut open, mut zero) = (mine.parent(), 0);
-        for (map, sees) in sources {
+        for (map, sees) in &sources.layers {
             let entry = self.shared.entry(map, cluster)?;
             zero |= if keeps_zeroes { entry.zero() & open } else { 0 };
             if let Some(from) = entry.cluster().filter(|_| entry.here() & open != 0) {
-                return Ok(Plan { copy: Some((from, entry.here() & open)), zero });
+                return Ok(Plan { copy: Some((Where::Cluster(from), entry.here() & open)), zero });
             }
             open &= !entry.zero();
-            if open == 0 || cluster >= *sees {
+            if cluster >= *sees {
+                open = 0;
+            }
+            if open == 0 {
                 break;
             }
         }
-        Ok(Plan { copy: None, zero })
+        let of_origin = open & covered(&self.shared, cluster, sources.origin);
+        Ok(Plan { copy: (of_origin != 0).then_some((Where::Origin, of_origin)), zero })
     }
 
     fn call_zero(&self, map: &LayerMap, number: u32, slot: usize, mask: u16) {
@@ -368,9 +424,12 @@ impl Engine {
         task: &Task,
         map: &Arc<LayerMap>,
         number: u32,
-        (from, mask): (u32, u16),
+        (from, mask): (Where, u16),
         cx: &mut Cx<'_>,
     ) -> Result<Pace, PoolError> {
+        if from == Where::Origin {
+            self.reach_origin(task, cx)?;
+        }
         let (_, slot) = Shared::slot(task.next);
         let page = self.shared.leaves.get(number);
         let mut now = page.entry(slot);
@@ -387,9 +446,26 @@ impl Engine {
                 to
             }
         };
-        self.inflation.copier.start(from, to, mask, cx);
+        match from {
+            Where::Cluster(from) => self.inflation.copier.start(from, to, mask, cx),
+            Where::Origin => self.inflation.copier.start_from_origin(task.next, to, mask, cx),
+        }
         self.inflation.copy = Some(Copy { into: map.id, cluster: task.next, to, mask });
         Ok(Pace::On)
+    }
+
+    /// The copier can read what is below all layers outside of the pool.
+    fn reach_origin(&mut self, task: &Task, cx: &mut Cx<'_>) -> Result<(), PoolError> {
+        if self.inflation.copier.has_origin() {
+            return Ok(());
+        }
+        let (Order::Inflate { way, .. }, Some(origin)) = (&task.asked.order, self.nodes.origin(task.into)) else {
+            return Ok(());
+        };
+        let way = way.take().filter(|way| way.leads_to(origin));
+        let name = || self.nodes.get(task.into).layer.name.clone();
+        let way = way.ok_or_else(|| PoolError::NoOrigin { name: name(), origin: origin.uuid })?;
+        self.inflation.copier.set_origin(Some(way), cx).map(drop).map_err(PoolError::Copy)
     }
 
     /// A cluster for the layer, of what is kept for it or of what is nobody's.
@@ -412,7 +488,7 @@ impl Engine {
     fn missing(&mut self, task: &Task, miss: Miss) -> Result<Pace, PoolError> {
         match miss {
             Miss::Wait => Ok(Pace::Waits),
-            Miss::Lost => {
+            Miss::Lost | Miss::Apart => {
                 let name = self.nodes.get(task.into).layer.name.clone();
                 Err(PoolError::Unfit {
                     name,
@@ -455,11 +531,11 @@ impl Engine {
             // It goes into this one, and has to find it.
             return Ok(Pace::Waits);
         }
-        let (left, sees) = self.left_below(task);
-        self.nodes.stand(into, left, sees);
+        let left = self.left_below(task);
+        self.nodes.stand(into, left);
         let clusters = self.nodes.clusters(self.nodes.get(into).layer.size);
         let node = self.nodes.get_mut(into);
-        if task.until.is_none() {
+        if task.thick {
             (node.layer.reserved, node.inflating) = (clusters, false);
         }
         self.log_layer(into);

@@ -275,6 +275,7 @@ impl Engine {
             },
             bytes: layer.size,
             parent: self.nodes.known_below(id).next().map(|below| self.nodes.get(below).layer.uuid),
+            origin: self.nodes.origin(id),
             children: Vec::new(),
             created: layer.created,
             owned_bytes: owned.saturating_mul(size),

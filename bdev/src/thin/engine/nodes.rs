@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
 
 use crate::thin::PoolError;
-use crate::thin::format::{Geometry, Layer, LayerKind, Pointer};
+use crate::thin::format::{Geometry, Layer, LayerKind, Origin, Pointer};
 use crate::thin::shared::{Chain, LayerMap, Usage, Volume};
 use crate::thin::store::Weight;
 
@@ -90,11 +90,12 @@ impl Nodes {
         }
     }
 
-    /// A layer stands on another one, or on nothing, and sees so many bytes of that.
-    pub(super) fn stand(&mut self, id: u64, on: Option<u64>, sees: Option<u64>) {
+    /// A layer stands on something else.
+    pub(super) fn stand(&mut self, id: u64, on: Below) {
         let layer = &mut self.get_mut(id).layer;
-        let before = std::mem::replace(&mut layer.parent, on);
-        layer.sees = sees;
+        let before = std::mem::replace(&mut layer.parent, on.parent);
+        layer.sees = on.sees;
+        layer.stand_on(on.origin);
         if let Some(before) = before.and_then(|before| self.by_id.get_mut(&before)) {
             before.children.remove(&id);
         }
@@ -115,7 +116,8 @@ impl Nodes {
         for child in &node.children {
             let child = &mut self.get_mut(*child).layer;
             child.parent = node.layer.parent;
-            child.sees = child.parent.and(least(child.sees, node.layer.sees));
+            child.stand_on(node.layer.stands_on());
+            child.sees = least(child.sees, node.layer.sees).filter(|_| !node.is_bottom());
         }
         if let Some(parent) = node.layer.parent.and_then(|parent| self.by_id.get_mut(&parent)) {
             parent.children.remove(&id);
@@ -171,9 +173,18 @@ impl Nodes {
             ends.extend(node.layer.sees.map(|bytes| (layers.len(), self.clusters(bytes))));
             next = node.layer.parent;
         }
-        let layer = &self.by_id[&id].layer;
+        let (layer, origin) = (&self.by_id[&id].layer, self.origin(id));
         let (bytes, read_only) = (layer.size, layer.kind != LayerKind::Head);
-        Chain { layers, ends, bytes, read_only, word: 0, settled: settled.into() }
+        Chain { layers, ends, origin, bytes, read_only, word: 0, settled: settled.into() }
+    }
+
+    /// The bdev outside of the pool that a layer stands on in the end.
+    pub(super) fn origin(&self, id: u64) -> Option<Origin> {
+        let mut at = &self.by_id[&id];
+        while let Some(below) = at.layer.parent.and_then(|id| self.by_id.get(&id)) {
+            at = below;
+        }
+        at.layer.stands_on()
     }
 
     /// The volume that shows a layer.
@@ -228,7 +239,26 @@ fn least(one: Option<u64>, other: Option<u64>) -> Option<u64> {
     one.into_iter().chain(other).min()
 }
 
+/// What a layer stands on: a layer, a bdev outside of the pool, or nothing; and how many bytes it sees of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Below {
+    pub(super) parent: Option<u64>,
+    pub(super) origin: Option<Origin>,
+    pub(super) sees: Option<u64>,
+}
+
+impl Below {
+    pub(super) const fn is_nothing(&self) -> bool {
+        self.parent.is_none() && self.origin.is_none()
+    }
+}
+
 impl Node {
+    /// Whether it stands on nothing.
+    pub(super) const fn is_bottom(&self) -> bool {
+        self.layer.parent.is_none() && self.layer.origin.is_none()
+    }
+
     /// How many clusters it sees of what it stands on.
     pub(super) fn sees(&self, cluster_size: u64) -> u64 {
         self.layer.sees.map_or(u64::MAX, |bytes| bytes / cluster_size).min(self.map.clusters())

@@ -11,9 +11,9 @@ use std::sync::atomic::Ordering::Release;
 use uuid::Uuid;
 
 use super::Engine;
-use super::nodes::Node;
+use super::nodes::{Below, Node};
 use crate::thin::PoolError;
-use crate::thin::format::{Entry, LAYER_LEN, LAYERS_PER_PAGE, Layer, LayerKind, NAME_LEN, Pointer, THRESHOLDS};
+use crate::thin::format::{Entry, LAYER_LEN, LAYERS_PER_PAGE, Layer, LayerKind, NAME_LEN, Origin, Pointer, THRESHOLDS};
 use crate::thin::orders::{Answer, Asked, Order, SnapshotOf};
 use crate::thin::shared::{EVERYBODY, Volume};
 use crate::thin::store::MOST_BYTES;
@@ -234,6 +234,13 @@ impl Engine {
                 self.check_room(self.nodes.get(of).layer.size, 0)?;
                 Ok(Vec::new())
             }
+            Order::CloneBdev { of, uuid, name, bytes, .. } => {
+                self.check_new(name, *uuid)?;
+                check_size(*bytes)?;
+                check_origin(*of, *bytes)?;
+                self.check_room(*bytes, 0)?;
+                Ok(Vec::new())
+            }
             Order::Delete { uuid } => {
                 let id = self.nodes.find(*uuid)?;
                 // Nobody opens it from now on.
@@ -318,6 +325,10 @@ impl Engine {
                 self.check_parent(*uuid, *parent)?;
                 Ok(vec![volume(*uuid)?])
             }
+            Order::SetOrigin { uuid, origin } => {
+                self.check_set_origin(*uuid, *origin)?;
+                Ok(vec![volume(*uuid)?])
+            }
             Order::RenamePool { name } => check_name(name).map(|()| Vec::new()),
             Order::Inflate { .. } => unreachable!("it is no order that others wait for"),
             Order::Thresholds { thresholds } => self.check_thresholds(thresholds).map(|()| Vec::new()),
@@ -399,13 +410,29 @@ impl Engine {
             let why = format!("has {} bytes, and the volume {}: it has to have as many", on.size, layer.size);
             return Err(PoolError::invalid("parent_name", why));
         }
+        self.check_stand(layer)
+    }
+
+    /// The same for a bdev outside of the pool.
+    fn check_set_origin(&self, uuid: Uuid, origin: Origin) -> Result<(), PoolError> {
+        let id = self.is_kind(uuid, LayerKind::Head, "is a snapshot: what it stands on does not change")?;
+        let layer = &self.nodes.get(id).layer;
+        if layer.origin == Some(origin.uuid) {
+            return Err(PoolError::IsParent { name: layer.name.clone() });
+        }
+        check_origin(origin, layer.size)?;
+        self.check_stand(layer)
+    }
+
+    /// Whether a volume can stand on something else now.
+    fn check_stand(&self, layer: &Layer) -> Result<(), PoolError> {
         if layer.reserved > 0 {
             return Err(PoolError::invalid(
                 "lvol_name",
                 "is a thick volume: what is kept for it is for data of its own",
             ));
         }
-        if self.inflation.has(uuid) {
+        if self.inflation.has(layer.uuid) {
             return Err(PoolError::busy(&layer.name, "is being inflated or decoupled"));
         }
         let below = layer.parent.map(|below| self.nodes.get(below).layer.kind);
@@ -477,6 +504,12 @@ impl Engine {
                 of.iter().for_each(|one| self.cut(one, *created));
                 return Stage::Draining(self.raise_epoch());
             }
+            Order::CloneBdev { of, uuid, name, bytes, created } => {
+                let id = self.new_head(*uuid, name, *bytes, None, *created);
+                self.nodes.get_mut(id).layer.stand_on(Some(*of));
+                self.log_layer(id);
+                self.directory.put(self.nodes.volume(id));
+            }
             Order::Delete { uuid } => {
                 let id = self.nodes.find(*uuid).expect("checked");
                 self.send_away(id);
@@ -519,11 +552,11 @@ impl Engine {
             Order::SetParent { uuid, parent } => {
                 let id = self.nodes.find(*uuid).expect("checked");
                 let parent = self.nodes.find(*parent).expect("checked");
-                self.nodes.stand(id, Some(parent), None);
-                self.log_layer(id);
-                self.review_unnamed();
-                self.switch(*uuid, id);
-                return Stage::Draining(self.raise_epoch());
+                return self.set_below(*uuid, id, Below { parent: Some(parent), ..Below::default() });
+            }
+            Order::SetOrigin { uuid, origin } => {
+                let id = self.nodes.find(*uuid).expect("checked");
+                return self.set_below(*uuid, id, Below { origin: Some(*origin), ..Below::default() });
             }
             Order::RenamePool { name } => {
                 self.store.rename(name).expect("checked");
@@ -555,6 +588,15 @@ impl Engine {
         Stage::Committing(self.shared.commits.ticket())
     }
 
+    /// A volume stands on something else, and whoever uses it finds other data.
+    fn set_below(&mut self, uuid: Uuid, id: u64, below: Below) -> Stage {
+        self.nodes.stand(id, below);
+        self.log_layer(id);
+        self.review_unnamed();
+        self.switch(uuid, id);
+        Stage::Draining(self.raise_epoch())
+    }
+
     /// The pool takes what the base has, as far as its clusters can be numbered; whether that is more than before.
     fn grow(&mut self, bytes: u64) -> bool {
         let most = (u64::from(Entry::MAX_CLUSTER) + 1) * self.nodes.cluster_size() - 1;
@@ -580,6 +622,7 @@ impl Engine {
         let id = self.store.next_layer();
         let (root, levels, owned, here, quota, reserved) = (Pointer::NONE, 0, 0, 0, 0, 0);
         let (kind, name, origin, sees, warn_percent) = (LayerKind::Head, name.to_owned(), None, None, 0);
+        let origin_bytes = 0;
         let layer = Layer {
             id,
             parent,
@@ -595,6 +638,7 @@ impl Engine {
             reserved,
             created,
             origin,
+            origin_bytes,
             sees,
             warn_percent,
         };
@@ -749,6 +793,14 @@ fn check_name(name: &str) -> Result<(), PoolError> {
     if name.is_empty() || name.len() > NAME_LEN || name.contains('/') || name.chars().any(char::is_control) {
         let why = format!("must be 1 to {NAME_LEN} bytes without '/' and control characters");
         return Err(PoolError::invalid("name", why));
+    }
+    Ok(())
+}
+
+/// What of a bdev can count for a volume of so many bytes.
+fn check_origin(origin: Origin, bytes: u64) -> Result<(), PoolError> {
+    if origin.uuid.is_nil() || origin.bytes == 0 || origin.bytes > bytes || !origin.bytes.is_multiple_of(512) {
+        return Err(PoolError::invalid("bdev", "has no UUID, or no bytes that could count"));
     }
     Ok(())
 }

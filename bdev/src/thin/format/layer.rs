@@ -11,7 +11,8 @@
 //!      160..168  when it was made, seconds since 1970
 //!      168..184  UUID of the bdev that it stands on, if it has no parent; 0: none
 //!      184..192  bytes that it sees of what it stands on, 0: all; what lies behind is zero
-//!      192..288  0
+//!      192..200  bytes that count of that bdev, 0: as many as the layer has; what lies behind is zero
+//!      200..288  0
 //! ```
 
 use uuid::Uuid;
@@ -46,6 +47,18 @@ impl LayerKind {
     }
 }
 
+/// A bdev outside of the pool that a layer stands on. Nobody writes it as long as that is so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// By which the bdev is known.
+    pub uuid: Uuid,
+    /// How many of its bytes count, from the first on; what lies behind is zero, whatever the bdev has there.
+    pub bytes: u64,
+}
+
+/// More than any origin has.
+const ORIGIN_MAX: u64 = 1 << 60;
+
 /// See the module's description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
@@ -75,8 +88,10 @@ pub struct Layer {
     pub reserved: u64,
     /// When it was made, in seconds since 1970.
     pub created: u64,
-    /// What it stands on outside of the pool.
+    /// The bdev that it stands on outside of the pool.
     pub origin: Option<Uuid>,
+    /// Bytes that count of that; 0: as many as the layer has.
+    pub origin_bytes: u64,
     /// How many bytes it sees of what it stands on, whole clusters; `None`: all. What lies behind is zero.
     pub sees: Option<u64>,
     /// The percentage of its quota from which on its users are told; 0: they are not.
@@ -84,6 +99,19 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// What it stands on outside of the pool.
+    #[must_use]
+    pub fn stands_on(&self) -> Option<Origin> {
+        let bytes = if self.origin_bytes == 0 { self.size } else { self.origin_bytes };
+        self.origin.map(|uuid| Origin { uuid, bytes: bytes.min(ORIGIN_MAX) })
+    }
+
+    /// It stands on this outside of the pool, or on nothing there.
+    pub fn stand_on(&mut self, origin: Option<Origin>) {
+        self.origin = origin.map(|origin| origin.uuid);
+        self.origin_bytes = origin.map_or(0, |origin| origin.bytes);
+    }
+
     /// As it is stored.
     ///
     /// # Panics
@@ -101,6 +129,7 @@ impl Layer {
             (152, self.reserved),
             (160, self.created),
             (184, self.sees.unwrap_or(0)),
+            (192, self.origin_bytes),
         ];
         for (at, number) in numbers {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
@@ -143,6 +172,7 @@ impl Layer {
             reserved: number(152),
             created: number(160),
             origin: Some(uuid(168)).filter(|origin| !origin.is_nil()),
+            origin_bytes: number(192),
             sees: Some(number(184)).filter(|bytes| *bytes != 0),
             warn_percent: bytes[35],
         }))
@@ -169,6 +199,7 @@ pub(super) mod tests {
             reserved: 6,
             created: 7,
             origin: Some(Uuid::from_u128(2)),
+            origin_bytes: 7 << 20,
             sees: Some(8 << 20),
             warn_percent: 90,
         }
@@ -180,7 +211,7 @@ pub(super) mod tests {
             let layer = Layer { kind, ..layer() };
             assert_eq!(Layer::from_bytes(&layer.to_bytes()), Ok(Some(layer)));
         }
-        let plain = Layer { parent: None, origin: None, sees: None, name: String::new(), ..layer() };
+        let plain = Layer { parent: None, origin: None, origin_bytes: 0, sees: None, name: String::new(), ..layer() };
         assert_eq!(Layer::from_bytes(&plain.to_bytes()), Ok(Some(plain)));
         assert_eq!(Layer::from_bytes(&[0; LAYER_LEN]), Ok(None));
         assert_eq!(LAYER_LEN * LAYERS_PER_PAGE, super::super::BLOCK - super::super::HEADER);

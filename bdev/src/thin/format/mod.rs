@@ -18,7 +18,7 @@ mod superblock;
 pub use checksum::{is_sealed, seal};
 pub use entry::{Entry, SUB_BLOCKS};
 pub use geometry::{Geometry, GeometryError, MAX_CLUSTER, MIN_CLUSTER};
-pub use layer::{LAYER_LEN, LAYERS_PER_PAGE, Layer, LayerKind, NAME_LEN};
+pub use layer::{LAYER_LEN, LAYERS_PER_PAGE, Layer, LayerKind, NAME_LEN, Origin};
 pub use log::{LogHeader, PAYLOAD_LEN, batch_blocks};
 pub use page::{
     BITS_PER_PAGE, ENTRIES_PER_PAGE, Kind, POINTERS_PER_PAGE, Page, PageHeader, PageId, Pointer, levels_for,

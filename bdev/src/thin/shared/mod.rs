@@ -40,6 +40,7 @@ pub(crate) use swap::{Moved, Swap};
 pub(crate) use volume::{Chain, KEPT, Volume};
 
 use super::format::{ENTRIES_PER_PAGE, Entry, SUB_BLOCKS};
+use super::origin::Left;
 
 /// A store that others act on at once.
 const PUT: Ordering = Ordering::SeqCst;
@@ -55,6 +56,8 @@ pub(crate) enum Miss {
     Space,
     /// Its leaf is damaged.
     Lost,
+    /// It is on an origin that the channel knows nothing of.
+    Apart,
 }
 
 /// Why an entry gets no cluster.
@@ -107,6 +110,8 @@ pub(crate) struct Shared {
     pub(crate) full: AtomicBool,
     /// What was told of the last order about held pages: the last batch that is durable, whether they were held.
     pub(crate) held: (AtomicU64, AtomicBool),
+    /// Ways to bdevs outside that volumes do not stand on any more.
+    pub(crate) left: Arc<Left>,
     /// How much there is, as far as the engine has said.
     pub(crate) supply: Supply,
 }
@@ -132,6 +137,7 @@ impl Shared {
             erasing: AtomicBool::new(false),
             full: AtomicBool::new(false),
             held: (AtomicU64::new(0), AtomicBool::new(false)),
+            left: Arc::default(),
             supply: Supply::default(),
         }
     }

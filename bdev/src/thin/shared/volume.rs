@@ -9,6 +9,8 @@ use uuid::Uuid;
 
 use super::readers::{CLOSED, Reader};
 use super::{LayerMap, PUT};
+use crate::thin::format::Origin;
+use crate::thin::origin::OriginDevice;
 
 /// Clusters of what is kept for a volume that are given out to it at once.
 pub(crate) const KEPT: usize = 64;
@@ -27,6 +29,8 @@ pub(crate) struct Chain {
     /// How many of the layers count from a cluster on, the fewest first: one that was made smaller, and is larger again, sees no
     /// more of what it stands on.
     pub(crate) ends: Vec<(usize, u64)>,
+    /// The bdev outside of the pool that the last of them stands on.
+    pub(crate) origin: Option<Origin>,
     /// Bytes that can be addressed.
     pub(crate) bytes: u64,
     /// Whether writes are refused.
@@ -44,6 +48,19 @@ impl Chain {
     pub(crate) fn seen(&self, cluster: u64, skip: usize) -> &[Arc<LayerMap>] {
         let end = self.ends.iter().find(|(_, from)| cluster >= *from).map_or(self.layers.len(), |(count, _)| *count);
         &self.layers[skip.min(end)..end]
+    }
+
+    /// How many bytes of the origin count, if what no layer has of a cluster is the origin's; else 0.
+    pub(crate) fn origin_end(&self, cluster: u64) -> u64 {
+        match self.origin {
+            Some(origin) if self.ends.iter().all(|(_, from)| cluster < *from) => origin.bytes,
+            _ => 0,
+        }
+    }
+
+    /// Whether nothing is below the head, from this cluster on.
+    pub(crate) fn stands_on_nothing(&self, cluster: u64, cluster_shift: u32) -> bool {
+        self.layers.len() == 1 && self.origin_end(cluster) <= cluster << cluster_shift
     }
 
     /// The layer that writes go to.
@@ -73,6 +90,8 @@ pub(crate) struct Volume {
     pub(crate) warn: AtomicU64,
     /// Clusters that are kept for its head, those that it owns among them.
     pub(crate) reserved: AtomicU64,
+    /// The bdev that it stands on outside of the pool, when that is there.
+    outside: Mutex<Option<OriginDevice>>,
     /// Some of those that it does not own yet.
     lease: ArrayQueue<u32>,
     /// Somebody found none.
@@ -89,6 +108,7 @@ impl Volume {
         let chain = Mutex::new(Arc::new(Chain { word: 0, ..chain }));
         Volume {
             reserved: AtomicU64::new(reserved),
+            outside: Mutex::default(),
             lease: ArrayQueue::new(2 * KEPT),
             lacking: AtomicBool::new(false),
             uncounted: AtomicBool::new(false),
@@ -156,6 +176,17 @@ impl Volume {
         lock(&self.chain).clone()
     }
 
+    /// The bdev that it stands on outside of the pool, if it is there.
+    pub(crate) fn outside(&self) -> Option<OriginDevice> {
+        lock(&self.outside).clone()
+    }
+
+    /// It is there, or is not, or not needed.
+    pub(crate) fn set_outside(&self, device: Option<OriginDevice>) {
+        let before = std::mem::replace(&mut *lock(&self.outside), device);
+        drop(before);
+    }
+
     /// Lets a reader take part, unless the volume is gone.
     pub(crate) fn enter(&self, reader: Arc<Reader>) -> bool {
         let mut readers = lock(&self.readers);
@@ -206,6 +237,7 @@ impl Volume {
             let next = chain.unwrap_or_else(|| Chain {
                 layers: old.layers.clone(),
                 ends: old.ends.clone(),
+                origin: old.origin,
                 bytes: old.bytes,
                 read_only: old.read_only,
                 word,

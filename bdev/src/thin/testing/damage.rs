@@ -165,6 +165,8 @@ damages! {
     LayerChildren, "on a volume", after(|it| it.edit_layer(18, |layer| layer.parent = Some(3)));
     LayerChildren, "two on one that goes", after(|it| it.edit_layer(2, |layer| layer.kind = LayerKind::Going));
     LayerOrigin, "two", after(|it| it.edit_layer(19, |layer| layer.parent = Some(1)));
+    LayerOrigin, "bytes of none", after(|it| it.edit_layer(5, |layer| layer.origin_bytes = 1 << 20));
+    LayerOrigin, "a part of a sector", after(|it| it.edit_layer(19, |layer| layer.origin_bytes = 1000));
     LayerSees, "a part of a cluster", after(|it| it.edit_layer(2, |layer| layer.sees = Some(4096)));
     LayerSees, "of nothing", after(|it| it.edit_layer(1, |layer| layer.sees = Some(1 << 20)));
     LayerLimits, "more than its size", after(|it| it.edit_layer(5, |layer| layer.reserved = 301));

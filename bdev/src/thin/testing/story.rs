@@ -30,6 +30,7 @@ pub fn layer(id: u64, kind: LayerKind, parent: Option<u64>, clusters: u64) -> La
         reserved: 0,
         created: 1_700_000_000 + id,
         origin: None,
+        origin_bytes: 0,
         sees: None,
         warn_percent: 0,
     }

@@ -3,7 +3,6 @@
 //! Volumes and snapshots are known by the numbers that the oracle gives them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use pollux_core::{IoFlags, Op};
@@ -13,11 +12,13 @@ use super::world::{World, uuid};
 use crate::testing::expect::{Asking, Expect, Id};
 use crate::testing::floor::{LaneId, Request, Ticket};
 use crate::testing::stamp::SECTOR;
-use crate::thin::orders::{Answer, Order, Progress, SnapshotOf};
-use crate::thin::{PoolError, PoolInfo};
+use crate::thin::orders::{Answer, Order, SnapshotOf};
+use crate::thin::{Origin, PoolError, PoolInfo};
 
 /// UUIDs of volumes begin here.
 const FIRST: u128 = 1000;
+/// Numbers of bdevs outside of the pool begin here.
+const OUTSIDE: u64 = 1 << 40;
 const BYTES: u64 = SECTOR as u64;
 
 pub(super) fn uuid_of(id: Id) -> Uuid {
@@ -81,6 +82,8 @@ pub(super) struct Driver {
     names: Vec<String>,
     /// Bytes of the base that the pool has for sure.
     bytes: u64,
+    /// The last bdev outside that was cloned.
+    outside: u64,
 }
 
 impl Driver {
@@ -88,7 +91,8 @@ impl Driver {
         let (lanes, parents) = (BTreeMap::new(), BTreeMap::new());
         let (requests, orders, copies, errors) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
         let (names, bytes) = (vec!["pool".into()], 0);
-        Driver { world, expect, lanes, requests, orders, copies, parents, errors, answers: 0, names, bytes }
+        let outside = OUTSIDE;
+        Driver { world, expect, lanes, requests, orders, copies, parents, errors, answers: 0, names, bytes, outside }
     }
 
     /// The lane into a volume on a reactor.
@@ -155,6 +159,16 @@ impl Driver {
         id
     }
 
+    /// A clone of a bdev outside of the pool that nobody has cloned before, of which so many sectors count.
+    pub(super) fn clone_outside(&mut self, sectors: u64, counts: u64) -> Id {
+        self.outside += 2;
+        let (id, asking) = self.expect.clone_outside(self.outside, sectors, counts);
+        let of = Origin { uuid: uuid(u128::from(self.outside)), bytes: counts * BYTES };
+        let (uuid, name, bytes) = (uuid_of(id), name_of(id), sectors * BYTES);
+        self.order(Order::CloneBdev { of, uuid, name, bytes, created: 8 }, Some(asking), Then::Same);
+        id
+    }
+
     pub(super) fn resize(&mut self, volume: Id, sectors: u64) {
         let asking = self.expect.resize(volume, sectors);
         let order = Order::Resize { uuid: uuid_of(volume), bytes: sectors * BYTES, allow_shrink: true };
@@ -201,8 +215,7 @@ impl Driver {
 
     /// The volume gets all of its own, or at least what its parent has, beside everything else.
     pub(super) fn inflate(&mut self, volume: Id, decouple: bool) {
-        let progress = Arc::<Progress>::default();
-        let order = Order::Inflate { uuid: uuid_of(volume), decouple, progress };
+        let (order, _) = self.world.inflation(uuid_of(volume), decouple);
         self.copies.push(self.world.send(order));
     }
 
@@ -226,6 +239,7 @@ impl Driver {
             return Err(format!("the pool takes {} bytes of its base, and took {}", info.base_bytes, before.bytes));
         }
         (self.names, self.bytes) = (vec![info.name.clone()], info.base_bytes);
+        self.outside = before.outside;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use super::judge::{again, clean};
 use super::world::{CLUSTER, MIB, World, uuid};
 use crate::testing::floor::{Floor, LaneId, Request};
 use crate::testing::medium::{Effect, Geometry, Medium, Order as Arrival, Rule};
-use crate::thin::orders::{Answer, Order, Progress};
+use crate::thin::orders::{Answer, Handed, Order, Progress};
 
 fn world() -> World {
     World::fresh(16 * MIB)
@@ -18,7 +18,8 @@ fn world() -> World {
 
 fn inflation(volume: u128, decouple: bool) -> (Order, Arc<Progress>) {
     let progress = Arc::<Progress>::default();
-    (Order::Inflate { uuid: uuid(volume), decouple, progress: progress.clone() }, progress)
+    let (uuid, way) = (uuid(volume), Handed::default());
+    (Order::Inflate { uuid, decouple, progress: progress.clone(), way }, progress)
 }
 
 fn inflate(world: &mut World, volume: u128, decouple: bool) -> Answer {

@@ -8,7 +8,7 @@
 //! inflate   volumes that stand on less, or on something else
 //! shrink    volumes that become smaller               whole_pool its name and its size
 //! faults    a base that fails, lies or forgets        mutations promises broken on purpose
-//! scrub     the checker on a pool that is used
+//! scrub     the checker on a pool that is used        origin    volumes that stand on a bdev outside
 //! orderings steps in the wrong order               crafted   media that hold anything
 //! reserves  what is kept for volumes, and what they may own
 //! atomic    writes that count as a whole              restore   what goes without moving data, and what is erased
@@ -28,6 +28,7 @@ mod inflate;
 mod judge;
 mod mutations;
 mod orderings;
+mod origin;
 mod plain;
 mod races;
 mod reserves;

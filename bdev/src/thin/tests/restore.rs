@@ -164,8 +164,8 @@ fn a_range_that_is_restored_while_a_volume_is_inflated_stays() {
         world.snapshot(10, 11);
         world.write(lane, 0, 2, 6 * CLUSTER);
         world.floor.flush(lane).expect("the medium works");
-        let progress = std::sync::Arc::default();
-        let answer = world.send(crate::thin::orders::Order::Inflate { uuid: uuid(10), decouple: false, progress });
+        let (order, _) = world.inflation(uuid(10), false);
+        let answer = world.send(order);
         (0..steps).for_each(|_| _ = world.floor.step());
         let (_, result) = restore(&world, 11, 10, CLUSTER, 2 * CLUSTER);
         together += u64::from(result.is_ok());

@@ -106,7 +106,7 @@ pub(super) struct Start {
 }
 
 impl Start {
-    /// A pool with next to no space: `a` holds something, `b` nothing, and somebody else has nearly all the rest.
+    /// A pool with next to no space: `a` holds something, `b` nothing of its own, and somebody else has nearly all the rest.
     pub(super) fn new(block: u32) -> Start {
         let (geometry, cluster, others) = match block {
             512 => (Geometry::with_512(4 * MIB), 64 << 10, 11),
@@ -117,7 +117,8 @@ impl Start {
         let world = World::open(&medium, Floor::in_order(), 2, 1).expect("it was made");
         let mut driver = Driver::new(world, Expect::new());
         let cluster = cluster / 512;
-        let (a, b) = (driver.create(2 * cluster), driver.create(2 * cluster));
+        // `b` stands on a bdev outside of the pool, of which not all of a sub-block counts.
+        let (a, b) = (driver.create(2 * cluster), driver.clone_outside(2 * cluster, cluster + cluster / 32));
         let rest = driver.create(others * cluster);
         driver.finish().expect("the medium works");
         for nth in 0..others {

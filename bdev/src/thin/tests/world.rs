@@ -1,6 +1,7 @@
 //! A pool that a test drives.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -9,13 +10,16 @@ use pollux_core::{Bdev, Cx, IoFlags, Next, Op, OpenArgs, Resident};
 use uuid::Uuid;
 
 use crate::testing::floor::{Engine, Floor, LaneId};
-use crate::testing::medium::{Geometry, Medium, Order as Arrival};
-use crate::thin::orders::{Answer, Order, SnapshotOf};
+use crate::testing::medium::{Crash, Geometry, Medium, Order as Arrival};
+use crate::testing::stamp::{SECTOR, Stamp};
+use crate::thin::orders::{Answer, Handed, Order, Progress, SnapshotOf};
 use crate::thin::store::CreateParams;
-use crate::thin::{Pool, PoolError, PoolInfo, PoolOptions};
+use crate::thin::{Origin, Pool, PoolError, PoolInfo, PoolOptions, ThinVolume};
 
 pub(super) const MIB: u64 = 1 << 20;
 pub(super) const CLUSTER: u64 = 64 << 10;
+/// Bytes of a bdev outside that do not count.
+const BEHIND: u64 = 128 << 10;
 
 /// The engine on the floor.
 #[derive(Clone)]
@@ -39,10 +43,39 @@ pub(super) struct World {
     pub(super) pool: Pool,
     engine: Hosted,
     lanes: Vec<LaneId>,
+    outside: BTreeMap<Uuid, Medium>,
 }
 
-pub(super) fn uuid(number: u128) -> Uuid {
+pub(super) const fn uuid(number: u128) -> Uuid {
     Uuid::from_u128(number)
+}
+
+thread_local! {
+    /// Bdevs outside as they are before anybody uses them: it takes long to make one.
+    static MADE: RefCell<BTreeMap<(Uuid, u64), Medium>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+fn stamped(made: &mut BTreeMap<(Uuid, u64), Medium>, origin: Origin) -> &Medium {
+    if made.len() > 100 {
+        made.clear();
+    }
+    made.entry((origin.uuid, origin.bytes)).or_insert_with(|| {
+        let (number, counts) = (origin.uuid.as_u128() as u64, origin.bytes / SECTOR as u64);
+        let medium = Medium::new(Geometry::with_512(origin.bytes + BEHIND), Arrival::InOrder);
+        let stamps = (0..counts + BEHIND / SECTOR as u64).flat_map(|at| {
+            let of = if at < counts { number } else { number + 1 };
+            Stamp::of_outside(of, at).bytes()
+        });
+        medium.poke(0, &stamps.collect::<Vec<_>>());
+        medium
+    })
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Who goes without power has something in flight there, too.
+        self.outside.values().for_each(|medium| medium.stop_after(medium.instants()));
+    }
 }
 
 impl World {
@@ -103,7 +136,7 @@ impl World {
         floor.with_ring(0, |cx| engine.attach(cx)).expect("a floor has room");
         let engine = Hosted(Rc::new(RefCell::new(Some(engine))), Rc::default());
         floor.engine(0, engine.clone());
-        Ok(World { medium: medium.clone(), floor, pool, engine, lanes: Vec::new() })
+        Ok(World { medium: medium.clone(), floor, pool, engine, lanes: Vec::new(), outside: BTreeMap::new() })
     }
 
     /// How many passes the engine has made.
@@ -137,11 +170,27 @@ impl World {
 
     /// A way into a volume on a reactor.
     pub(super) fn lane(&mut self, volume: u128, reactor: usize) -> LaneId {
-        let volume = self.pool.volume(uuid(volume)).expect("the volume is there");
+        let volume = self.volume(uuid(volume));
         let channel = volume.open(OpenArgs { depth: 32, seed: 1 }).expect("the medium is there");
         let lane = self.floor.channel(reactor, channel).expect("a floor has room");
         self.lanes.push(lane);
         lane
+    }
+
+    /// A volume, with the bdev outside of the pool that it stands on.
+    pub(super) fn volume(&mut self, uuid: Uuid) -> ThinVolume {
+        let volume = self.pool.volume(uuid).expect("the volume is there");
+        if let Some(origin) = volume.origin() {
+            volume.stands_over(origin.uuid, Arc::new(self.outside(origin)));
+        }
+        volume
+    }
+
+    /// A bdev that volumes stand on, with its stamps, and behind what counts of it with others.
+    pub(super) fn outside(&mut self, origin: Origin) -> Medium {
+        let order = Arrival::Seeded(origin.uuid.as_u128() as u64);
+        let fresh = || MADE.with_borrow_mut(|made| stamped(made, origin).crash(Crash::All, order));
+        self.outside.entry(origin.uuid).or_insert_with(fresh).clone()
     }
 
     /// Takes a way in off the floor.
@@ -184,6 +233,13 @@ impl World {
         self.order(Order::Clone { of, uuid, name, created: 7 }).expect("there is room");
     }
 
+    /// An order to inflate or decouple a volume.
+    pub(super) fn inflation(&mut self, volume: Uuid, decouple: bool) -> (Order, Arc<Progress>) {
+        let progress = Arc::<Progress>::default();
+        let way = Handed::new(self.pool.volume(volume).and_then(|_| self.volume(volume).way()));
+        (Order::Inflate { uuid: volume, decouple, progress: progress.clone(), way }, progress)
+    }
+
     pub(super) fn info(&mut self) -> PoolInfo {
         *self.order(Order::Info).expect("it tells").expect("what it is")
     }
@@ -218,7 +274,7 @@ impl World {
             if left {
                 let mut engine = self.engine.0.borrow_mut().take().expect("hosted");
                 self.floor.with_ring(0, |cx| engine.detach(cx));
-                return self.medium;
+                return self.medium.clone();
             }
             self.floor.stir();
             self.floor.step();

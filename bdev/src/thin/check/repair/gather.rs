@@ -288,6 +288,7 @@ fn nameless(pool: Uuid, id: u64, size: u64) -> Layer {
         reserved: 0,
         created: 0,
         origin: None,
+        origin_bytes: 0,
         sees: None,
         warn_percent: 0,
     }

@@ -20,7 +20,16 @@ pub(super) fn relate(layers: &mut Layers, superblock: &Superblock, notes: &mut V
             ));
         }
         if layer.parent.is_some() && layer.origin.take().is_some() {
+            layer.origin_bytes = 0;
             notes.push(format!("layer {id} ('{}') stands on a layer of the pool; its origin was dropped", layer.name));
+        }
+        let counts = if layer.origin.is_some() { layer.origin_bytes / 512 * 512 } else { 0 };
+        if counts != layer.origin_bytes {
+            notes.push(format!(
+                "layer {id} ('{}') has {counts} bytes that count of a bdev outside of the pool, not {}",
+                layer.name, layer.origin_bytes
+            ));
+            layer.origin_bytes = counts;
         }
         if let Some(sees) = layer.sees {
             let size = u64::from(superblock.geometry.cluster_size);

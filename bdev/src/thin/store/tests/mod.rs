@@ -164,6 +164,7 @@ pub(super) fn layer(id: u64, size: u64) -> Layer {
         reserved: 0,
         created: 9,
         origin: None,
+        origin_bytes: 0,
         sees: None,
         warn_percent: 0,
     }

@@ -33,6 +33,7 @@ const ORDERS: &[Kind] = &[
     kind(4, create),
     kind(6, snapshot),
     kind(2, clone_of),
+    kind(2, clone_outside),
     kind(2, delete_snapshot),
     kind(2, delete),
     kind(2, grow),
@@ -90,6 +91,16 @@ fn clone_of(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
     let snapshot = storm.pick(&scene.snapshots)?;
     if !scene.many {
         storm.driver.clone_of(snapshot);
+    }
+    Some(())
+}
+
+/// Of a bdev outside of the pool, of which all counts that the clone has, or a part that ends anywhere.
+fn clone_outside(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
+    let sectors = storm.weather.sizes[storm.rng.below(4) as usize].min(8) * storm.cluster();
+    let counts = if storm.rng.below(2) == 0 { sectors } else { 1 + storm.rng.below(sectors) };
+    if !scene.many {
+        storm.driver.clone_outside(sectors, counts);
     }
     Some(())
 }

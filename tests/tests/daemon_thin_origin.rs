@@ -1,0 +1,299 @@
+//! Volumes that stand on a bdev outside of their pool, in the real daemon: what is read, who may use the bdev meanwhile, and
+//! what happens when it is not there.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use common::thin::{SOON, flush, listed, lun, pool, reads, refused, text, volume, write};
+use common::{attach, clear_attentions, connect, controller, within};
+use pollux_tests::daemon::Daemon;
+use pollux_tests::frontend::FrontEnd;
+use pollux_tests::guest::{DriverOptions, cdb};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+const UUID: &str = "6b1d7a52-7a0e-4a55-9b39-53f2b1a7c001";
+/// Whole blocks of 4 KiB of the bdev, which ends with a sector more.
+const BLOCKS: u32 = 771;
+
+/// What block `nth` of the bdev is full of.
+const fn value(nth: u32) -> u8 {
+    (nth % 251) as u8 + 1
+}
+
+/// A file with something in it, as bdev `golden`.
+fn golden(daemon: &Daemon) -> Result<PathBuf> {
+    let path = daemon.disks_dir().join("golden");
+    let blocks = (0..BLOCKS).flat_map(|nth| [value(nth); 4096]);
+    fs::write(&path, blocks.chain([9; 512]).collect::<Vec<u8>>())?;
+    create(daemon, &path)?;
+    Ok(path)
+}
+
+fn create(daemon: &Daemon, path: &Path) -> Result<()> {
+    let params = json!({"name": "golden", "filename": path, "block_size": 512, "uuid": UUID});
+    daemon.rpc("bdev_aio_create", params)?;
+    Ok(())
+}
+
+fn clone_bdev(daemon: &Daemon, name: &str) -> Result<String> {
+    text(&daemon.rpc("bdev_lvol_clone_bdev", json!({"bdev": "golden", "lvs_name": "lvs", "clone_name": name}))?)
+}
+
+fn bdev(daemon: &Daemon, name: &str) -> Result<Value> {
+    Ok(daemon.rpc("bdev_get_bdevs", json!({"name": name}))?[0].clone())
+}
+
+/// Some blocks are the bdev's, but for those that were written.
+fn reads_golden(front: &mut FrontEnd, target: u8, but: &[u32]) -> Result<()> {
+    for nth in [0, 1, 15, 16, 17, 400, BLOCKS - 1].into_iter().filter(|nth| !but.contains(nth)) {
+        reads(front, target, nth * 8, value(nth))?;
+    }
+    let end = front.good(lun(target), &cdb::read10(BLOCKS * 8, 8), &[], 4096)?.data;
+    ensure!(end[..512] == [9; 512] && end[512..] == [0; 3584], "the end of the bdev, and zeroes");
+    reads(front, target, (BLOCKS + 1) * 8, 0)
+}
+
+/// Whether the daemon has a file open.
+fn has_open(daemon: &Daemon, path: &Path) -> Result<bool> {
+    let links = fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?;
+    Ok(links.filter_map(|link| fs::read_link(link.ok()?.path()).ok()).any(|target| target == path))
+}
+
+#[test]
+fn a_clone_of_a_file_is_used_like_any_volume_and_needs_the_file_until_it_is_inflated() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 128 * MIB)?;
+    let path = golden(&daemon)?;
+    let uuid = clone_bdev(&daemon, "c")?;
+    let c = listed(&daemon, "lvs/c")?;
+    ensure!(c["uuid"] == uuid.as_str() && c["size_bytes"] == 49 * 65536 && c["owned_bytes"] == 0, "{c}");
+    let kind = ["is_clone", "is_esnap_clone", "is_degraded", "is_thin_provisioned"].map(|member| c[member] == true);
+    ensure!(kind == [false, true, false, true], "{c}");
+    ensure!(c["origin"] == json!({"uuid": UUID, "name": "golden", "bytes": u64::from(BLOCKS) * 4096 + 512}), "{c}");
+    let lvol = bdev(&daemon, "lvs/c")?["driver_specific"]["lvol"].clone();
+    ensure!(lvol["esnap_clone"] == true && lvol["clone"] == false && lvol["external_snapshot_name"] == UUID, "{lvol}");
+    controller(&daemon, "vm", &["lvs/c"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    reads_golden(&mut front, 0, &[])?;
+    write(&mut front, 0, 8, 200)?;
+    // A part of a sub-block.
+    front.good(lun(0), &cdb::write10(17 * 8 + 3, 1, false), &[201; 512], 0)?;
+    flush(&mut front, 0)?;
+    let own = |front: &mut FrontEnd, target: u8| -> Result<()> {
+        reads(front, target, 8, 200)?;
+        let part = front.good(lun(target), &cdb::read10(17 * 8, 8), &[], 4096)?.data;
+        let expected = [&[value(17); 1536][..], &[201; 512], &[value(17); 2048]].concat();
+        ensure!(part == expected, "the rest of a sub-block is the bdev's");
+        reads_golden(front, target, &[1, 17])
+    };
+    own(&mut front, 0)?;
+    daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "lvs/c", "snapshot_name": "s"}))?;
+    daemon.rpc("bdev_lvol_clone", json!({"snapshot_name": "lvs/s", "clone_name": "d"}))?;
+    let (c, s) = (listed(&daemon, "lvs/c")?, listed(&daemon, "lvs/s")?);
+    ensure!(c["is_esnap_clone"] == false && c["is_clone"] == true && s["is_esnap_clone"] == true, "{c} {s}");
+    attach(&daemon, "vm", 1, "lvs/d")?;
+    drop(front);
+    for kill in [false, true] {
+        if kill {
+            daemon.kill9();
+        }
+        daemon.restart()?;
+        let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+        own(&mut front, 0)?;
+        own(&mut front, 1)?;
+        ensure!(listed(&daemon, "lvs/d")?["origin"]["name"] == "golden");
+        ensure!(bdev(&daemon, "golden")?["claim_type"] == "read_many_write_none");
+    }
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    own(&mut front, 1)?;
+    // One of them has all of its own; then the other one, which is deleted with its snapshot.
+    ensure!(daemon.rpc("bdev_lvol_inflate", json!({"name": "lvs/c"}))? == json!(true));
+    own(&mut front, 0)?;
+    let c = listed(&daemon, "lvs/c")?;
+    ensure!(c["origin"].is_null() && c["parent"].is_null() && c["owned_bytes"] == 49 * 65536, "{c}");
+    let held = daemon.rpc_error("bdev_aio_delete", json!({"name": "golden"}))?;
+    ensure!(held.code == -16 && held.reason.as_deref() == Some("in_use"), "{held}");
+    ensure!(daemon.rpc("bdev_lvol_decouple_parent", json!({"name": "lvs/d"}))? == json!(true));
+    ensure!(listed(&daemon, "lvs/d")?["origin"]["name"] == "golden", "its snapshot's");
+    ensure!(daemon.rpc("bdev_lvol_decouple_parent", json!({"name": "lvs/d"}))? == json!(true));
+    own(&mut front, 1)?;
+    daemon.rpc("bdev_lvol_delete", json!({"name": "lvs/s"}))?;
+    ensure!(bdev(&daemon, "golden")?["claimed"] == false);
+    daemon.rpc("bdev_aio_delete", json!({"name": "golden"}))?;
+    own(&mut front, 0)?;
+    own(&mut front, 1)?;
+    within(SOON, || Ok(!has_open(&daemon, &path)?), "the daemon still has the file open")?;
+    fs::remove_file(&path)?;
+    drop(front);
+    daemon.restart()?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    own(&mut front, 0)?;
+    own(&mut front, 1)
+}
+
+#[test]
+fn a_bdev_on_which_volumes_stand_is_theirs() -> Result<()> {
+    let daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    pool(&daemon, "f1", "other", 64 * MIB)?;
+    golden(&daemon)?;
+    let method = "bdev_lvol_clone_bdev";
+    let clone = |bdev: &str, pool: &str, name: &str| json!({"bdev": bdev, "lvs_name": pool, "clone_name": name});
+    refused(&daemon, method, clone("golden", "none", "c"), -32602, "lvs does not exist", "not_found")?;
+    refused(&daemon, method, clone("none", "lvs", "c"), -32602, "bdev does not exist", "not_found")?;
+    volume(&daemon, "lvs", "v", 8)?;
+    let same = "bdev is an lvol in same lvs as clone; use bdev_lvol_clone instead";
+    refused(&daemon, method, clone("lvs/v", "lvs", "c"), -32602, same, "same_pool")?;
+    refused(&daemon, method, clone("f0", "other", "c"), -32602, "Device or resource busy", "in_use")?;
+    controller(&daemon, "vm", &["golden"])?;
+    refused(&daemon, method, clone("golden", "lvs", "c"), -32602, "Device or resource busy", "in_use")?;
+    daemon.rpc("vhost_scsi_controller_remove_target", json!({"ctrlr": "vm", "scsi_target_num": 0}))?;
+    // By UUID, and again in another pool.
+    daemon.rpc(method, clone(UUID, "lvs", "c"))?;
+    daemon.rpc(method, clone("golden", "other", "c"))?;
+    refused(&daemon, method, clone("golden", "lvs", "c"), -32602, "File exists", "exists_same")?;
+    refused(&daemon, method, clone("golden", "lvs", "v"), -32602, "File exists", "exists_different")?;
+    let golden = bdev(&daemon, "golden")?;
+    ensure!(golden["claimed_by"] == "lvs/c, other/c", "{golden}");
+    for (method, params) in [
+        ("bdev_aio_delete", json!({"name": "golden"})),
+        ("bdev_passthru_create", json!({"name": "p", "base_bdev_name": "golden"})),
+        ("vhost_scsi_controller_add_target", json!({"ctrlr": "vm", "scsi_target_num": 1, "bdev_name": "golden"})),
+        ("bdev_lvol_create_lvstore", json!({"bdev_name": "golden", "lvs_name": "third"})),
+    ] {
+        let error = daemon.rpc_error(method, params)?;
+        ensure!(error.reason.as_deref() == Some("in_use"), "{method}: {error}");
+    }
+    daemon.rpc("bdev_lvol_rename", json!({"old_name": "lvs/c", "new_name": "x"}))?;
+    ensure!(bdev(&daemon, "golden")?["claimed_by"] == "lvs/x, other/c");
+    // A snapshot of another pool is such a bdev, too.
+    daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "other/c", "snapshot_name": "s"}))?;
+    daemon.rpc(method, clone("other/s", "lvs", "of-s"))?;
+    refused(&daemon, method, clone("lvs/of-s", "other", "back"), -32602, same, "same_pool")?;
+    for (method, params) in [
+        ("bdev_lvol_delete", json!({"name": "other/s"})),
+        ("bdev_lvol_delete_lvstore", json!({"lvs_name": "other"})),
+        ("bdev_aio_delete", json!({"name": "f1"})),
+    ] {
+        let error = daemon.rpc_error(method, params)?;
+        ensure!(error.reason.as_deref() == Some("in_use"), "{method}: {error}");
+    }
+    attach(&daemon, "vm", 0, "lvs/of-s")?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    reads_golden(&mut front, 0, &[])?;
+    drop(front);
+    daemon.rpc("vhost_scsi_controller_remove_target", json!({"ctrlr": "vm", "scsi_target_num": 0}))?;
+    for name in ["lvs/of-s", "lvs/x", "other/c", "other/s"] {
+        daemon.rpc("bdev_lvol_delete", json!({"name": name}))?;
+    }
+    daemon.rpc("bdev_aio_delete", json!({"name": "golden"}))?;
+    Ok(())
+}
+
+#[test]
+fn a_volume_waits_for_the_bdev_on_which_it_stands() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    let path = golden(&daemon)?;
+    clone_bdev(&daemon, "c")?;
+    clone_bdev(&daemon, "gone")?;
+    volume(&daemon, "lvs", "v", 8)?;
+    controller(&daemon, "vm", &["lvs/c", "lvs/v"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    write(&mut front, 0, 8, 200)?;
+    write(&mut front, 1, 8, 100)?;
+    flush(&mut front, 0)?;
+    drop(front);
+    daemon.kill9();
+    let away = path.with_extension("away");
+    fs::rename(&path, &away)?;
+    daemon.restart()?;
+    let c = listed(&daemon, "lvs/c")?;
+    ensure!(c["is_degraded"] == true && c["origin"]["uuid"] == UUID, "{c}");
+    let missing = bdev(&daemon, "lvs/c")?;
+    let why = text(&missing["missing_reason"])?;
+    ensure!(missing["state"] == "missing" && why.contains("golden"), "{missing}");
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    clear_attentions(&mut front, lun(1))?;
+    reads(&mut front, 1, 8, 100)?;
+    let not_ready = loop {
+        let read = front.cdb(lun(0), &cdb::read10(8, 8), &[], 4096)?;
+        // What a new nexus is told first.
+        if read.sense_key().is_none_or(|key| key.0 != 6) {
+            break read;
+        }
+    };
+    ensure!(not_ready.sense_key() == Some((2, 4, 0)), "{not_ready:?}");
+    refused(&daemon, "bdev_lvol_inflate", json!({"name": "lvs/c"}), -19, "No such device", "missing")?;
+    // What nobody waits for can go.
+    daemon.rpc("bdev_lvol_delete", json!({"name": "lvs/gone"}))?;
+    fs::rename(&away, &path)?;
+    let is_there = || Ok(bdev(&daemon, "lvs/c")?["state"] == "online");
+    within(SOON, is_there, "the volume does not come back with its bdev")?;
+    within(
+        SOON,
+        || Ok(front.cdb(lun(0), &cdb::TEST_UNIT_READY, &[], 0)?.sense_key().is_none_or(|key| key.0 == 6)),
+        "the LUN does not come back with its bdev",
+    )?;
+    clear_attentions(&mut front, lun(0))?;
+    reads(&mut front, 0, 8, 200)?;
+    reads_golden(&mut front, 0, &[1])?;
+    ensure!(listed(&daemon, "lvs/c")?["is_degraded"] == false);
+    // Not what it was: it has become smaller.
+    drop(front);
+    daemon.kill9();
+    fs::File::options().write(true).open(&path)?.set_len(MIB)?;
+    daemon.restart()?;
+    let why = text(&bdev(&daemon, "lvs/c")?["missing_reason"])?;
+    ensure!(why.contains("1048576 bytes"), "{why}");
+    Ok(())
+}
+
+#[test]
+fn a_volume_is_given_a_bdev_to_stand_on() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    let path = golden(&daemon)?;
+    volume(&daemon, "lvs", "v", 8)?;
+    controller(&daemon, "vm", &["lvs/v"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    write(&mut front, 0, 8, 200)?;
+    let method = "bdev_lvol_set_parent_bdev";
+    let on = |parent: &str| json!({"lvol_name": "lvs/v", "parent_name": parent});
+    refused(&daemon, method, on("golden"), -32602, "Device or resource busy", "in_use")?;
+    ensure!(bdev(&daemon, "golden")?["claimed"] == false);
+    drop(front);
+    refused(&daemon, method, on("none"), -32602, "No such device", "not_found")?;
+    let unknown = json!({"lvol_name": "lvs/none", "parent_name": "golden"});
+    refused(&daemon, method, unknown, -19, "No such device", "not_found")?;
+    within(SOON, || Ok(daemon.rpc(method, on("golden")).is_ok()), "the VM stays connected")?;
+    refused(&daemon, method, on("golden"), -32602, "File exists", "exists_same")?;
+    ensure!(listed(&daemon, "lvs/v")?["origin"]["name"] == "golden");
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    clear_attentions(&mut front, lun(0))?;
+    reads(&mut front, 0, 8, 200)?;
+    reads_golden(&mut front, 0, &[1])?;
+    drop(front);
+    daemon.restart()?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    reads_golden(&mut front, 0, &[1])?;
+    // And a snapshot instead: the file is nobody's then.
+    volume(&daemon, "lvs", "w", 8)?;
+    daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "lvs/w", "snapshot_name": "t"}))?;
+    let set = json!({"lvol_name": "lvs/v", "parent_name": "lvs/t", "force": true});
+    ensure!(daemon.rpc("bdev_lvol_set_parent", set)? == json!(true));
+    clear_attentions(&mut front, lun(0))?;
+    reads(&mut front, 0, 8, 200)?;
+    reads(&mut front, 0, 16 * 8, 0)?;
+    ensure!(bdev(&daemon, "golden")?["claimed"] == false);
+    daemon.rpc("bdev_aio_delete", json!({"name": "golden"}))?;
+    within(SOON, || Ok(!has_open(&daemon, &path)?), "the daemon still has the file open")?;
+    let listed = daemon.rpc("bdev_lvol_get_lvols", Value::Null)?;
+    let all = listed.as_array().context("a list")?;
+    ensure!(all.iter().all(|volume| volume["origin"].is_null()), "{listed}");
+    Ok(())
+}

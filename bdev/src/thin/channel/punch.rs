@@ -99,8 +99,8 @@ impl ThinChannel {
         on: u32,
         cx: &mut Cx<'_>,
     ) -> Result<(), Wait> {
-        let mask = whole(&self.shared, at, len);
-        if mask == 0 || mask != touched(&self.shared, at, len) || self.chain.layers.len() > 1 {
+        let (mask, shift) = (whole(&self.shared, at, len), self.shared.cluster_shift);
+        if mask == 0 || mask != touched(&self.shared, at, len) || !self.chain.stands_on_nothing(at >> shift, shift) {
             return Ok(());
         }
         if !self.parts.has_place() {

@@ -527,7 +527,8 @@ mod tests {
                 (0..400).for_each(|at| shared.stations[reactor as usize].put(1 + reactor * 400 + at).unwrap());
             }
             let (layers, ends, settled) = (vec![map.clone()], Vec::new(), AtomicBool::new(true));
-            let chain = Chain { layers, ends, bytes: (504 * 8) << 16, read_only: false, word: 0, settled };
+            let chain =
+                Chain { layers, ends, bytes: (504 * 8) << 16, read_only: false, word: 0, settled, origin: None };
             let volume = Volume::new(uuid::Uuid::from_u128(1), chain, 301, round % 2 * 7);
             (0..7).for_each(|at| volume.keep(5000 + at).unwrap());
             for leaf in 0..REACTORS as u32 {

@@ -422,16 +422,18 @@ impl Shared {
     }
 
     /// Nothing is there any more of these clusters, which are of one leaf. Returns how many from the front on are done: the next
-    /// one was locked by somebody, who may still put something there, or was changed by another one who has not marked it yet.
+    /// one was locked by somebody, who may still put something there or has, or was changed by another one who has not marked
+    /// it yet.
     pub(crate) fn punch_run(&self, map: &LayerMap, leaf: u32, first: u64, many: u64, bottom: bool) -> u64 {
         let page = self.leaves.get(leaf);
         let (mut lost, mut changed) = (0, [0u64; DIRTY_WORDS]);
         let slots = Self::slot(first).1..;
+        let emptied = |now: Entry| if bottom { now.with_parent(u16::MAX) } else { now.with_zero(u16::MAX) };
         page.begin_stroke();
         for (slot, _) in slots.zip(0..many) {
             let mut now = page.entry(slot);
             loop {
-                let next = if bottom { now.with_parent(u16::MAX) } else { now.with_zero(u16::MAX) };
+                let next = emptied(now);
                 if next == now {
                     break;
                 }
@@ -456,9 +458,15 @@ impl Shared {
         if page.is_in_stroke() {
             return 0;
         }
-        // Who locks one from now on sees what its entry is.
+        // Who locks one from now on sees what its entry is. Who had locked one before still has it, or has put something there.
         fence(PUT);
-        (0..many).find(|nth| self.locks.is_locked(map.id, first + nth, u16::MAX)).unwrap_or(many)
+        let is_open = |nth: &u64| {
+            self.locks.is_locked(map.id, first + nth, u16::MAX) || {
+                let now = page.entry(Self::slot(first + nth).1);
+                emptied(now) != now
+            }
+        };
+        (0..many).find(is_open).unwrap_or(many)
     }
 }
 
@@ -477,7 +485,7 @@ mod tests {
     /// after it was found and before it was taken out does not stay.
     #[test]
     fn nothing_stays_of_what_a_run_takes_out() {
-        const ROUNDS: u32 = 30_000;
+        const ROUNDS: u32 = 200_000;
         let shared = Arc::new(Shared::new(64 << 10, 1, 64));
         shared.leaves.provide(0);
         let map = Arc::new(LayerMap::new(1, 504, true, Arc::default()));

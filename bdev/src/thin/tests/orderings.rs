@@ -29,6 +29,8 @@ const STARTS: &str = "what the barrier of a start makes durable was left by a pr
                       whose batches come after a barrier of their own, does not speak of it";
 const FREE: &str = "zeroes go where no entry leads, neither in memory nor in the log: what guests have written elsewhere has nothing to do \
                     with them, and is not acknowledged later for them";
+const ANNOUNCED: &str = "the superblock of a checkpoint announces the start as well, so only an extent of the first checkpoint behind a start \
+                         would tell, and no pool here comes to one; that a start is durable before the log goes on is noticed with the log";
 const ZEROES: &str = "the zeroes of an extent give it space of its own on the base; nobody reads them, and pages that are written \
                       there later come after them";
 
@@ -40,6 +42,7 @@ const NOT_ORDERED: &[(Label, Label, &str)] = &[
     (None, EXTENT, FREE),
     (None, CHECKPOINT, CHECKPOINTS),
     (None, START, STARTS),
+    (START, EXTENT, ANNOUNCED),
     (EXTENT, None, ZEROES),
     (EXTENT, EXTENT, ZEROES),
     (EXTENT, PAGE, ZEROES),
@@ -49,7 +52,7 @@ const NOT_ORDERED: &[(Label, Label, &str)] = &[
 ];
 
 /// What extents are to follow. Storms come to extents too seldom to say so: a pool does that is made to need them.
-const BEFORE_EXTENTS: [Label; 4] = [PAGE, CHECKPOINT, LOG, START];
+const BEFORE_EXTENTS: [Label; 3] = [PAGE, CHECKPOINT, LOG];
 
 /// All pairs of steps that change something while a pool is in use.
 fn pairs() -> Vec<(Label, Label)> {

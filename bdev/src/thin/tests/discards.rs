@@ -5,7 +5,7 @@ use pollux_core::{IoFlags, Op};
 use super::judge::{clean, counted};
 use super::world::{CLUSTER, MIB, World, uuid};
 use crate::testing::floor::{Floor, LaneId, Request};
-use crate::testing::medium::{Effect, Event, Geometry, Happened, Medium, Order as Arrival, Rule};
+use crate::testing::medium::{Effect, Event, Geometry, Happened, Medium, Mutation, Order as Arrival, Rule};
 use crate::thin::orders::Order;
 
 const SUB: u64 = CLUSTER / 16;
@@ -267,4 +267,79 @@ fn what_was_freed_before_a_crash_is_given_back_after_it() {
     world.floor.settle(SECOND);
     assert!(world.medium.space() + 400 * CLUSTER <= before, "{} of {before}", world.medium.space());
     clean(&world.shut(), "after it was closed").unwrap();
+}
+
+/// What a base has where something was discarded.
+fn is_garbage(bytes: &[u8]) -> bool {
+    bytes.iter().any(|byte| *byte != 0 && *byte != 1)
+}
+
+/// Whether a power cut before the log says that something is gone leaves garbage where it was.
+fn is_cut_too_early(spoil: Option<&'static str>, len: u64) -> bool {
+    let (mut world, lane) = world(64 * MIB, 4);
+    spoil.into_iter().for_each(|label| world.medium.spoil(Mutation::DropWait(label)));
+    world.medium.rule(Rule::new(Effect::Hold).op(Op::Write).step("commit.log").times(u64::MAX));
+    world.discard(lane, 0, len);
+    let _flush = world.floor.submit(lane, Request::flush());
+    world.floor.settle(SECOND);
+    let medium = world.medium.clone();
+    let left: Vec<_> = medium.crashes(4, Arrival::InOrder).collect();
+    world.forget();
+    left.into_iter().any(|(_, left)| {
+        let mut world = World::open(&left, Floor::in_order(), 2, 9).unwrap();
+        let lane = world.lane(10, 1);
+        let found = is_garbage(&world.read(lane, 0, len));
+        world.forget();
+        found
+    })
+}
+
+/// Whether a read that began before something was discarded finds garbage.
+fn is_read_too_late(spoil: Option<&'static str>, len: u64) -> bool {
+    let (mut world, lane) = world(64 * MIB, 4);
+    spoil.into_iter().for_each(|label| world.medium.spoil(Mutation::DropWait(label)));
+    let other = world.lane(10, 0);
+    world.medium.rule(Rule::new(Effect::Hold).op(Op::Read));
+    let read = world.floor.submit(other, Request::read(0, len));
+    world.floor.settle(1_000_000);
+    world.discard(lane, 0, len);
+    settle(&mut world, lane);
+    world.medium.release();
+    let bytes = world.floor.run_until(read).unwrap();
+    clean(&world.shut(), "after it was closed").unwrap();
+    is_garbage(&bytes)
+}
+
+/// Whether what is written while something is being discarded is garbage afterwards.
+fn is_written_too_early(spoil: Option<&'static str>) -> bool {
+    let (mut world, lane) = world(64 * MIB, 4);
+    spoil.into_iter().for_each(|label| world.medium.spoil(Mutation::DropWait(label)));
+    world.medium.rule(Rule::new(Effect::Hold).op(Op::Discard));
+    world.discard(lane, 0, SUB);
+    world.floor.flush(lane).unwrap();
+    world.floor.settle(1_000_000);
+    let written = world.floor.submit(lane, Request::write(0, vec![1; SUB as usize], NONE));
+    for _ in 0..10_000 {
+        world.floor.step();
+    }
+    world.medium.release();
+    world.floor.run_until(written).unwrap();
+    settle(&mut world, lane);
+    is_garbage(&world.read(lane, 0, SUB))
+}
+
+/// Each of the waits before the base is told is needed; storms seldom come to the moment that shows it.
+#[test]
+fn each_wait_is_missed_when_it_is_left_out() {
+    let waits: [(&str, &dyn Fn(Option<&'static str>) -> bool); 5] = [
+        ("quarantine.commit", &|spoil| is_cut_too_early(spoil, CLUSTER)),
+        ("pare.commit", &|spoil| is_cut_too_early(spoil, SUB)),
+        ("quarantine.epoch", &|spoil| is_read_too_late(spoil, CLUSTER)),
+        ("pare.epoch", &|spoil| is_read_too_late(spoil, SUB)),
+        ("pare.lock", &is_written_too_early),
+    ];
+    for (label, goes_wrong) in waits {
+        assert!(!goes_wrong(None), "{label}: all is waited for");
+        assert!(goes_wrong(Some(label)), "nobody misses {label}");
+    }
 }

@@ -109,6 +109,10 @@ fn each_promise_is_missed_when_it_is_broken() {
         if matches!(mutation, Mutation::DropFua(label) if NOT_MISSED_HERE.contains(&label)) {
             continue;
         }
+        // Storms seldom come to the moments that show these: `discards` aims at each.
+        if matches!(mutation, Mutation::DropWait(_)) {
+            continue;
+        }
         let red = (1..=SEEDS).find_map(|seed| Some((seed, spoiled(seed, CRASHES, &|m| m.spoil(mutation)).err()?)));
         match red {
             Some((seed, what)) => {

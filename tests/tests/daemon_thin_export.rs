@@ -276,6 +276,39 @@ fn an_import_that_is_cancelled_or_crashes_leaves_nothing_and_its_pool_is_not_clo
 }
 
 #[test]
+fn a_shallow_copy_of_what_stands_on_a_bdev_is_without_that() -> Result<()> {
+    let mut world = World::new(7)?;
+    let daemon = &world.daemon;
+    let disk = |name: &str, mib: u64| {
+        daemon.rpc("bdev_malloc_create", json!({"name": name, "num_blocks": mib * MIB / 512, "block_size": 512}))
+    };
+    for (at, name, value) in [(8, "image", 5u8), (9, "m", 9)] {
+        disk(name, SIZE / MIB)?;
+        attach(daemon, "vm", at, name)?;
+        clear_attentions(&mut world.front, Lun::new(at as u8, 0))?;
+        let same = cdb::write_same16(0, 4096, false, false);
+        world.front.good(Lun::new(at as u8, 0), &same, &[value; 512], 0)?;
+        daemon.rpc("vhost_scsi_controller_remove_target", json!({"ctrlr": "vm", "scsi_target_num": at}))?;
+    }
+    daemon.rpc("bdev_lvol_clone_bdev", json!({"bdev": "image", "lvs_name": "p", "clone_name": "c"}))?;
+    attach(daemon, "vm", 8, "p/c")?;
+    clear_attentions(&mut world.front, Lun::new(8, 0))?;
+    world.front.good(Lun::new(8, 0), &cdb::write16(0, 8, false), &[1; 4096], 0)?;
+    world.front.good(Lun::new(8, 0), &cdb::write_same16(128, 128, true, true), &[], 0)?;
+    daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "p/c", "snapshot_name": "cs"}))?;
+    let copy = json!({"src_lvol_name": "p/cs", "dst_bdev_name": "m"});
+    let job = daemon.rpc("bdev_lvol_start_shallow_copy", copy)?["job_id"].clone();
+    let job = || Ok::<_, anyhow::Error>(daemon.rpc("job_get_jobs", json!({ "job_id": job }))?[0].take());
+    until(|| Ok(job()?["state"] != "running"))?;
+    ensure!(job()?["state"] == "complete", "{}", job()?);
+    let mut expected = vec![0; SIZE as usize];
+    expected[..4096 * 512].fill(9);
+    expected[..4096].fill(1);
+    expected[128 * 512..256 * 512].fill(0);
+    same(&world.read("m")?, &expected)
+}
+
+#[test]
 fn an_import_for_which_there_is_no_room_leaves_nothing() -> Result<()> {
     let mut world = World::new(6)?;
     for at in (0..SIZE / 512).step_by(256) {

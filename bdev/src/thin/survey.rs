@@ -71,6 +71,14 @@ impl ThinVolume {
         self.survey(Layers::Since(since), offset, most)
     }
 
+    /// What was written in the pool, and what is zero there: without the bdev that the volume may stand on.
+    ///
+    /// # Errors
+    /// If a part of the map is damaged, or does not come.
+    pub fn written(&self, offset: u64, most: usize) -> Result<Survey, PoolError> {
+        self.survey(Layers::Written, offset, most)
+    }
+
     /// What was written to it itself, and not to what it stands on.
     ///
     /// # Errors
@@ -95,6 +103,8 @@ impl ThinVolume {
 #[derive(Clone, Copy)]
 enum Layers<'a> {
     All,
+    /// All that there are, without the bdev below them.
+    Written,
     /// The first one.
     Own,
     /// Those above a snapshot.
@@ -144,6 +154,7 @@ impl Surveyor<'_> {
         let chain = self.volume.volume.chain();
         let layers = match of {
             Layers::All => &chain.layers[..],
+            Layers::Written => &chain.layers[..],
             Layers::Own => &chain.layers[..1],
             Layers::Since(since) => {
                 let below = since.volume.chain().head().id;
@@ -175,7 +186,7 @@ impl Surveyor<'_> {
                     data |= !zero & covered(shared, *at, chain.origin_end(*at));
                     zero = 0;
                 }
-                Layers::Own => {}
+                Layers::Written | Layers::Own => {}
                 // Whatever the snapshot has there is not seen.
                 Layers::Since(_) if chain.seen(*at, 0).len() <= layers.len() => zero = !data,
                 Layers::Since(_) => {}

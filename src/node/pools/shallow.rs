@@ -107,7 +107,7 @@ impl ShallowCopy {
         while let Some(offset) = at {
             let survey = match &self.parent {
                 Some(parent) => self.source.delta(parent, offset, EXTENTS)?,
-                None => self.source.allocated(offset, EXTENTS)?,
+                None => self.source.written(offset, EXTENTS)?,
             };
             for extent in &survey.extents {
                 job.check()?;

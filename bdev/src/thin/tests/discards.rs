@@ -8,6 +8,8 @@ use crate::testing::floor::{Floor, LaneId, Request};
 use crate::testing::medium::{Effect, Event, Geometry, Happened, Medium, Mutation, Order as Arrival, Rule};
 use crate::thin::orders::Order;
 
+/// Whether something is wrong when this wait is left out.
+type Look<'a> = &'a dyn Fn(Option<&'static str>) -> bool;
 const SUB: u64 = CLUSTER / 16;
 const SECOND: u64 = 1_000_000_000;
 const NONE: IoFlags = IoFlags::empty();
@@ -331,7 +333,7 @@ fn is_written_too_early(spoil: Option<&'static str>) -> bool {
 /// Each of the waits before the base is told is needed; storms seldom come to the moment that shows it.
 #[test]
 fn each_wait_is_missed_when_it_is_left_out() {
-    let waits: [(&str, &dyn Fn(Option<&'static str>) -> bool); 5] = [
+    let waits: [(&str, Look<'_>); 5] = [
         ("quarantine.commit", &|spoil| is_cut_too_early(spoil, CLUSTER)),
         ("pare.commit", &|spoil| is_cut_too_early(spoil, SUB)),
         ("quarantine.epoch", &|spoil| is_read_too_late(spoil, CLUSTER)),

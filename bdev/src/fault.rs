@@ -5,7 +5,7 @@
 //!   the blocks is written, then an error is answered);
 //! - a volatile write [`cache`]: acknowledged writes stay in memory until a flush (FUA writes go through), and
 //!   [`Fault::power_cut`] loses of the rest what a seed says;
-//! - a [`record`] of what reaches the base, in order, from which its content at any power cut can be made.
+//! - a record of what reaches the base, in order, from which its content at any power cut can be made.
 //!
 //! All reactors share the rules and the cache under a short lock each. Elsewhere on the data path that is forbidden;
 //! here it is allowed because a cache with one content on all reactors needs one order of its changes, and because

@@ -91,6 +91,9 @@ pub(crate) enum VolumeCommand {
         volume: String,
     },
     /// Put a thin volume on another snapshot: it has from that what it has not itself
+    #[command(
+        override_usage = "pollux volume set-parent POOL/NAME SNAPSHOT\n       pollux volume set-parent POOL/NAME --bdev BDEV"
+    )]
     SetParent {
         /// POOL/NAME
         volume: String,

@@ -315,7 +315,7 @@ fn an_import_for_which_there_is_no_room_leaves_nothing() -> Result<()> {
         world.front.good(Lun::new(0, 0), &cdb::write16(at, 256, false), &[7; 128 << 10], 0)?;
     }
     world.export("p/v", None, "full")?;
-    file(&world.daemon, "f2", 32 * MIB)?;
+    file(&world.daemon, "f2", 16 * MIB)?;
     world.daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "f2", "lvs_name": "r"}))?;
     let pool =
         || Ok::<_, anyhow::Error>(world.daemon.rpc("bdev_lvol_get_lvstores", json!({"lvs_name": "r"}))?[0].take());

@@ -4,6 +4,7 @@
 //! layers in the background, and has the store make checkpoints. Channels on all reactors share memory with it
 //! (`shared`) and wake it; it never waits.
 
+mod checks;
 mod commit;
 mod copier;
 mod evict;

@@ -5,6 +5,8 @@
 //!
 //! ```text
 //! create, open     on a thread that may wait, by way of Blocking
+//! facts            what a pool is called and how it is set, its layers, how it is
+//! room             what room there is in the log, of pages and of clusters
 //! log              appends batches           replay    what of the log counts, when a pool is opened
 //! overlay          what is logged beyond the last checkpoint
 //! maps, loads      leaves of layers, from disk
@@ -22,6 +24,7 @@ mod checkpoint;
 mod create;
 mod disk;
 mod error;
+mod facts;
 mod index;
 mod labels;
 mod layers;
@@ -32,28 +35,23 @@ mod open;
 mod overlay;
 mod pages;
 mod replay;
+mod room;
 mod space;
 mod state;
 #[cfg(test)]
 mod tests;
 mod trees;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pollux_core::{Bdev, Cx, Discard, IoError, Next, OpenArgs};
-use uuid::Uuid;
-
-use crate::thin::format::{
-    BLOCK, ENTRIES_PER_PAGE, Geometry, Layer, LogSpan, MAX_EXTENTS, NAME_LEN, Page, PageHeader, Pointer, Record,
-    Records, Superblock, THRESHOLDS,
-};
+use crate::thin::format::{BLOCK, Layer, LogSpan, Page, PageHeader, Pointer, Record, Records, Superblock};
 use crate::thin::steps::Steps;
 use checkpoint::{Checkpoint, CheckpointJob, Facts, Parts, Trouble};
 use disk::{Class, Disk, Finished};
 use loads::{Around, LoadId, Loads};
 use log::Log;
 use maps::Cache;
+use pollux_core::{Bdev, Cx, Discard, IoError, Next, OpenArgs};
 use state::State;
 use trees::Mark;
 
@@ -196,175 +194,10 @@ impl Store {
         self.disk.detach(cx);
     }
 
-    /// Where what lies.
-    #[must_use]
-    pub const fn geometry(&self) -> &Geometry {
-        &self.state.geometry
-    }
-
-    /// The pool.
-    #[must_use]
-    pub const fn uuid(&self) -> Uuid {
-        self.superblock.pool
-    }
-
-    /// Its name, also one that is not durable yet.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.facts.name
-    }
-
-    /// When it was made, in seconds since 1970.
-    #[must_use]
-    pub const fn created(&self) -> u64 {
-        self.superblock.created
-    }
-
-    /// The same for how much may be promised of what there is, in percent; 0: anything.
-    #[must_use]
-    pub const fn overcommit(&self) -> u32 {
-        self.facts.overcommit
-    }
-
-    /// All layers as of everything appended; their maps, and what they own, as of the last checkpoint.
-    #[must_use]
-    pub const fn layers(&self) -> &BTreeMap<u64, Layer> {
-        &self.state.layers
-    }
-
     /// A number for a new layer, never given before.
     pub const fn next_layer(&mut self) -> u64 {
         self.state.next_layer += 1;
         self.state.next_layer - 1
-    }
-
-    /// Why nothing is written any more.
-    #[must_use]
-    pub const fn failure(&self) -> Option<&Failure> {
-        self.failure.as_ref()
-    }
-
-    /// Bytes of records that a batch may have now, whatever they say; 0: there has to be a checkpoint first, or the store
-    /// has failed.
-    #[cfg(test)]
-    #[must_use]
-    pub fn room(&self) -> usize {
-        if self.unannounced || self.failure.is_some() {
-            return 0;
-        }
-        // A record that needs a page of a map has ten bytes at least, and seldom needs a second one above it.
-        let spare = self.spare_pages();
-        let by_pages = if spare >= self.state.pages_untouched() { u64::MAX } else { spare.saturating_sub(SPARE) * 5 };
-        self.log.room().min(usize::try_from(by_pages).unwrap_or(usize::MAX))
-    }
-
-    /// Whether a batch may be appended now that has so many bytes of records, and needs so many pages at most. If not, a
-    /// checkpoint makes room, for one that is within [`Store::batch`].
-    #[must_use]
-    pub fn has_room(&self, bytes: usize, pages: u64) -> bool {
-        let spare = self.spare_pages();
-        let pages_suffice = spare >= self.state.pages_untouched() || pages + SPARE <= spare;
-        !self.unannounced && self.failure.is_none() && bytes <= self.log.room() && pages_suffice
-    }
-
-    /// What a batch is not to exceed by more than a leaf, so that an empty log has room for it: bytes of records, and pages.
-    /// So many layers with so many bytes together are about to be appended that the store may not know yet.
-    #[must_use]
-    pub fn batch(&self, layers: u64, bytes: u64) -> (usize, u64) {
-        let leaf = self.state.geometry.cluster_size as u64 * ENTRIES_PER_PAGE as u64;
-        let untouched = (bytes.div_ceil(leaf) + layers).saturating_mul(2).saturating_add(self.state.pages_untouched());
-        let suffice = self.spare_pages() >= untouched;
-        (self.log.most() / 2, if suffice { u64::MAX } else { (self.state.pages.total() / 32).max(4) })
-    }
-
-    /// Pages that are free when all that is logged has been written.
-    fn spare_pages(&self) -> u64 {
-        let frozen = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.budget(&self.state));
-        self.state.pages.free().saturating_sub(frozen + self.state.pages_needed())
-    }
-
-    /// How many leaves of maps may come into being now, while so many pages are needed for what is not logged yet: a reserve
-    /// of pages is left for what gives space back. If there are none a checkpoint may help; see [`Store::can_extend`].
-    #[must_use]
-    pub fn leaf_room(&self, unsaid: u64) -> u64 {
-        let reserve = (self.state.pages.total() / 16).max(32);
-        self.spare_pages().saturating_sub(reserve + unsaid) / PAGES_PER_LEAF
-    }
-
-    /// The same for what gives space back: the reserve is for that.
-    #[must_use]
-    pub fn leaf_room_of_reserve(&self, unsaid: u64) -> u64 {
-        self.spare_pages().saturating_sub(SPARE + unsaid) / PAGES_PER_LEAF
-    }
-
-    /// Whether a checkpoint would add pages if they are scarce.
-    #[must_use]
-    pub fn can_extend(&self) -> bool {
-        self.state.pages.extents().len() < MAX_EXTENTS && self.state.space.free() > 0
-    }
-
-    /// Whether a checkpoint would have something to write.
-    #[must_use]
-    pub fn has_logged(&self) -> bool {
-        !self.state.overlay.is_empty()
-    }
-
-    /// Clusters that are no data's: for the next extent of metadata.
-    #[must_use]
-    pub fn held_back(&self) -> u64 {
-        let extents = self.state.pages.extents();
-        let next = if extents.len() < MAX_EXTENTS { u64::from(extents[0].count) } else { 0 };
-        next.min(self.total_clusters() / HELD_BACK_PART)
-    }
-
-    /// Whether a checkpoint should be started: for the log, for memory, or for pages.
-    #[must_use]
-    pub fn wants_checkpoint(&self) -> bool {
-        let (log, overlay) = (self.log.used(), &self.state.overlay);
-        let few_pages = !overlay.is_empty() && self.spare_pages() < self.state.pages.total() / 8;
-        log > self.state.geometry.log_blocks / 2 || overlay.bytes() > OVERLAY || few_pages || self.unannounced
-    }
-
-    /// From now on no page is written again that a superblock leads to, however old it gets. Returns the last batch that
-    /// is durable.
-    pub fn hold_pages(&mut self) -> u64 {
-        self.state.pages.hold();
-        self.log.durable_batch()
-    }
-
-    /// Ends that. Returns whether it was so until now: a store that gets short of pages ends it by itself.
-    pub fn let_go_pages(&mut self) -> bool {
-        let held = self.state.pages.held().is_some();
-        self.state.pages.let_go();
-        held
-    }
-
-    /// Whether pages are held.
-    #[must_use]
-    pub fn holds_pages(&self) -> bool {
-        self.state.pages.held().is_some()
-    }
-
-    /// Whether something was appended that is not in the trees, or changed that no superblock says.
-    #[must_use]
-    pub fn is_dirty(&self) -> bool {
-        let Superblock { name, overcommit, geometry, thresholds, discard_rate, .. } = &self.superblock;
-        let Facts { name: next_name, overcommit: next, clusters, thresholds: wanted, discard_rate: rate } = &self.facts;
-        let said = (name, overcommit, geometry.clusters, thresholds, discard_rate);
-        self.log.used() > 0 || said != (next_name, next, *clusters, wanted, rate)
-    }
-
-    /// Whether what layers own and what is here of them is not exact, because the log holds something that is not in the
-    /// trees; asked of a store that was just opened: a crash has left it.
-    #[must_use]
-    pub fn is_unsettled(&self) -> bool {
-        !self.state.overlay.is_empty()
-    }
-
-    /// Whether a checkpoint runs.
-    #[must_use]
-    pub const fn is_checkpointing(&self) -> bool {
-        self.checkpoint.is_some()
     }
 
     /// Starts a checkpoint of everything appended so far, unless one runs. [`Event::Checkpointed`] tells when it is done.
@@ -381,72 +214,6 @@ impl Store {
             self.checkpoint = Some(checkpoint);
             self.stirred = true;
         }
-    }
-
-    /// The generation of the last superblock that is durable. What [`Store::rename`] and the like have changed is durable
-    /// when a checkpoint is that was started afterwards.
-    #[must_use]
-    pub const fn generation(&self) -> u64 {
-        self.superblock.generation
-    }
-
-    /// Gives the pool another name, of 1 to 64 bytes; durable with the next checkpoint that is started.
-    ///
-    /// # Errors
-    /// If it cannot be a name.
-    pub fn rename(&mut self, name: &str) -> Result<(), StoreError> {
-        if name.is_empty() || name.len() > NAME_LEN {
-            return Err(StoreError::Invalid("the name of a pool has 1 to 64 bytes"));
-        }
-        name.clone_into(&mut self.facts.name);
-        Ok(())
-    }
-
-    /// How much may be promised of what there is, in percent, 0: anything; durable with the next checkpoint that is started.
-    pub const fn set_overcommit(&mut self, percent: u32) {
-        self.facts.overcommit = percent;
-    }
-
-    /// How much may be used before somebody is told: 1 to 100 percent, else bytes; 0: none.
-    #[must_use]
-    pub const fn thresholds(&self) -> [u64; THRESHOLDS] {
-        self.facts.thresholds
-    }
-
-    /// How many bytes a second the base may be told of that nobody needs.
-    #[must_use]
-    pub const fn discard_rate(&self) -> u64 {
-        match self.facts.discard_rate {
-            0 => DISCARD_RATE,
-            rate => rate,
-        }
-    }
-
-    /// Changes that, 0: to what it is where nobody has said anything; durable with the next checkpoint that is started.
-    pub const fn set_discard_rate(&mut self, rate: u64) {
-        self.facts.discard_rate = rate;
-    }
-
-    /// Changes that; durable with the next checkpoint that is started.
-    pub const fn set_thresholds(&mut self, thresholds: [u64; THRESHOLDS]) {
-        self.facts.thresholds = thresholds;
-    }
-
-    /// The base has so many bytes now. Clusters beyond those that there were can be handed out once the next checkpoint
-    /// that is started is durable. Whether there are more.
-    ///
-    /// # Errors
-    /// If there are more than can be numbered.
-    pub fn grow(&mut self, base_bytes: u64) -> Result<bool, StoreError> {
-        let geometry = &self.state.geometry;
-        let clusters = Geometry::clusters_of(base_bytes, geometry.cluster_size)?;
-        if clusters <= self.facts.clusters {
-            return Ok(false);
-        }
-        // How many clusters are free is told above them too, so these pages have to be written.
-        self.state.space.touch(geometry.clusters - 1);
-        self.facts.clusters = clusters;
-        Ok(true)
     }
 
     /// Makes durable what has completed so far, then these records as one batch: all of them or none. Without records it
@@ -518,44 +285,6 @@ impl Store {
         (&mut self.loads, around)
     }
 
-    /// Hands out up to `want` clusters, ascending, one run if it can be. Fewer if there are fewer, or if those there are
-    /// have to be found first: then [`Store::free_clusters`] says more, and a later call gets them.
-    pub fn allocate(&mut self, want: usize, out: &mut Vec<u32>) {
-        let want = u32::try_from(want).unwrap_or(u32::MAX);
-        // Where nothing is free nothing has to be found either.
-        self.stirred |= self.state.space.free() > 0;
-        self.state.space.allocate(want, out);
-    }
-
-    /// Takes back clusters that were handed out and never named by an entry.
-    pub fn give_back(&mut self, clusters: &[u32]) {
-        clusters.iter().for_each(|cluster| self.state.space.release(*cluster, 1));
-    }
-
-    /// Clusters that were freed by a durable batch have left their quarantine: they can be handed out again.
-    pub fn release(&mut self, first: u32, count: u32) {
-        self.state.space.release(first, count);
-        self.stirred = true;
-    }
-
-    /// Whether an entry of what is logged or on disk may be on a cluster. Not if it was handed out and never named.
-    #[must_use]
-    pub fn is_named(&self, cluster: u32) -> bool {
-        self.state.space.is_used(cluster)
-    }
-
-    /// Clusters that can be handed out.
-    #[must_use]
-    pub const fn free_clusters(&self) -> u64 {
-        self.state.space.free()
-    }
-
-    /// All clusters that can hold data or metadata.
-    #[must_use]
-    pub const fn total_clusters(&self) -> u64 {
-        (self.state.geometry.clusters - self.state.geometry.first_free) as u64
-    }
-
     /// Whether the base can be told that nobody needs something.
     #[must_use]
     pub const fn takes_discards(&self) -> bool {
@@ -585,12 +314,6 @@ impl Store {
         self.disk.discard(Job::Discard(id), offset / BLOCK as u64, len / BLOCK as u64);
     }
 
-    /// The first run of these clusters that can be handed out, which are not until they are released again; empty if there
-    /// is none. `None`: it is not known yet.
-    pub fn hold_back(&mut self, first: u32, count: u32) -> Option<std::ops::Range<u32>> {
-        self.state.space.take_within(first, count)
-    }
-
     /// Whether to wait at a step that no request stands for: a test may have it otherwise.
     #[must_use]
     pub fn waits(&self, label: &'static str) -> bool {
@@ -610,14 +333,6 @@ impl Store {
         work += self.events.len();
         events.append(&mut self.events);
         u32::try_from(work).unwrap_or(u32::MAX)
-    }
-
-    /// Who needs pages does not hold any.
-    fn relieve(&mut self) {
-        let holds_some = self.state.pages.held().is_some_and(|held| held > 0);
-        if holds_some && self.spare_pages() < self.state.pages.total() / 4 {
-            self.state.pages.let_go();
-        }
     }
 
     fn parts(&mut self) -> (&mut Option<Checkpoint>, Parts<'_>) {

@@ -1,7 +1,7 @@
 //! What of the log counts: torn tails are the end of it, damage is told.
 
 use super::*;
-use crate::thin::format::{Extent, LogHeader, PAYLOAD_LEN, batch_blocks};
+use crate::thin::format::{Extent, Geometry, LogHeader, PAYLOAD_LEN, batch_blocks};
 use crate::thin::store::replay::{Found, Ring as Log};
 
 const BLOCKS: u64 = 256;

@@ -405,3 +405,31 @@ fn with_another_parent_a_volume_keeps_what_it_was_given() {
     flush(&mut expect, v);
     assert!(all(&expect, &[new, own, c]) && !all(&expect, &[a, own, c]));
 }
+
+/// What is looked at of a large one, too: where it got something from others, that is.
+#[test]
+fn what_was_made_read_only_holds_that_when_what_it_stood_on_is_gone() {
+    for large in [false, true] {
+        let mut expect = Expect::new();
+        if large {
+            expect.look_at(1, 1);
+        }
+        let (v, w) = (created(&mut expect, 3), created(&mut expect, 3));
+        let a = put(&mut expect, w, 1);
+        let s = snapshot(&mut expect, w);
+        let own = put(&mut expect, v, 0);
+        let asking = expect.set_parent(v, s);
+        expect.done(asking);
+        let asking = expect.set_read_only(v);
+        expect.done(asking);
+        let mut found = Found([(v, vec![own, a, ZERO]), (w, vec![ZERO, a, ZERO]), (s, vec![ZERO, a, ZERO])].into());
+        assert_eq!(expect.check_after_crash(&mut found), Ok(()));
+        let asking = expect.delete(s);
+        expect.done(asking);
+        let mut found = Found([(v, vec![own, a, ZERO]), (w, vec![ZERO, a, ZERO])].into());
+        assert_eq!(expect.check_after_crash(&mut found), Ok(()));
+        assert!(may(&expect, [(v, &[own, a, ZERO]), (w, &[ZERO, a, ZERO])]));
+        assert!(!may(&expect, [(v, &[own, ZERO, ZERO]), (w, &[ZERO, a, ZERO])]), "it never changes");
+        assert!(!may(&expect, [(v, &[own, a, a]), (w, &[ZERO, a, ZERO])]), "it never changes");
+    }
+}

@@ -134,11 +134,13 @@ impl Volume {
     /// The power has failed, and this is all that it holds.
     pub(super) fn settle(&mut self, sectors: u64, values: &[(u64, Value)], now: Time) {
         let held = || values.iter().filter(|(_, value)| *value != Value::Zero);
+        // What it got from others it holds itself now: they may go. (One that was made read-only has such, too.)
+        self.whole = vec![(0..u64::MAX, Entry::first(Content::Is(Value::Zero)))];
         if self.is_snapshot {
             self.known = held().copied().collect();
+            self.history.clear();
             self.cut = None;
         } else {
-            self.whole = vec![(0..u64::MAX, Entry::first(Content::Is(Value::Zero)))];
             let put = |value| Entry { begun: now, ended: Some(now), ..Entry::first(Content::Is(value)) };
             self.history = held().map(|(at, value)| (*at, vec![put(*value)])).collect();
         }

@@ -103,6 +103,10 @@ impl ThinChannel {
         let mut moves = Vec::with_capacity(spans.len());
         for span in spans {
             let entry = self.entry_of(span);
+            if self.shared.leaves.get(span.leaf).is_in_stroke() {
+                // Somebody may have taken something out of it, and not said so yet.
+                return Err(Wait::Lock);
+            }
             let moved = entry.cluster().is_some() && (entry.here() & span.mask != 0 || self.may_come_back(span));
             if moved && entry.here() & !span.mask != 0 && !self.shared.take_care(&self.volume) {
                 return Err(Wait::Engine);

@@ -245,6 +245,10 @@ impl Engine {
             (Verdict::Publish { child, freed, took }, was) => {
                 let usage = &into.usage;
                 usage.add_here(i64::from(child.here().count_ones()) - i64::from(was.here().count_ones()));
+                if took {
+                    // To the medium the cluster is still the snapshot's, with all that this entry leaves out of it.
+                    page.pare(slot);
+                }
                 // What is said of it here may be old when somebody loads it again.
                 self.shared.mark(number, slot);
                 if took {

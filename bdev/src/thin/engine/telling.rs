@@ -248,7 +248,8 @@ impl Engine {
             return false;
         }
         let page = self.shared.leaves.get(number);
-        let is_known = !page.is_dirty(slot) && self.shared.commits.is_done(last) || !self.store.waits(PARE_COMMIT);
+        let is_marked = !page.is_in_stroke() && !page.is_dirty(slot);
+        let is_known = is_marked && self.shared.commits.is_done(last) || !self.store.waits(PARE_COMMIT);
         if !is_known || self.gone_parts(number, slot) != gone {
             if waits && locked != 0 {
                 self.shared.locks.unlock(layer, cluster, locked);

@@ -461,3 +461,78 @@ fn a_row_of_atomic_writes_over_all_borders_of_leaves_finds_room_in_the_log() {
         assert_eq!(world.read(lane, border * LEAF - SUB, 2 * SUB), vec![1 + border as u8; 2 * SUB as usize]);
     }
 }
+
+/// Whoever discards many clusters at once says so when all are done: until then the medium still has what is gone.
+#[test]
+fn beside_a_long_discard_it_waits() {
+    let mut world = World::fresh(32 * MIB);
+    world.create_volume(10, 8 * CLUSTER);
+    let lane = world.lane(10, 0);
+    world.write(lane, 0, 1, CLUSTER);
+    world.floor.flush(lane).unwrap();
+    let chain = world.volume(uuid(10)).volume.chain();
+    let (shared, leaf) = (world.volume(uuid(10)).shared.clone(), chain.head().leaf(0).unwrap());
+    let page = shared.leaves.get(leaf);
+    page.begin_stroke();
+    let entry = page.entry(0);
+    page.change(0, entry, entry.with_zero(0xf)).unwrap();
+    let ticket = world.floor.submit(lane, Request::write(0, vec![9; 4 * SUB as usize], IoFlags::ATOMIC));
+    (0..1000).for_each(|_| _ = world.floor.step());
+    assert_eq!(world.floor.take(ticket), None, "what is gone may be there again after a power cut");
+    page.pare(0);
+    shared.mark(leaf, 0);
+    page.end_stroke();
+    assert_eq!(world.floor.run_until(ticket), Ok(Vec::new()));
+    assert_ne!(page.entry(0).cluster(), entry.cluster());
+}
+
+/// To the medium a cluster is a deleted snapshot's, with all that was in it, until the commit that says whose it is now.
+#[test]
+fn in_a_cluster_that_has_just_come_from_below() {
+    let mut world = World::fresh(32 * MIB);
+    world.create_volume(10, 2 * CLUSTER);
+    let (lane, other) = (world.lane(10, 0), world.lane(10, 1));
+    world.write(lane, 0, 1, CLUSTER);
+    world.snapshot(10, 20);
+    world.write(lane, CLUSTER, 2, CLUSTER);
+    world.order(Order::Checkpoint).unwrap();
+    // The fold does not begin before this one has ended.
+    world.medium.rule(Rule::new(Effect::Hold).op(Op::Read));
+    let read = world.floor.submit(other, Request::read(CLUSTER, 512));
+    world.floor.step();
+    world.order(Order::Delete { uuid: uuid(20) }).unwrap();
+    world.floor.settle(3_000_000_000);
+    world.discard(lane, 0, 4 * SUB);
+    let chain = world.volume(uuid(10)).volume.chain();
+    let (shared, leaf) = (world.volume(uuid(10)).shared.clone(), chain.head().leaf(0).unwrap());
+    let page = shared.leaves.get(leaf);
+    assert!(page.entry(0).cluster().is_none() && page.is_dirty(0));
+    world.medium.release();
+    for _ in 0..10_000 {
+        if page.entry(0).cluster().is_some() {
+            break;
+        }
+        world.floor.step();
+    }
+    let (was, mut outcomes) = (page.entry(0), std::collections::BTreeSet::new());
+    assert_eq!((was.here(), was.zero(), page.is_dirty(0)), (0xfff0, 0xf, true), "it has come, and is not durable");
+    let ticket = world.floor.submit(lane, Request::write(0, vec![9; 4 * SUB as usize], IoFlags::ATOMIC));
+    let mut answered = false;
+    for _ in 0..10_000 {
+        for (choice, left) in world.medium.crashes(2, Arrival::InOrder) {
+            let mut after = World::open(&left, Floor::in_order(), 2, 2).unwrap();
+            let lane = after.lane(10, 0);
+            let found = after.read(lane, 0, 4 * SUB);
+            assert!(found.iter().all(|byte| *byte == found[0]), "{choice:?}: a part of it");
+            outcomes.insert(found[0]);
+            after.forget();
+        }
+        if answered {
+            break;
+        }
+        world.floor.step();
+        answered = world.floor.take(ticket).is_some();
+    }
+    assert!(answered && outcomes.contains(&1), "{outcomes:?}");
+    assert!(world.floor.take(read).is_some());
+}

@@ -16,7 +16,7 @@ use pollux_core::{CopyEnd, CopyError, IoError};
 
 use super::channel::{touched, whole};
 use super::pool::ThinVolume;
-use super::shared::{CLOSED, Chain, Miss, Place, Reader, Shared, Stay};
+use super::shared::{CLOSED, Chain, Miss, Reader, Shared, Stay};
 
 /// Bytes that are given back in one step: only maps are changed.
 const STEP: u64 = 1 << 30;
@@ -146,9 +146,9 @@ impl Restore<'_> {
             }
         }
         let head = chain.head();
-        let entry = shared.entry(head, cluster)?;
         let (leaf, slot) = Shared::slot(cluster);
-        let Place::At(number) = head.place(leaf) else { return Ok(true) };
+        let Some(number) = shared.page(head, leaf)? else { return Ok(true) };
+        let entry = shared.leaves.get(number).entry(slot);
         if (entry.here() | entry.zero()) & mask == 0 {
             return Ok(true);
         }

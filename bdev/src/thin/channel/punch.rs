@@ -17,8 +17,8 @@ use super::parts::{Kind, Part};
 use super::read::front;
 use super::write::{touched, whole};
 use super::{Progress, ThinChannel, Wait};
-use crate::thin::format::{ENTRIES_PER_PAGE, SUB_BLOCKS};
-use crate::thin::shared::{LayerMap, Miss, Place, Shared};
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry, SUB_BLOCKS};
+use crate::thin::shared::{LayerMap, Leaf, Miss, Place, Shared};
 
 /// What a channel does in one pass, in clusters that go in one stroke, and how many of these one counts as that does not.
 const A_PASS: u32 = 1008;
@@ -230,12 +230,11 @@ impl ThinChannel {
         cx: &mut Cx<'_>,
     ) -> Result<(), Wait> {
         let cluster = at >> self.shared.cluster_shift;
-        let entry = self.shared.entry(head, cluster)?;
+        let (leaf, slot) = Shared::slot(cluster);
+        let page = self.shared.page(head, leaf)?.map(|number| self.shared.leaves.get(number));
+        let entry = page.map_or(Entry::EMPTY, |page| page.entry(slot));
         let mask = touched(&self.shared, at, len);
-        let in_stroke = || {
-            let leaf = head.leaf(Shared::slot(cluster).0);
-            leaf.is_some_and(|leaf| self.shared.leaves.get(leaf).is_in_stroke())
-        };
+        let in_stroke = || page.is_some_and(Leaf::is_in_stroke);
         if self.shared.locks.is_locked(head.id, cluster, mask) || in_stroke() {
             // What the entry says may be in no commit that a flush waits for.
             return Err(Wait::Lock);

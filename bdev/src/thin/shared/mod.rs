@@ -31,7 +31,7 @@ pub(crate) use attention::EVERYBODY;
 pub(crate) use budget::Budget;
 pub(crate) use commits::Commits;
 pub(crate) use layer::{LayerMap, Place, Usage};
-pub(crate) use leaves::{CHUNK, DIRTY_WORDS, DirtyLeaves, Leaves};
+pub(crate) use leaves::{CHUNK, DIRTY_WORDS, DirtyLeaves, Leaf, Leaves};
 pub(crate) use locks::SubLocks;
 pub(crate) use readers::{CLOSED, EPOCHS, Epoch, Reader, Stay};
 pub(crate) use station::{LEASE, Station};
@@ -292,9 +292,17 @@ impl Shared {
         if cluster >= map.clusters() {
             return Ok(Entry::EMPTY);
         }
+        let page = self.page(map, leaf)?;
+        Ok(page.map_or(Entry::EMPTY, |number| self.leaves.get(number).entry(slot)))
+    }
+
+    /// A leaf of a layer, by one look: later it may be nowhere, and is still good to whoever has begun his stay. `None`: all of its
+    /// entries are empty.
+    #[inline]
+    pub(crate) fn page(&self, map: &Arc<LayerMap>, leaf: u64) -> Result<Option<u32>, Miss> {
         match map.place(leaf) {
-            Place::At(number) => Ok(self.leaves.get(number).entry(slot)),
-            Place::Empty => Ok(Entry::EMPTY),
+            Place::At(number) => Ok(Some(number)),
+            Place::Empty => Ok(None),
             Place::Lost => Err(Miss::Lost),
             Place::Unknown | Place::Loading => {
                 self.want(map, leaf);

@@ -114,7 +114,12 @@ impl Handed {
     }
 
     pub(crate) fn take(&self) -> Option<Way> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.take_if(|_| true)
+    }
+
+    /// Unless it is another one than is wanted.
+    pub(crate) fn take_if(&self, is_wanted: impl FnOnce(&Way) -> bool) -> Option<Way> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take_if(|way| is_wanted(way))
     }
 }
 

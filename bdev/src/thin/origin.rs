@@ -116,14 +116,14 @@ pub(crate) struct Joined {
     /// The origin is to be given up when nothing is in flight on it, and to go there.
     unused: Arc<AtomicBool>,
     left: Arc<Left>,
-    /// Requests to an origin that is not there, or behind its end.
-    refused: Vec<Completion>,
+    /// Requests to an origin that is not there, or behind what counts of it.
+    ended: Vec<Completion>,
 }
 
 impl Joined {
     /// The way to the base, and to an origin if there is one. Not attached yet.
     pub(crate) fn new(base: Box<dyn Channel>, origin: Option<Way>) -> Joined {
-        Joined { base, origin, unused: Arc::default(), left: Arc::default(), refused: Vec::new() }
+        Joined { base, origin, unused: Arc::default(), left: Arc::default(), ended: Vec::new() }
     }
 
     /// The same, with an origin that is given up when `unused` says so.
@@ -145,14 +145,16 @@ impl Joined {
     /// elsewhere.
     ///
     /// # Errors
-    /// If the ring has no room; there is none then.
-    pub(crate) fn set_origin(&mut self, origin: Option<Way>, cx: &mut Cx<'_>) -> Result<Option<Way>, IoError> {
+    /// If the ring has no room; there is none then, and the new one is to be dropped elsewhere.
+    pub(crate) fn set_origin(&mut self, origin: Option<Way>, cx: &mut Cx<'_>) -> Result<Option<Way>, (IoError, Way)> {
         let mut old = self.origin.take();
         if let Some(old) = &mut old {
             old.channel.detach(cx);
         }
         if let Some(mut way) = origin {
-            way.channel.attach(cx)?;
+            if let Err(error) = way.channel.attach(cx) {
+                return Err((error, way));
+            }
             self.origin = Some(way);
         }
         Ok(old)
@@ -199,7 +201,11 @@ impl Channel for Joined {
         match &mut self.origin {
             _ if io.offset < ORIGIN => self.base.submit(io, cx),
             Some(way) if io.offset - ORIGIN < way.end => way.submit(Io { offset: io.offset - ORIGIN, ..io }, cx),
-            _ => self.refused.push(Completion { tag: io.tag, result: Err(IoError::NotReady) }),
+            Some(_) => {
+                zero(io.data.as_slice(), 0, io.len as usize);
+                self.ended.push(Completion { tag: io.tag, result: Ok(()) });
+            }
+            None => self.ended.push(Completion { tag: io.tag, result: Err(IoError::NotReady) }),
         }
     }
 
@@ -209,13 +215,13 @@ impl Channel for Joined {
             way.poll(cx, done);
             self.give_up_unused(cx);
         }
-        done.append(&mut self.refused);
+        done.append(&mut self.ended);
     }
 
     fn next(&self) -> Next {
         let origin = self.origin.as_ref().map_or(Next::Idle, |way| way.channel.next());
-        let refused = if self.refused.is_empty() { Next::Idle } else { Next::Now };
-        self.base.next().or(origin).or(refused)
+        let ended = if self.ended.is_empty() { Next::Idle } else { Next::Now };
+        self.base.next().or(origin).or(ended)
     }
 
     fn cancel(&mut self, tag: Tag, cx: &mut Cx<'_>) {

@@ -54,7 +54,7 @@ impl Copier {
     }
 
     /// Has it read from this origin, too, or from none any more. Returns the one before.
-    pub(super) fn set_origin(&mut self, way: Option<Way>, cx: &mut Cx<'_>) -> Result<Option<Way>, IoError> {
+    pub(super) fn set_origin(&mut self, way: Option<Way>, cx: &mut Cx<'_>) -> Result<Option<Way>, (IoError, Way)> {
         debug_assert!(self.is_idle(), "nothing is being copied");
         self.channel.set_origin(way, cx)
     }

@@ -24,7 +24,7 @@ use super::copier::Copier;
 use super::nodes::Below;
 use super::{Engine, LOOK_NS};
 use crate::thin::PoolError;
-use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Geometry, LayerKind};
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Geometry, LayerKind, Origin};
 use crate::thin::orders::{Answer, Asked, Order, Progress};
 use crate::thin::origin::covered;
 use crate::thin::shared::{LayerMap, Miss, Place, Shared};
@@ -48,14 +48,20 @@ struct Task {
     /// What lay below when the first cluster was looked at.
     below: Vec<(u64, LayerKind)>,
     stage: Stage,
+    /// What it stood on outside of the pool until it ended.
+    origin: Option<Origin>,
 }
 
 enum Stage {
     Copying,
     /// All has been copied, which has to be durable.
     Copied(u64),
-    /// It stands on less, which has to be durable.
-    Committing(u64),
+    /// It stands on less, which has to be durable, and what began before has to end: it may still read what is not needed
+    /// any more, and is then somebody else's.
+    Ending {
+        commit: u64,
+        epoch: u64,
+    },
 }
 
 /// A copy that is under way.
@@ -133,6 +139,19 @@ impl Inflation {
         self.tasks.is_empty() && self.copy.is_none()
     }
 
+    /// Up to which epoch the one at work waits for readers.
+    pub(super) fn awaited(&self) -> Option<u64> {
+        self.tasks.front().and_then(|task| match task.stage {
+            Stage::Ending { epoch, .. } => Some(epoch),
+            Stage::Copying | Stage::Copied(_) => None,
+        })
+    }
+
+    /// The bdev outside of the pool that somebody may still read for this volume, though it does not stand on that any more.
+    pub(super) fn leaves_origin(&self, volume: Uuid) -> Option<Origin> {
+        self.tasks.iter().find(|task| task.volume == volume).and_then(|task| task.origin)
+    }
+
     /// Whether something is done with this volume.
     pub(super) fn has(&self, volume: Uuid) -> bool {
         self.tasks.iter().any(|task| task.volume == volume)
@@ -154,7 +173,10 @@ impl Engine {
         let Order::Inflate { uuid, decouple, progress, .. } = &asked.order else { return };
         let (volume, progress, thick) = (*uuid, progress.clone(), !decouple);
         match self.check_inflation(volume, *decouple) {
-            Err(error) => asked.answer(Err(error)),
+            Err(error) => {
+                self.give_up_way(&asked.order);
+                asked.answer(Err(error));
+            }
             Ok((into, until)) => {
                 self.nodes.get_mut(into).inflating = thick;
                 self.directory.get(volume).iter().for_each(|volume| volume.begins_inflating());
@@ -169,6 +191,7 @@ impl Engine {
                     next,
                     below,
                     stage,
+                    origin: None,
                 });
             }
         }
@@ -224,7 +247,17 @@ impl Engine {
         1
     }
 
+    /// A way that was not needed: it is dropped where nobody waits for that.
+    fn give_up_way(&self, order: &Order) {
+        if let Order::Inflate { way, .. } = order
+            && let Some(way) = way.take()
+        {
+            self.shared.left.push(way);
+        }
+    }
+
     fn end_inflation(&mut self, task: &Task, answer: Answer) {
+        self.give_up_way(&task.asked.order);
         if let Some(node) = self.nodes.by_id.get_mut(&task.into) {
             node.inflating = false;
         }
@@ -236,8 +269,9 @@ impl Engine {
         if let Some(error) = self.failed {
             return Err(PoolError::Failed(error));
         }
-        if let Stage::Committing(ticket) = task.stage {
-            return Ok(if self.shared.commits.is_done(ticket) { Pace::Done } else { Pace::Waits });
+        if let Stage::Ending { commit, epoch } = task.stage {
+            let is_over = self.shared.commits.is_done(commit) && self.is_over(epoch);
+            return Ok(if is_over { Pace::Done } else { Pace::Waits });
         }
         if self.leaving {
             return Err(PoolError::Closed);
@@ -436,7 +470,13 @@ impl Engine {
         let to = match now.cluster() {
             Some(to) => to,
             None => {
-                let Some(to) = self.cluster_for(task)? else { return self.missing(task, Miss::Space) };
+                let mut found = self.cluster_for(task)?;
+                if found.is_none() {
+                    // Nobody may have use for what lies in leases.
+                    self.take_leases_back();
+                    found = self.cluster_for(task)?;
+                }
+                let Some(to) = found else { return self.missing(task, Miss::Space) };
                 let page = self.shared.leaves.get(number);
                 while let Err(other) = page.change(slot, now, now.with_cluster(to)) {
                     // All is locked: nobody else puts it on a cluster.
@@ -462,10 +502,14 @@ impl Engine {
         let (Order::Inflate { way, .. }, Some(origin)) = (&task.asked.order, self.nodes.origin(task.into)) else {
             return Ok(());
         };
-        let way = way.take().filter(|way| way.leads_to(origin));
-        let name = || self.nodes.get(task.into).layer.name.clone();
-        let way = way.ok_or_else(|| PoolError::NoOrigin { name: name(), origin: origin.uuid })?;
-        self.inflation.copier.set_origin(Some(way), cx).map(drop).map_err(PoolError::Copy)
+        let Some(way) = way.take_if(|way| way.leads_to(origin)) else {
+            let name = self.nodes.get(task.into).layer.name.clone();
+            return Err(PoolError::NoOrigin { name, origin: origin.uuid });
+        };
+        self.inflation.copier.set_origin(Some(way), cx).map(drop).map_err(|(error, way)| {
+            self.shared.left.push(way);
+            PoolError::Copy(error)
+        })
     }
 
     /// A cluster for the layer, of what is kept for it or of what is nobody's.
@@ -496,7 +540,9 @@ impl Engine {
                 })
             }
             Miss::Space => {
-                let could_be_had = !self.quarantine.is_empty() || self.removal.is_some() || self.fold.is_some();
+                let held_back = self.telling.held_back() > 0;
+                let could_be_had =
+                    held_back || !self.quarantine.is_empty() || self.removal.is_some() || self.fold.is_some();
                 if could_be_had || self.shared.leaves.any_dirty() || self.has_to_say() || self.commit.is_some() {
                     self.hurry = true;
                     return Ok(Pace::Waits);
@@ -531,6 +577,10 @@ impl Engine {
             // It goes into this one, and has to find it.
             return Ok(Pace::Waits);
         }
+        if !self.may_raise() {
+            return Ok(Pace::Waits);
+        }
+        task.origin = self.nodes.origin(into);
         let left = self.left_below(task);
         self.nodes.stand(into, left);
         let clusters = self.nodes.clusters(self.nodes.get(into).layer.size);
@@ -542,7 +592,7 @@ impl Engine {
         self.review_unnamed();
         self.renew_chains(into);
         self.review_reserves();
-        task.stage = Stage::Committing(self.shared.commits.ticket());
+        task.stage = Stage::Ending { commit: self.shared.commits.ticket(), epoch: self.raise_epoch() };
         Ok(Pace::On)
     }
 }

@@ -276,7 +276,7 @@ impl Engine {
             },
             bytes: layer.size,
             parent: self.nodes.known_below(id).next().map(|below| self.nodes.get(below).layer.uuid),
-            origin: self.nodes.origin(id),
+            origin: self.nodes.origin(id).or_else(|| self.inflation.leaves_origin(layer.uuid)),
             children: Vec::new(),
             created: layer.created,
             owned_bytes: owned.saturating_mul(size),
@@ -336,6 +336,7 @@ impl Engine {
             self.evicting.awaited(),
             self.removal.as_ref().and_then(Removal::awaited),
             self.fold.as_ref().and_then(Fold::awaited),
+            self.inflation.awaited(),
         ];
         waits.into_iter().flatten().max().unwrap_or(0)
     }

@@ -1,12 +1,13 @@
 //! Volumes that stand on a bdev outside of the pool.
 
 use std::collections::BTreeSet;
+use std::sync::mpsc::TryRecvError;
 
 use pollux_core::{Bdev, Erasure, IoError, IoFlags, Op, OpenArgs, OpenError};
 
 use super::judge::{clean, counted};
 use super::world::{CLUSTER, MIB, World, uuid};
-use crate::testing::floor::{Floor, LaneId};
+use crate::testing::floor::{Floor, LaneId, Request};
 use crate::testing::medium::{Effect, Geometry, Medium, Order as Arrival, Rule};
 use crate::thin::orders::{Answer, Order};
 use crate::thin::{ExtentKind, Origin};
@@ -345,6 +346,48 @@ fn what_the_bdev_has_counts_as_data() {
     let delta = volume.delta(&snapshot, 0, 100).unwrap();
     assert_eq!(delta.extents.len(), 1, "what lies below both is no difference");
     assert_eq!(volume.own(0, 100).unwrap().extents.len(), 1, "nor its own");
+}
+
+/// The bdev ends in the middle of a sub-block, and a read may begin anywhere.
+#[test]
+fn a_read_may_begin_behind_the_end_of_the_bdev() {
+    let mut world = world();
+    let (lane, held) = clone_of_bdev(&mut world);
+    for at in (9 * CLUSTER..BYTES).step_by(512) {
+        let len = 1024.min(BYTES - at);
+        let found = world.read(lane, at, len);
+        assert!(
+            found == held[at as usize..(at + len) as usize],
+            "{} bytes behind the end",
+            at as i64 - OF.bytes as i64
+        );
+    }
+}
+
+/// When a volume has all of it the bdev may be given to somebody else at once: who still reads it is waited for.
+#[test]
+fn nobody_reads_the_bdev_any_more_when_a_volume_needs_it_no_more() {
+    let mut world = world();
+    let (lane, held) = clone_of_bdev(&mut world);
+    let outside = world.outside(OF);
+    outside.rule(Rule::new(Effect::Hold).op(Op::Read).at(4 * CLUSTER..4 * CLUSTER + 512));
+    let read = world.floor.submit(lane, Request::read(4 * CLUSTER, 512));
+    let (order, progress) = world.inflation(uuid(10), true);
+    let answer = world.send(order);
+    world.floor.settle(5_000_000_000);
+    let (done, total) = progress.get();
+    assert!(done == total && total > 0, "all is copied");
+    assert_eq!(answer.try_recv().map(|_| ()), Err(TryRecvError::Empty), "somebody reads the bdev");
+    assert_eq!(world.info().volumes[0].origin, Some(OF), "so it is still its");
+    outside.release();
+    assert_eq!(world.floor.run_until(read), Ok(held[4 * CLUSTER as usize..][..512].to_vec()));
+    world.floor.settle(1_000_000_000);
+    answer.try_recv().expect("nobody does any more").unwrap();
+    assert_eq!(world.info().volumes[0].origin, None);
+    assert!(
+        !world.volume(uuid(10)).shared.left.is_empty(),
+        "the way that the order had is dropped by somebody who may wait"
+    );
 }
 
 /// The volume is there with all that the bdev has, or it is not; it stands on the bdev, or has all of it.

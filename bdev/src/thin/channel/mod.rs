@@ -45,6 +45,8 @@ use crate::measured::{tag_of, token_of};
 use crate::thin::format::Origin;
 use crate::thin::origin::{Joined, Way};
 
+/// No volume has it: it is a closed gate's, and none has been opened so often.
+const NO_WORD: u64 = u64::MAX;
 /// Parts that a channel may have beyond one for each request.
 const SPARE_PARTS: u32 = 32;
 /// Requests of one volume that wait for space at most, and the part of a channel's room that they may take: what would give
@@ -249,7 +251,7 @@ impl ThinChannel {
             self.unused.store(self.chain.origin.is_none(), Relaxed);
             // A later one holds from a later word on, which is still to be seen.
             if self.chain.word != word {
-                self.word = self.chain.word | CLOSED;
+                self.word = NO_WORD;
                 return;
             }
         }

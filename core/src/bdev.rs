@@ -105,8 +105,8 @@ pub enum Threshold {
 pub enum Erasure {
     /// Zeroes all over.
     Plain,
-    /// The same, and before that zeroes with [`IoFlags::ERASE`](crate::IoFlags::ERASE), flushed: what it gives back it does not
-    /// overwrite.
+    /// The same, and before that zeroes with [`IoFlags::ERASE`](crate::IoFlags::ERASE), and a flush with it: what it gives back it
+    /// does not overwrite.
     InPlace,
     /// It cannot be: it shares what it holds with another device.
     Shared,

@@ -64,7 +64,8 @@ bitflags::bitflags! {
         /// On what changes data: it does not wait for space that may come, but fails with [`IoError::NoSpace`] when there is none.
         const HASTY = 8;
         /// On `WriteZeroes` of a device that wants it ([`Erasure::InPlace`](crate::Erasure)): what is there is overwritten where
-        /// it lies, and nothing else is done.
+        /// it lies, and nothing else is done. On `Flush` of such a device: it completes when nothing is below any more, either, of
+        /// what was given back before it was submitted and belongs to nobody else since.
         const ERASE = 16;
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Range {
 pub enum Step {
     /// Make what was acknowledged durable.
     Flush,
+    /// The same, and nothing that was given back before is left below ([`IoFlags::ERASE`]).
+    Erase,
     /// The range is no longer needed.
     Discard {
         /// First byte.
@@ -60,7 +62,7 @@ impl Step {
     #[must_use]
     pub const fn op(&self) -> Op {
         match self {
-            Step::Flush => Op::Flush,
+            Step::Flush | Step::Erase => Op::Flush,
             Step::Discard { .. } => Op::Discard,
             Step::WriteZeroes { .. } => Op::WriteZeroes,
             Step::WritePattern { .. } => Op::Write,

@@ -283,7 +283,7 @@ fn check_wipe(unit: &LogicalUnit, shape: &Shape) {
                 check_within(span, (offset, len));
                 assert_eq!(wipe.pattern().len(), shape.block_size as usize);
             }
-            Some(Step::Flush) => {}
+            Some(Step::Flush | Step::Erase) => {}
             Some(Step::Discard { .. }) => panic!("a discard need not read zero"),
             None => break,
         }
@@ -333,7 +333,7 @@ fn check_action(unit: &LogicalUnit, shape: Option<&Shape>, action: Action, limit
             let span = plan.span();
             for step in std::iter::from_fn(|| plan.next()).take(10_000) {
                 match step {
-                    Step::Flush => continue,
+                    Step::Flush | Step::Erase => continue,
                     Step::Discard { .. } => assert!(shape.discard.is_some()),
                     Step::WriteZeroes { .. } | Step::WritePattern { .. } => {}
                 }

@@ -141,6 +141,7 @@ impl ScsiWorker {
 pub(crate) const fn parts(step: Step) -> (Op, IoFlags, u64, u64) {
     match step {
         Step::Flush => (Op::Flush, IoFlags::empty(), 0, 0),
+        Step::Erase => (Op::Flush, IoFlags::ERASE, 0, 0),
         Step::Discard { offset, len, flags } => (Op::Discard, flags, offset, len),
         Step::WriteZeroes { offset, len, flags } => (Op::WriteZeroes, flags, offset, len),
         Step::WritePattern { offset, len, flags } => (Op::Write, flags, offset, len),

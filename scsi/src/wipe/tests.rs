@@ -66,7 +66,7 @@ fn run(unit: &LogicalUnit) -> (Vec<(u64, u64, u8)>, WipeEnd) {
                 assert_eq!(block.len(), 512);
                 steps.push((offset, len, block[0]));
             }
-            Step::Flush => steps.push((0, 0, 0)),
+            Step::Flush | Step::Erase => steps.push((0, 0, 0)),
             Step::Discard { .. } => panic!("a discard need not read zero"),
         }
     }

@@ -23,7 +23,7 @@ pub enum WipeEnd {
 pub struct Wipe {
     unit: Arc<LogicalUnit>,
     operation: Operation,
-    /// Zeroes are written where the data lies before its space is given back.
+    /// Zeroes are written where the data lies before its space is given back, and what was given back before is erased.
     twice: bool,
     /// A sanitize that cannot be: what the unit holds is kept by a snapshot.
     is_shared: bool,
@@ -82,7 +82,9 @@ impl Wipe {
             Some(step) => Some(step),
             None if !self.flushed => {
                 self.flushed = true;
-                Some(Step::Flush)
+                // What it gives back itself holds zeroes.
+                let gives_back = self.operation.content == Content::Zeroes && self.pass > 0;
+                Some(if self.twice && !gives_back { Step::Erase } else { Step::Flush })
             }
             None if self.pass + 1 < passes => {
                 self.pass += 1;

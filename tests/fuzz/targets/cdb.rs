@@ -147,7 +147,7 @@ fn check(bench: &Bench, action: Action) {
             for _ in 0..100_000 {
                 match plan.next() {
                     None => return,
-                    Some(Step::Flush) => {}
+                    Some(Step::Flush | Step::Erase) => {}
                     Some(Step::Discard { offset, len, .. } | Step::WriteZeroes { offset, len, .. }) => {
                         inside(bench, offset, len);
                     }
@@ -206,7 +206,7 @@ fn check(bench: &Bench, action: Action) {
             for _ in 0..1000 {
                 match wipe.next() {
                     None => break,
-                    Some(Step::Flush) => {}
+                    Some(Step::Flush | Step::Erase) => {}
                     Some(Step::Discard { offset, len, .. } | Step::WriteZeroes { offset, len, .. }) => {
                         inside(bench, offset, len);
                     }

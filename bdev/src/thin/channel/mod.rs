@@ -116,6 +116,8 @@ struct Request {
     unmapped: bool,
     /// The commit that it waits for.
     ticket: Option<u64>,
+    /// What it waits for is a round of erasing, and a commit when that has ended.
+    erases: bool,
     /// What it waits for, and for space until when.
     wait: Option<Wait>,
     until: u64,
@@ -371,6 +373,16 @@ impl ThinChannel {
         self.committing.push_back(token);
     }
 
+    /// Has a request wait until nothing of what was given back until now is on the base.
+    fn wait_for_erasure(&mut self, token: Token) {
+        let ticket = self.shared.erasures.ticket();
+        self.shared.call_engine();
+        self.set_wait(token, Some(Wait::Engine));
+        let request = self.request(token);
+        (request.ticket, request.erases) = (Some(ticket), true);
+        self.committing.push_back(token);
+    }
+
     /// Ends a request of which nothing is in flight and nothing is to be started, or has it wait for a commit.
     fn try_end(&mut self, token: Token) {
         let done = |request: &Request| request.result.is_err() || request.at == request.io.len;
@@ -472,6 +484,20 @@ impl ThinChannel {
             let ticket = request.ticket.expect("it waits for a commit");
             let (done, failed) = (self.shared.commits.is_done(ticket), self.shared.commits.have_failed());
             match request.result {
+                Ok(()) if request.erases && !failed => match self.shared.erasures.outcome(ticket) {
+                    Some(Err(error)) => request.result = Err(error),
+                    Some(Ok(())) => {
+                        // What was written over is durable when the base has had a barrier.
+                        request.erases = false;
+                        self.wait_for_commit(token);
+                        continue;
+                    }
+                    None => {
+                        self.committing.push_back(token);
+                        continue;
+                    }
+                },
+                Ok(()) if request.erases => request.result = Err(IoError::FlushFailed),
                 Ok(()) if done => {}
                 Ok(()) if failed => request.result = Err(IoError::FlushFailed),
                 Ok(()) => {
@@ -540,11 +566,13 @@ impl Channel for ThinChannel {
         }
         self.now = cx.now;
         let (epoch, ticket, wait) = (None, None, None);
-        let (result, unmapped, atomic) = (Ok(()), false, None);
-        let request = Request { io, epoch, at: 0, parts: 0, result, unmapped, ticket, wait, until: 0, atomic };
+        let (result, unmapped, erases, atomic) = (Ok(()), false, false, None);
+        let request = Request { io, epoch, at: 0, parts: 0, result, unmapped, ticket, erases, wait, until: 0, atomic };
         let token = self.requests.insert(request);
         let token = token.unwrap_or_else(|_| panic!("more than {} requests in flight", self.requests.capacity()));
-        if io.op == Op::Flush {
+        if io.op == Op::Flush && io.flags.contains(IoFlags::ERASE) {
+            self.wait_for_erasure(token);
+        } else if io.op == Op::Flush {
             self.wait_for_commit(token);
         } else if self.may_overtake(io.op) {
             self.advance(token, cx);

@@ -7,6 +7,7 @@
 mod checks;
 mod commit;
 mod copier;
+mod erasing;
 mod evict;
 mod fold;
 mod gather;
@@ -197,7 +198,7 @@ impl Engine {
             match event {
                 Event::Durable(batch) => self.batch_is_durable(batch),
                 Event::Loaded { layer, leaf, entries } => self.loaded(layer, leaf, entries),
-                Event::Discarded(id) => self.discarded(id),
+                Event::Discarded(id, result) => self.discarded(id, result),
                 Event::Checkpointed(_) => self.checkpointed(),
                 Event::Failed(error) => self.fail(error),
             }
@@ -357,7 +358,7 @@ impl Engine {
         // It may wait for a lock, which nobody tells of.
         let waits_for_locks = self.fold.as_ref().is_some_and(|fold| fold.awaited().is_none());
         if !self.leaving {
-            next = next.or(self.telling.wakes(self.now));
+            next = next.or(self.telling.wakes(self.now, self.hurries_to_tell()));
         }
         if waits_for_locks { next.or(Next::At(self.now + LOOK_NS)) } else { next }
     }

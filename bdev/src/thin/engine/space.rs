@@ -58,25 +58,39 @@ impl Freed {
 pub(super) struct Quarantine {
     /// Free as far as the log says; requests may still use them.
     durable: Freed,
-    /// The same, and the epoch that has to be over.
-    waiting: VecDeque<(u64, Freed)>,
+    /// The same, and the epoch that has to be over; and how often something had come until then.
+    waiting: VecDeque<(u64, u64, Freed)>,
+    /// How often something has come, and how much of that has left.
+    entered: u64,
+    left: u64,
 }
 
 impl Quarantine {
     /// These are nobody's, and that is durable.
     pub(super) fn freed(&mut self, freed: Freed) {
         self.durable.append(freed);
+        self.entered += 1;
+    }
+
+    /// How often something has come.
+    pub(super) const fn entered(&self) -> u64 {
+        self.entered
+    }
+
+    /// Whether all has left that had come when it was so often.
+    pub(super) fn has_let_out(&self, entered: u64) -> bool {
+        self.left >= entered || self.is_empty()
     }
 
     /// How many clusters there are.
     pub(super) fn len(&self) -> u64 {
-        let all = self.waiting.iter().map(|(_, freed)| freed).chain([&self.durable]);
+        let all = self.waiting.iter().map(|(.., freed)| freed).chain([&self.durable]);
         all.flat_map(|freed| &freed.clusters).map(|(_, count)| u64::from(*count)).sum()
     }
 
     /// The last epoch that something waits for.
     pub(super) fn awaited(&self) -> Option<u64> {
-        self.waiting.back().map(|(epoch, _)| *epoch)
+        self.waiting.back().map(|(epoch, ..)| *epoch)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -97,13 +111,14 @@ impl Engine {
             let early = freed.split_off(self.store.waits(QUARANTINE_EPOCH), self.store.waits(PARE_EPOCH));
             let epoch = self.raise_epoch();
             self.let_out(early);
-            self.quarantine.waiting.push_back((epoch, freed));
+            self.quarantine.waiting.push_back((epoch, self.quarantine.entered, freed));
             count += 1;
         }
-        while let Some((epoch, _)) = self.quarantine.waiting.front()
+        while let Some((epoch, ..)) = self.quarantine.waiting.front()
             && self.is_over(*epoch)
         {
-            let (_, freed) = self.quarantine.waiting.pop_front().unwrap_or_default();
+            let (_, entered, freed) = self.quarantine.waiting.pop_front().unwrap_or_default();
+            self.quarantine.left = entered;
             self.let_out(freed);
             count += 1;
         }
@@ -117,9 +132,7 @@ impl Engine {
     fn let_out(&mut self, freed: Freed) {
         for (first, count) in freed.clusters {
             self.store.release(first, count);
-            if self.store.takes_discards() {
-                self.telling.put(first, count);
-            }
+            self.telling.put(first, count, self.store.takes_discards());
         }
         freed.parts.into_iter().for_each(|pared| self.telling.put_pared(pared));
     }
@@ -170,6 +183,7 @@ impl Engine {
                 continue;
             }
             self.store.allocate((KEPT - left).min(open as usize), &mut self.clusters);
+            self.telling.launder(&mut self.clusters, &mut self.store);
             for cluster in self.clusters.drain(..) {
                 match volume.keep(cluster) {
                     Ok(()) => given += 1,
@@ -223,6 +237,7 @@ impl Engine {
             }
             station.lease_is(most);
             self.store.allocate(most - left, &mut self.clusters);
+            self.telling.launder(&mut self.clusters, &mut self.store);
             for cluster in self.clusters.drain(..) {
                 if let Err(cluster) = station.put(cluster) {
                     self.store.give_back(&[cluster]);

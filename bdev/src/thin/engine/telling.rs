@@ -16,14 +16,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 
-use pollux_core::Next;
+use pollux_core::{IoError, Next};
 
 use super::Engine;
-use super::space::Pared;
+use super::erasing::Round;
+use super::space::{Pared, runs};
 use super::untold::Untold;
 use crate::thin::format::{LayerKind, SUB_BLOCKS};
 use crate::thin::shared::{Place, Shared};
-use crate::thin::store::{PARE_COMMIT, PARE_LOCK};
+use crate::thin::store::{PARE_COMMIT, PARE_LOCK, Store};
 
 /// Bytes of one request at most.
 const MOST: u64 = 8 << 20;
@@ -44,19 +45,25 @@ const A_PASS: u32 = 16;
 
 /// What the base has been told of and has not answered.
 enum Told {
-    Clusters(u32, u32),
-    /// Sub-blocks of a layer's cluster, locked unless a test has it otherwise.
-    Parts {
-        layer: u64,
-        cluster: u64,
-        locked: u16,
+    Clusters {
+        first: u32,
+        count: u32,
+        /// They are written over, not discarded.
+        erased: bool,
     },
+    /// Sub-blocks of a layer's cluster, locked unless a test has it otherwise.
+    Parts { layer: u64, cluster: u64, locked: u16 },
 }
 
 /// See the module's description.
 #[derive(Default)]
 pub(super) struct Telling {
     untold: Untold,
+    /// Free, and not discarded since they were: they lay in leases when it was their turn, or the base has refused.
+    left_out: Untold,
+    /// What the round has to write over that is under way.
+    doomed: Untold,
+    pub(super) round: Option<Round>,
     pared: VecDeque<Pared>,
     /// By layer and cluster: the last commit that has taken something of its entry, and the last one that has taken sub-blocks
     /// of it away. Of those that are in here or in quarantine.
@@ -73,16 +80,53 @@ pub(super) struct Telling {
 impl Telling {
     /// Bytes of clusters that wait or are in flight, and clusters of which sub-blocks do.
     pub(super) fn waiting(&self) -> (u64, u64) {
-        let in_flight = self.told.values().map(|told| match told {
-            Told::Clusters(_, count) => u64::from(*count),
-            Told::Parts { .. } => 0,
-        });
-        (self.untold.len() + in_flight.sum::<u64>(), self.commits.len() as u64)
+        (self.untold.len() + self.doomed.len() + self.held_back(), self.commits.len() as u64)
     }
 
     /// Clusters that are held back while the base is told of them.
     pub(super) fn held_back(&self) -> u64 {
-        self.waiting().0 - self.untold.len()
+        let in_flight = self.told.values().map(|told| match told {
+            Told::Clusters { count, .. } => u64::from(*count),
+            Told::Parts { .. } => 0,
+        });
+        in_flight.sum()
+    }
+
+    /// Whether a round writes over what is doomed.
+    fn is_overwriting(&self) -> bool {
+        self.round.as_ref().is_some_and(Round::is_overwriting)
+    }
+
+    /// Whether it has written over all of it.
+    pub(super) fn has_overwritten(&self) -> bool {
+        self.doomed.len() == 0 && self.held_back() == 0
+    }
+
+    /// All that is free is doomed.
+    pub(super) fn doom(&mut self) {
+        self.doomed.append(std::mem::take(&mut self.untold));
+        self.doomed.append(std::mem::take(&mut self.left_out));
+    }
+
+    /// Takes those that are doomed out of clusters that are about to be given out: they are free again when they have been
+    /// written over.
+    pub(super) fn launder(&mut self, clusters: &mut Vec<u32>, store: &mut Store) {
+        if self.doomed.len() > 0 {
+            let doomed: Vec<u32> = clusters.extract_if(.., |cluster| self.doomed.remove(*cluster)).collect();
+            runs(doomed).into_iter().for_each(|(first, count)| self.overwrite(first, count, store));
+        }
+    }
+
+    /// Writes zeroes over clusters that are nobody's.
+    fn overwrite(&mut self, first: u32, count: u32, store: &mut Store) {
+        let size = u64::from(store.geometry().cluster_size);
+        let id = self.send(Told::Clusters { first, count, erased: true });
+        store.overwrite(id, u64::from(first) * size, u64::from(count) * size);
+    }
+
+    /// Those of which the base can be told.
+    fn next_of(&mut self) -> &mut Untold {
+        if self.is_overwriting() { &mut self.doomed } else { &mut self.untold }
     }
 
     /// Whether sub-blocks are in flight: clusters stay with their layers.
@@ -113,9 +157,9 @@ impl Telling {
         }
     }
 
-    /// These clusters are free.
-    pub(super) fn put(&mut self, first: u32, count: u32) {
-        self.untold.put(first, count);
+    /// These clusters are free; `takes`: the base takes discards.
+    pub(super) fn put(&mut self, first: u32, count: u32, takes: bool) {
+        if takes { self.untold.put(first, count) } else { self.left_out.put(first, count) }
     }
 
     /// These sub-blocks of a cluster that is in use have left the quarantine.
@@ -123,14 +167,31 @@ impl Telling {
         self.pared.push_back(pared);
     }
 
-    /// When there is something to do.
-    pub(super) fn wakes(&self, now: u64) -> Next {
-        let waits = self.untold.len() > 0 || !self.pared.is_empty();
-        if !waits || self.told.len() >= IN_FLIGHT {
+    /// When there is something to do; `hurries`: whatever it costs.
+    pub(super) fn wakes(&self, now: u64, hurries: bool) -> Next {
+        if !self.waits() || self.told.len() >= IN_FLIGHT {
             return Next::Idle;
         }
-        let at = self.next.max(self.look);
+        let at = if hurries { self.look } else { self.next.max(self.look) };
         if at <= now { Next::Now } else { Next::At(at) }
+    }
+
+    /// Whether there is something of which the base can be told.
+    fn waits(&self) -> bool {
+        let clusters = if self.is_overwriting() { &self.doomed } else { &self.untold };
+        clusters.len() > 0 || !self.pared.is_empty()
+    }
+
+    /// The base still has what was there.
+    fn refused(&mut self, first: u32, count: u32, erased: bool) {
+        match &mut self.round {
+            Some(round) if !erased && round.is_overwriting() => self.doomed.put(first, count),
+            Some(round) if erased => {
+                round.fails();
+                self.left_out.put(first, count);
+            }
+            _ => self.left_out.put(first, count),
+        }
     }
 
     fn send(&mut self, told: Told) -> u64 {
@@ -151,9 +212,8 @@ impl Engine {
     /// A crash may have come before the base was told of what the log has freed.
     pub(super) fn tell_of_what_was_freed(&mut self) {
         let freed = self.store.take_freed();
-        if self.store.takes_discards() {
-            freed.into_iter().for_each(|(first, count)| self.telling.put(first, count));
-        }
+        let takes = self.store.takes_discards();
+        freed.into_iter().for_each(|(first, count)| self.telling.put(first, count, takes));
     }
 
     /// Whether a pool that is being closed has something to tell, and time for it.
@@ -162,16 +222,22 @@ impl Engine {
         self.failed.is_none() && self.telling.untold.len() > 0 && self.now < since + LEAVING_NS
     }
 
+    /// Whether the base is told of all as fast as it takes it.
+    pub(super) fn hurries_to_tell(&self) -> bool {
+        self.leaving || self.shared.erasing.load(Relaxed) || self.telling.is_overwriting()
+    }
+
     /// How many bytes a second the base is told of.
     fn telling_rate(&self) -> u64 {
-        let hurries = self.leaving || self.shared.erasing.load(Relaxed);
-        if hurries { u64::MAX } else { self.store.discard_rate() }
+        if self.hurries_to_tell() { u64::MAX } else { self.store.discard_rate() }
     }
 
     /// Tells the base what it may hear now.
     pub(super) fn advance_telling(&mut self) -> u32 {
-        let waits = self.telling.untold.len() > 0 || !self.telling.pared.is_empty();
-        if !waits && self.telling.told.is_empty() && self.quarantine.is_empty() {
+        self.advance_round();
+        let waits = self.telling.waits();
+        let is_still = !waits && self.telling.told.is_empty() && self.telling.round.is_none();
+        if is_still && self.quarantine.is_empty() {
             self.shared.erasing.store(false, Relaxed);
         }
         if !waits || self.failed.is_some() || self.telling.look > self.now {
@@ -179,10 +245,10 @@ impl Engine {
         }
         let mut count = 0;
         for _ in 0..A_PASS {
-            if self.telling.told.len() >= IN_FLIGHT || self.now < self.telling.next {
+            if self.telling.told.len() >= IN_FLIGHT || self.now < self.telling.next && !self.hurries_to_tell() {
                 return count;
             }
-            if !self.tell_pared() && !self.tell_clusters() {
+            if !self.tell_next() {
                 self.telling.look = self.now + LOOK_NS;
                 return count;
             }
@@ -191,22 +257,34 @@ impl Engine {
         count
     }
 
+    /// Tells of something; what somebody waits for comes first.
+    fn tell_next(&mut self) -> bool {
+        let clusters_first = self.telling.is_overwriting();
+        clusters_first && self.tell_clusters() || self.tell_pared() || !clusters_first && self.tell_clusters()
+    }
+
     /// Tells of some clusters, or finds that they are in use again. Returns whether there was anything to be done.
     fn tell_clusters(&mut self) -> bool {
         let size = u64::from(self.store.geometry().cluster_size);
-        let Some((first, count)) = self.telling.untold.take((MOST / size).max(1) as u32) else { return false };
+        let Some((first, count)) = self.telling.next_of().take((MOST / size).max(1) as u32) else { return false };
         let Some(free) = self.store.hold_back(first, count) else {
             // Where it is free is not in memory yet.
-            self.telling.untold.put(first, count);
+            self.telling.next_of().put(first, count);
             return false;
         };
-        // What is before that has been given out again.
-        self.telling.untold.put(free.end, first + count - free.end);
+        // What is before that has been given out again; nobody may have used it yet.
+        let unused = (first..free.start).filter(|cluster| !self.store.is_named(*cluster));
+        unused.for_each(|cluster| self.telling.left_out.put(cluster, 1));
+        self.telling.next_of().put(free.end, first + count - free.end);
         if free.is_empty() {
             return true;
         }
         let (first, count) = (free.start, free.end - free.start);
-        let id = self.telling.send(Told::Clusters(first, count));
+        if self.telling.is_overwriting() {
+            self.telling.overwrite(first, count, &mut self.store);
+            return true;
+        }
+        let id = self.telling.send(Told::Clusters { first, count, erased: false });
         self.telling.pay(self.now, u64::from(count) * size, self.telling_rate());
         self.store.discard(id, u64::from(first) * size, u64::from(count) * size);
         true
@@ -291,9 +369,12 @@ impl Engine {
     }
 
     /// The base has answered.
-    pub(super) fn discarded(&mut self, id: u64) {
+    pub(super) fn discarded(&mut self, id: u64, result: Result<(), IoError>) {
         match self.telling.told.remove(&id) {
-            Some(Told::Clusters(first, count)) => {
+            Some(Told::Clusters { first, count, erased }) => {
+                if result.is_err() {
+                    self.telling.refused(first, count, erased);
+                }
                 self.store.release(first, count);
                 self.give_out();
             }

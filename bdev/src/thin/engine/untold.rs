@@ -39,6 +39,31 @@ impl Untold {
         });
     }
 
+    /// Takes this one out; whether it was in here.
+    pub(super) fn remove(&mut self, cluster: u32) -> bool {
+        let (nth, at) = (cluster / PART, cluster % PART);
+        let Some(words) = self.parts.get_mut(&nth) else { return false };
+        let (word, bit) = (&mut words[at as usize / 64], 1 << (at % 64));
+        let was = *word & bit != 0;
+        *word &= !bit;
+        self.count -= u64::from(was);
+        if was && words.iter().all(|word| *word == 0) {
+            self.parts.remove(&nth);
+        }
+        was
+    }
+
+    /// Puts all of another one in here.
+    pub(super) fn append(&mut self, more: Untold) {
+        for (nth, more) in more.parts {
+            let words = self.parts.entry(nth).or_insert_with(|| Box::new([0; WORDS]));
+            for (word, more) in words.iter_mut().zip(*more) {
+                self.count += u64::from((more & !*word).count_ones());
+                *word |= more;
+            }
+        }
+    }
+
     /// Takes out a run of at most so many clusters that lie together: the next one, in the order in which they lie.
     pub(super) fn take(&mut self, most: u32) -> Option<(u32, u32)> {
         let cursor = self.cursor;
@@ -104,6 +129,18 @@ mod tests {
         assert_eq!(taken[..3], [(50, 2), (100, 6), (106, 1)]);
         assert!(taken[3..53] == large && taken[53..] == [(PART - 2, 2), (PART, 3)], "{taken:?}");
         assert!(untold.len() == 0 && untold.parts.is_empty());
+    }
+
+    #[test]
+    fn single_ones_are_taken_out_and_two_become_one() {
+        let mut one = Untold::default();
+        one.put(PART - 1, 2);
+        assert!(one.remove(PART) && !one.remove(PART) && !one.remove(7));
+        let mut other = Untold::default();
+        other.put(PART - 2, 3);
+        one.append(other);
+        assert_eq!((one.len(), one.take(9), one.take(9)), (3, Some((PART - 2, 2)), Some((PART, 1))));
+        assert!(one.parts.is_empty());
     }
 
     #[test]

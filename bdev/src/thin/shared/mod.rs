@@ -10,6 +10,7 @@
 mod attention;
 mod budget;
 mod commits;
+mod erasures;
 mod layer;
 mod leaves;
 mod locks;
@@ -30,6 +31,7 @@ use attention::Attention;
 pub(crate) use attention::EVERYBODY;
 pub(crate) use budget::Budget;
 pub(crate) use commits::Commits;
+pub(crate) use erasures::Erasures;
 pub(crate) use layer::{LayerMap, Place, Usage};
 pub(crate) use leaves::{CHUNK, DIRTY_WORDS, DirtyLeaves, Leaf, Leaves};
 pub(crate) use locks::SubLocks;
@@ -87,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) locks: SubLocks,
     pub(crate) epoch: Epoch,
     pub(crate) commits: Commits,
+    pub(crate) erasures: Erasures,
     /// By reactor.
     pub(crate) stations: Box<[Station]>,
     /// Of all volumes.
@@ -125,6 +128,7 @@ impl Shared {
             locks: SubLocks::new(),
             epoch: Epoch::new(),
             commits: Commits::new(),
+            erasures: Erasures::new(),
             stations: (0..reactors).map(|_| Station::new()).collect(),
             readers: Mutex::default(),
             wanted: ArrayQueue::new(LOADS),

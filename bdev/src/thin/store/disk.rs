@@ -105,10 +105,11 @@ impl<J> Disk<J> {
         self.push(Request { job, class, op: Op::Flush, flags, block: 0, blocks: 0, buffer: None, label, tries: 0 });
     }
 
-    /// Says that nobody needs these blocks.
-    pub(super) fn discard(&mut self, job: J, block: u64, blocks: u64) {
-        let (class, flags) = (Class::Background, IoFlags::empty());
-        self.push(Request { job, class, op: Op::Discard, flags, block, blocks, buffer: None, label: None, tries: 0 });
+    /// Says that nobody needs these blocks, or that they are to be zero and nobody needs them.
+    pub(super) fn give_back(&mut self, job: J, op: Op, block: u64, blocks: u64) {
+        let flags = if op == Op::WriteZeroes { IoFlags::MAY_DEALLOCATE } else { IoFlags::empty() };
+        let class = Class::Background;
+        self.push(Request { job, class, op, flags, block, blocks, buffer: None, label: None, tries: 0 });
     }
 
     fn push(&mut self, request: Request<J>) {

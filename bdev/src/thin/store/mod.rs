@@ -51,7 +51,7 @@ use disk::{Class, Disk, Finished};
 use loads::{Around, LoadId, Loads};
 use log::Log;
 use maps::Cache;
-use pollux_core::{Bdev, Cx, Discard, IoError, Next, OpenArgs};
+use pollux_core::{Bdev, Cx, Discard, IoError, Next, Op, OpenArgs};
 use state::State;
 use trees::Mark;
 
@@ -94,8 +94,8 @@ pub enum Event {
         /// The bits of its entries.
         entries: Result<Option<Box<LeafBits>>, LoadError>,
     },
-    /// The base has been told with this number, or takes no discards, or has failed.
-    Discarded(u64),
+    /// The base has answered what it was told, or was to write over, with this number.
+    Discarded(u64, Result<(), IoError>),
     /// What was appended before [`Store::checkpoint`] is in the trees, and the superblock with this generation is durable.
     Checkpointed(u64),
     /// Nothing more is written; [`Store::failure`] says why. Told once, and again for each batch that is appended later.
@@ -308,10 +308,19 @@ impl Store {
     /// Tells the base that nobody needs these bytes, which are whole blocks: [`Event::Discarded`] with this number.
     pub fn discard(&mut self, id: u64, offset: u64, len: u64) {
         if !self.takes_discards() || self.failure.is_some() {
-            return self.events.push(Event::Discarded(id));
+            return self.events.push(Event::Discarded(id, Ok(())));
         }
         debug_assert!((offset | len).is_multiple_of(BLOCK as u64));
-        self.disk.discard(Job::Discard(id), offset / BLOCK as u64, len / BLOCK as u64);
+        self.disk.give_back(Job::Discard(id), Op::Discard, offset / BLOCK as u64, len / BLOCK as u64);
+    }
+
+    /// Writes zeroes over these bytes, which are whole blocks that nobody needs and that the base may give back; it is told as
+    /// of a discard.
+    pub fn overwrite(&mut self, id: u64, offset: u64, len: u64) {
+        if let Some(failure) = &self.failure {
+            return self.events.push(Event::Discarded(id, Err(failure.error)));
+        }
+        self.disk.give_back(Job::Discard(id), Op::WriteZeroes, offset / BLOCK as u64, len / BLOCK as u64);
     }
 
     /// Whether to wait at a step that no request stands for: a test may have it otherwise.
@@ -437,7 +446,7 @@ impl Store {
                 let bytes = result.map(|()| buffer.as_ref().map(blocking::block_of));
                 self.checkpoint_job(job, bytes);
             }
-            Job::Discard(id) => self.events.push(Event::Discarded(id)),
+            Job::Discard(id) => self.events.push(Event::Discarded(id, result)),
         }
     }
 

@@ -12,6 +12,7 @@
 //! orderings steps in the wrong order               crafted   media that hold anything
 //! reserves  what is kept for volumes, and what they may own
 //! atomic    writes that count as a whole              restore   what goes without moving data, and what is erased
+//! erase     flushes that end an erasure
 //! races     things that meet at a bad moment          retries   a base that fails and is well again
 //! ```
 //!
@@ -22,6 +23,7 @@ mod atomic;
 mod crafted;
 mod discards;
 mod driver;
+mod erase;
 mod faults;
 mod folding;
 mod inflate;

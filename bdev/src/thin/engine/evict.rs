@@ -12,8 +12,10 @@ use crate::thin::shared::Place;
 
 /// Leaves that are kept free for who needs one.
 const FREE: usize = 64;
-/// Leaves that are looked at in one go to find some that can leave.
-const LOOKED_AT: u32 = 1024;
+/// Leaves that are looked at in one pass to find some that can leave.
+const LOOKED_AT: u32 = 256;
+/// Leaves that may be empty and are looked at in one pass.
+const EMPTIED: usize = 64;
 
 /// Leaves on their way out.
 #[derive(Default)]
@@ -26,6 +28,8 @@ pub(super) struct Evicting {
     hand: u32,
     /// Leaves in which nothing is left: they leave, so that whoever puts something there again has to have a page for it.
     emptied: BTreeSet<u32>,
+    /// Those of them that are looked at now: the commits that found them so are done.
+    known: BTreeSet<u32>,
 }
 
 impl Evicting {
@@ -58,13 +62,16 @@ impl Engine {
         }
         let most = self.shared.leaves.most();
         let has_enough = self.spare.free(most) >= FREE.min(most / 8);
-        let may_empty = !self.evicting.emptied.is_empty() && self.commit.is_none();
-        if self.leaving || has_enough && !may_empty || !self.may_raise() {
+        if self.evicting.known.is_empty() && self.commit.is_none() {
+            self.evicting.known = std::mem::take(&mut self.evicting.emptied);
+        }
+        if self.leaving || has_enough && self.evicting.known.is_empty() || !self.may_raise() {
             return 0;
         }
-        let mut taken = self.take_out_emptied();
+        let (looked, mut taken) = self.take_out_emptied();
         if has_enough {
-            return self.begin_eviction(taken);
+            // Others may be left to look at.
+            return self.begin_eviction(taken).max(looked);
         }
         for _ in 0..LOOKED_AT.min(self.spare.numbered()) {
             let number = self.evicting.hand;
@@ -84,18 +91,18 @@ impl Engine {
         taken as u32
     }
 
-    /// Those that are empty, when the commit that found them so is done.
-    fn take_out_emptied(&mut self) -> usize {
-        if self.evicting.emptied.is_empty() || self.commit.is_some() {
-            return 0;
+    /// Some of those that are empty. Returns how many it has looked at, and how many have left.
+    fn take_out_emptied(&mut self) -> (u32, usize) {
+        let (mut looked, mut taken) = (0, 0);
+        while (looked as usize) < EMPTIED
+            && let Some(number) = self.evicting.known.pop_first()
+        {
+            looked += 1;
+            let leaf = self.shared.leaves.get(number);
+            let is_empty = (0..ENTRIES_PER_PAGE).all(|slot| leaf.entry(slot) == Entry::EMPTY);
+            taken += usize::from(is_empty && self.take_out(number));
         }
-        let emptied = std::mem::take(&mut self.evicting.emptied);
-        let is_empty = |leaf: u32| {
-            let leaf = self.shared.leaves.get(leaf);
-            (0..ENTRIES_PER_PAGE).all(|slot| leaf.entry(slot) == Entry::EMPTY)
-        };
-        let empty: Vec<u32> = emptied.into_iter().filter(|leaf| is_empty(*leaf)).collect();
-        empty.into_iter().filter(|leaf| self.take_out(*leaf)).count()
+        (looked, taken)
     }
 
     /// Whether it could be taken out of its map.
@@ -103,7 +110,7 @@ impl Engine {
         let leaf = self.shared.leaves.get(number);
         let (layer, index) = leaf.key();
         let Some(node) = self.nodes.by_id.get(&layer) else { return false };
-        let in_fold = self.fold.as_ref().is_some_and(|fold| fold.holds(layer)) || self.inflation.holds(layer);
+        let in_fold = self.fold.as_ref().is_some_and(|fold| fold.holds(layer, index)) || self.inflation.holds(layer);
         let known = leaf.is_clean() && self.shared.commits.is_done(leaf.taken_by());
         let taken = !in_fold && known && node.map.set(index, Place::At(number), Place::Unknown);
         if taken {
@@ -139,12 +146,52 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
+    use pollux_core::Resident;
+    use uuid::Uuid;
+
     use super::*;
+    use crate::testing::floor::Floor;
+    use crate::thin::orders::Order;
 
     #[test]
     fn a_leaf_that_may_be_empty_is_named_once_however_often_that_is_said() {
         let mut evicting = Evicting::default();
         (0..1000).for_each(|nth| evicting.may_be_empty(nth % 3));
         assert_eq!(evicting.emptied.len(), 3);
+    }
+
+    /// However many have been emptied at once, no pass takes long.
+    #[test]
+    fn emptied_leaves_leave_some_at_a_time() {
+        const MANY: u32 = 1000;
+        let (mut floor, mut engine) = crate::thin::engine::fold::tests::engine(2048);
+        let (uuid, bytes) = (Uuid::from_u128(2), (u64::from(MANY) * 504) << 16);
+        let order = Order::Create { uuid, name: "v".into(), bytes, reserved: 0, created: 1 };
+        let answer = engine.orders.send(&engine.shared, order).expect("the pool is open");
+        let pass = |engine: &mut Engine, floor: &mut Floor<'_>| {
+            floor.with_ring(0, |cx| engine.poll(cx));
+            floor.advance(1000);
+        };
+        while answer.try_recv().is_err() {
+            pass(&mut engine, &mut floor);
+        }
+        let map = engine.nodes.by_id.values().next().expect("it was made").map.clone();
+        for leaf in 0..u64::from(MANY) {
+            let number = engine.spare_leaf().expect("there is room");
+            engine.shared.leaves.name(number, map.id, leaf);
+            map.put(leaf, Place::At(number));
+            engine.evicting.may_be_empty(number);
+        }
+        engine.shared.call_engine();
+        let mut passes = 0;
+        while map.present().next().is_some() || !engine.evicting.is_empty() {
+            let before = map.present().count();
+            pass(&mut engine, &mut floor);
+            let gone = before - map.present().count();
+            assert!(gone <= EMPTIED && engine.evicting.leaves.len() <= EMPTIED, "{gone} in one pass");
+            passes += 1;
+            assert!(passes < 4 * MANY, "they never leave");
+        }
+        assert!(engine.spare.free(2048) >= MANY as usize, "others can have them");
     }
 }

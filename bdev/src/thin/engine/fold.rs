@@ -4,8 +4,12 @@
 //! free; or the child takes the cluster over; or, where both have one, the sub-blocks that only the snapshot has are copied
 //! into the child's. What the child's entry is then and that the snapshot's is empty goes into one batch of the log. In
 //! memory the snapshot's entries stay until nobody can be on the way from the child to them: whoever has looked at the
-//! child before it was changed still has to find what was there. Then they are emptied, the chains of all that stand
-//! on the child do without the snapshot, and it is gone.
+//! child before it was changed still has to find what was there. So it goes some leaves at a time: when they have been gone
+//! through, and that is over, they leave the snapshot's map, and in the end nothing is in it; then the chains of all that stand
+//! on the child do without the snapshot, and it is gone. Only these leaves stay in memory whoever else wants room there: what
+//! the log says of them is not what they are.
+//!
+//! A fold that gives up because something cannot be read or copied does so in the same way, and begins anew later.
 
 use pollux_core::{Cx, IoError};
 
@@ -20,6 +24,11 @@ const A_COMMIT: u32 = if cfg!(test) { 16 } else { 4096 };
 /// Clusters that are looked at in one pass.
 const A_PASS: u32 = 1024;
 
+/// Leaves of the snapshot that are gone through before they leave memory; fewer where there is room for few.
+const LEAVES: usize = if cfg!(test) { 4 } else { 128 };
+/// The part of all leaves in memory that these may be.
+const PART: usize = 16;
+
 /// The snapshot that is being folded.
 pub(super) struct Fold {
     layer: u64,
@@ -29,6 +38,12 @@ pub(super) struct Fold {
     clusters: u64,
     /// Said since the last commit.
     said: u32,
+    /// Leaves of the snapshot that were gone through, and the one that is, ascending: those that have to stay.
+    gone_through: Vec<u64>,
+    /// Those that have left its map: somebody may still look at them.
+    left: Vec<u32>,
+    /// It ends before it is done.
+    gives_up: bool,
     stage: Stage,
 }
 
@@ -42,8 +57,8 @@ enum Stage {
     Copying { mask: u16, from: u32 },
     /// A sub-block could not be copied.
     Failed,
-    /// Who has seen the child as it was has to end.
-    Emptying(u64),
+    /// Who has seen the child as it was has to end; of one that gives up the log has to know all.
+    Emptying { epoch: u64, commit: Option<u64> },
     /// Who has seen the chains as they were has to end.
     Dropping(u64),
 }
@@ -117,7 +132,7 @@ impl Engine {
             return;
         }
         let stage = Stage::Beginning { epoch: self.raise_epoch(), commit: self.shared.commits.ticket() };
-        self.fold = Some(Fold { layer, into, next: 0, clusters, said: 0, stage });
+        self.fold = Some(Fold::new(layer, into, clusters, stage));
     }
 
     /// `None`: it has to wait; else whether there is more to do.
@@ -137,9 +152,9 @@ impl Engine {
                 }
                 let limits = self.limits((0, 0));
                 for _ in 0..A_PASS {
-                    if fold.next == fold.clusters {
+                    if fold.next == fold.clusters || fold.is_at_new_leaf() && fold.gone_through.len() >= self.a_fold() {
                         self.may_raise().then_some(())?;
-                        fold.stage = Stage::Emptying(self.raise_epoch());
+                        fold.stage = Stage::Emptying { epoch: self.raise_epoch(), commit: None };
                         return Some(true);
                     }
                     if fold.said >= A_COMMIT || self.to_log.is_full(limits) {
@@ -161,7 +176,8 @@ impl Engine {
                         Err(Miss::Lost | Miss::Apart) => {
                             tracing::error!(layer = fold.layer, "a deleted snapshot stays: a part of a map is lost");
                             self.get_stuck(fold, Shared::slot(fold.next).0);
-                            return Some(false);
+                            fold.stage = Stage::Failed;
+                            return Some(true);
                         }
                     }
                     if let Stage::Copying { .. } = fold.stage {
@@ -173,20 +189,27 @@ impl Engine {
                 let result = self.copier.poll(cx)?;
                 self.copied(fold, mask, from, result);
             }
-            Stage::Failed => return Some(false),
-            Stage::Emptying(epoch) => {
+            Stage::Failed => {
+                self.may_raise().then_some(())?;
+                fold.gives_up = true;
+                fold.stage = Stage::Emptying { epoch: self.raise_epoch(), commit: Some(self.shared.commits.ticket()) };
+            }
+            Stage::Emptying { epoch, commit } => {
+                let is_known = commit.is_none_or(|ticket| self.shared.commits.is_done(ticket));
+                (is_known && self.is_over(epoch)).then_some(())?;
+                let ends = fold.next == fold.clusters && !fold.gives_up;
                 // Not while somebody has closed a gate, which would be opened here.
-                let gate_is_closed = self.doing.as_ref().is_some_and(Doing::has_closed_gates);
-                (self.is_over(epoch) && !gate_is_closed && self.may_raise()).then_some(())?;
-                self.drop_layer(fold);
-                fold.stage = Stage::Dropping(self.raise_epoch());
+                let gate_is_closed = ends && self.doing.as_ref().is_some_and(Doing::has_closed_gates);
+                (!gate_is_closed && self.may_raise()).then_some(())?;
+                self.empty_leaves(fold);
+                if ends {
+                    self.drop_layer(fold);
+                }
+                fold.stage = if ends || fold.gives_up { Stage::Dropping(self.raise_epoch()) } else { Stage::Entries };
             }
             Stage::Dropping(epoch) => {
                 self.is_over(epoch).then_some(())?;
-                let map = self.dropped.take();
-                for (_, leaf) in map.iter().flat_map(|map| map.present()) {
-                    self.return_leaf(leaf);
-                }
+                fold.left.drain(..).for_each(|leaf| self.return_leaf(leaf));
                 return Some(false);
             }
         }
@@ -203,14 +226,17 @@ impl Engine {
             return Ok(());
         }
         let below = self.shared.entry(&from, cluster)?;
+        if fold.is_at_new_leaf() {
+            if self.is_leaf_dirty(fold.layer, leaf) {
+                // The log has to know whose its clusters are before it says who has them now.
+                self.hurry = true;
+                return Err(Miss::Wait);
+            }
+            fold.gone_through.push(leaf);
+        }
         if below == Entry::EMPTY {
             fold.next += 1;
             return Ok(());
-        }
-        if self.is_leaf_dirty(fold.layer, leaf) {
-            // The log has to know whose its clusters are before it says who has them now.
-            self.hurry = true;
-            return Err(Miss::Wait);
         }
         if cluster >= self.nodes.get(fold.into).sees(self.nodes.cluster_size()) {
             // The child cannot see it.
@@ -322,11 +348,36 @@ impl Engine {
         fold.said += 1;
     }
 
-    /// Nobody comes from the child to the snapshot any more.
-    fn drop_layer(&mut self, fold: &Fold) {
+    /// Of how many leaves.
+    fn a_fold(&self) -> usize {
+        LEAVES.min(self.shared.leaves.most() / PART).max(1)
+    }
+
+    /// Nobody comes from the child to what was gone through any more, nor looks at what has left the snapshot's map before.
+    fn empty_leaves(&mut self, fold: &mut Fold) {
+        fold.left.drain(..).for_each(|leaf| self.return_leaf(leaf));
         let map = self.nodes.get(fold.layer).map.clone();
-        map.present().for_each(|(_, leaf)| self.shared.leaves.fill(leaf, &[0; ENTRIES_PER_PAGE]));
-        self.dropped = Some(map);
+        for leaf in fold.gone_through.drain(..) {
+            let Place::At(number) = map.place(leaf) else { continue };
+            if Shared::slot(fold.next).0 == leaf && fold.next < fold.clusters {
+                self.empty_front(number, Shared::slot(fold.next).1);
+            } else {
+                map.put(leaf, Place::Empty);
+                fold.left.push(number);
+            }
+        }
+    }
+
+    /// What was gone through of a leaf in which a fold gives up is as the log says: nothing.
+    fn empty_front(&self, number: u32, slots: usize) {
+        let page = self.shared.leaves.get(number);
+        for slot in 0..slots {
+            while page.change(slot, page.entry(slot), Entry::EMPTY).is_err() {}
+        }
+    }
+
+    /// Nobody comes from the child to the snapshot any more, and nothing is in its map.
+    fn drop_layer(&mut self, fold: &Fold) {
         self.nodes.take_out(fold.layer);
         self.log_layer(fold.into);
         self.gone_to_log.push(fold.layer);
@@ -349,17 +400,32 @@ impl Engine {
 }
 
 impl Fold {
+    fn new(layer: u64, into: u64, clusters: u64, stage: Stage) -> Fold {
+        let (gone_through, left) = (Vec::new(), Vec::new());
+        Fold { layer, into, next: 0, clusters, said: 0, gone_through, left, gives_up: false, stage }
+    }
+
+    /// Whether nothing has been looked at of the leaf with the next cluster.
+    fn is_at_new_leaf(&self) -> bool {
+        self.gone_through.last() != Some(&Shared::slot(self.next).0)
+    }
+
     /// The epoch that it waits for.
     pub(super) const fn awaited(&self) -> Option<u64> {
         match self.stage {
-            Stage::Beginning { epoch, .. } | Stage::Emptying(epoch) | Stage::Dropping(epoch) => Some(epoch),
+            Stage::Beginning { epoch, .. } | Stage::Emptying { epoch, .. } | Stage::Dropping(epoch) => Some(epoch),
             Stage::Entries | Stage::Copying { .. } | Stage::Failed => None,
         }
     }
 
-    /// Whether a layer's leaves are to stay in memory.
-    pub(super) const fn holds(&self, layer: u64) -> bool {
-        self.layer == layer || self.into == layer
+    /// Whether a leaf of a layer is to stay in memory: one that was gone through, or one into whose cluster something is copied.
+    pub(super) fn holds(&self, layer: u64, leaf: u64) -> bool {
+        let is_copied_to = || matches!(self.stage, Stage::Copying { .. }) && Shared::slot(self.next).0 == leaf;
+        if layer == self.layer {
+            self.gone_through.first().is_some_and(|first| leaf >= *first) && self.gone_through.last() >= Some(&leaf)
+        } else {
+            layer == self.into && is_copied_to()
+        }
     }
 }
 
@@ -380,7 +446,7 @@ fn verdict(below: Entry, child: Entry, bottom: bool) -> Verdict {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -393,8 +459,8 @@ mod tests {
     use crate::thin::orders::{Order, Orders};
     use crate::thin::store::{self, CreateParams};
 
-    /// The engine of a new pool, and a floor for it.
-    fn engine() -> (Floor<'static>, Engine) {
+    /// The engine of a new pool with room for so many leaves, and a floor for it.
+    pub(in crate::thin::engine) fn engine(leaves: usize) -> (Floor<'static>, Engine) {
         let medium = Medium::new(Geometry::with_512(16 << 20), Arrival::InOrder);
         let (base, mut floor): (Arc<dyn Bdev>, _) = (Arc::new(medium), Floor::in_order());
         let params = CreateParams {
@@ -411,7 +477,7 @@ mod tests {
             store::open(blocking, 1).expect("it was made")
         });
         let store = store::Store::new(opened, &base, None).expect("the medium is there");
-        let shared = Arc::new(Shared::new(64 << 10, 1, 64));
+        let shared = Arc::new(Shared::new(64 << 10, 1, leaves));
         let orders = Arc::new(Orders::new(Duration::from_secs(1)));
         let mut engine = Engine::new(store, &base, shared, orders, Arc::default()).expect("the medium is there");
         floor.with_ring(0, |cx| engine.attach(cx)).expect("a floor has room");
@@ -421,7 +487,7 @@ mod tests {
     /// What cannot be, by all that is known: a leaf that was copied into has left memory. It is copied once more.
     #[test]
     fn a_copy_into_what_is_not_there_keeps_no_lock() {
-        let (mut floor, mut engine) = engine();
+        let (mut floor, mut engine) = engine(64);
         for (number, name) in [(2, "below"), (3, "above")] {
             let (uuid, bytes) = (Uuid::from_u128(number), 1 << 20);
             let order = Order::Create { uuid, name: name.into(), bytes, reserved: 0, created: 1 };
@@ -433,7 +499,7 @@ mod tests {
         }
         let ids: Vec<u64> = engine.nodes.by_id.keys().copied().collect();
         let stage = Stage::Copying { mask: 1, from: 9 };
-        let mut fold = Fold { layer: ids[0], into: ids[1], next: 0, clusters: 16, said: 0, stage };
+        let mut fold = Fold::new(ids[0], ids[1], 16, stage);
         assert!(engine.shared.locks.try_lock(ids[1], 0, u16::MAX));
         engine.copied(&mut fold, 1, 9, Ok(()));
         assert!(matches!(fold.stage, Stage::Entries) && fold.next == 0 && engine.to_log.records.is_empty());

@@ -88,8 +88,6 @@ pub(crate) struct Engine {
     inflation: Inflation,
     /// Layers on their way out that cannot go because something of them cannot be read: until then, or at all.
     stuck: BTreeMap<u64, Option<u64>>,
-    /// The map of a layer that is gone, until nobody looks at it.
-    dropped: Option<Arc<LayerMap>>,
     copier: Copier,
     swaps: Swaps,
     /// Copies for swaps.
@@ -162,7 +160,6 @@ impl Engine {
             fold: None,
             inflation,
             stuck: BTreeMap::new(),
-            dropped: None,
             copier,
             swaps: Swaps::default(),
             mover,

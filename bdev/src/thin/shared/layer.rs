@@ -168,6 +168,7 @@ impl LayerMap {
     }
 
     /// All leaves that are in memory, with their numbers.
+    #[cfg(test)]
     pub(crate) fn present(&self) -> impl Iterator<Item = (u64, u32)> {
         let parts = self.parts.iter().enumerate().filter_map(|(nth, part)| Some((nth, part.get()?)));
         parts.flat_map(|(nth, part)| {

@@ -43,6 +43,49 @@ fn a_snapshot_is_what_it_was_until_its_deletion_is_durable() {
     world.forget();
 }
 
+/// Far more leaves than there is room for in memory, of the snapshot and of what it goes into; guests go on beside it.
+#[test]
+fn a_fold_of_more_leaves_than_fit_into_memory_ends() {
+    const LEAF: u64 = 504 * CLUSTER;
+    const MANY: u64 = 100;
+    let medium = Medium::new(Geometry::with_512(64 * MIB), Arrival::InOrder);
+    World::create(&medium);
+    let mut world = World::open_with(&medium, Floor::in_order(), 2, 1, 0).unwrap();
+    world.create_volume(10, MANY * LEAF);
+    let lane = world.lane(10, 0);
+    for leaf in 0..MANY {
+        world.write(lane, leaf * LEAF, 1, 8192);
+        world.write(lane, (leaf * 5 + 7) % 504 * CLUSTER + leaf * LEAF, 2, 4096);
+        world.floor.flush(lane).unwrap();
+    }
+    world.snapshot(10, 11);
+    for leaf in 0..MANY {
+        world.write(lane, leaf * LEAF + 4096, 3, 4096);
+        world.floor.flush(lane).unwrap();
+    }
+    let expected = [[1; 4096], [3; 4096]].concat();
+    let answer = world.send(Order::Delete { uuid: uuid(11) });
+    for leaf in (0..MANY).rev().chain(0..MANY) {
+        let at = (leaf * 5 + 7) % 504 * CLUSTER;
+        let bytes = world.read(lane, leaf * LEAF, 8192);
+        assert!(at < 8192 || bytes == expected, "leaf {leaf} meanwhile");
+        world.write(lane, leaf * LEAF + 3 * CLUSTER, 5, 4096);
+    }
+    world.floor.settle(20_000_000_000);
+    assert_eq!(answer.try_recv().unwrap().unwrap(), None);
+    let info = world.info();
+    assert_eq!(info.volumes.len(), 1, "it is still there");
+    for leaf in 0..MANY {
+        let at = (leaf * 5 + 7) % 504 * CLUSTER;
+        if at >= 8192 && at != 3 * CLUSTER {
+            assert!(world.read(lane, leaf * LEAF, 8192) == expected, "leaf {leaf}");
+            assert!(world.read(lane, leaf * LEAF + at, 4096) == [2; 4096], "leaf {leaf}");
+        }
+        assert!(world.read(lane, leaf * LEAF + 3 * CLUSTER, 4096) == [5; 4096], "leaf {leaf}");
+    }
+    super::judge::counted(&world.info(), &super::judge::clean(&world.shut(), "after it was closed").unwrap()).unwrap();
+}
+
 /// A reader remembers where the layers below the head have their data; folding one of them frees clusters that it remembers,
 /// bit by bit, and others write there at once.
 #[test]

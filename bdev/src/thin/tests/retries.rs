@@ -100,6 +100,51 @@ fn a_deleted_snapshot_goes_when_it_can_be_read() {
     counted(&info, &clean(&world.shut(), "after it was closed").unwrap()).unwrap();
 }
 
+/// What was folded before something failed is not folded once more: its clusters are the child's now, or free and others'.
+#[test]
+fn a_fold_that_begins_anew_goes_on_where_it_was() {
+    const MANY: u64 = 40;
+    let medium = Medium::new(Geometry::with_512(32 * MIB), Arrival::InOrder);
+    World::create(&medium);
+    let mut world = open(&medium, 1);
+    world.create_volume(10, 9 * LEAF);
+    let lane = world.lane(10, 0);
+    // Some leaves that are gone through as a whole, and one within which it fails.
+    let places: Vec<u64> =
+        (0..8).map(|leaf| leaf * LEAF).chain((0..MANY).map(|nth| 8 * LEAF + nth * CLUSTER)).collect();
+    places.iter().for_each(|at| world.write(lane, *at, 1, CLUSTER));
+    world.snapshot(10, 11);
+    // Every other one is freed, and the one before the last is copied.
+    places.iter().step_by(2).for_each(|at| world.write(lane, *at, 2, CLUSTER));
+    let copied = 8 * LEAF + (MANY - 2) * CLUSTER + CLUSTER;
+    world.write(lane, copied, 3, 4096);
+    world.floor.flush(lane).unwrap();
+    let rule = Rule::new(Effect::Fail(IoError::Medium)).op(Op::Read).when(|io| io.len == CLUSTER - 4096);
+    world.medium.rule(rule);
+    world.order(Order::Delete { uuid: uuid(11) }).unwrap();
+    world.floor.settle(2_000_000_000);
+    assert_eq!((world.info().volumes.len(), world.medium.hits()), (2, 1));
+    let check = |world: &mut World| {
+        for (nth, at) in places.iter().enumerate() {
+            let bytes = world.read(lane, *at, CLUSTER);
+            let (front, rest) = if *at == copied { (3, 1) } else { (2 - nth as u8 % 2, 2 - nth as u8 % 2) };
+            assert!(bytes[..4096].iter().all(|byte| *byte == front), "cluster {nth}: {}", bytes[0]);
+            assert!(bytes[4096..].iter().all(|byte| *byte == rest), "cluster {nth}: {}", bytes[4096]);
+        }
+    };
+    check(&mut world);
+    // What is free is used by somebody else meanwhile.
+    world.create_volume(20, 64 * CLUSTER);
+    let other = world.lane(20, 1);
+    world.write(other, 0, 9, 64 * CLUSTER);
+    world.floor.settle(25_000_000_000);
+    assert_eq!(world.info().volumes.len(), 2, "it has not gone");
+    check(&mut world);
+    assert!(world.read(other, 0, 64 * CLUSTER).iter().all(|byte| *byte == 9));
+    let info = at_rest(&mut world);
+    counted(&info, &clean(&world.shut(), "after it was closed").unwrap()).unwrap();
+}
+
 /// It has to be closed before it can be opened again.
 #[test]
 fn a_pool_that_fails_while_a_snapshot_is_folded_can_be_closed() {

@@ -184,11 +184,10 @@ fn pool(sink: &mut Sink, info: &PoolInfo) {
     put(sink, &POOL_COMPOSITE, &labels, info.composite_bytes as f64);
     put(sink, &POOL_FAILED, &labels, f64::from(u8::from(info.failed)));
     put(sink, &POOL_FULL, &labels, f64::from(u8::from(info.full)));
-    if !info.thresholds.is_empty() {
+    if !info.thresholds.is_empty() || info.crossings > 0 {
         let reached = info.thresholds.iter().filter(|threshold| threshold.reached).count();
         put(sink, &POOL_REACHED, &labels, reached as f64);
-        let crossings: u64 = info.thresholds.iter().map(|threshold| threshold.crossings).sum();
-        put(sink, &POOL_CROSSINGS, &labels, crossings as f64);
+        put(sink, &POOL_CROSSINGS, &labels, info.crossings as f64);
     }
     for volume in info.volumes.iter().filter(|volume| volume.role != Role::Leaving) {
         let labels = [info.name.as_str(), volume.name.as_str()];

@@ -111,6 +111,8 @@ pub struct PoolInfo {
     pub checkpoints: u64,
     /// When somebody is told how much is used.
     pub thresholds: Vec<ThresholdInfo>,
+    /// How often any of them was reached since the pool was opened, also those that are none any more.
+    pub crossings: u64,
     /// All that it holds, in order of creation.
     pub volumes: Vec<VolumeInfo>,
 }

@@ -40,6 +40,7 @@ pub(super) fn pool(volumes: Vec<VolumeInfo>) -> PoolInfo {
         commits: 0,
         checkpoints: 0,
         thresholds: Vec::new(),
+        crossings: 0,
         volumes,
     }
 }

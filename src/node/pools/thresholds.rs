@@ -38,11 +38,15 @@ struct News {
 impl Told {
     fn news(&self, info: &PoolInfo) -> News {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let crossings = info.thresholds.iter().map(|threshold| threshold.crossings).sum();
-        let pool = crossings > told.pool;
-        told.pool = crossings;
-        let counts = |volume: &VolumeInfo| Some((volume.uuid, volume.quota_threshold?.crossings));
-        let now: BTreeMap<Uuid, u64> = info.volumes.iter().filter_map(counts).collect();
+        let pool = info.crossings > told.pool;
+        told.pool = info.crossings;
+        // One that is none any more, and is set anew, has been reached as often as before.
+        let before = |uuid: Uuid| told.volumes.get(&uuid).copied();
+        let count = |volume: &VolumeInfo| match volume.quota_threshold {
+            Some(threshold) => Some((volume.uuid, threshold.crossings)),
+            None => Some((volume.uuid, before(volume.uuid)?)),
+        };
+        let now: BTreeMap<Uuid, u64> = info.volumes.iter().filter_map(count).collect();
         let more = |(uuid, count): (&Uuid, &u64)| *count > told.volumes.get(uuid).copied().unwrap_or(0);
         let volumes = now.iter().filter(|of| more(*of)).map(|(uuid, _)| *uuid).collect();
         told.volumes = now;
@@ -160,13 +164,17 @@ mod tests {
         let info = |of_pool: u64, of_volume: u64| {
             let volume = testing::volume(7, "v", Role::Volume);
             let volumes = vec![VolumeInfo { quota_threshold: Some(threshold(of_volume)), ..volume }];
-            PoolInfo { thresholds: vec![threshold(of_pool), threshold(1)], ..testing::pool(volumes) }
+            let thresholds = vec![threshold(of_pool), threshold(1)];
+            PoolInfo { thresholds, crossings: of_pool + 1, ..testing::pool(volumes) }
         };
         let pool = |pool, volumes| News { pool, volumes };
         assert_eq!(told.news(&info(0, 0)), pool(true, vec![]), "the second one");
         assert_eq!(told.news(&info(0, 0)), News::default());
         assert_eq!(told.news(&info(2, 1)), pool(true, vec![Uuid::from_u128(7)]));
         assert_eq!(told.news(&info(2, 2)), pool(false, vec![Uuid::from_u128(7)]));
+        let none = PoolInfo { crossings: 3, ..testing::pool(vec![testing::volume(7, "v", Role::Volume)]) };
+        assert_eq!((told.news(&none), told.news(&info(2, 2))), (News::default(), News::default()), "set anew");
+        assert_eq!(told.news(&info(2, 3)), pool(false, vec![Uuid::from_u128(7)]));
         assert_eq!(
             (text(&threshold(1)), text(&ThresholdInfo { percent: None, ..threshold(1) })),
             ("80 %".into(), "1048576 bytes".into())

@@ -319,6 +319,7 @@ impl Engine {
             commits: self.commits,
             checkpoints: self.checkpoints,
             thresholds: self.threshold_info(),
+            crossings: self.alarms.crossings(),
             volumes,
         }
     }

@@ -28,6 +28,11 @@ impl Alarm {
         Alarm { at, reached: at > 0 && used >= at, crossings: 0 }
     }
 
+    /// What becomes of it when it is set to this: how often it was reached is not forgotten.
+    const fn set(self, at: u64, used: u64) -> Alarm {
+        if self.at == at { self } else { Alarm { crossings: self.crossings, ..Alarm::new(at, used) } }
+    }
+
     /// So much is used now, of so much.
     fn look(&mut self, used: u64, of: u64) {
         if self.at == 0 {
@@ -50,9 +55,14 @@ pub(super) struct Alarms {
 }
 
 impl Alarms {
-    /// What volumes own has become known: those of quotas begin anew.
+    /// How often those of the pool were reached.
+    pub(super) fn crossings(&self) -> u64 {
+        self.pool.iter().map(|alarm| alarm.crossings).sum()
+    }
+
+    /// What volumes own has become known: whether those of quotas are reached is looked at anew.
     pub(super) fn forget_volumes(&mut self) {
-        self.volumes.clear();
+        self.volumes.values_mut().for_each(|alarm| *alarm = alarm.set(0, 0));
     }
 }
 
@@ -76,10 +86,7 @@ impl Engine {
     pub(super) fn set_alarms(&mut self) {
         let (used, total, size) = (self.used(), self.store.total_clusters(), self.nodes.cluster_size());
         for (alarm, threshold) in self.alarms.pool.iter_mut().zip(self.store.thresholds()) {
-            let at = clusters_of(threshold, total, size);
-            if at != alarm.at {
-                *alarm = Alarm { crossings: alarm.crossings, ..Alarm::new(at, used) };
-            }
+            *alarm = alarm.set(clusters_of(threshold, total, size), used);
         }
         self.shared.supply.say_thresholds(self.alarms.pool.map(|alarm| alarm.at));
         let mut before = std::mem::take(&mut self.alarms.volumes);
@@ -89,9 +96,9 @@ impl Engine {
             if let Some(volume) = self.directory.get(layer.uuid) {
                 volume.warn.store(at, Release);
             }
-            let alarm = before.remove(&layer.uuid).filter(|alarm| alarm.at == at);
-            if at > 0 {
-                self.alarms.volumes.insert(layer.uuid, alarm.unwrap_or(Alarm::new(at, node.usage().0)));
+            let alarm = before.remove(&layer.uuid);
+            if at > 0 || alarm.is_some() {
+                self.alarms.volumes.insert(layer.uuid, alarm.unwrap_or_default().set(at, node.usage().0));
             }
         }
         self.review_alarms();
@@ -128,7 +135,7 @@ impl Engine {
     }
 
     pub(super) fn quota_threshold_info(&self, uuid: Uuid, percent: u8) -> Option<ThresholdInfo> {
-        let alarm = self.alarms.volumes.get(&uuid)?;
+        let alarm = self.alarms.volumes.get(&uuid).filter(|alarm| alarm.at > 0)?;
         Some(ThresholdInfo {
             percent: Some(percent),
             used_bytes: alarm.at.saturating_mul(self.nodes.cluster_size()),
@@ -154,6 +161,8 @@ mod tests {
         let mut set_when_reached = Alarm::new(80, 85);
         set_when_reached.look(90, 100);
         assert_eq!((set_when_reached.reached, set_when_reached.crossings), (true, 0));
+        let set_anew = set_when_reached.set(95, 90);
+        assert_eq!((set_anew.reached, alarm.set(0, 0).set(50, 60).crossings), (false, 2), "it never goes back");
         let mut none = Alarm::new(0, 5);
         none.look(100, 100);
         assert_eq!(none, Alarm::default());

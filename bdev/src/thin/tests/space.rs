@@ -209,6 +209,14 @@ fn thresholds_are_kept_and_seen() {
     world.floor.settle(2_000_000_000);
     write(&mut world, lane, 0..100);
     assert_eq!(told(&mut world), (vec![(true, 2), (false, 1)], None));
+    // What is set anew has been reached as often as before, and one that is none counts where all are counted.
+    world.order(Order::Limit { uuid: uuid(10), quota: Some(1000 * CLUSTER), reserved: None }).unwrap();
+    assert_eq!(told(&mut world).1, Some((true, 1)));
+    world.order(Order::Limit { uuid: uuid(10), quota: Some(0), reserved: None }).unwrap();
+    world.order(Order::Thresholds { thresholds: [0, 40 * MIB, 0, 0] }).unwrap();
+    assert_eq!((told(&mut world), world.info().crossings), ((vec![(false, 1)], None), 3));
+    world.order(Order::Thresholds { thresholds: [50, 40 * MIB, 0, 0] }).unwrap();
+    assert_eq!((told(&mut world).0, world.info().crossings), (vec![(true, 2), (false, 1)], 3));
     let shown = pollux_core::Bdev::provisioning(&world.pool.volume(uuid(10)).unwrap()).unwrap();
     assert_eq!((shown.grain, shown.used, shown.dedicated), (CLUSTER, 550 * CLUSTER, false));
     let total = world.info().total_bytes;

@@ -264,6 +264,7 @@ impl Engine {
             }
             Order::DiscardRate { rate } => {
                 self.store.set_discard_rate(*rate);
+                self.rate_is_another();
                 return self.in_the_superblock();
             }
             Order::WarnAt { uuid, percent } => {

@@ -36,6 +36,10 @@ pub(super) struct Freed {
 }
 
 impl Freed {
+    pub(super) fn part(pared: Pared) -> Freed {
+        Freed { clusters: Vec::new(), parts: vec![pared] }
+    }
+
     fn is_empty(&self) -> bool {
         self.clusters.is_empty() && self.parts.is_empty()
     }

@@ -9,7 +9,8 @@
 //!   only when nothing of the entry is newer than what is durable. Folds and removals, which give clusters of one layer to
 //!   another, stand still meanwhile.
 //!
-//! Few requests are in flight at a time, and so many bytes a second: a request counts as [`LEAST`] at least. What waits costs
+//! Few requests are in flight at a time, and so many bytes a second: a request counts as [`LEAST`] at least, and is no more than
+//! a second's worth beyond that. What waits costs
 //! nobody anything: it can be used all the same. A pool that is closed tells without that limit, for some seconds, and what is
 //! too much to be remembered of sub-blocks is left out.
 
@@ -20,7 +21,7 @@ use pollux_core::{IoError, Next};
 
 use super::Engine;
 use super::erasing::Round;
-use super::space::{Pared, runs};
+use super::space::{Freed, Pared, runs};
 use super::untold::Untold;
 use crate::thin::format::{LayerKind, SUB_BLOCKS};
 use crate::thin::shared::{Place, Shared};
@@ -55,6 +56,17 @@ enum Told {
     Parts { layer: u64, cluster: u64, locked: u16 },
 }
 
+/// What is known of a cluster that has lost sub-blocks.
+#[derive(Clone, Copy)]
+struct Loss {
+    /// The last commit that has taken something of its entry.
+    taken: u64,
+    /// The last one that has taken sub-blocks of it away.
+    lost: u64,
+    /// Nothing of the cluster is there any more.
+    gone: bool,
+}
+
 /// See the module's description.
 #[derive(Default)]
 pub(super) struct Telling {
@@ -65,9 +77,8 @@ pub(super) struct Telling {
     doomed: Untold,
     pub(super) round: Option<Round>,
     pared: VecDeque<Pared>,
-    /// By layer and cluster: the last commit that has taken something of its entry, and the last one that has taken sub-blocks
-    /// of it away. Of those that are in here or in quarantine.
-    commits: HashMap<(u64, u64), (u64, u64)>,
+    /// By layer and cluster, of those that are in here or in quarantine, each once.
+    losses: HashMap<(u64, u64), Loss>,
     told: HashMap<u64, Told>,
     last: u64,
     /// Since when the pool is being closed.
@@ -80,7 +91,7 @@ pub(super) struct Telling {
 impl Telling {
     /// Bytes of clusters that wait or are in flight, and clusters of which sub-blocks do.
     pub(super) fn waiting(&self) -> (u64, u64) {
-        (self.untold.len() + self.doomed.len() + self.held_back(), self.commits.len() as u64)
+        (self.untold.len() + self.doomed.len() + self.held_back(), self.losses.len() as u64)
     }
 
     /// Clusters that are held back while the base is told of them.
@@ -137,23 +148,27 @@ impl Telling {
     /// A commit takes an entry; `lost`: since the last one sub-blocks of it were taken away, and others are still there. Returns
     /// whether the cluster is to go through the quarantine for that.
     pub(super) fn gathered(&mut self, layer: u64, cluster: u64, number: u64, lost: bool) -> Option<Pared> {
-        if self.commits.is_empty() && !lost {
+        if self.losses.is_empty() && !lost {
             return None;
         }
-        let has_room = self.commits.len() < MOST_PARED;
-        let known = self.commits.get_mut(&(layer, cluster));
-        if !lost || known.is_none() && !has_room {
-            known.into_iter().for_each(|commits| commits.0 = number);
+        if let Some(loss) = self.losses.get_mut(&(layer, cluster)) {
+            // It is on its way already; when it comes it is seen that it has lost more.
+            *loss = Loss { taken: number, lost: if lost { number } else { loss.lost }, gone: loss.gone && !lost };
             return None;
         }
-        self.commits.insert((layer, cluster), (number, number));
+        if !lost || self.losses.len() >= MOST_PARED {
+            return None;
+        }
+        self.losses.insert((layer, cluster), Loss { taken: number, lost: number, gone: false });
         Some(Pared { layer, cluster, number })
     }
 
     /// Nothing of a cluster is there any more.
     pub(super) fn forget(&mut self, layer: u64, cluster: u64) {
-        if !self.commits.is_empty() {
-            self.commits.remove(&(layer, cluster));
+        if !self.losses.is_empty()
+            && let Some(loss) = self.losses.get_mut(&(layer, cluster))
+        {
+            loss.gone = true;
         }
     }
 
@@ -227,6 +242,11 @@ impl Engine {
         self.leaving || self.shared.erasing.load(Relaxed) || self.telling.is_overwriting()
     }
 
+    /// It is another one from now on, also for what was paid for by the old one.
+    pub(super) fn rate_is_another(&mut self) {
+        self.telling.next = self.now;
+    }
+
     /// How many bytes a second the base is told of.
     fn telling_rate(&self) -> u64 {
         if self.hurries_to_tell() { u64::MAX } else { self.store.discard_rate() }
@@ -266,7 +286,8 @@ impl Engine {
     /// Tells of some clusters, or finds that they are in use again. Returns whether there was anything to be done.
     fn tell_clusters(&mut self) -> bool {
         let size = u64::from(self.store.geometry().cluster_size);
-        let Some((first, count)) = self.telling.next_of().take((MOST / size).max(1) as u32) else { return false };
+        let most = self.telling_rate().clamp(LEAST, MOST);
+        let Some((first, count)) = self.telling.next_of().take((most / size).max(1) as u32) else { return false };
         let Some(free) = self.store.hold_back(first, count) else {
             // Where it is free is not in memory yet.
             self.telling.next_of().put(first, count);
@@ -306,17 +327,25 @@ impl Engine {
     /// Tells the base of what is gone of a cluster. Returns whether that is done, or need not be; it cannot be yet if not.
     fn pare(&mut self, pared: &Pared) -> bool {
         let (layer, cluster) = (pared.layer, pared.cluster);
-        let Some((last, lost)) = self.telling.commits.get(&(layer, cluster)).copied() else { return true };
-        if lost > pared.number {
-            // Another one is in quarantine for it.
+        let Some(Loss { taken, lost, gone }) = self.telling.losses.get(&(layer, cluster)).copied() else { return true };
+        if gone {
+            self.telling.losses.remove(&(layer, cluster));
             return true;
+        }
+        if lost > pared.number {
+            // What it has lost since has to go through the quarantine, too.
+            let is_durable = self.shared.commits.is_done(lost);
+            if is_durable {
+                self.quarantine.freed(Freed::part(Pared { layer, cluster, number: lost }));
+            }
+            return is_durable;
         }
         let node = self.nodes.by_id.get(&layer).filter(|node| !matches!(node.layer.kind, LayerKind::Going));
         let (leaf, slot) = Shared::slot(cluster);
         let place = node.map(|node| node.map.place(leaf));
         let Some(Place::At(number)) = place else {
             // Nobody can say what is there now.
-            self.telling.commits.remove(&(layer, cluster));
+            self.telling.losses.remove(&(layer, cluster));
             return true;
         };
         let gone = self.gone_parts(number, slot);
@@ -327,14 +356,14 @@ impl Engine {
         }
         let page = self.shared.leaves.get(number);
         let is_marked = !page.is_in_stroke() && !page.is_dirty(slot);
-        let is_known = is_marked && self.shared.commits.is_done(last) || !self.store.waits(PARE_COMMIT);
+        let is_known = is_marked && self.shared.commits.is_done(taken) || !self.store.waits(PARE_COMMIT);
         if !is_known || self.gone_parts(number, slot) != gone {
             if waits && locked != 0 {
                 self.shared.locks.unlock(layer, cluster, locked);
             }
             return false;
         }
-        self.telling.commits.remove(&(layer, cluster));
+        self.telling.losses.remove(&(layer, cluster));
         for (mask, at, len) in gone {
             let id = self.telling.send(Told::Parts { layer, cluster, locked: if waits { mask } else { 0 } });
             self.telling.pay(self.now, len, self.telling_rate());
@@ -390,3 +419,27 @@ impl Engine {
 }
 
 const _: () = assert!(SUB_BLOCKS == 16, "their masks have as many bits");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However often a cluster loses something before anybody looks, it waits once.
+    #[test]
+    fn a_cluster_that_loses_sub_blocks_again_and_again_waits_once() {
+        let mut telling = Telling::default();
+        assert!(telling.gathered(1, 7, 1, false).is_none());
+        assert_eq!(telling.gathered(1, 7, 2, true).map(|pared| pared.number), Some(2));
+        for number in 3..1000 {
+            assert!(telling.gathered(1, 7, number, true).is_none());
+            telling.forget(1, 7);
+            assert!(telling.gathered(1, 7, number, number % 2 == 0).is_none());
+        }
+        assert_eq!(telling.waiting().1, 1);
+        let loss = telling.losses[&(1, 7)];
+        assert!((loss.taken, loss.lost, loss.gone) == (999, 999, true), "it was gone when it was looked at last");
+        assert!(telling.gathered(1, 8, 9, true).is_some());
+        telling.forget(2, 8);
+        assert!(!telling.losses[&(1, 8)].gone);
+    }
+}

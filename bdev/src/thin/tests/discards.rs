@@ -155,6 +155,53 @@ fn the_base_is_told_of_so_much_a_second() {
     clean(&world.shut(), "after it was closed").unwrap();
 }
 
+/// What was told of at a low rate is not paid for when there is a higher one, or none.
+#[test]
+fn a_limit_that_is_lifted_is_lifted_at_once() {
+    let (mut world, lane) = world(128 * MIB, 1024);
+    world.order(Order::DiscardRate { rate: 1 << 10 }).unwrap();
+    world.discard(lane, 0, 1024 * CLUSTER);
+    settle(&mut world, lane);
+    let waits = world.info().discards.waiting_bytes;
+    assert!(waits > 32 * MIB, "{waits}");
+    world.order(Order::DiscardRate { rate: 0 }).unwrap();
+    world.floor.settle(SECOND);
+    assert_eq!(world.info().discards.waiting_bytes, 0);
+    // The same when the pool is closed.
+    world.order(Order::DiscardRate { rate: 1 << 10 }).unwrap();
+    world.write(lane, 0, 1, 1024 * CLUSTER);
+    world.discard(lane, 0, 1024 * CLUSTER);
+    settle(&mut world, lane);
+    assert!(world.info().discards.waiting_bytes > 32 * MIB);
+    let left = world.shut().space();
+    assert!(left < 8 * MIB, "{left} bytes are still taken below");
+}
+
+/// What a cluster loses while what it had lost before is on its way is given back, too.
+#[test]
+fn sub_blocks_that_are_lost_one_after_the_other_are_given_back() {
+    let (mut world, lane) = world(64 * MIB, 4);
+    let space = world.medium.space();
+    let other = world.lane(10, 0);
+    // Nobody is told of anything as long as this one reads.
+    world.medium.rule(Rule::new(Effect::Hold).op(Op::Read));
+    let read = world.floor.submit(other, Request::read(3 * CLUSTER, SUB));
+    world.floor.settle(1_000_000);
+    for sub in 0..8 {
+        world.discard(lane, sub * SUB, SUB);
+        settle(&mut world, lane);
+    }
+    assert_eq!(world.info().discards.waiting_parts, 1);
+    world.medium.release();
+    world.floor.run_until(read).unwrap();
+    settle(&mut world, lane);
+    assert_eq!(world.info().discards.waiting_parts, 0);
+    assert!(world.medium.space() <= space - 8 * SUB + 32 * 4096, "{} of {space}", world.medium.space());
+    assert!(world.read(lane, 0, 8 * SUB).iter().all(|byte| *byte == 0));
+    assert!(world.read(lane, 8 * SUB, 8 * SUB).iter().all(|byte| *byte == 1));
+    clean(&world.shut(), "after it was closed").unwrap();
+}
+
 /// Of a snapshot's clusters nobody is told as long as it is there, nor while it is being folded into what stands on it.
 #[test]
 fn what_a_snapshot_needs_is_not_discarded() {

@@ -11,7 +11,7 @@
 //! are told to (`Volume::wants_care`).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::Acquire;
 
 use pollux_core::{Cx, Io, IoError, IoFlags, Op, Token};
 
@@ -116,7 +116,7 @@ impl ThinChannel {
             moves.push(moved);
         }
         self.take_clusters(token, head, fresh, first)?;
-        Ok(spans.iter().zip(moves).map(|(span, moved)| self.place(token, head, span, moved)).collect())
+        Ok(spans.iter().zip(moves).map(|(span, moved)| self.place(token, span, moved)).collect())
     }
 
     /// Whether something that was taken out of an entry may be in it again after a power cut.
@@ -129,8 +129,8 @@ impl ThinChannel {
         self.shared.leaves.get(span.leaf).entry(span.slot)
     }
 
-    /// Where the data of one goes; there are clusters for it.
-    fn place(&mut self, token: Token, head: &LayerMap, span: &Span, moved: bool) -> Moved {
+    /// Where the data of one goes; there are clusters for it, and they are counted.
+    fn place(&mut self, token: Token, span: &Span, moved: bool) -> Moved {
         let Span { cluster, leaf, slot, mask, .. } = *span;
         let entry = self.entry_of(span);
         let taken = "as many were taken as are wanted, and what is locked stays on its cluster";
@@ -145,7 +145,6 @@ impl ThinChannel {
                 while let Err(other) = page.change(slot, now, now.with_cluster(on)) {
                     now = other;
                 }
-                head.usage.owned.fetch_add(1, Relaxed);
                 (on, on)
             }
         };
@@ -159,10 +158,20 @@ impl ThinChannel {
     /// Clusters for what has to move, and for what has none. Those that it has are kept while it waits for more: the pool
     /// knows by what is left whether somebody wants some.
     fn take_clusters(&mut self, token: Token, head: &LayerMap, fresh: usize, first: usize) -> Result<(), Wait> {
-        let (owned, most) = (head.usage.owned(), self.volume.most_clusters());
-        if most > 0 && first > 0 && owned + first as u64 > most {
-            return Err(Wait::Quota);
+        let most = self.volume.most_clusters();
+        if most > 0 && first > 0 && self.volume.uncounted.load(Acquire) {
+            return Err(Wait::Engine);
         }
+        // Counted before they are there, as every claim is.
+        let owned = head.usage.own_more(first as u64, most).ok_or(Wait::Quota)?;
+        let taken = self.take_counted(token, owned, fresh, first);
+        if taken.is_err() {
+            head.usage.own_less(first as u64);
+        }
+        taken
+    }
+
+    fn take_counted(&mut self, token: Token, owned: u64, fresh: usize, first: usize) -> Result<(), Wait> {
         let kept = self.volume.reserve_left(owned).min(first as u64) as usize;
         while self.atomic(token).kept.len() < kept {
             let cluster = self.shared.take_kept(&self.volume).ok_or(Wait::Space)?;

@@ -82,7 +82,19 @@ impl Usage {
 
     /// That did not come to be.
     pub(crate) fn own_one_less(&self) {
-        self.owned.fetch_sub(1, Relaxed);
+        self.own_less(1);
+    }
+
+    /// So many clusters more, or none.
+    pub(crate) fn own_more(&self, many: u64, most: u64) -> Option<u64> {
+        let fits = |owned: u64| most == 0 || many == 0 || at_least_none(owned).saturating_add(many) <= most;
+        let more = |owned: u64| fits(owned).then_some(owned.wrapping_add(many));
+        self.owned.fetch_update(Relaxed, Relaxed, more).ok().map(at_least_none)
+    }
+
+    /// They did not come to be.
+    pub(crate) fn own_less(&self, many: u64) {
+        self.owned.fetch_sub(many, Relaxed);
     }
 
     /// So many more sub-blocks, or fewer.
@@ -190,10 +202,34 @@ mod tests {
         assert_eq!([2, 2, 2, 0, 3].map(|most| usage.own_one_more(most)), [Some(0), Some(1), None, Some(2), None]);
         usage.own_one_less();
         assert_eq!((usage.own_one_more(3), usage.owned()), (Some(2), 3));
+        assert_eq!(
+            [(2, 4), (2, 5), (0, 1), (1, 5)].map(|(many, most)| usage.own_more(many, most)),
+            [None, Some(3), Some(5), None]
+        );
+        usage.own_less(2);
         // More was given back than is known.
         usage.owned.fetch_sub(5, Relaxed);
         usage.add_here(-3);
         assert_eq!((usage.owned(), usage.here(), usage.own_one_more(1)), (0, 0, Some(0)));
+    }
+
+    /// Those who own several at once and those who own one keep to the limit together.
+    #[test]
+    fn several_together_own_no_more_than_may_be() {
+        const MOST: u64 = 10_000;
+        let usage = Usage::default();
+        let owned: u64 = std::thread::scope(|scope| {
+            let own = |many: u64| {
+                let usage = &usage;
+                scope.spawn(move || {
+                    let times = std::iter::repeat_with(|| usage.own_more(many, MOST)).take_while(Option::is_some);
+                    times.count() as u64 * many
+                })
+            };
+            let all: Vec<_> = [1, 17, 2, 16].map(own).into_iter().collect();
+            all.into_iter().map(|thread| thread.join().expect("it does not panic")).sum()
+        });
+        assert_eq!((owned, usage.owned()), (MOST, MOST));
     }
 
     #[test]

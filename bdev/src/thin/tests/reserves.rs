@@ -185,11 +185,15 @@ fn a_quota_is_kept_to_when_it_has_been_counted() {
     let ticket = world.floor.submit(lane, Request::write(200 * CLUSTER, vec![2; 4096], NONE));
     world.floor.settle(10_000_000);
     assert!(world.floor.take(ticket).is_none(), "it waits until somebody knows");
+    let atomic = world.floor.submit(lane, Request::write(201 * CLUSTER, vec![2; 4096], IoFlags::ATOMIC));
+    world.floor.settle(10_000_000);
+    assert!(world.floor.take(atomic).is_none(), "one that counts as a whole does, too");
     let info = world.info();
     assert!(info.volumes[0].owned_bytes <= 100 * CLUSTER, "{info:?}");
     medium.release();
     assert_eq!(world.floor.run_until(ticket), Ok(Vec::new()));
-    assert_eq!(fill(&mut world, lane, 300..400), (59, Some(IoError::NoSpace)), "40 were left, and one was written");
+    assert_eq!(world.floor.run_until(atomic), Ok(Vec::new()));
+    assert_eq!(fill(&mut world, lane, 300..400), (58, Some(IoError::NoSpace)), "40 were left, and two were written");
     assert_eq!(world.info().volumes[0].owned_bytes, 100 * CLUSTER);
     clean(&world.shut(), "after it was closed").unwrap();
 }

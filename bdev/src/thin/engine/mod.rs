@@ -96,9 +96,8 @@ pub(crate) struct Engine {
     commits: u64,
     checkpoints: u64,
     checkpoint_wanted: bool,
-    /// What the catalog said of owned clusters and sub-blocks when the pool was opened, until the first checkpoint has said
-    /// what a crash has made of it.
-    unsettled: Option<BTreeMap<u64, (u64, u64)>>,
+    /// Until the first checkpoint has said what a crash has made of what layers own.
+    unsettled: Option<Unsettled>,
     leaving: bool,
     left: bool,
     /// Something could not be done because requests that began long ago have not ended.
@@ -119,6 +118,14 @@ pub(crate) struct Engine {
     alarms: Alarms,
 }
 
+/// A pool after a crash, of which nobody knows yet what its layers own.
+struct Unsettled {
+    /// What the catalog said of their clusters and sub-blocks when it was opened.
+    counted: BTreeMap<u64, (u64, u64)>,
+    /// Clusters that the log has freed since: no layer owns less than it is thought to by more than that.
+    freed: u64,
+}
+
 impl Engine {
     /// Of an opened pool.
     pub(crate) fn new(
@@ -135,7 +142,7 @@ impl Engine {
             directory.put(nodes.volume(node.layer.id));
         }
         let counted = store.layers().values().map(|layer| (layer.id, (layer.owned, layer.here))).collect();
-        let unsettled = store.is_unsettled().then_some(counted);
+        let unsettled = store.is_unsettled().then(|| Unsettled { counted, freed: store.freed() });
         let mut engine = Engine {
             shared,
             orders,
@@ -206,7 +213,7 @@ impl Engine {
 
     fn checkpointed(&mut self) {
         self.checkpoints += 1;
-        let Some(counted) = self.unsettled.take() else { return };
+        let Some(Unsettled { counted, .. }) = self.unsettled.take() else { return };
         for (id, (owned, here)) in counted {
             if let (Some(node), Some(layer)) = (self.nodes.by_id.get(&id), self.store.layers().get(&id)) {
                 let usage = &node.map.usage;

@@ -193,10 +193,12 @@ impl Nodes {
         Arc::new(Volume::new(layer.uuid, self.chain(id, true), layer.quota, layer.reserved))
     }
 
-    /// Clusters that are kept for volumes which do not own them yet.
-    pub(super) fn promised(&self) -> u64 {
+    /// Clusters that are kept for volumes which do not own them yet, if each may own `too_many` fewer than it is thought to.
+    pub(super) fn promised(&self, too_many: u64) -> u64 {
         let keeping = self.by_id.values().map(|node| (node, self.kept_for(node))).filter(|(_, kept)| *kept > 0);
-        keeping.map(|(node, kept)| kept.saturating_sub(self.will_own(node))).fold(0, u64::saturating_add)
+        keeping
+            .map(|(node, kept)| kept.saturating_sub(self.will_own(node).saturating_sub(too_many)))
+            .fold(0, u64::saturating_add)
     }
 
     /// Clusters that are kept for a layer, with those that it owns.

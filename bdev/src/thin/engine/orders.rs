@@ -411,6 +411,7 @@ impl Engine {
         (head.quota, head.reserved, head.warn_percent) = (was.quota, reserved, was.warn_percent);
         self.log_layer(new);
         self.switch(uuid, new);
+        self.review_reserves();
     }
 
     /// Nobody knows it any more. With several children it stays until it has one.

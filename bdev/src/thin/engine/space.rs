@@ -159,7 +159,9 @@ impl Engine {
 
     /// Clusters that are free and kept for nobody, and not held back for metadata.
     pub(super) fn unreserved(&self) -> u64 {
-        let promised = self.nodes.promised().saturating_sub(self.kept_at_hand()).saturating_add(self.pledged);
+        // Volumes may own less than is thought: what is promised to them is kept all the same.
+        let too_many = self.unsettled.as_ref().map_or(0, |unsettled| unsettled.freed);
+        let promised = self.nodes.promised(too_many).saturating_sub(self.kept_at_hand()).saturating_add(self.pledged);
         self.store.free_clusters().saturating_sub(promised.saturating_add(self.store.held_back()))
     }
 
@@ -182,7 +184,15 @@ impl Engine {
         let mut given = 0;
         for volume in &self.kept_by {
             let (left, reserved) = (volume.kept(), volume.reserved.load(Relaxed));
-            let open = reserved.saturating_sub(volume.owned()).saturating_sub(left as u64);
+            let may_have = reserved.saturating_sub(volume.owned());
+            // It has got clusters otherwise, or less is kept for it: what it has too much is not kept for anybody. Some may be on
+            // their way into entries.
+            if left as u64 > may_have.saturating_add(self.shared.stations.len() as u64) {
+                for _ in may_have..left as u64 {
+                    volume.take_back().into_iter().for_each(|cluster| self.store.give_back(&[cluster]));
+                }
+            }
+            let open = may_have.saturating_sub(left as u64);
             if left >= KEPT / 2 || open == 0 {
                 continue;
             }

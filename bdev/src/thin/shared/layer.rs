@@ -54,7 +54,8 @@ impl Place {
 }
 
 /// How much a layer has; exact when nothing of it is being changed. After a crash it counts from what the catalog says, and
-/// not what the log says beyond it: until the first checkpoint has told (see the engine's `unsettled`) it may be below zero.
+/// not what the log says beyond it: until the first checkpoint has told (see the engine's `unsettled`) it may be below zero,
+/// or above what it is by as many clusters as the log has freed.
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     /// Clusters.
@@ -76,8 +77,7 @@ impl Usage {
 
     /// One cluster more, if that does not make more than `most`; 0: no limit. Returns how many there were.
     pub(crate) fn own_one_more(&self, most: u64) -> Option<u64> {
-        let more = |owned: u64| (most == 0 || at_least_none(owned) < most).then_some(owned.wrapping_add(1));
-        self.owned.fetch_update(Relaxed, Relaxed, more).ok().map(at_least_none)
+        self.own_more(1, most)
     }
 
     /// That did not come to be.

@@ -291,6 +291,12 @@ impl Store {
         self.discard.is_some()
     }
 
+    /// How many clusters the log had freed when the pool was opened, each as often as it was.
+    #[must_use]
+    pub fn freed(&self) -> u64 {
+        self.state.freed.iter().map(|(_, count)| u64::from(*count)).sum()
+    }
+
     /// Clusters that the log had freed when the pool was opened: nobody knows whether the base has been told of those that still
     /// are.
     pub fn take_freed(&mut self) -> Vec<(u32, u32)> {

@@ -169,6 +169,84 @@ fn a_pool_is_not_full_because_nobody_has_counted_yet() {
     clean(&world.shut(), "after it was closed").unwrap();
 }
 
+/// The log has freed what a thick volume owned: it has a claim to that again, also before anybody has counted.
+#[test]
+fn what_is_promised_is_kept_before_anybody_has_counted() {
+    let mut before = world(40 * MIB, 5, 2);
+    let size = 20 * MIB;
+    create(&mut before, 10, size, size).unwrap();
+    create(&mut before, 11, 64 * MIB, 0).unwrap();
+    let (thick, clusters) = (before.lane(10, 0), size / CLUSTER);
+    assert_eq!(fill(&mut before, thick, 0..clusters), (clusters, None));
+    before.floor.flush(thick).unwrap();
+    before.order(Order::Checkpoint).unwrap();
+    before.floor.zero(thick, Op::Discard, 0, size).unwrap();
+    before.floor.flush(thick).unwrap();
+    let (mut world, medium) = crashed(&mut before);
+    let (thin, thick) = (world.lane(11, 1), world.lane(10, 0));
+    let write = |at: u64| Request::write(at * CLUSTER, vec![2; 4096], NONE);
+    let all: Vec<_> = (0..30).map(|at| world.floor.submit(thin, write(at))).collect();
+    world.floor.settle(10_000_000);
+    assert!(medium.hits() > 0, "nobody has counted");
+    medium.release();
+    all.into_iter().for_each(|ticket| assert_eq!(world.floor.run_until(ticket), Ok(Vec::new())));
+    let (_, error) = fill(&mut world, thin, 30..1000);
+    assert_eq!(error, Some(IoError::NoSpace));
+    assert_eq!(fill(&mut world, thick, 0..clusters), (clusters, None), "it was promised");
+    clean(&world.shut(), "after it was closed").unwrap();
+}
+
+/// The same while others take all that they can get.
+#[test]
+fn nobody_gets_what_is_promised_while_nobody_has_counted() {
+    let mut before = world(40 * MIB, 5, 2);
+    let size = 30 * MIB;
+    create(&mut before, 10, size, size).unwrap();
+    create(&mut before, 11, 64 * MIB, 0).unwrap();
+    let (thick, clusters) = (before.lane(10, 0), size / CLUSTER);
+    assert_eq!(fill(&mut before, thick, 0..clusters), (clusters, None));
+    before.floor.flush(thick).unwrap();
+    before.order(Order::Checkpoint).unwrap();
+    before.floor.zero(thick, Op::Discard, 0, size).unwrap();
+    before.floor.flush(thick).unwrap();
+    let (mut world, medium) = crashed(&mut before);
+    let (thin, thick) = (world.lane(11, 1), world.lane(10, 0));
+    let mut taken = 0;
+    for at in 0..400 {
+        let ticket = world.floor.submit(thin, Request::write(at * CLUSTER, vec![2; 4096], NONE));
+        world.floor.settle(1_000_000);
+        match world.floor.take(ticket) {
+            Some(written) => assert_eq!(written, Ok(Vec::new())),
+            None => break,
+        }
+        taken += 1;
+    }
+    assert!(taken < 400, "it has taken what is promised");
+    medium.release();
+    world.floor.settle(3_000_000_000);
+    assert_eq!(fill(&mut world, thick, 0..clusters), (clusters, None), "it was promised");
+    clean(&world.shut(), "after it was closed").unwrap();
+}
+
+/// Rolled back to a smaller snapshot less is kept for a volume, and others are not promised less for that.
+#[test]
+fn a_volume_that_is_rolled_back_has_at_hand_what_is_kept_for_it() {
+    let mut world = world(40 * MIB, 3, 2);
+    create(&mut world, 10, 10 * CLUSTER, 10 * CLUSTER).unwrap();
+    world.snapshot(10, 11);
+    resize(&mut world, 10, 60 * CLUSTER).unwrap();
+    create(&mut world, 12, 200 * CLUSTER, 200 * CLUSTER).unwrap();
+    create(&mut world, 13, 64 * MIB, 0).unwrap();
+    world.floor.settle(2_000_000_000);
+    world.order(Order::Rollback { uuid: uuid(10), to: uuid(11) }).unwrap();
+    assert_eq!(reserved(&mut world, 10), 10 * CLUSTER);
+    let (thin, other, rolled) = (world.lane(13, 0), world.lane(12, 1), world.lane(10, 1));
+    assert_eq!(fill(&mut world, thin, 0..1000).1, Some(IoError::NoSpace));
+    assert_eq!(fill(&mut world, other, 0..200), (200, None), "it was promised");
+    assert_eq!(fill(&mut world, rolled, 0..10), (10, None));
+    clean(&world.shut(), "after it was closed").unwrap();
+}
+
 #[test]
 fn a_quota_is_kept_to_when_it_has_been_counted() {
     let mut before = world(40 * MIB, 5, 2);

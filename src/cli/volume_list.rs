@@ -24,12 +24,17 @@ fn at(volumes: &Value, now: u64) -> String {
     if volumes.is_empty() {
         return "no volumes; `pollux volume create POOL/NAME --size SIZE` makes one\n".into();
     }
-    let mut rows = table(&["VOLUME", "KIND", "SIZE", "WRITTEN", "OWN", "SHARED", "QUOTA", "AGE"]);
+    let mut head = vec!["VOLUME", "KIND", "SIZE", "WRITTEN", "OWN", "SHARED", "QUOTA", "AGE"];
+    let has_origins = volumes.iter().any(|volume| origin(volume).is_some());
+    if has_origins {
+        head.push("STANDS ON");
+    }
+    let mut rows = table(&head);
     for (label, index) in tree(volumes) {
         let volume = &volumes[index];
         let sized = |name: &str| volume[name].as_u64().map_or_else(|| "-".into(), size);
         let quota = volume["quota_bytes"].as_u64().filter(|quota| *quota > 0);
-        rows.add_row([
+        let mut row = vec![
             label,
             kind(volume).into(),
             sized("size_bytes"),
@@ -38,9 +43,23 @@ fn at(volumes: &Value, now: u64) -> String {
             sized("shared_bytes"),
             quota.map_or_else(|| "-".into(), size),
             volume["created"].as_u64().map_or_else(|| "-".into(), |then| duration(now.saturating_sub(then))),
-        ]);
+        ];
+        if has_origins {
+            row.push(origin(volume).unwrap_or_else(|| "-".into()));
+        }
+        rows.add_row(row);
     }
     text(&rows)
+}
+
+/// The bdev outside of the pool that it stands on itself: its name, or its UUID if it is not there. What stands on a snapshot
+/// stands on that one's.
+fn origin(volume: &Value) -> Option<String> {
+    let of = &volume["origin"];
+    let stands_on_snapshot = volume["parent"].is_object();
+    let name = of["name"].as_str().map(ToOwned::to_owned);
+    let named = name.or_else(|| of["uuid"].as_str().map(|uuid| format!("{uuid} (missing)")));
+    named.filter(|_| !stands_on_snapshot)
 }
 
 fn kind(volume: &Value) -> &'static str {
@@ -170,6 +189,31 @@ mod tests {
             volume("c", false, Some("cs"), 0, 30),
         ];
         assert_eq!(labels(&all), ["p/v", "├─ s2", "│  └─ c", "│     └─ cs", "└─ s1", "p/w"]);
+    }
+
+    #[test]
+    fn what_stands_on_a_bdev_outside_says_so() {
+        let with = |volume: Value, origin: Value| {
+            let mut volume = volume;
+            volume["origin"] = origin;
+            volume
+        };
+        let golden = json!({"uuid": "7", "name": "golden", "bytes": 4096});
+        let all = json!([
+            with(volume("v", false, Some("s"), 0, 2), golden.clone()),
+            with(volume("s", true, None, 1, 1), golden),
+            with(volume("w", false, None, 0, 3), json!({"uuid": "8", "name": null, "bytes": 4096})),
+            volume("x", false, None, 0, 4),
+        ]);
+        let shown = at(&all, 9);
+        let rows: Vec<&str> = shown.lines().map(str::trim_end).collect();
+        let ends = |row: usize, with: &str| assert!(rows[row].ends_with(with), "{shown}");
+        ends(0, "STANDS ON");
+        ends(1, "-");
+        ends(2, "golden");
+        ends(3, "8 (missing)");
+        ends(4, "-");
+        assert!(!at(&json!([volume("x", false, None, 0, 4)]), 9).contains("STANDS ON"));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::error::StoreError;
 use crate::thin::format::{Geometry, Layer, LayerKind, SUB_BLOCKS};
 
+/// What counts of a bdev outside is whole ones of these.
+const SECTOR: u64 = 512;
 /// Most bytes of a layer.
 pub const MOST_BYTES: u64 = 1 << 50;
 
@@ -90,6 +92,12 @@ pub(super) fn check(layers: &BTreeMap<u64, Layer>, geometry: &Geometry) -> Resul
         if is_known && (layer.uuid.is_nil() || !uuids.insert(layer.uuid)) {
             return wrong(*id, &format!("has the UUID {}, which is none or that of another", layer.uuid));
         }
+        if layer.parent.is_some() && layer.origin.is_some() {
+            return wrong(*id, "stands on a layer of the pool and on a bdev outside of it");
+        }
+        if layer.origin_bytes % SECTOR != 0 || layer.origin_bytes > 0 && layer.origin.is_none() {
+            return wrong(*id, &format!("has {} bytes that count of a bdev outside of the pool", layer.origin_bytes));
+        }
         let Some(parent) = layer.parent else { continue };
         *children.entry(parent).or_default() += 1;
         match layers.get(&parent) {
@@ -137,6 +145,23 @@ mod tests {
         );
         let chain: Vec<_> = (1..=3000).map(|id| (id, Some(id - 1).filter(|id| *id > 0))).collect();
         assert_eq!(weight(&chain), of(3000, 3000 * 3001 / 2));
+    }
+
+    /// Nobody is to read a part of a sector of a bdev outside.
+    #[test]
+    fn what_stands_on_a_bdev_outside_counts_whole_sectors_of_it() {
+        let geometry = Geometry::new(64 << 20, 64 << 10).expect("it is large enough");
+        let below = layer(1, LayerKind::Snapshot, None, 1 << 20);
+        let with = |parent, origin: Option<u128>, origin_bytes| {
+            let origin = origin.map(uuid::Uuid::from_u128);
+            let above = Layer { origin, origin_bytes, ..layer(2, LayerKind::Head, parent, 1 << 20) };
+            check(&[(1, below.clone()), (2, above)].into(), &geometry).map_err(|error| error.to_string())
+        };
+        assert_eq!([with(Some(1), None, 0), with(None, Some(9), 512), with(None, None, 0)], [Ok(()), Ok(()), Ok(())]);
+        for (parent, origin, bytes) in [(Some(1), Some(9), 512), (None, Some(9), 1000), (None, None, 512)] {
+            let refused = with(parent, origin, bytes);
+            assert!(refused.as_ref().is_err_and(|what| what.contains("layer 2")), "{refused:?}");
+        }
     }
 
     #[test]

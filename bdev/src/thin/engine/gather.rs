@@ -59,7 +59,8 @@ impl Gathering {
 impl Engine {
     /// A commit begins: what has changed until now is in it.
     pub(super) fn begin_gathering(&mut self) -> Gathering {
-        let load = std::mem::take(&mut self.to_log);
+        let mut load = std::mem::take(&mut self.to_log);
+        self.say_moved(&mut load);
         let structure = self.structure();
         Gathering {
             stack: self.shared.leaves.take_dirty(),
@@ -136,9 +137,20 @@ impl Engine {
         load
     }
 
+    /// What stands on something else than before comes before its entries: those may hold what that has, beside what a guest
+    /// has written of a sub-block. The log knows the layers, and what they stand on: an order waits for its commit.
+    fn say_moved(&mut self, load: &mut Load) {
+        for id in std::mem::take(&mut self.moved_to_log) {
+            if let Some(node) = self.nodes.by_id.get(&id) {
+                load.push(Record::Layer(Box::new(node.logged())));
+            }
+        }
+    }
+
     /// Whether the next commit has something to say that no entry says.
     pub(super) fn has_to_say(&self) -> bool {
-        !self.to_log.records.is_empty() || !self.layers_to_log.is_empty() || !self.gone_to_log.is_empty()
+        let of_layers = !self.layers_to_log.is_empty() || !self.moved_to_log.is_empty() || !self.gone_to_log.is_empty();
+        of_layers || !self.to_log.records.is_empty()
     }
 
     /// Whether the log knows the layer of a leaf, and that it is large enough.

@@ -65,6 +65,8 @@ pub(crate) struct Engine {
     to_log: Load,
     /// The layers that have changed since the last commit, and those that are gone.
     layers_to_log: BTreeSet<u64>,
+    /// Those that stand on something else, and are to be said before any of their entries.
+    moved_to_log: BTreeSet<u64>,
     gone_to_log: Vec<u64>,
     commit: Option<Commit>,
     /// Since when something has been changed that is in no commit.
@@ -150,6 +152,7 @@ impl Engine {
             nodes,
             to_log: Load::default(),
             layers_to_log: BTreeSet::new(),
+            moved_to_log: BTreeSet::new(),
             gone_to_log: Vec::new(),
             commit: None,
             dirty_since: None,

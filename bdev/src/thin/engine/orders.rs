@@ -282,7 +282,8 @@ impl Engine {
     /// A volume stands on something else, and whoever uses it finds other data.
     fn set_below(&mut self, uuid: Uuid, id: u64, below: Below) -> Stage {
         self.nodes.stand(id, below);
-        self.log_layer(id);
+        self.moved_to_log.insert(id);
+        self.hurry = true;
         self.review_unnamed();
         self.switch(uuid, id);
         Stage::Draining(self.raise_epoch())

@@ -30,13 +30,10 @@ impl Node {
             self.notifications.add(Kind::BdevRegister, name);
         }
         drop(changes);
-        for uuid in self.mend_volumes(&[]) {
-            let _changes = self.change();
-            if let Some(entry) = self.bdevs.get(&uuid.to_string()) {
-                self.came_back(&entry);
-            }
-        }
-        self.look_for_pools(&names);
+        let mended = self.mend_volumes(&[]);
+        self.bring_all_back(&mended);
+        let back = self.look_for_pools(&names);
+        self.bring_all_back(&back);
         Ok(names)
     }
 

@@ -88,6 +88,8 @@ pub struct Node {
     identities: Mutex<HashMap<Uuid, Identity>>,
     unit_saver: Option<UnitSaver>,
     metrics: OnceLock<SocketAddr>,
+    /// Bdevs that are there and whose LUNs are not: the next look tries again.
+    waiting: Mutex<Vec<Uuid>>,
     shown: Arc<RwLock<Arc<Document>>>,
     changes: Mutex<Changes>,
 }
@@ -158,6 +160,7 @@ impl Node {
             identities: Mutex::default(),
             unit_saver: parts.units,
             metrics: OnceLock::new(),
+            waiting: Mutex::default(),
             shown: Arc::clone(&shown),
             changes: Mutex::new(Changes { document: Document::default(), store: parts.store, stale: false, shown }),
         }
@@ -182,6 +185,10 @@ impl Node {
 
     fn change(&self) -> MutexGuard<'_, Changes> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Uuid>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn units(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<LogicalUnit>>> {

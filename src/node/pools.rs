@@ -7,6 +7,7 @@
 //! Locks, in this order: `Pools::structure` (a pool is opened, made, closed or deleted), then the node's changes. Listings
 //! and metrics take neither: they look at what each pool has told last.
 
+mod above;
 mod alter;
 mod close;
 mod export;

@@ -37,9 +37,8 @@ impl Watch {
     /// # Errors
     /// If no thread can be had.
     pub fn start(node: Arc<Node>) -> std::io::Result<Watch> {
-        let mut waiting = Vec::new();
         Watch::repeat("watch", EVERY, move || {
-            node.look(&mut waiting);
+            node.look();
             EVERY
         })
     }
@@ -78,8 +77,8 @@ impl Watch {
 }
 
 impl Node {
-    /// Opens what has come back. `waiting` are the bdevs that are back and whose LUNs are not: the next look tries again.
-    fn look(&self, waiting: &mut Vec<Uuid>) {
+    /// Opens what has come back.
+    fn look(&self) {
         for entry in self.bdevs.list() {
             let Some(device) = entry.device() else { continue };
             device.tend();
@@ -88,6 +87,7 @@ impl Node {
                 self.lose(&entry);
             }
         }
+        let mut waiting = std::mem::take(&mut *self.waiting());
         let back = self.bdevs.retry_missing();
         for entry in &back {
             tracing::info!("bdev '{}' is back", entry.name());
@@ -98,16 +98,29 @@ impl Node {
         let names: Vec<String> = back.iter().map(|entry| entry.name().to_owned()).collect();
         waiting.extend(self.look_for_pools(&names));
         self.look_at_pools();
-        waiting.retain(|uuid| {
+        self.bring_all_back(&waiting);
+    }
+
+    /// These devices are there again. One that was deleted meanwhile waits for nothing.
+    pub(super) fn bring_all_back(&self, uuids: &[Uuid]) {
+        for uuid in uuids {
             let _changes = self.change();
-            // One that was deleted meanwhile waits for nothing.
-            self.bdevs.get(&uuid.to_string()).is_some_and(|entry| !self.came_back(&entry))
-        });
+            if let Some(entry) = self.bdevs.get(&uuid.to_string()) {
+                self.bring_back(&entry);
+            }
+        }
+    }
+
+    /// The same of one. If it does not go well the next look tries again.
+    pub(super) fn bring_back(&self, entry: &Entry) {
+        if !self.came_back(entry) {
+            self.waiting().push(entry.uuid());
+        }
     }
 
     /// A device is there again: the reactors get channels into it, then the guests hear that it is ready. Whether that
     /// went well.
-    pub(super) fn came_back(&self, entry: &Entry) -> bool {
+    fn came_back(&self, entry: &Entry) -> bool {
         let Some(device) = entry.device() else { return true };
         let Some(unit) = self.units().get(&entry.uuid()).cloned() else { return true };
         let shape = through::shape(entry, &unit);

@@ -7,9 +7,9 @@ use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use anyhow::{Context as _, Result, ensure};
-use common::thin::{SOON, flush, listed, lun, pool, reads, refused, volume};
+use common::thin::{SOON, flush, goes_on, hang, impatient, listed, lun, pool, reads, refused, volume};
 use common::{attach, clear_attentions, connect, controller, file, within};
-use pollux_tests::daemon::{Daemon, DaemonOptions};
+use pollux_tests::daemon::Daemon;
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::{DriverOptions, cdb};
 use serde_json::{Value, json};
@@ -142,24 +142,9 @@ fn a_volume_is_decoupled_from_its_parent_and_not_from_an_exports_snapshot() -> R
     Ok(())
 }
 
-/// Writes to a fault bdev hang from now on, or no longer.
-fn hang(daemon: &Daemon, name: &str, hangs: bool) -> Result<()> {
-    let (io_type, error_type) = if hangs { ("write", "pending") } else { ("clear", "failure") };
-    let params = json!({"name": name, "io_type": io_type, "error_type": error_type, "num": 1_000_000});
-    daemon.rpc("bdev_error_inject_error", params)?;
-    if !hangs {
-        daemon.rpc("bdev_error_resume_pending", json!({ "name": name }))?;
-    }
-    Ok(())
-}
-
 #[test]
 fn what_an_export_leaves_that_could_not_wait_for_its_base_goes_by_itself() -> Result<()> {
-    let args = vec!["--pool-timeout".to_owned(), "1".to_owned()];
-    let daemon = Daemon::start_with(DaemonOptions { args, ..DaemonOptions::default() })?;
-    file(&daemon, "f0", 64 * MIB)?;
-    daemon.rpc("bdev_error_create", json!({"base_name": "f0"}))?;
-    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "EE_f0", "lvs_name": "lvs"}))?;
+    let daemon = impatient()?;
     volume(&daemon, "lvs", "v", 16)?;
     controller(&daemon, "vm", &["lvs/v"])?;
     let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
@@ -170,11 +155,11 @@ fn what_an_export_leaves_that_could_not_wait_for_its_base_goes_by_itself() -> Re
         Ok::<_, anyhow::Error>(v["owned_bytes"] == bytes && v["shared_bytes"] == MIB - bytes)
     };
     ensure!(has(MIB)?);
-    hang(&daemon, "EE_f0", true)?;
+    hang(&daemon, "EE_f0", "write")?;
     let export = json!({"name": "lvs/v", "file": daemon.disks_dir().join("export")});
     refused(&daemon, "bdev_lvol_export", export, -32602, "Connection timed out", "timed_out")?;
     ensure!(has(0)?, "the snapshot has come to be, though nobody waits for it: {}", listed(&daemon, "lvs/v")?);
-    hang(&daemon, "EE_f0", false)?;
+    goes_on(&daemon, "EE_f0")?;
     within(SOON, || has(MIB), "the snapshot stays")?;
     reads(&mut front, 0, 0, 1)?;
     ensure!(daemon.rpc("bdev_lvol_get_lvstores", Value::Null)?[0]["snapshots"] == 0);
@@ -186,7 +171,7 @@ fn a_pool_that_is_made_on_a_base_that_hangs_holds_up_no_other_and_not_the_end() 
     let mut daemon = Daemon::start()?;
     file(&daemon, "f0", 64 * MIB)?;
     daemon.rpc("bdev_error_create", json!({"base_name": "f0"}))?;
-    hang(&daemon, "EE_f0", true)?;
+    hang(&daemon, "EE_f0", "write")?;
     let create = |bdev: &str, name: &str| json!({"bdev_name": bdev, "lvs_name": name, "job": true});
     let job = daemon.rpc("bdev_lvol_create_lvstore", create("EE_f0", "lvs"))?["job_id"].clone();
     file(&daemon, "f1", 64 * MIB)?;

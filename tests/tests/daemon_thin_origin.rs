@@ -7,11 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use common::thin::{SOON, flush, listed, lun, pool, reads, refused, text, volume, write};
+use common::thin::{SOON, flush, goes_on, hang, impatient, listed, lun, pool, reads, refused, text, volume, write};
 use common::{attach, clear_attentions, connect, controller, within};
 use pollux_tests::daemon::Daemon;
 use pollux_tests::frontend::FrontEnd;
-use pollux_tests::guest::{DriverOptions, cdb};
+use pollux_tests::guest::{Command, DriverOptions, FIRST_REQUEST_QUEUE, cdb};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -295,5 +295,160 @@ fn a_volume_is_given_a_bdev_to_stand_on() -> Result<()> {
     let listed = daemon.rpc("bdev_lvol_get_lvols", Value::Null)?;
     let all = listed.as_array().context("a list")?;
     ensure!(all.iter().all(|volume| volume["origin"].is_null()), "{listed}");
+    Ok(())
+}
+
+#[test]
+fn what_a_volume_holds_is_counted_on_through_whatever_lies_between() -> Result<()> {
+    let daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    pool(&daemon, "f1", "other", 128 * MIB)?;
+    volume(&daemon, "other", "x", 16)?;
+    volume(&daemon, "other", "y", 16)?;
+    for (of, name) in [("other/x", "s"), ("other/y", "t")] {
+        daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": of, "snapshot_name": name}))?;
+    }
+    daemon.rpc("bdev_passthru_create", json!({"name": "p", "base_bdev_name": "other/x"}))?;
+    daemon.rpc("bdev_passthru_create", json!({"name": "q", "base_bdev_name": "p"}))?;
+    let stays = |by: &str| -> Result<()> {
+        for (method, params) in [
+            ("bdev_lvol_rollback", json!({"name": "other/x", "snapshot_name": "other/s", "force": true})),
+            ("bdev_lvol_set_parent", json!({"lvol_name": "other/x", "parent_name": "other/t", "force": true})),
+            ("bdev_lvol_resize", json!({"name": "other/x", "size_in_mib": 8, "allow_shrink": true})),
+        ] {
+            let error = daemon.rpc_error(method, params)?;
+            let said = error.detail.as_deref().is_some_and(|detail| detail.contains(by) && detail.contains("'q'"));
+            ensure!(error.reason.as_deref() == Some("in_use") && said, "{method}: {error} {:?}", error.detail);
+        }
+        Ok(())
+    };
+    daemon.rpc("bdev_lvol_clone_bdev", json!({"bdev": "q", "lvs_name": "lvs", "clone_name": "c"}))?;
+    stays("lvs/c")?;
+    daemon.rpc("bdev_lvol_delete", json!({"name": "lvs/c"}))?;
+    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "q", "lvs_name": "inner"}))?;
+    stays("inner")?;
+    daemon.rpc("bdev_lvol_delete_lvstore", json!({"lvs_name": "inner"}))?;
+    daemon.rpc("bdev_lvol_rollback", json!({"name": "other/x", "snapshot_name": "other/s"}))?;
+    Ok(())
+}
+
+#[test]
+fn what_stands_on_a_volume_goes_with_it_to_another_bdev() -> Result<()> {
+    let daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    golden(&daemon)?;
+    clone_bdev(&daemon, "c")?;
+    daemon.rpc("bdev_lvol_resize", json!({"name": "lvs/c", "size_in_mib": 8}))?;
+    daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "lvs/c", "snapshot_name": "s"}))?;
+    volume(&daemon, "lvs", "v", 8)?;
+    daemon.rpc("bdev_passthru_create", json!({"name": "p", "base_bdev_name": "lvs/v"}))?;
+    controller(&daemon, "vm", &["p"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    clear_attentions(&mut front, lun(0))?;
+    write(&mut front, 0, 8, 200)?;
+    reads(&mut front, 0, 16, 0)?;
+    let set = json!({"lvol_name": "lvs/v", "parent_name": "lvs/s", "force": true});
+    ensure!(daemon.rpc("bdev_lvol_set_parent", set)? == json!(true));
+    told_of_another_medium(&mut front, 0)?;
+    reads(&mut front, 0, 8, 200)?;
+    reads_golden(&mut front, 0, &[1])
+}
+
+/// Both of what initiators are told when a medium may be another one, and nothing else.
+fn told_of_another_medium(front: &mut FrontEnd, target: u8) -> Result<()> {
+    let mut told = Vec::new();
+    loop {
+        match front.cdb(lun(target), &cdb::TEST_UNIT_READY, &[], 0)?.sense_key() {
+            Some(sense @ (6, ..)) => told.push(sense),
+            None => break,
+            Some(other) => anyhow::bail!("{other:?} after {told:?}"),
+        }
+    }
+    told.sort_unstable();
+    ensure!(told == [(6, 0x28, 0), (6, 0x2A, 9)], "{told:?}");
+    Ok(())
+}
+
+#[test]
+fn a_volume_gets_there_when_its_base_answers_late() -> Result<()> {
+    let daemon = impatient()?;
+    golden(&daemon)?;
+    clone_bdev(&daemon, "c")?;
+    daemon.rpc("bdev_lvol_resize", json!({"name": "lvs/c", "size_in_mib": 8}))?;
+    daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "lvs/c", "snapshot_name": "s"}))?;
+    volume(&daemon, "lvs", "t", 8)?;
+    daemon.rpc("bdev_lvol_set_read_only", json!({"name": "lvs/t"}))?;
+    volume(&daemon, "lvs", "v", 8)?;
+    daemon.rpc("bdev_passthru_create", json!({"name": "p", "base_bdev_name": "lvs/v"}))?;
+    volume(&daemon, "lvs", "w", 8)?;
+    controller(&daemon, "vm", &["p", "lvs/w"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    for target in [0, 1] {
+        clear_attentions(&mut front, lun(target))?;
+        write(&mut front, target, 8, 200)?;
+        flush(&mut front, target)?;
+    }
+    let on = |volume: &str, parent: &str| json!({"lvol_name": volume, "parent_name": parent, "force": true});
+    for (target, method, params) in [
+        (0, "bdev_lvol_set_parent", on("lvs/v", "lvs/s")),
+        (1, "bdev_lvol_set_parent_bdev", on("lvs/w", "golden")),
+        // And to a snapshot again, which stands on nothing.
+        (0, "bdev_lvol_set_parent", on("lvs/v", "lvs/t")),
+    ] {
+        hang(&daemon, "EE_f0", "write")?;
+        refused(&daemon, method, params.clone(), -32602, "Connection timed out", "timed_out")?;
+        ensure!(bdev(&daemon, "golden")?["claimed"] == true, "it may come to stand on it");
+        goes_on(&daemon, "EE_f0")?;
+        let settled = || {
+            let first = front.cdb(lun(target), &cdb::TEST_UNIT_READY, &[], 0)?.sense_key();
+            Ok(first.is_some_and(|sense| sense == (6, 0x28, 0)))
+        };
+        within(SOON, settled, "nobody is told of another medium")?;
+        let then = front.cdb(lun(target), &cdb::TEST_UNIT_READY, &[], 0)?;
+        ensure!(then.sense_key() == Some((6, 0x2A, 9)), "{then:?}");
+        reads(&mut front, target, 8, 200)?;
+        if params["parent_name"] == "lvs/t" {
+            reads(&mut front, target, 16, 0)?;
+        } else {
+            reads_golden(&mut front, target, &[1])?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_change_may_still_come_to_need_is_not_given_away() -> Result<()> {
+    let daemon = impatient()?;
+    for name in ["g0", "g1"] {
+        common::file(&daemon, name, MIB)?;
+    }
+    volume(&daemon, "lvs", "v", 8)?;
+    volume(&daemon, "lvs", "w", 8)?;
+    controller(&daemon, "vm", &["lvs/v"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    clear_attentions(&mut front, lun(0))?;
+    write(&mut front, 0, 0, 5)?;
+    flush(&mut front, 0)?;
+    // A read that hangs bounds how many changes can be made, and the next one waits before it has begun.
+    hang(&daemon, "EE_f0", "read")?;
+    let read = cdb::read10(0, 8);
+    let command = Command::new(lun(0), &read, &[], 4096);
+    front.submit(FIRST_REQUEST_QUEUE, &command).context("there is room")?;
+    front.driver.queues[FIRST_REQUEST_QUEUE].flush();
+    let late = (0..64).map(|nth| format!("g{}", nth % 2)).find_map(|golden| {
+        let params = json!({"lvol_name": "lvs/w", "parent_name": golden});
+        daemon.rpc("bdev_lvol_set_parent_bdev", params).is_err().then_some(golden)
+    });
+    let late = late.context("as many changes as one likes")?;
+    let origin = || Ok::<_, anyhow::Error>(listed(&daemon, "lvs/w")?["origin"]["name"].clone());
+    ensure!(origin()? != late.as_str(), "it waits");
+    let add = json!({"ctrlr": "vm", "scsi_target_num": 1, "bdev_name": late});
+    let error = daemon.rpc_error("vhost_scsi_controller_add_target", add)?;
+    ensure!(error.reason.as_deref() == Some("in_use"), "{error}");
+    goes_on(&daemon, "EE_f0")?;
+    within(SOON, || Ok(origin()? == late.as_str()), "the change does not come to be")?;
+    let other = if late == "g0" { "g1" } else { "g0" };
+    within(SOON, || Ok(bdev(&daemon, other)?["claimed"] == false), "it keeps what nobody needs")?;
+    ensure!(bdev(&daemon, &late)?["claimed"] == true);
     Ok(())
 }

@@ -175,8 +175,8 @@ impl Asked {
 /// An order that took longer than was waited for, and has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settled {
-    /// The volume that it was to roll back, if that is what it was.
-    pub rolled_back: Option<Uuid>,
+    /// The volume that holds something else if it was carried out: it was to be rolled back, or to stand on something else.
+    pub another_medium: Option<Uuid>,
 }
 
 #[derive(Default)]
@@ -267,8 +267,11 @@ impl Orders {
             inner.settled.extend(ended.map(|(_, settled)| settled));
         }
         let next = inner.asked.pop_front()?;
-        let rolled_back = if let Order::Rollback { uuid, .. } = next.order { Some(uuid) } else { None };
-        inner.at_hand = Some((next.number, Settled { rolled_back }));
+        let another_medium = match next.order {
+            Order::Rollback { uuid, .. } | Order::SetParent { uuid, .. } | Order::SetOrigin { uuid, .. } => Some(uuid),
+            _ => None,
+        };
+        inner.at_hand = Some((next.number, Settled { another_medium }));
         Some(next)
     }
 
@@ -344,7 +347,7 @@ mod tests {
         });
         assert!(orders.take_settled().is_empty(), "it has not ended yet");
         assert!(orders.next().is_none());
-        assert_eq!(orders.take_settled(), [Settled { rolled_back: Some(uuid) }]);
+        assert_eq!(orders.take_settled(), [Settled { another_medium: Some(uuid) }]);
         assert!(orders.take_settled().is_empty() && !orders.is_late());
         assert!(orders.send(&shared, Order::Commit).is_ok());
     }

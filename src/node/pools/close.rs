@@ -7,6 +7,7 @@ use pollux_bdev::thin::store::wipe;
 use pollux_bdev::{Entry, Kind as BdevKind};
 use uuid::Uuid;
 
+use super::above::shown;
 use super::open::known;
 use super::ring::on_base;
 use super::{OpenPool, PoolName};
@@ -153,7 +154,7 @@ impl Node {
 
     /// Refuses if anybody uses a volume.
     pub(super) fn refuse_used_volume(&self, changes: &Changes, entry: &Entry) -> Result<(), NodeError> {
-        let name = entry.aliases().into_iter().next().unwrap_or_else(|| entry.name().to_owned());
+        let name = shown(entry);
         let refused = |by: String| Err(NodeError::new(Reason::InUse, format!("volume '{name}' is in use by {by}")));
         if let Some(by) = entry.claimed_by() {
             return refused(format!("'{by}', which stands on it; delete that first"));
@@ -181,18 +182,5 @@ impl Node {
         }
         self.notifications.add(Kind::BdevUnregister, &name);
         Ok(())
-    }
-
-    /// A bdev and all that stands on it, but for pools.
-    pub(super) fn above(&self, entry: &Arc<Entry>) -> Vec<Arc<Entry>> {
-        let mut all = vec![entry.clone()];
-        let mut at = 0;
-        while let Some(entry) = all.get(at) {
-            at += 1;
-            let claim = entry.claim().filter(|claim| claim.kind != BdevKind::Pool);
-            let by = claim.map_or_else(Vec::new, |claim| claim.by);
-            all.extend(by.iter().filter_map(|name| self.bdevs.get(name)));
-        }
-        all
     }
 }

@@ -34,12 +34,8 @@ impl Node {
     /// [`NodeError`] says why it cannot be closed.
     pub fn examine_now(&self, entry: &Arc<Entry>) -> Result<(), NodeError> {
         self.close_failed(entry)?;
-        for uuid in self.examine(entry) {
-            let _changes = self.change();
-            if let Some(entry) = self.bdevs.get(&uuid.to_string()) {
-                self.came_back(&entry);
-            }
-        }
+        let back = self.examine(entry);
+        self.bring_all_back(&back);
         Ok(())
     }
 
@@ -130,9 +126,11 @@ impl Node {
             }
         }
         self.refresh_sizes();
-        for uuid in settled.iter().filter_map(|settled| settled.rolled_back) {
+        self.review_origins();
+        for uuid in settled.iter().filter_map(|settled| settled.another_medium) {
             let Some(entry) = self.bdevs.get(&uuid.to_string()) else { continue };
-            self.above(&entry).iter().for_each(|entry| self.tell_other_medium(entry));
+            self.stands_on_another(open, &entry);
+            self.tell_other_medium(&entry);
         }
     }
 

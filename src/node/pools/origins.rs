@@ -56,7 +56,7 @@ impl Node {
         let changes = self.change();
         let (open, entry) = self.find_volume(name)?;
         let below = self.bdevs.get(parent).ok_or_else(|| NodeError::no_bdev(parent))?;
-        refuse_read(&entry)?;
+        self.refuse_counted_on(&entry)?;
         if let Some(by) = entry.claimed_by() {
             let why = format!("'{name}' is in use by '{by}', which stands on it; delete that first");
             return Err(NodeError::new(Reason::InUse, why));
@@ -187,7 +187,8 @@ impl Node {
         Ok(Arc::new(Measured::new(device, entry.stats().clone())))
     }
 
-    /// What volumes stand on is theirs, as pools say now, and nobody's that is not needed any more.
+    /// What volumes stand on is theirs, as pools say now, and nobody's that is not needed any more. While a change is late it may
+    /// still come to need what it was lent, so nothing is given back.
     pub(super) fn review_origins(&self) {
         let lost = |wanted: &BTreeMap<Uuid, Vec<String>>| {
             let mine = |entry: &Arc<Entry>| entry.claim().is_some_and(|claim| claim.kind == BdevKind::Clone);
@@ -199,9 +200,15 @@ impl Node {
             self.pools.all().iter().for_each(|open| drop(open.refresh()));
             wanted = self.origins();
         }
+        let is_late = self.pools.all().iter().any(|open| open.pool.is_late());
         for entry in self.bdevs.list() {
-            let by = wanted.remove(&entry.uuid()).unwrap_or_default();
-            let is_theirs = entry.claim().is_some_and(|claim| claim.kind == BdevKind::Clone);
+            let mut by = wanted.remove(&entry.uuid()).unwrap_or_default();
+            let theirs = entry.claim().filter(|claim| claim.kind == BdevKind::Clone);
+            let is_theirs = theirs.is_some();
+            if is_late {
+                let kept = theirs.into_iter().flat_map(|claim| claim.by).filter(|lent| !by.contains(lent));
+                by.extend(kept.collect::<Vec<_>>());
+            }
             if (is_theirs || !by.is_empty())
                 && let Err(error) = self.bdevs.share(entry.name(), BdevKind::Clone, by)
             {
@@ -222,7 +229,8 @@ impl Node {
         all
     }
 
-    /// Volumes whose origin is there now, or is there again (one of `back`), get it. Returns those that somebody waits for.
+    /// Volumes whose origin is there now, or is there again (one of `back`), get it. Returns those that somebody waits for, with
+    /// what stands on them.
     pub(in crate::node) fn mend_volumes(&self, back: &[Arc<Entry>]) -> Vec<Uuid> {
         let _changes = self.change();
         let (mut mended, bdevs) = (Vec::new(), self.bdevs_by_uuid());
@@ -231,11 +239,14 @@ impl Node {
             for (volume, origin) in known(&info).filter_map(|volume| Some((volume, volume.origin?))) {
                 let Some(entry) = bdevs.get(&volume.uuid) else { continue };
                 let is_old = back.iter().any(|back| back.uuid() == origin.uuid);
-                if (entry.device().is_none() || is_old) && self.whole_volume(&open, volume.uuid).is_ok() {
-                    self.undo("a volume", self.place_volume(&open, &info.name, volume.uuid, &volume.name));
+                let is_whole = || self.whole_volume(&open, volume.uuid).is_ok();
+                if (entry.device().is_none() || is_old)
+                    && is_whole()
+                    && self.place_volume(&open, &info.name, volume.uuid, &volume.name).is_ok()
+                {
                     tracing::info!("volume '{}/{}' has what it stands on", info.name, volume.name);
                     self.notifications.add(Kind::BdevOnline, &volume.uuid.to_string());
-                    mended.push(volume.uuid);
+                    mended.extend(self.above(entry).iter().map(|above| above.uuid()));
                 }
             }
         }
@@ -251,13 +262,6 @@ impl Node {
         if let Ok(volume) = volume_info(&info, uuid) {
             self.undo("a volume", self.place_volume(open, &info.name, uuid, &volume.name));
         }
-    }
-
-    /// A volume stands on another bdev than before: whoever uses it gets there.
-    pub(super) fn stands_on_another(&self, open: &OpenPool, entry: &Arc<Entry>) {
-        self.stands_on_less(open, entry.uuid());
-        let (Some(device), Some(unit)) = (entry.device(), self.units().get(&entry.uuid()).cloned()) else { return };
-        self.undo("the channels of a volume", self.target.device_changed(&unit, Some(device)));
     }
 
     /// All bdevs, for who looks for many of them.
@@ -287,18 +291,6 @@ impl Node {
 pub fn is_degraded(bdevs: &HashMap<Uuid, Arc<Entry>>, volume: &VolumeInfo) -> bool {
     let is_missing = |uuid: Uuid| bdevs.get(&uuid).is_none_or(|entry| entry.device().is_none());
     is_missing(volume.uuid) || volume.origin.is_some_and(|origin| is_missing(origin.uuid))
-}
-
-/// Refuses to change what a volume of another pool stands on.
-pub(super) fn refuse_read(entry: &Entry) -> Result<(), NodeError> {
-    match entry.claim().filter(|claim| claim.kind == BdevKind::Clone) {
-        None => Ok(()),
-        Some(claim) => {
-            let why =
-                format!("bdev '{}' does not change as long as '{}' stands on it", entry.name(), claim.by.join(", "));
-            Err(NodeError::new(Reason::InUse, why))
-        }
-    }
 }
 
 /// Bytes of a block of a pool's volumes.

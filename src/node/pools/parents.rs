@@ -3,7 +3,6 @@
 use pollux_bdev::thin::{Origin, PoolError, Role, ThinVolume, VolumeInfo};
 use uuid::Uuid;
 
-use super::origins::refuse_read;
 use super::volumes::volume_info;
 use super::{PoolUse, hidden};
 use crate::node::jobs::Job;
@@ -88,10 +87,12 @@ impl Node {
             let why = format!("'{name}' is being exported: wait for that, or cancel it (job_get_jobs)");
             return Err(NodeError::new(Reason::Busy, why));
         }
-        refuse_read(&entry)?;
-        let above = self.above(&entry);
+        self.refuse_counted_on(&entry)?;
+        if to.device().is_none() {
+            return Err(crate::node::bdevs::missing(&to));
+        }
         if !force {
-            self.refuse_connected(&changes, &above, name)?;
+            self.refuse_connected(&changes, &self.above(&entry), name)?;
         }
         let origin = |uuid: Uuid| open.pool.volume(uuid).and_then(|volume| volume.origin());
         let before = origin(entry.uuid());
@@ -101,7 +102,7 @@ impl Node {
             self.stands_on_another(&open, &entry);
         }
         self.refresh_sizes();
-        above.iter().for_each(|entry| self.tell_other_medium(entry));
+        self.tell_other_medium(&entry);
         Ok(())
     }
 }

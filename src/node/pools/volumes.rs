@@ -5,16 +5,14 @@
 
 use std::sync::Arc;
 
+use pollux_bdev::Kind as BdevKind;
 use pollux_bdev::thin::{NewSnapshot, PoolError, PoolInfo, Role, VolumeInfo};
-use pollux_bdev::{Entry, Kind as BdevKind};
-use pollux_scsi::Attention;
 use uuid::Uuid;
 
 use super::hidden::is_hidden;
-use super::origins::refuse_read;
 use super::{OpenPool, PoolName, seconds};
 use crate::node::notify::Kind;
-use crate::node::{Changes, Node, NodeError, Reason};
+use crate::node::{Node, NodeError, Reason};
 
 /// A volume to be made.
 #[derive(Clone, Debug)]
@@ -138,7 +136,7 @@ impl Node {
         let bytes = whole(&info, size.bytes)?;
         let before = volume_info(&info, entry.uuid())?.bytes;
         if bytes < before {
-            refuse_read(&entry)?;
+            self.refuse_counted_on(&entry)?;
         }
         open.pool.resize(entry.uuid(), bytes, size.allow_shrink)?;
         if bytes != before {
@@ -192,39 +190,15 @@ impl Node {
         if other.uuid() != open.uuid() {
             return Err(NodeError::new(Reason::Invalid, format!("snapshot_name: '{snapshot}' is in another pool")));
         }
-        refuse_read(&entry)?;
-        let above = self.above(&entry);
+        self.refuse_counted_on(&entry)?;
         if !force {
-            self.refuse_connected(&changes, &above, name)?;
+            self.refuse_connected(&changes, &self.above(&entry), name)?;
         }
         open.pool.roll_back(entry.uuid(), to.uuid())?;
         self.refresh_sizes();
-        for entry in above {
-            self.tell_other_medium(&entry);
-        }
+        self.tell_other_medium(&entry);
         self.look_again(&open);
         Ok(())
-    }
-
-    /// Refuses if a VM is connected to a controller that exports one of these.
-    pub(super) fn refuse_connected(
-        &self,
-        changes: &Changes,
-        above: &[Arc<Entry>],
-        name: &str,
-    ) -> Result<(), NodeError> {
-        let controllers = self.target.controllers();
-        let exports = |ctrlr: &str| {
-            above.iter().any(|entry| changes.document.attachments(entry.name()).any(|(at, _)| at == ctrlr))
-        };
-        let Some(live) = controllers.iter().find(|live| !live.sessions.is_empty() && exports(&live.name)) else {
-            return Ok(());
-        };
-        let why = format!(
-            "a VM is connected to controller '{}', which exports '{name}': stop it first, or say force",
-            live.name
-        );
-        Err(NodeError::new(Reason::InUse, why))
     }
 
     /// Limits what a volume may own, in bytes (0: no limit), and keeps bytes for it. What is not said stays.
@@ -242,16 +216,6 @@ impl Node {
     /// Whether this is a volume or a snapshot.
     pub(in crate::node) fn is_volume(&self, name: &str) -> bool {
         self.bdevs.get(name).is_some_and(|entry| entry.kind() == BdevKind::Lvol)
-    }
-
-    /// Every initiator learns that nothing that it knows of the data is true.
-    pub(super) fn tell_other_medium(&self, entry: &Entry) {
-        let Some(unit) = self.units().get(&entry.uuid()).cloned() else { return };
-        for attention in [Attention::MediumChanged, Attention::CapacityChanged] {
-            unit.raise(attention, None);
-            let sense = attention.sense();
-            self.target.unit_changed(&unit, sense.asc, sense.ascq);
-        }
     }
 
     /// Lists what the pool has just made.

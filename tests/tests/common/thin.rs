@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use pollux_tests::daemon::Daemon;
+use pollux_tests::daemon::{Daemon, DaemonOptions};
 use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::{Lun, cdb};
 use serde_json::{Value, json};
@@ -70,4 +70,29 @@ pub(crate) fn refused(
     let is = (error.code, error.message.as_str(), error.reason.as_deref());
     ensure!(is == (code, message, Some(reason)), "{method} {shown}: {error}");
     Ok(())
+}
+
+/// What a fault bdev is asked of this kind (`read`, `write`) hangs from now on.
+pub(crate) fn hang(daemon: &Daemon, name: &str, io_type: &str) -> Result<()> {
+    let params = json!({"name": name, "io_type": io_type, "error_type": "pending", "num": 1_000_000});
+    daemon.rpc("bdev_error_inject_error", params)?;
+    Ok(())
+}
+
+/// Nothing hangs any longer.
+pub(crate) fn goes_on(daemon: &Daemon, name: &str) -> Result<()> {
+    let params = json!({"name": name, "io_type": "clear", "error_type": "failure", "num": 1});
+    daemon.rpc("bdev_error_inject_error", params)?;
+    daemon.rpc("bdev_error_resume_pending", json!({ "name": name }))?;
+    Ok(())
+}
+
+/// A pool `lvs` on a fault bdev `EE_f0`, in a daemon that waits a second for it.
+pub(crate) fn impatient() -> Result<Daemon> {
+    let args = vec!["--pool-timeout".to_owned(), "1".to_owned()];
+    let daemon = Daemon::start_with(DaemonOptions { args, ..DaemonOptions::default() })?;
+    file(&daemon, "f0", 64 << 20)?;
+    daemon.rpc("bdev_error_create", json!({"base_name": "f0"}))?;
+    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "EE_f0", "lvs_name": "lvs"}))?;
+    Ok(daemon)
 }

@@ -1,0 +1,102 @@
+//! Who stands on a bdev, over any storey: what is asked before it is changed, and who is told afterwards.
+//!
+//! On a bdev stand others that specs have made, volumes whose origin it is, a pool, and on these others again. What reads it
+//! through one of them reads it as much as what stands on it at once. So nobody asks one bdev alone who has it.
+
+use std::sync::Arc;
+
+use pollux_bdev::{Claim, Entry, Kind as BdevKind};
+use pollux_scsi::Attention;
+
+use super::OpenPool;
+use crate::node::{Changes, Node, NodeError, Reason};
+
+/// What a claim is for.
+fn is_layer(claim: &Claim) -> bool {
+    matches!(claim.kind, BdevKind::Passthru | BdevKind::Split | BdevKind::Delay | BdevKind::Fault)
+}
+
+impl Node {
+    /// A bdev and all that stands on it, but for pools; each once.
+    pub(super) fn above(&self, entry: &Arc<Entry>) -> Vec<Arc<Entry>> {
+        let mut all = vec![entry.clone()];
+        let mut at = 0;
+        while let Some(entry) = all.get(at) {
+            at += 1;
+            let claim = entry.claim().filter(|claim| claim.kind != BdevKind::Pool);
+            let by = claim.map_or_else(Vec::new, |claim| claim.by);
+            for next in by.iter().filter_map(|name| self.bdevs.get(name)) {
+                if !all.iter().any(|known| known.uuid() == next.uuid()) {
+                    all.push(next);
+                }
+            }
+        }
+        all
+    }
+
+    /// Refuses to change what a volume holds if that is what others count on: volumes whose origin it is, or a pool, or a copy
+    /// that is being made onto it.
+    pub(super) fn refuse_counted_on(&self, entry: &Arc<Entry>) -> Result<(), NodeError> {
+        let claims = self.above(entry).into_iter().filter_map(|above| Some((above.claim()?, above)));
+        let Some((claim, on)) = claims.into_iter().find(|(claim, _)| !is_layer(claim)) else { return Ok(()) };
+        let by = claim.by.join(", ");
+        let what = match claim.kind {
+            BdevKind::Clone => format!("'{by}' stands on it: inflate or delete that"),
+            BdevKind::Pool => format!("pool '{by}' is on it: delete that"),
+            _ => format!("it is the destination of {by}: wait for that"),
+        };
+        let name = shown(entry);
+        let through = if on.uuid() == entry.uuid() { String::new() } else { format!(", through bdev '{}'", on.name()) };
+        let why = format!("what '{name}' holds does not change as long as {what}{through}");
+        Err(NodeError::new(Reason::InUse, why))
+    }
+
+    /// Refuses if a VM is connected to a controller that exports one of these.
+    pub(super) fn refuse_connected(
+        &self,
+        changes: &Changes,
+        above: &[Arc<Entry>],
+        name: &str,
+    ) -> Result<(), NodeError> {
+        let controllers = self.target.controllers();
+        let exports = |ctrlr: &str| {
+            above.iter().any(|entry| changes.document.attachments(entry.name()).any(|(at, _)| at == ctrlr))
+        };
+        let Some(live) = controllers.iter().find(|live| !live.sessions.is_empty() && exports(&live.name)) else {
+            return Ok(());
+        };
+        let why = format!(
+            "a VM is connected to controller '{}', which exports '{name}': stop it first, or say force",
+            live.name
+        );
+        Err(NodeError::new(Reason::InUse, why))
+    }
+
+    /// A volume stands on another bdev than before: whoever uses it, over any storey, gets there.
+    pub(super) fn stands_on_another(&self, open: &OpenPool, entry: &Arc<Entry>) {
+        self.stands_on_less(open, entry.uuid());
+        self.above(entry).iter().for_each(|above| self.bring_back(above));
+    }
+
+    /// Every initiator of a bdev, and of what stands on it, learns that nothing that it knows of the data is true.
+    pub(super) fn tell_other_medium(&self, entry: &Arc<Entry>) {
+        for above in self.above(entry) {
+            let Some(unit) = self.units().get(&above.uuid()).cloned() else { continue };
+            for attention in [Attention::MediumChanged, Attention::CapacityChanged] {
+                unit.raise(attention, None);
+                let sense = attention.sense();
+                self.target.unit_changed(&unit, sense.asc, sense.ascq);
+            }
+        }
+    }
+}
+
+/// What people call a bdev.
+pub(super) fn shown(entry: &Entry) -> String {
+    entry
+        .aliases()
+        .into_iter()
+        .next()
+        .filter(|_| entry.kind() == BdevKind::Lvol)
+        .unwrap_or_else(|| entry.name().to_owned())
+}

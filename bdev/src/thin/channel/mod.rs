@@ -470,6 +470,7 @@ impl ThinChannel {
     /// Tries all that wait once more, in order.
     fn look_at_waiting(&mut self, cx: &mut Cx<'_>) {
         self.end_committed();
+        self.share.begin_look();
         for _ in 0..self.waiting.len() {
             let Some(token) = self.waiting.pop_front() else { break };
             self.advance(token, cx);

@@ -7,6 +7,8 @@
 //! puts there meanwhile does not stay.
 //!
 //! A channel does a bounded part of that in a pass, for all of its requests together: others have their turns in between.
+//! Nor does it ask for many leaves at once that are not in memory: reads of other volumes would stand behind them in the
+//! base's queue. The request that came first asks ahead, and the others wait until it leaves something.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -18,13 +20,13 @@ use super::read::front;
 use super::write::{touched, whole};
 use super::{Progress, ThinChannel, Wait};
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, SUB_BLOCKS};
-use crate::thin::shared::{LayerMap, Leaf, Miss, Place, Shared};
+use crate::thin::shared::{LayerMap, Leaf, Place, Shared};
 
 /// What a channel does in one pass, in clusters that go in one stroke, and how many of these one counts as that does not.
 const A_PASS: u32 = 1008;
 const ALONE: u32 = 8;
-/// Leaves of a range that are asked for ahead.
-const AHEAD: u64 = 16;
+/// Leaves that a channel's discards of whole clusters ask for at once.
+const AHEAD: u64 = 8;
 
 /// What a channel has left of its share of a pass.
 #[derive(Default)]
@@ -32,15 +34,22 @@ pub(super) struct Share {
     /// When the pass began.
     pass: u64,
     taken: u32,
+    /// Leaves that were asked for since all that wait are being looked at.
+    asked: u64,
 }
 
 impl Share {
     /// Whether more may be done in the pass that began then.
     fn has_more(&mut self, pass: u64) -> bool {
         if self.pass != pass {
-            *self = Share { pass, taken: 0 };
+            (self.pass, self.taken) = (pass, 0);
         }
         self.taken < A_PASS
+    }
+
+    /// All that wait are looked at once more, in order: what was asked for and has not come is asked for again.
+    pub(super) const fn begin_look(&mut self) {
+        self.asked = 0;
     }
 }
 
@@ -75,17 +84,27 @@ impl ThinChannel {
     /// Whole clusters from the front of a range, as far as one leaf goes and nobody has locked them; returns how many.
     fn zero_clusters(&mut self, head: &Arc<LayerMap>, first: u64, many: u64, bottom: bool) -> Result<u64, Wait> {
         let (leaf, slot) = Shared::slot(first);
-        let number = self.shared.leaf_to_change(head, leaf);
-        if number == Err(Miss::Wait) {
-            let last = Shared::slot(first + many - 1).0;
-            for leaf in leaf + 1..=last.min(leaf + AHEAD) {
-                self.shared.want(head, leaf);
+        let number = match head.place(leaf) {
+            Place::Unknown | Place::Loading => {
+                return Err(self.ask_ahead(head, leaf, Shared::slot(first + many - 1).0));
             }
-        }
+            _ => self.shared.leaf_to_change(head, leaf)?,
+        };
         let count = many.min((ENTRIES_PER_PAGE - slot) as u64);
-        let done = self.shared.punch_run(head, number?, first, count, bottom);
+        let done = self.shared.punch_run(head, number, first, count, bottom);
         self.share.taken += count as u32;
         if done == 0 { Err(Wait::Lock) } else { Ok(done) }
+    }
+
+    /// Asks for leaves that are not in memory, as far as those that came before have left some. Who gets none waits for these
+    /// others: whenever one of theirs comes, all are looked at in order.
+    fn ask_ahead(&mut self, head: &Arc<LayerMap>, first: u64, last: u64) -> Wait {
+        let many = (last - first + 1).min(AHEAD.saturating_sub(self.share.asked));
+        for leaf in first..first + many {
+            self.shared.want(head, leaf);
+        }
+        self.share.asked += many;
+        Wait::Engine
     }
 
     /// What is not here of a cluster that the volume owns may hold what was here once: it is overwritten, too, where nothing

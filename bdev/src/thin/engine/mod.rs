@@ -358,7 +358,7 @@ impl Engine {
         let is_wanted = self.hurry || self.shared.commits.is_wanted();
         let may_begin = self.commit.is_none() && !self.doing.as_ref().is_some_and(Doing::has_closed_gates);
         let is_at_work = self.commit.as_ref().is_some_and(Commit::is_at_work);
-        let has_work = is_at_work || self.spare.more_wanted();
+        let has_work = is_at_work || self.spare.more_wanted() || self.quarantine.has_more();
         let mut next = if may_begin && is_wanted || has_work { Next::Now } else { Next::Idle };
         if let Some(since) = self.dirty_since {
             next = next.or(Next::At(since + OWN_COMMIT_NS));

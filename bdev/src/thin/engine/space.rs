@@ -11,6 +11,10 @@ use super::Engine;
 use crate::thin::shared::{EPOCHS, KEPT, LEASE, Station};
 use crate::thin::store::{PARE_EPOCH, QUARANTINE_EPOCH};
 
+/// Runs of clusters that leave the quarantine in one pass, and as many clusters that have lost sub-blocks. Each is some tens of
+/// nanoseconds.
+const LET_OUT: usize = 256;
+
 /// Clusters that lie together: the first one, and how many.
 pub(super) type Run = (u32, u32);
 
@@ -40,7 +44,7 @@ impl Freed {
         Freed { clusters: Vec::new(), parts: vec![pared] }
     }
 
-    fn is_empty(&self) -> bool {
+    const fn is_empty(&self) -> bool {
         self.clusters.is_empty() && self.parts.is_empty()
     }
 
@@ -55,6 +59,17 @@ impl Freed {
         let parts = if parts_wait { Vec::new() } else { std::mem::take(&mut self.parts) };
         Freed { clusters, parts }
     }
+
+    /// Some of it.
+    fn take_some(&mut self) -> Freed {
+        let clusters = self.clusters.split_off(self.clusters.len().saturating_sub(LET_OUT));
+        let parts = self.parts.split_off(self.parts.len().saturating_sub(LET_OUT));
+        Freed { clusters, parts }
+    }
+
+    fn count(&self) -> u64 {
+        self.clusters.iter().map(|(_, count)| u64::from(*count)).sum()
+    }
 }
 
 /// Clusters in quarantine.
@@ -64,14 +79,20 @@ pub(super) struct Quarantine {
     durable: Freed,
     /// The same, and the epoch that has to be over; and how often something had come until then.
     waiting: VecDeque<(u64, u64, Freed)>,
-    /// How often something has come, and how much of that has left.
+    /// Nothing is waited for any more: these leave, some in each pass.
+    over: Freed,
+    /// Clusters of all of them.
+    clusters: u64,
+    /// How often something has come, how much of that is waited for no more, and how much has left.
     entered: u64,
+    over_until: u64,
     left: u64,
 }
 
 impl Quarantine {
     /// These are nobody's, and that is durable.
     pub(super) fn freed(&mut self, freed: Freed) {
+        self.clusters += freed.count();
         self.durable.append(freed);
         self.entered += 1;
     }
@@ -87,9 +108,23 @@ impl Quarantine {
     }
 
     /// How many clusters there are.
-    pub(super) fn len(&self) -> u64 {
-        let all = self.waiting.iter().map(|(.., freed)| freed).chain([&self.durable]);
-        all.flat_map(|freed| &freed.clusters).map(|(_, count)| u64::from(*count)).sum()
+    pub(super) const fn len(&self) -> u64 {
+        self.clusters
+    }
+
+    /// Whether more of it could leave now.
+    pub(super) const fn has_more(&self) -> bool {
+        !self.over.is_empty()
+    }
+
+    /// What leaves it in one pass.
+    fn leave(&mut self) -> Freed {
+        let some = self.over.take_some();
+        self.clusters -= some.count();
+        if self.over.is_empty() {
+            self.left = self.over_until;
+        }
+        some
     }
 
     /// The last epoch that something waits for.
@@ -98,7 +133,7 @@ impl Quarantine {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.durable.is_empty()
+        self.waiting.is_empty() && self.durable.is_empty() && self.over.is_empty()
     }
 }
 
@@ -114,7 +149,7 @@ impl Engine {
             let mut freed = std::mem::take(&mut self.quarantine.durable);
             let early = freed.split_off(self.store.waits(QUARANTINE_EPOCH), self.store.waits(PARE_EPOCH));
             let epoch = self.raise_epoch();
-            self.let_out(early);
+            self.quarantine.over.append(early);
             self.quarantine.waiting.push_back((epoch, self.quarantine.entered, freed));
             count += 1;
         }
@@ -122,8 +157,16 @@ impl Engine {
             && self.is_over(*epoch)
         {
             let (_, entered, freed) = self.quarantine.waiting.pop_front().unwrap_or_default();
-            self.quarantine.left = entered;
-            self.let_out(freed);
+            self.quarantine.over.append(freed);
+            self.quarantine.over_until = entered;
+            if !self.quarantine.has_more() {
+                self.quarantine.left = entered;
+            }
+            count += 1;
+        }
+        if self.quarantine.has_more() {
+            let some = self.quarantine.leave();
+            self.let_out(some);
             count += 1;
         }
         if count > 0 {
@@ -337,5 +380,35 @@ impl Engine {
             self.shared.tell_waiters();
         }
         spread
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_the_quarantine_in_one_pass_is_bounded() {
+        const MANY: u32 = 3 * LET_OUT as u32 + 1;
+        let mut quarantine = Quarantine::default();
+        let parts = (0..MANY).map(|cluster| Pared { layer: 1, cluster: u64::from(cluster), number: 1 }).collect();
+        quarantine.freed(Freed { clusters: (0..MANY).map(|nth| (nth * 3, 2)).collect(), parts });
+        assert_eq!(quarantine.len(), u64::from(2 * MANY));
+        let durable = std::mem::take(&mut quarantine.durable);
+        quarantine.over.append(durable);
+        let (mut passes, mut clusters, mut parts) = (0, Vec::new(), Vec::new());
+        while quarantine.has_more() {
+            let mut some = quarantine.leave();
+            assert!(some.clusters.len() <= LET_OUT && some.parts.len() <= LET_OUT);
+            clusters.append(&mut some.clusters);
+            parts.extend(some.parts.iter().map(|pared| pared.cluster));
+            passes += 1;
+            assert_eq!(quarantine.len(), u64::from(2 * MANY) - 2 * clusters.len() as u64);
+        }
+        clusters.sort_unstable();
+        parts.sort_unstable();
+        assert!(clusters.iter().zip(0..).all(|(run, nth)| *run == (nth * 3, 2)) && clusters.len() == MANY as usize);
+        assert!(parts.iter().zip(0..).all(|(cluster, nth)| *cluster == nth) && parts.len() == MANY as usize);
+        assert!(passes == 4 && quarantine.is_empty() && quarantine.len() == 0);
     }
 }

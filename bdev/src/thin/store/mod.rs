@@ -35,6 +35,7 @@ mod open;
 mod overlay;
 mod pages;
 mod replay;
+mod retired;
 mod room;
 mod space;
 mod state;
@@ -343,6 +344,7 @@ impl Store {
         finished.drain(..).for_each(|finished| self.ended(finished));
         self.finished = finished;
         self.stirred = false;
+        self.state.retired.advance();
         self.advance();
         self.disk.kick(cx);
         work += self.events.len();
@@ -367,7 +369,9 @@ impl Store {
 
     fn advance_checkpoint(&mut self) {
         let (Some(checkpoint), mut parts) = self.parts() else { return };
-        match checkpoint.advance(&mut parts) {
+        let advanced = checkpoint.advance(&mut parts);
+        self.stirred |= checkpoint.has_more();
+        match advanced {
             Ok(None) => {}
             Ok(Some(superblock)) => self.checkpointed(superblock),
             Err(trouble) => self.checkpoint_failed(trouble),
@@ -482,7 +486,8 @@ impl Store {
     /// When to poll.
     #[must_use]
     pub fn next(&self) -> Next {
-        if self.stirred || !self.events.is_empty() || self.log.is_ready() { Next::Now } else { self.disk.next() }
+        let has_work = self.stirred || !self.state.retired.is_empty() || self.log.is_ready();
+        if has_work || !self.events.is_empty() { Next::Now } else { self.disk.next() }
     }
 
     /// Whether nothing is under way and nothing has to be told.

@@ -15,6 +15,7 @@ use super::layers::{self, Weight};
 use super::overlay::Overlay;
 use super::pages::Pages;
 use super::replay::{Found, Ring};
+use super::retired::Retired;
 use super::space::{self, Space};
 use super::state::{MOST, State, catalog_place};
 use crate::thin::format::{
@@ -186,6 +187,7 @@ fn read_state(blocking: &mut Blocking<'_>, superblock: &Superblock) -> Result<St
         next_layer: superblock.next_layer,
         overlay: Overlay::default(),
         frozen: Overlay::default(),
+        retired: Retired::default(),
         space: space.map_err(StoreError::Damaged)?,
         freed: Vec::new(),
         pages,

@@ -4,6 +4,7 @@
 //! the page on disk, the first over it, the second over that.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Bound;
 
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, POINTERS_PER_PAGE, Record, levels_for};
 
@@ -151,6 +152,18 @@ impl Overlay {
     /// Layers that change, or whose maps do, at most.
     pub(super) fn layers(&self) -> usize {
         self.changed.len() + self.touched.len()
+    }
+
+    /// The last leaf of each layer that has leaves here.
+    pub(super) fn last_leaves(&self) -> impl Iterator<Item = (u64, u64)> {
+        let last = |layer: &u64| self.leaves.range((*layer, 0)..=(*layer, u64::MAX)).next_back();
+        self.touched.keys().filter_map(last).map(|(place, _)| *place)
+    }
+
+    /// The leaf that comes after this one, or the first one.
+    pub(super) fn leaf_after(&self, place: Option<(u64, u64)>) -> Option<(u64, u64)> {
+        let from = place.map_or(Bound::Unbounded, Bound::Excluded);
+        self.leaves.range((from, Bound::Unbounded)).next().map(|(place, _)| *place)
     }
 
     pub(super) fn is_empty(&self) -> bool {

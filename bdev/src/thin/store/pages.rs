@@ -3,6 +3,8 @@
 //! Pages are numbered through the extents, in the superblock's order. A page that a checkpoint no longer needs can be
 //! written again once its superblock is durable; a page that it writes is in use from then on.
 
+use std::collections::BTreeSet;
+
 use super::space::{self, count, set};
 use crate::thin::format::{BITS_PER_PAGE, BLOCK, Extent, Page};
 
@@ -20,6 +22,8 @@ pub(super) struct Pages {
     /// What the checkpoint that runs has taken, and what it no longer needs.
     taken: Vec<u64>,
     given: Vec<u64>,
+    /// The leaves of the bitmap that these are in.
+    changed: BTreeSet<u64>,
     /// What is no longer needed and is to stay as it is all the same, while somebody reads it.
     held: Option<Vec<u64>>,
 }
@@ -38,6 +42,7 @@ impl Pages {
             cursor: 0,
             taken: Vec::new(),
             given: Vec::new(),
+            changed: BTreeSet::new(),
             held: None,
         };
         extents.iter().for_each(|extent| pages.extend(*extent));
@@ -148,6 +153,7 @@ impl Pages {
         self.free -= 1;
         self.cursor = number + 1;
         self.taken.push(number);
+        self.changed.insert(number / BITS_PER_PAGE as u64);
         Some(self.block_of(number))
     }
 
@@ -172,12 +178,13 @@ impl Pages {
         let number = self.number_of(block).filter(|number| set(&mut self.used, *number as usize, 1, false) == 1);
         let number = number.ok_or_else(|| format!("block {block} is a page twice, or one that is not in use"))?;
         self.given.push(number);
+        self.changed.insert(number / BITS_PER_PAGE as u64);
         Ok(())
     }
 
     /// The leaves of the bitmap that the checkpoint that runs changes.
-    pub(super) fn changed(&self) -> impl Iterator<Item = u64> {
-        self.taken.iter().chain(&self.given).map(|number| number / BITS_PER_PAGE as u64)
+    pub(super) const fn changed(&self) -> &BTreeSet<u64> {
+        &self.changed
     }
 
     /// A leaf as the checkpoint that runs has to store it.
@@ -216,6 +223,7 @@ impl Pages {
 
     /// The superblock of the checkpoint is durable.
     pub(super) fn settle(&mut self) {
+        self.changed.clear();
         let given = std::mem::take(&mut self.given);
         match &mut self.held {
             Some(held) => held.extend(given),

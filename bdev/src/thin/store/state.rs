@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::index::Index;
 use super::overlay::Overlay;
 use super::pages::Pages;
+use super::retired::Retired;
 use super::space::Space;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Geometry, LAYERS_PER_PAGE, Layer, Pointer, Record};
 
@@ -23,6 +24,8 @@ pub(super) struct State {
     pub(super) overlay: Overlay,
     /// What the checkpoint that runs is writing.
     pub(super) frozen: Overlay,
+    /// What was frozen before.
+    pub(super) retired: Retired,
     pub(super) space: Space,
     /// What the log had freed when the pool was opened.
     pub(super) freed: Vec<(u32, u32)>,

@@ -1,6 +1,6 @@
 //! Writes the pool's own trees anew: gives each page that changes a new place, and makes the pages above it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
@@ -86,7 +86,7 @@ pub(super) fn rewrite_space(
 pub(super) fn rewrite_pages(index: &mut Index, pages: &mut Pages, mark: Mark, end: u64) -> Result<Written, TreeError> {
     let mut places: BTreeMap<(u8, u64), (PageId, u64)> = BTreeMap::new();
     loop {
-        let leaves: BTreeSet<u64> = pages.changed().collect();
+        let leaves = pages.changed().clone();
         let before = places.len();
         for (id, old) in index.touched(&leaves, end) {
             if places.contains_key(&(id.level, id.index)) {

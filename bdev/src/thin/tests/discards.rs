@@ -7,6 +7,7 @@ use super::world::{CLUSTER, MIB, World, uuid};
 use crate::testing::floor::{Floor, LaneId, Request};
 use crate::testing::medium::{Effect, Event, Geometry, Happened, Medium, Mutation, Order as Arrival, Rule};
 use crate::thin::orders::Order;
+use crate::thin::shared::Place;
 
 /// Whether something is wrong when this wait is left out.
 type Look<'a> = &'a dyn Fn(Option<&'static str>) -> bool;
@@ -297,6 +298,45 @@ fn a_large_discard_leaves_turns_to_others() {
     settle(&mut world, lane);
     assert!(world.read(lane, 0, 8 * CLUSTER).iter().all(|byte| *byte == 0));
     assert_eq!(world.info().volumes.iter().filter(|volume| volume.owned_bytes > 0).count(), 2);
+    counted(&world.info(), &clean(&world.shut(), "after it was closed").unwrap()).unwrap();
+}
+
+/// Leaves that are not in memory are read a few at a time, however many discards are in flight: what others read stands behind
+/// them in the base's queue.
+#[test]
+fn discards_ask_for_few_leaves_at_once() {
+    const LEAVES: u64 = 40;
+    const AT_ONCE: usize = 8;
+    let medium = Medium::new(Geometry { garbles: true, ..Geometry::with_512(64 * MIB) }, Arrival::InOrder);
+    World::create(&medium);
+    let mut world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
+    world.create_volume(10, LEAVES * 504 * CLUSTER);
+    let lane = world.lane(10, 1);
+    for leaf in 0..LEAVES {
+        world.write(lane, (leaf * 504 + leaf) * CLUSTER, 1, 4096);
+    }
+    let mut world = world.reopened();
+    let lane = world.lane(10, 1);
+    world.medium.rule(Rule::new(Effect::Hold).op(Op::Read).times(u64::MAX));
+    let part = LEAVES / 4 * 504 * CLUSTER;
+    let mut discards: Vec<_> = (0..4).map(|nth| world.floor.submit(lane, Request::discard(nth * part, part))).collect();
+    let head = world.volume(uuid(10)).volume.chain().head().clone();
+    let asked = || (0..LEAVES).filter(|leaf| head.place(*leaf) == Place::Loading).count();
+    let mut most = 0;
+    while !discards.is_empty() {
+        for _ in 0..100 {
+            world.floor.step();
+            most = asked().max(most);
+        }
+        world.medium.release();
+        discards.retain(|ticket| world.floor.take(*ticket).is_none());
+    }
+    assert!((2..=AT_ONCE).contains(&most), "{most} at once");
+    world.medium.clear_rules();
+    world.medium.release();
+    settle(&mut world, lane);
+    assert!(world.read(lane, 0, 8 * CLUSTER).iter().all(|byte| *byte == 0));
+    assert_eq!(world.info().volumes[0].owned_bytes, 0);
     counted(&world.info(), &clean(&world.shut(), "after it was closed").unwrap()).unwrap();
 }
 

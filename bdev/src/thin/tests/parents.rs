@@ -23,7 +23,7 @@ fn a_part_of_a_sub_block_is_not_filled_from_what_the_volume_does_not_stand_on() 
     for (volume, snapshot, byte) in [(10, 11, 1), (20, 21, 2)] {
         world.create_volume(volume, LEAVES * LEAF);
         let lane = world.lane(volume, 0);
-        [30, 31].map(|leaf| world.write(lane, last(leaf), byte, CLUSTER));
+        [30, 31].iter().for_each(|leaf| world.write(lane, last(*leaf), byte, CLUSTER));
         world.floor.flush(lane).unwrap();
         world.snapshot(volume, snapshot);
     }

@@ -1,7 +1,8 @@
 //! The maps' part of a checkpoint: every leaf that is logged is written to a new place, then the pages above those, level
 //! by level over all layers; and the pages of layers that are gone are given back.
 //!
-//! A few pages are under way at a time. What was at the old place is read first, because a leaf keeps what is not logged,
+//! A few pages are under way at a time, and nothing is done for all leaves at once: there may be very many. What was at the
+//! old place is read first, because a leaf keeps what is not logged,
 //! and because what a layer owns is told by the difference.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -21,6 +22,8 @@ use crate::thin::store::{Job, labels};
 const FAN: u64 = POINTERS_PER_PAGE as u64;
 /// Pages under way at a time.
 const WIDTH: usize = 16;
+/// Pages that are begun in one pass: of leaves that come to nothing none is under way.
+const A_PASS: usize = 32;
 
 /// A page of a map by layer and place, all of one level.
 type Place = (u64, u64);
@@ -51,13 +54,22 @@ pub(super) struct Maps {
     level: u8,
     /// How high the maps are that change.
     heights: BTreeMap<u64, u8>,
+    /// The leaf that was begun last, of those that are frozen.
+    last_leaf: Option<Place>,
+    /// Pages of a level above the leaves.
     todo: VecDeque<Place>,
+    /// Those of the next level.
+    above: BTreeSet<Place>,
     /// Where the pages of the level below are now.
     below: BTreeMap<Place, Pointer>,
     /// Where those of this level are now.
     moved: BTreeMap<Place, Pointer>,
+    /// Where the leaves are now, when nobody needs to know it any more.
+    pub(super) leaves: BTreeMap<Place, Pointer>,
     gone: VecDeque<PageHeader>,
     under_way: HashMap<WorkId, Work>,
+    /// Something is left that nothing under way leads to.
+    pub(super) has_more: bool,
     last: WorkId,
     pub(super) changes: BTreeMap<u64, Change>,
 }
@@ -65,15 +77,14 @@ pub(super) struct Maps {
 impl Maps {
     /// For what is frozen; `updates` are the layers that have changed.
     pub(super) fn new(state: &State, updates: &BTreeMap<u64, Option<Layer>>, pool: uuid::Uuid) -> Self {
-        let mut maps = Maps { todo: state.frozen.leaves.keys().copied().collect(), ..Maps::default() };
+        let mut maps = Maps::default();
         let size_of = |id: u64| {
             let layer = updates.get(&id).and_then(Option::as_ref).or_else(|| state.saved.get(&id));
             layer.map_or(0, |layer| leaves_of(&state.geometry, layer))
         };
         let old = |id: u64| state.saved.get(&id).map_or((0, Pointer::NONE), |layer| (layer.levels, layer.root));
-        for (id, leaf) in state.frozen.leaves.keys() {
-            let height = levels_for(size_of(*id).max(leaf + 1)).max(old(*id).0);
-            maps.heights.entry(*id).and_modify(|most| *most = height.max(*most)).or_insert(height);
+        for (id, leaf) in state.frozen.last_leaves() {
+            maps.heights.insert(id, levels_for(size_of(id).max(leaf + 1)).max(old(id).0));
         }
         for (id, layer) in updates {
             let (levels, root) = old(*id);
@@ -97,9 +108,16 @@ impl Maps {
 
     /// Starts what can be; whether all is done.
     pub(super) fn advance(&mut self, parts: &mut Parts<'_>) -> Result<bool, Trouble> {
+        let mut begun = 0;
+        self.has_more = false;
         loop {
             while self.under_way.len() < WIDTH {
-                if let Some(place) = self.todo.pop_front() {
+                if begun == A_PASS {
+                    self.has_more = true;
+                    return Ok(false);
+                }
+                begun += 1;
+                if let Some(place) = self.next_place(parts.state) {
                     let walk = Walk::new(parts.state.saved.get(&place.0), self.level, place.1);
                     let id = self.begin(Work::Rewrite { place, walk });
                     self.walk(id, parts)?;
@@ -109,7 +127,8 @@ impl Maps {
                     break;
                 }
             }
-            if !self.todo.is_empty() || !self.under_way.is_empty() {
+            // If there is room for more there are none.
+            if !self.under_way.is_empty() {
                 return Ok(false);
             }
             if self.moved.is_empty() && !self.rises(parts.state) && self.gone.is_empty() {
@@ -117,6 +136,28 @@ impl Maps {
             }
             self.next_level(parts.state);
         }
+    }
+
+    /// The page of this level that is to be written next.
+    fn next_place(&mut self, state: &State) -> Option<Place> {
+        if self.level > 0 {
+            return self.todo.pop_front();
+        }
+        let next = state.frozen.leaf_after(self.last_leaf);
+        self.last_leaf = next.or(self.last_leaf);
+        next
+    }
+
+    /// A page of this level is there now: a page of the next one has to say so, unless this is the top.
+    fn moves(&mut self, place @ (layer, index): Place, pointer: Pointer) {
+        let next = self.level + 1;
+        if self.heights.get(&layer).copied() == Some(next) {
+            let root = if pointer.is_some() { (next, pointer) } else { (0, Pointer::NONE) };
+            self.changes.entry(layer).or_default().root = Some(root);
+        } else {
+            self.above.insert((layer, index / FAN));
+        }
+        self.moved.insert(place, pointer);
     }
 
     fn begin(&mut self, work: Work) -> WorkId {
@@ -136,22 +177,17 @@ impl Maps {
     /// The level above: the pages that name those that have moved, and the first one of a map that has become higher.
     fn next_level(&mut self, state: &State) {
         let next = self.level + 1;
-        let mut todo = BTreeSet::new();
-        for ((layer, index), pointer) in &self.moved {
-            if self.heights.get(layer).copied() == Some(next) {
-                let root = if pointer.is_some() { (next, *pointer) } else { (0, Pointer::NONE) };
-                self.changes.entry(*layer).or_default().root = Some(root);
-            } else {
-                todo.insert((*layer, index / FAN));
-            }
-        }
+        let mut todo = std::mem::take(&mut self.above);
         for (layer, height) in &self.heights {
             let old = state.saved.get(layer).filter(|layer| layer.root.is_some());
             if old.is_some_and(|old| old.levels <= next) && next < *height {
                 todo.insert((*layer, 0));
             }
         }
-        self.below = std::mem::take(&mut self.moved);
+        let past = std::mem::replace(&mut self.below, std::mem::take(&mut self.moved));
+        if self.level == 1 {
+            self.leaves = past;
+        }
         self.todo = todo.into_iter().collect();
         self.level = next;
     }
@@ -230,7 +266,7 @@ impl Maps {
         }
         if page.is_empty() {
             self.under_way.remove(&id);
-            self.moved.insert(place, Pointer::NONE);
+            self.moves(place, Pointer::NONE);
             return Ok(());
         }
         let block = parts.state.pages.take().ok_or_else(Trouble::full)?;
@@ -238,7 +274,7 @@ impl Maps {
         let header = parts.mark.header(page_id, block);
         let job = Job::Checkpoint(CheckpointJob::Write(id));
         parts.disk.write(job, Class::Background, block, page.close(&header), false, labels::CHECKPOINT_PAGE);
-        self.moved.insert(place, Pointer { block, generation: header.generation, free: 0 });
+        self.moves(place, Pointer { block, generation: header.generation, free: 0 });
         self.under_way.insert(id, Work::Write);
         match self.level {
             0 => parts.cache.forget(block),

@@ -163,7 +163,12 @@ impl Checkpoint {
         self.budget.saturating_sub(state.pages.taken())
     }
 
-    /// Goes on as far as it can. At the end there is the superblock that is durable now, and the batch before which all
+    /// Whether it could go on at once.
+    pub(super) const fn has_more(&self) -> bool {
+        self.maps.has_more
+    }
+
+    /// Goes on as far as it can, but for what is too much for one pass. At the end there is the superblock that is durable now, and the batch before which all
     /// is in it.
     pub(super) fn advance(&mut self, parts: &mut Parts<'_>) -> Result<Option<Superblock>, Trouble> {
         loop {
@@ -354,7 +359,7 @@ impl Checkpoint {
                 None => drop(state.saved.remove(&id)),
             }
         }
-        state.frozen = super::overlay::Overlay::default();
+        state.retired.put(std::mem::take(&mut state.frozen), self.maps.leaves);
         state.pages.settle();
         self.extent.into_iter().for_each(|extent| state.pages.extend(extent));
         if self.facts.clusters > state.geometry.clusters {

@@ -23,7 +23,7 @@ fn a_part_of_a_sub_block_is_not_filled_from_what_the_volume_does_not_stand_on() 
     for (volume, snapshot, byte) in [(10, 11, 1), (20, 21, 2)] {
         world.create_volume(volume, LEAVES * LEAF);
         let lane = world.lane(volume, 0);
-        [30, 31].iter().for_each(|leaf| world.write(lane, last(*leaf), byte, CLUSTER));
+        [30, 31].into_iter().for_each(|leaf| world.write(lane, last(leaf), byte, CLUSTER));
         world.floor.flush(lane).unwrap();
         world.snapshot(volume, snapshot);
     }
@@ -32,6 +32,14 @@ fn a_part_of_a_sub_block_is_not_filled_from_what_the_volume_does_not_stand_on() 
         world.floor.zero(lane, Op::Discard, leaf * LEAF, 503 * CLUSTER).unwrap();
     }
     let answer = world.send(Order::SetParent { uuid: uuid(10), parent: uuid(21) });
+    // As soon as it stands there for its users.
+    let volume = world.pool.volume(uuid(10)).unwrap();
+    let below = |volume: &crate::thin::ThinVolume| volume.volume.chain().layers[1].id;
+    let before = below(&volume);
+    while below(&volume) == before {
+        world.floor.stir();
+        world.floor.step();
+    }
     let written = world.floor.submit(lane, Request::write(last(30), vec![3; 512], NONE));
     let (mut instants, mut seen) = (0, [0; 4]);
     while answer.try_recv().is_err() {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use common::thin::{SOON, flush, listed, lun, pool, reads, refused, text, volume, write};
+use common::thin::{SOON, flush, listed, lun, pool, reads, refused, restart_without, served, text, volume, write};
 use common::{attach, clear_attentions, connect, controller, file, run_load, within};
 use pollux_tests::daemon::{Daemon, DaemonOptions};
 use pollux_tests::frontend::FrontEnd;
@@ -109,11 +109,7 @@ fn random_commands_on_a_volume_read_what_was_written_while_it_is_snapshotted() -
 #[test]
 fn guests_see_another_size_and_nothing_is_cut_off_by_mistake() -> Result<()> {
     let daemon = Daemon::start()?;
-    pool(&daemon, "f0", "lvs", 256 * MIB)?;
-    volume(&daemon, "lvs", "v", 16)?;
-    controller(&daemon, "vm", &["lvs/v"])?;
-    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
-    clear_attentions(&mut front, lun(0))?;
+    let mut front = served(&daemon, &[("v", 16)])?;
     daemon.rpc("bdev_lvol_resize", json!({"name": "lvs/v", "size_in_mib": 32}))?;
     let told = front.cdb(lun(0), &cdb::TEST_UNIT_READY, &[], 0)?;
     ensure!(told.sense_key() == Some((6, 0x2A, 9)), "{told:?}");
@@ -193,10 +189,7 @@ fn volumes_of_a_missing_base_come_back_with_it() -> Result<()> {
     write(&mut front, 0, 0, 4)?;
     flush(&mut front, 0)?;
     drop(front);
-    daemon.kill9();
-    let away = path.with_extension("away");
-    fs::rename(&path, &away)?;
-    daemon.restart()?;
+    let away = restart_without(&mut daemon, &path)?;
     let bdev = daemon.rpc("bdev_get_bdevs", json!({"name": uuid}))?;
     ensure!(bdev[0]["state"] == "missing" && bdev[0]["product_name"] == "Logical Volume", "{bdev}");
     ensure!(daemon.rpc_error("bdev_get_bdevs", json!({"name": "lvs/other"}))?.code == -19);

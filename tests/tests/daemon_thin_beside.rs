@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use anyhow::{Context as _, Result, ensure};
-use common::thin::{SOON, flush, goes_on, hang, impatient, listed, lun, pool, reads, refused, volume};
+use common::thin::{SOON, flush, goes_on, hang, impatient, listed, lun, pool, reads, refused, served, volume};
 use common::{attach, clear_attentions, connect, controller, file, within};
 use pollux_tests::daemon::Daemon;
 use pollux_tests::frontend::FrontEnd;
@@ -35,9 +35,19 @@ impl Held {
         let path = daemon.disks_dir().join("socket");
         let listener = UnixListener::bind(&path)?;
         let job = daemon.rpc("bdev_lvol_export", json!({"name": volume, "socket": path, "job": true}))?;
-        let (stream, _) = listener.accept()?;
+        let (job, mut stream) = (job["job_id"].clone(), None);
+        listener.set_nonblocking(true)?;
+        let connects = || {
+            stream = listener.accept().ok();
+            let state = state(daemon, &job)?;
+            ensure!(stream.is_some() || state["state"] == "running", "{state}");
+            Ok(stream.is_some())
+        };
+        within(SOON, connects, "nobody connects")?;
+        let (stream, _) = stream.context("a connection")?;
+        stream.set_nonblocking(false)?;
         std::fs::remove_file(path)?;
-        Ok(Held { job: job["job_id"].clone(), stream })
+        Ok(Held { job, stream })
     }
 
     /// Takes all of it; how much that was.
@@ -118,11 +128,7 @@ fn an_export_takes_nothing_from_its_volume() -> Result<()> {
 #[test]
 fn a_volume_is_decoupled_from_its_parent_and_not_from_an_exports_snapshot() -> Result<()> {
     let daemon = Daemon::start()?;
-    pool(&daemon, "f0", "lvs", 256 * MIB)?;
-    volume(&daemon, "lvs", "v", 16)?;
-    controller(&daemon, "vm", &["lvs/v"])?;
-    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
-    clear_attentions(&mut front, lun(0))?;
+    let mut front = served(&daemon, &[("v", 16)])?;
     fill(&mut front, 0, 0, 4, 1)?;
     let held = Held::begin(&daemon, "lvs/v")?;
     let none = json!({"name": "lvs/v"});

@@ -6,7 +6,7 @@ mod common;
 use std::fs::File;
 
 use anyhow::{Context as _, Result, ensure};
-use common::thin::{SOON, flush, listed, lun, pool, reads, refused, volume, write};
+use common::thin::{SOON, flush, listed, lun, pool, reads, refused, served, volume, write};
 use common::{attach, clear_attentions, connect, controller, file, within};
 use pollux_tests::daemon::Daemon;
 use pollux_tests::frontend::FrontEnd;
@@ -101,11 +101,7 @@ fn a_pool_grows_with_its_file() -> Result<()> {
 #[test]
 fn a_volume_becomes_smaller_and_its_guests_are_told() -> Result<()> {
     let mut daemon = Daemon::start()?;
-    pool(&daemon, "f0", "lvs", 256 * MIB)?;
-    volume(&daemon, "lvs", "v", 32)?;
-    controller(&daemon, "vm", &["lvs/v"])?;
-    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
-    clear_attentions(&mut front, lun(0))?;
+    let mut front = served(&daemon, &[("v", 32)])?;
     write(&mut front, 0, 0, 1)?;
     write(&mut front, 0, 60000, 2)?;
     daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "lvs/v", "snapshot_name": "s"}))?;

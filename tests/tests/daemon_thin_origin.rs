@@ -7,7 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use common::thin::{SOON, flush, goes_on, hang, impatient, listed, lun, pool, reads, refused, text, volume, write};
+use common::thin::{
+    SOON, flush, goes_on, hang, impatient, listed, lun, pool, reads, refused, restart_without, text, volume, write,
+};
 use common::{attach, clear_attentions, connect, controller, within};
 use pollux_tests::daemon::Daemon;
 use pollux_tests::frontend::FrontEnd;
@@ -208,10 +210,7 @@ fn a_volume_waits_for_the_bdev_on_which_it_stands() -> Result<()> {
     write(&mut front, 1, 8, 100)?;
     flush(&mut front, 0)?;
     drop(front);
-    daemon.kill9();
-    let away = path.with_extension("away");
-    fs::rename(&path, &away)?;
-    daemon.restart()?;
+    let away = restart_without(&mut daemon, &path)?;
     let c = listed(&daemon, "lvs/c")?;
     ensure!(c["is_degraded"] == true && c["origin"]["uuid"] == UUID, "{c}");
     let missing = bdev(&daemon, "lvs/c")?;

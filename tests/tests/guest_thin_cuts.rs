@@ -24,7 +24,7 @@ use pollux_tests::frontend::FrontEnd;
 use pollux_tests::guest::{DriverOptions, Lun, cdb};
 use pollux_tests::record::{Left, Lie, Medium, Record};
 use pollux_tests::rng::Rng;
-use pollux_tests::vm::{self, Guest, GuestOptions};
+use pollux_tests::vm::{self, Guest, GuestOptions, tool};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -291,11 +291,11 @@ impl Judge {
 
     /// Replays ext4's journal, checks it and compares the files.
     fn judge_ext4(&self, disk: &Path, sums: &str) -> Result<()> {
-        tool("e2fsck", &["-f", "-y", "-E", "journal_only"], disk, &[0, 1])?;
-        tool("e2fsck", &["-f", "-n"], disk, &[0])?;
+        tool("e2fsck", &["-f", "-y", "-E", "journal_only", disk], &[0, 1])?;
+        tool("e2fsck", &["-f", "-n", disk], &[0])?;
         let files = self.path("files");
         std::fs::create_dir(&files)?;
-        tool("debugfs", &["-R", &format!("rdump / {}", files.display())], disk, &[0])?;
+        tool("debugfs", &["-R", &format!("rdump / {}", files.display()), disk], &[0])?;
         let mut check = Command::new("md5sum")
             .args(["-c", "--quiet"])
             .current_dir(&files)
@@ -308,17 +308,6 @@ impl Judge {
         ensure!(sums.is_empty() || compared.success(), "files that were fsynced are not there as they were");
         Ok(())
     }
-}
-
-fn tool(name: &str, args: &[&str], disk: &Path, fine: &[i32]) -> Result<()> {
-    let output = Command::new(name).args(args).arg(disk).output().with_context(|| name.to_owned())?;
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    ensure!(
-        output.status.code().is_some_and(|code| fine.contains(&code)),
-        "{name} {args:?}: {}\n{said}",
-        output.status
-    );
-    Ok(())
 }
 
 fn pool_is_clean(image: &Path) -> Result<()> {

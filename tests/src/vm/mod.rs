@@ -36,6 +36,20 @@ pub enum Firmware {
     Ovmf,
 }
 
+/// Runs a program of the host, also one of those that a plain user's `PATH` lacks.
+///
+/// # Errors
+/// If it cannot be run, or its exit status is none of these.
+pub fn tool(program: &str, args: &[&str], fine: &[i32]) -> Result<()> {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(args).env("PATH", path).output().with_context(|| program.to_owned())?;
+    if !output.status.code().is_some_and(|code| fine.contains(&code)) {
+        let said = [output.stdout, output.stderr].concat();
+        bail!("{program} {args:?}: {}\n{}", output.status, String::from_utf8_lossy(&said));
+    }
+    Ok(())
+}
+
 /// How a VM is made.
 #[derive(Clone, Debug)]
 pub struct GuestOptions {

@@ -1,15 +1,15 @@
 //! What the tests of thin pools share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pollux_tests::daemon::{Daemon, DaemonOptions};
 use pollux_tests::frontend::FrontEnd;
-use pollux_tests::guest::{Lun, cdb};
+use pollux_tests::guest::{DriverOptions, Lun, cdb};
 use serde_json::{Value, json};
 
-use super::file;
+use super::{clear_attentions, connect, controller, file};
 
 /// What happens within a second, on a machine that is busy.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -33,6 +33,31 @@ pub(crate) fn pool(daemon: &Daemon, base: &str, name: &str, bytes: u64) -> Resul
 pub(crate) fn volume(daemon: &Daemon, pool: &str, name: &str, mib: u64) -> Result<String> {
     let params = json!({"lvs_name": pool, "lvol_name": name, "size_in_mib": mib, "thin_provision": true});
     text(&daemon.rpc("bdev_lvol_create", params)?)
+}
+
+/// A pool `lvs` with volumes of so many MiB, and a VM `vm` that has them as targets 0, 1, ...
+pub(crate) fn served(daemon: &Daemon, volumes: &[(&str, u64)]) -> Result<FrontEnd> {
+    pool(daemon, "f0", "lvs", 256 << 20)?;
+    let mut aliases = Vec::new();
+    for (name, mib) in volumes {
+        volume(daemon, "lvs", name, *mib)?;
+        aliases.push(format!("lvs/{name}"));
+    }
+    controller(daemon, "vm", &aliases.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let mut front = connect(daemon, "vm", &DriverOptions::default())?;
+    for target in 0..volumes.len() as u8 {
+        clear_attentions(&mut front, lun(target))?;
+    }
+    Ok(front)
+}
+
+/// A crash, and a start without this file; where it is meanwhile.
+pub(crate) fn restart_without(daemon: &mut Daemon, path: &Path) -> Result<PathBuf> {
+    daemon.kill9();
+    let away = path.with_extension("away");
+    std::fs::rename(path, &away)?;
+    daemon.restart()?;
+    Ok(away)
 }
 
 pub(crate) fn listed(daemon: &Daemon, alias: &str) -> Result<Value> {

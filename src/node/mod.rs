@@ -18,6 +18,7 @@ mod restore;
 mod scheduler;
 mod through;
 mod units;
+mod unrestored;
 pub mod vhost;
 mod watch;
 
@@ -43,6 +44,7 @@ use notify::Notifications;
 use pools::Pools;
 pub use restore::RestoreError;
 pub use scheduler::Scheduler;
+use unrestored::Unrestored;
 pub use watch::Watch;
 
 /// What the node is made of.
@@ -90,6 +92,8 @@ pub struct Node {
     metrics: OnceLock<SocketAddr>,
     /// Bdevs that are there and whose LUNs are not: the next look tries again.
     waiting: Mutex<Vec<Uuid>>,
+    /// What of controllers did not come back.
+    unrestored: Mutex<Vec<Unrestored>>,
     shown: Arc<RwLock<Arc<Document>>>,
     changes: Mutex<Changes>,
 }
@@ -161,6 +165,7 @@ impl Node {
             unit_saver: parts.units,
             metrics: OnceLock::new(),
             waiting: Mutex::default(),
+            unrestored: Mutex::default(),
             shown: Arc::clone(&shown),
             changes: Mutex::new(Changes { document: Document::default(), store: parts.store, stale: false, shown }),
         }
@@ -185,6 +190,10 @@ impl Node {
 
     fn change(&self) -> MutexGuard<'_, Changes> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unrestored(&self) -> MutexGuard<'_, Vec<Unrestored>> {
+        self.unrestored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Uuid>> {

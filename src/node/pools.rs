@@ -29,7 +29,7 @@ mod testing;
 mod thresholds;
 mod volumes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
@@ -60,6 +60,8 @@ pub struct Pools {
     open: RwLock<Vec<Arc<OpenPool>>>,
     /// Pools that were found and cannot be opened, by base.
     closed: RwLock<BTreeMap<String, ClosedPool>>,
+    /// Origins of which it was said that others use them.
+    contested: Mutex<BTreeSet<Uuid>>,
     /// Counts pools, so that their engines go round the reactors.
     hosted: AtomicUsize,
 }
@@ -211,6 +213,12 @@ impl Pools {
 
     fn gone(&self, uuid: Uuid) {
         self.open.write().unwrap_or_else(PoisonError::into_inner).retain(|open| open.uuid() != uuid);
+    }
+
+    /// Notes whether others use an origin; whether that is news.
+    fn is_contested(&self, origin: Uuid, is: bool) -> bool {
+        let mut all = self.contested.lock().unwrap_or_else(PoisonError::into_inner);
+        if is { all.insert(origin) } else { all.remove(&origin) }
     }
 
     fn set_closed(&self, base: &str, closed: Option<ClosedPool>) {

@@ -97,8 +97,10 @@ impl Node {
         let mut changes = self.change();
         let mut next = changes.document.clone();
         let record = next.controller_mut(name).ok_or_else(|| no_controller(name))?;
+        self.refuse_missing(name)?;
         if record.started {
-            return Ok(());
+            // It may be one that could not listen at the start.
+            return Ok(self.target.start_controller(name)?);
         }
         record.started = true;
         // Saved first: a listening socket cannot be taken back from a VM that has already connected.
@@ -123,12 +125,13 @@ impl Node {
         let mut next = before.clone();
         next.controllers.retain(|kept| kept.name != name);
         changes.save(next)?;
-        if let Err(error) = self.target.delete_controller(name, force) {
-            return Err(self.take_back(&mut changes, before, error.into()));
+        if self.why_missing(name).is_none() {
+            if let Err(error) = self.target.delete_controller(name, force) {
+                return Err(self.take_back(&mut changes, before, error.into()));
+            }
+            record.luns.iter().for_each(|lun| self.release(name, lun));
         }
-        for lun in &record.luns {
-            self.release(name, lun);
-        }
+        self.forget_unrestored(name);
         self.notifications.add(Kind::VhostDelete, name);
         Ok(())
     }
@@ -140,6 +143,7 @@ impl Node {
     pub fn add_lun(&self, new: &NewLun) -> Result<u8, NodeError> {
         let mut changes = self.change();
         let record = changes.document.controller(&new.ctrlr).ok_or_else(|| no_controller(&new.ctrlr))?;
+        self.refuse_missing(&new.ctrlr)?;
         let entry = self.bdevs.get(&new.bdev).ok_or_else(|| NodeError::no_bdev(&new.bdev))?;
         refuse_repetition(record, new, entry.name())?;
         let mut kept = LunRecord { target: 0, lun: new.lun, bdev: entry.name().to_owned(), exclusive: new.exclusive };
@@ -183,7 +187,7 @@ impl Node {
             record.luns.retain(|kept| !gone.contains(kept));
         }
         changes.save(next)?;
-        for lun in gone {
+        for lun in gone.iter().filter(|_| self.why_missing(ctrlr).is_none()) {
             match self.target.remove_lun(ctrlr, lun.target, Some(lun.lun)) {
                 Ok(_) | Err(pollux_vhost_scsi::TargetError::NoLun { .. }) => self.release(ctrlr, lun),
                 Err(error) => {
@@ -241,6 +245,9 @@ impl Node {
 
     /// Ends a controller's claim on a LUN's bdev.
     fn release(&self, ctrlr: &str, lun: &LunRecord) {
+        if self.forget_unrestored_lun(ctrlr, lun) {
+            return;
+        }
         let user = FrontEnd { ctrlr: ctrlr.to_owned(), exclusive: lun.exclusive, kind: FrontEndKind::Scsi };
         self.undo("a claim", self.bdevs.detach_frontend(&lun.bdev, &user));
     }

@@ -99,6 +99,7 @@ impl Node {
         waiting.extend(self.look_for_pools(&names));
         self.look_at_pools();
         self.bring_all_back(&waiting);
+        self.retry_unrestored();
     }
 
     /// These devices are there again. One that was deleted meanwhile waits for nothing.

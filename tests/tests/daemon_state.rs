@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use common::{connect, controller, file, ram};
 use pollux_tests::daemon::{Daemon, DaemonOptions, binary};
 use pollux_tests::guest::{DriverOptions, Lun};
@@ -157,6 +157,111 @@ fn a_missing_disk_neither_stops_the_start_nor_is_forgotten() -> Result<()> {
     wait_for("READY", || Ok(sense(&mut front)?.is_empty()))?;
     front.good(disk, &[0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0], &[], 4096)?;
     assert_eq!(daemon.rpc("bdev_get_bdevs", json!({"name": "p0"}))?[0]["uuid"], uuid);
+    Ok(())
+}
+
+/// Changes the saved state behind the daemon's back.
+fn edit(daemon: &Daemon, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let path = daemon.state_dir().join("state.json");
+    let mut file: Value = serde_json::from_slice(&fs::read(&path)?)?;
+    change(&mut file["state"]);
+    fs::write(&path, serde_json::to_vec(&file)?)?;
+    Ok(())
+}
+
+#[test]
+fn a_controller_that_cannot_be_had_neither_stops_the_start_nor_is_forgotten() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    file(&daemon, "f0", 1 << 20)?;
+    daemon.rpc("bdev_passthru_create", json!({"name": "p0", "base_bdev_name": "f0"}))?;
+    file(&daemon, "f1", 1 << 20)?;
+    controller(&daemon, "taken", &["f1"])?;
+    controller(&daemon, "vm", &["p0", "f1"])?;
+    daemon.kill9();
+    // Something else is where one is to listen, and a disk is somebody else's.
+    let socket = daemon.socket("taken");
+    fs::remove_file(&socket)?;
+    fs::create_dir(&socket)?;
+    edit(&daemon, |state| state["controllers"][1]["luns"][0]["bdev"] = "f0".into())?;
+    daemon.restart()?;
+    let warnings = daemon.rpc("pollux_get_status", Value::Null)?["warnings"].clone();
+    assert_eq!(warnings.as_array().map(Vec::len), Some(2), "{warnings}");
+    let get = |daemon: &Daemon, name: &str| -> Result<Value> {
+        Ok(daemon.rpc("vhost_get_controllers", json!({"name": name}))?[0].clone())
+    };
+    let taken = get(&daemon, "taken")?;
+    assert!(taken["state"] == "online" && taken["started"] == false, "{taken}");
+    let vm = get(&daemon, "vm")?;
+    let luns: Vec<&Value> = (0..2).map(|at| &vm["backend_specific"]["scsi"][at]["luns"][0]).collect();
+    assert!(luns[0]["state"] == "missing" && luns[1]["state"] == "online", "{vm}");
+    assert!(luns[0]["missing_reason"].as_str().is_some_and(|why| why.contains("p0")), "{vm}");
+
+    // What can be had is had, and the rest when it can be.
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    let read = [0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0];
+    front.good(Lun::new(1, 0), &read, &[], 4096)?;
+    let sense = |front: &mut pollux_tests::frontend::FrontEnd| -> Result<Vec<u8>> {
+        Ok(front.cdb(Lun::new(0, 0), &[0; 6], &[], 0)?.sense.clone())
+    };
+    wait_for("NOT READY", || Ok(sense(&mut front)?.get(2).map(|key| key & 0xF) == Some(2)))?;
+    daemon.rpc("bdev_passthru_delete", json!({"name": "p0"}))?;
+    wait_for("READY", || Ok(sense(&mut front)?.is_empty()))?;
+    front.good(Lun::new(0, 0), &read, &[], 4096)?;
+    fs::remove_dir(&socket)?;
+    wait_for("its socket", || Ok(connect(&daemon, "taken", &DriverOptions::default()).is_ok()))?;
+    let warnings = daemon.rpc("pollux_get_status", Value::Null)?["warnings"].clone();
+    assert_eq!(warnings, json!([]));
+    // The disk is that LUN's now, and nobody's after it.
+    let claim = json!({"name": "p0", "base_bdev_name": "f0"});
+    assert_eq!(daemon.rpc_error("bdev_passthru_create", claim.clone())?.reason.as_deref(), Some("in_use"));
+    drop(front);
+    daemon.rpc("vhost_scsi_controller_remove_target", json!({"ctrlr": "vm", "scsi_target_num": 0}))?;
+    daemon.rpc("bdev_passthru_create", claim)?;
+    Ok(())
+}
+
+#[test]
+fn a_controller_that_cannot_be_made_is_listed_as_missing() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    file(&daemon, "f0", 1 << 20)?;
+    for name in ["vm", "gone"] {
+        daemon.rpc("vhost_create_scsi_controller", json!({"ctrlr": name}))?;
+    }
+    daemon.rpc("vhost_scsi_controller_add_target", json!({"ctrlr": "vm", "scsi_target_num": 0, "bdev_name": "f0"}))?;
+    daemon
+        .rpc("vhost_scsi_controller_add_target", json!({"ctrlr": "gone", "scsi_target_num": 0, "bdev_name": "f0"}))?;
+    daemon.kill9();
+    // Where no path of a socket is short enough.
+    let mut child = Command::new(binary()?)
+        .args(["serve", "--reactors", "0", "--state-dir"])
+        .arg(daemon.state_dir())
+        .arg("--rpc-socket")
+        .arg(daemon.rpc_path())
+        .arg("--vhost-dir")
+        .arg(daemon.disks_dir().join("y".repeat(100)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let is_listed = || {
+        wait_for("the daemon", || Ok(std::os::unix::net::UnixStream::connect(daemon.rpc_path()).is_ok()))?;
+        let listed = daemon.rpc("vhost_get_controllers", json!({"name": "vm"}))?;
+        ensure!(listed[0]["state"] == "missing" && listed[0]["missing_reason"].is_string(), "{listed}");
+        let add = json!({"ctrlr": "vm", "scsi_target_num": 1, "bdev_name": "f0"});
+        let refused = daemon.rpc_error("vhost_scsi_controller_add_target", add)?;
+        ensure!(refused.reason.as_deref() == Some("missing"), "{refused}");
+        daemon.rpc("vhost_scsi_controller_remove_target", json!({"ctrlr": "vm", "scsi_target_num": 0}))?;
+        daemon.rpc("vhost_delete_controller", json!({"ctrlr": "gone"}))?;
+        daemon.rpc("bdev_aio_delete", json!({"name": "f0"}))
+    };
+    let is_listed = is_listed();
+    child.kill()?;
+    child.wait()?;
+    is_listed?;
+    daemon.restart()?;
+    let listed = daemon.rpc("vhost_get_controllers", Value::Null)?;
+    ensure!(listed.as_array().map(Vec::len) == Some(1) && listed[0]["state"] == "online", "{listed}");
+    ensure!(listed[0]["started"] == true && listed[0]["backend_specific"]["scsi"] == json!([]), "{listed}");
     Ok(())
 }
 

@@ -451,3 +451,30 @@ fn what_a_change_may_still_come_to_need_is_not_given_away() -> Result<()> {
     ensure!(bdev(&daemon, &late)?["claimed"] == true);
     Ok(())
 }
+
+#[test]
+fn a_bdev_that_is_exported_is_not_an_origin_after_a_restart_either() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    let base = pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    golden(&daemon)?;
+    clone_bdev(&daemon, "c")?;
+    controller(&daemon, "vm", &[])?;
+    let away = restart_without(&mut daemon, &base)?;
+    // Nobody knows now whose it is.
+    attach(&daemon, "vm", 0, "golden")?;
+    fs::rename(&away, &base)?;
+    let is_open = || Ok(listed(&daemon, "lvs/c").is_ok());
+    within(SOON, is_open, "the pool is not opened")?;
+    for restart in [false, true] {
+        if restart {
+            daemon.restart()?;
+        }
+        let c = bdev(&daemon, "lvs/c")?;
+        ensure!(c["state"] == "missing" && text(&c["missing_reason"])?.contains("golden"), "{c}");
+        let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+        clear_attentions(&mut front, lun(0))?;
+        reads(&mut front, 0, 8, value(1))?;
+    }
+    daemon.rpc("vhost_scsi_controller_remove_target", json!({"ctrlr": "vm", "scsi_target_num": 0}))?;
+    within(SOON, || Ok(bdev(&daemon, "lvs/c")?["state"] == "online"), "the volume does not come back")
+}

@@ -58,5 +58,5 @@ pub use message::Message;
 pub use moves::{MoveStats, QueuePlace};
 pub use residents::{HostedId, NotHosted};
 pub use stats::{LunStats, QueueStats};
-pub use target::{Backing, NewStats, Patience, SocketOptions, Target, TargetOptions};
+pub use target::{Backing, NewStats, Patience, SocketOptions, Target, TargetOptions, is_good_name};
 pub use worker::{ScsiWorker, WorkerConfig};

@@ -606,7 +606,9 @@ fn open_channel(entry: &UnitEntry, reactor: usize) -> Result<Option<Box<dyn Chan
     }
 }
 
-fn is_good_name(name: &str) -> bool {
+/// Whether a controller can be called so.
+#[must_use]
+pub fn is_good_name(name: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=64).contains(&name.len()) && name.bytes().all(good) && name != "." && name != ".."
 }

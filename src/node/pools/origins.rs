@@ -177,7 +177,8 @@ impl Node {
             let why = format!("bdev '{}', on which it stands, has {is} bytes, and had {was} or more", entry.name());
             return Err(missing(why));
         }
-        // Nobody else may have begun to write it meanwhile.
+        // Nobody else may have begun to write it meanwhile; who had it before the daemon was started anew has it still.
+        self.refuse_exported(&entry).map_err(|error| missing(error.to_string()))?;
         let by = entry.claim().map(|claim| claim.kind);
         if by != Some(BdevKind::Clone) {
             self.bdevs
@@ -185,6 +186,17 @@ impl Node {
                 .map_err(|error| missing(error.to_string()))?;
         }
         Ok(Arc::new(Measured::new(device, entry.stats().clone())))
+    }
+
+    /// Refuses a bdev that guests have, or are to have again when the restore has come so far.
+    fn refuse_exported(&self, entry: &Entry) -> Result<(), NodeError> {
+        match self.document().attachments(entry.name()).next() {
+            None => Ok(()),
+            Some((ctrlr, _)) => {
+                let why = format!("bdev '{}', on which it stands, is exported by controller '{ctrlr}'", entry.name());
+                Err(NodeError::new(Reason::InUse, why))
+            }
+        }
     }
 
     /// What volumes stand on is theirs, as pools say now, and nobody's that is not needed any more. While a change is late it may
@@ -209,8 +221,14 @@ impl Node {
                 let kept = theirs.into_iter().flat_map(|claim| claim.by).filter(|lent| !by.contains(lent));
                 by.extend(kept.collect::<Vec<_>>());
             }
-            if (is_theirs || !by.is_empty())
-                && let Err(error) = self.bdevs.share(entry.name(), BdevKind::Clone, by)
+            if !is_theirs && by.is_empty() {
+                continue;
+            }
+            let shared =
+                self.refuse_exported(&entry).and_then(|()| Ok(self.bdevs.share(entry.name(), BdevKind::Clone, by)?));
+            let is_news = self.pools.is_contested(entry.uuid(), shared.is_err());
+            if let Err(error) = shared.as_ref()
+                && is_news
             {
                 tracing::error!("volumes stand on bdev '{}', which others use: {error}", entry.name());
             }

@@ -84,6 +84,7 @@ pub(crate) fn get_status(node: &Node, _: &NoParams) -> Answer {
         .filter_map(|bdev| bdev.device().map(|device| (bdev.name().to_owned(), device.warnings())))
         .flat_map(|(name, warnings)| warnings.into_iter().map(move |warning| format!("{name}: {warning}")))
         .chain(node.pool_warnings())
+        .chain(node.restore_warnings())
         .collect();
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),

@@ -158,12 +158,12 @@ pub struct Get {
 pub(crate) fn get_controllers(node: &Node, params: &Get) -> Answer {
     let all = node.target.controllers();
     let document = node.document();
-    let wanted = |controller: &&ControllerInfo| params.name.as_ref().is_none_or(|name| *name == controller.name);
-    let shown: Vec<Value> = all
-        .iter()
-        .filter(wanted)
-        .map(|controller| shape(node, controller, document.controller(&controller.name)))
-        .collect();
+    let wanted = |of: &str| params.name.as_ref().is_none_or(|name| *name == of);
+    let there = all.iter().filter(|controller| wanted(&controller.name));
+    let shown = there.map(|controller| shape(node, controller, document.controller(&controller.name)));
+    let absent = document.controllers.iter().filter(|record| wanted(&record.name));
+    let absent = absent.filter_map(|record| Some(missing(record, &node.why_missing(&record.name)?)));
+    let shown: Vec<Value> = shown.chain(absent).collect();
     match &params.name {
         Some(name) if shown.is_empty() => {
             let error = RpcError::errno(errno::ENODEV, "not_found").detail(format!("there is no controller '{name}'"));
@@ -201,6 +201,24 @@ fn shape(node: &Node, controller: &ControllerInfo, record: Option<&ControllerRec
         "backend_specific": {"scsi": targets(node, &controller.luns, record)},
         "started": controller.started,
         "initiator": format!("{:016x}", controller.initiator),
+        "state": "online",
+    })
+}
+
+/// A controller that did not come back.
+fn missing(record: &ControllerRecord, why: &NodeError) -> Value {
+    json!({
+        "ctrlr": record.name,
+        "cpumask": mask(record.cores.as_deref().unwrap_or_default()),
+        "delay_base_us": 0,
+        "iops_threshold": IOPS_THRESHOLD,
+        "socket": "",
+        "sessions": [],
+        "backend_specific": {"scsi": []},
+        "started": false,
+        "initiator": format!("{:016x}", record.initiator),
+        "state": "missing",
+        "missing_reason": why.to_string(),
     })
 }
 
@@ -211,13 +229,18 @@ fn targets(node: &Node, luns: &[LunInfo], record: Option<&ControllerRecord>) -> 
         kept.into_iter().any(|kept| (kept.target, kept.lun, kept.exclusive) == (lun.target, lun.lun, true))
     };
     let shape = |lun: &LunInfo| {
-        let missing = node.bdevs.get(&lun.bdev_name).is_none_or(|bdev| bdev.device().is_none());
-        json!({
+        let why = record.and_then(|record| node.why_not_ready(&record.name, lun.target, lun.lun));
+        let missing = why.is_some() || node.bdevs.get(&lun.bdev_name).is_none_or(|bdev| bdev.device().is_none());
+        let mut shown = json!({
             "id": lun.lun,
             "bdev_name": lun.bdev_name,
             "state": if missing { "missing" } else { "online" },
             "exclusive": exclusive(lun),
-        })
+        });
+        if let Some(why) = why {
+            shown["missing_reason"] = why.into();
+        }
+        shown
     };
     let of_target = |luns: &[LunInfo]| {
         let number = luns[0].target;

@@ -279,11 +279,8 @@ fn an_import_that_is_cancelled_or_crashes_leaves_nothing_and_its_pool_is_not_clo
 fn a_shallow_copy_of_what_stands_on_a_bdev_is_without_that() -> Result<()> {
     let mut world = World::new(7)?;
     let daemon = &world.daemon;
-    let disk = |name: &str, mib: u64| {
-        daemon.rpc("bdev_malloc_create", json!({"name": name, "num_blocks": mib * MIB / 512, "block_size": 512}))
-    };
     for (at, name, value) in [(8, "image", 5u8), (9, "m", 9)] {
-        disk(name, SIZE / MIB)?;
+        file(daemon, name, SIZE)?;
         attach(daemon, "vm", at, name)?;
         clear_attentions(&mut world.front, Lun::new(at as u8, 0))?;
         let same = cdb::write_same16(0, 4096, false, false);

@@ -478,3 +478,26 @@ fn a_bdev_that_is_exported_is_not_an_origin_after_a_restart_either() -> Result<(
     daemon.rpc("vhost_scsi_controller_remove_target", json!({"ctrlr": "vm", "scsi_target_num": 0}))?;
     within(SOON, || Ok(bdev(&daemon, "lvs/c")?["state"] == "online"), "the volume does not come back")
 }
+
+#[test]
+fn what_a_restart_empties_is_no_origin_of_what_outlives_it() -> Result<()> {
+    let daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    for name in ["m", "base"] {
+        common::ram(&daemon, name, 64 * MIB / 512)?;
+    }
+    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "base", "lvs_name": "gone"}))?;
+    volume(&daemon, "gone", "x", 8)?;
+    volume(&daemon, "lvs", "v", 8)?;
+    daemon.rpc("bdev_passthru_create", json!({"name": "p", "base_bdev_name": "m"}))?;
+    let clone = |bdev: &str, pool: &str| json!({"bdev": bdev, "lvs_name": pool, "clone_name": "c"});
+    let invalid = "Invalid argument";
+    for bdev in ["p", "gone/x"] {
+        refused(&daemon, "bdev_lvol_clone_bdev", clone(bdev, "lvs"), -32602, invalid, "not_persistent")?;
+        let set = json!({"lvol_name": "lvs/v", "parent_name": bdev});
+        refused(&daemon, "bdev_lvol_set_parent_bdev", set, -32602, invalid, "not_persistent")?;
+    }
+    // What stands on it goes with it.
+    daemon.rpc("bdev_lvol_clone_bdev", clone("p", "gone"))?;
+    Ok(())
+}

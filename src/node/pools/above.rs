@@ -1,4 +1,4 @@
-//! Who stands on a bdev, over any storey: what is asked before it is changed, and who is told afterwards.
+//! Who stands on a bdev, and on what it stands, over any storey: what is asked before it is changed, and who is told afterwards.
 //!
 //! On a bdev stand others that specs have made, volumes whose origin it is, a pool, and on these others again. What reads it
 //! through one of them reads it as much as what stands on it at once. So nobody asks one bdev alone who has it.
@@ -9,6 +9,7 @@ use pollux_bdev::{Claim, Entry, Kind as BdevKind};
 use pollux_scsi::Attention;
 
 use super::OpenPool;
+use super::volumes::volume_info;
 use crate::node::{Changes, Node, NodeError, Reason};
 
 /// What a claim is for.
@@ -30,6 +31,25 @@ impl Node {
                     all.push(next);
                 }
             }
+        }
+        all
+    }
+
+    /// A bdev and all that it stands on; each once.
+    pub(super) fn below(&self, entry: &Arc<Entry>) -> Vec<Arc<Entry>> {
+        let mut all: Vec<Arc<Entry>> = Vec::new();
+        let mut left = vec![entry.clone()];
+        while let Some(entry) = left.pop() {
+            if all.iter().any(|known| known.uuid() == entry.uuid()) {
+                continue;
+            }
+            left.extend(self.base_name(&entry).and_then(|base| self.bdevs.get(&base)));
+            if let Some(open) = self.pool_of(&entry).filter(|_| entry.kind() == BdevKind::Lvol) {
+                left.push(open.base().clone());
+                let origin = volume_info(&open.last_info(), entry.uuid()).ok().and_then(|volume| volume.origin);
+                left.extend(origin.and_then(|origin| self.bdevs.get(&origin.uuid.to_string())));
+            }
+            all.push(entry);
         }
         all
     }

@@ -91,13 +91,25 @@ impl Node {
             let why = format!("'{}' is a whole SCSI device, not a block device: nothing can stand on it", entry.name());
             return Err(NodeError::new(Reason::Invalid, why));
         }
-        if self.comes_from(entry, open.uuid()) {
+        let below = self.below(entry);
+        let is_of_pool = |below: &Arc<Entry>| self.pool_of(below).is_some_and(|its| its.uuid() == open.uuid());
+        if below.iter().any(is_of_pool) {
             let why = format!(
                 "'{}' is a volume or snapshot of pool '{}', or stands on one: clone a snapshot of it with bdev_lvol_clone",
                 entry.name(),
                 open.last_info().name
             );
             return Err(NodeError { reason: "same_pool", ..NodeError::new(Reason::Invalid, why) });
+        }
+        let in_memory = |all: &[Arc<Entry>]| all.iter().any(|below| below.kind() == BdevKind::Malloc);
+        if in_memory(&below) && !in_memory(&self.below(open.base())) {
+            let why = format!(
+                "'{}' is in memory and comes back empty after a restart, and pool '{}' as it was: copy it into a file, or into a \
+                 volume (bdev_lvol_start_shallow_copy, bdev_lvol_import), and use that",
+                entry.name(),
+                open.last_info().name
+            );
+            return Err(NodeError { reason: "not_persistent", ..NodeError::new(Reason::Invalid, why) });
         }
         let device = entry.device().ok_or_else(|| crate::node::bdevs::missing(entry))?;
         let (shape, base) = (device.shape(), block_size(open));
@@ -110,26 +122,6 @@ impl Node {
             return Err(NodeError::new(Reason::Invalid, why));
         }
         Ok(shape.bytes())
-    }
-
-    /// Whether a bdev is of a pool, or has anything below it that is.
-    fn comes_from(&self, entry: &Arc<Entry>, pool: Uuid) -> bool {
-        let (mut left, mut seen) = (vec![entry.clone()], Vec::new());
-        while let Some(entry) = left.pop() {
-            if seen.contains(&entry.uuid()) {
-                continue;
-            }
-            seen.push(entry.uuid());
-            left.extend(self.base_name(&entry).and_then(|base| self.bdevs.get(&base)));
-            let Some(open) = self.pool_of(&entry).filter(|_| entry.kind() == BdevKind::Lvol) else { continue };
-            if open.uuid() == pool {
-                return true;
-            }
-            left.push(open.base().clone());
-            let origin = volume_info(&open.last_info(), entry.uuid()).ok().and_then(|volume| volume.origin);
-            left.extend(origin.and_then(|origin| self.bdevs.get(&origin.uuid.to_string())));
-        }
-        false
     }
 
     /// A bdev is one's that is about to stand on it, beside those that do so already.

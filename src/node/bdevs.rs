@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use pollux_bdev::{Entry, Kind as BdevKind, LatencyKind, Spec};
+use pollux_bdev::{Claim, Entry, Kind as BdevKind, LatencyKind, Spec};
 
 use super::document::LunRecord;
 use super::notify::Kind;
+use super::pools::who;
 use super::{Changes, Node, NodeError, Reason};
 
 impl Node {
@@ -45,21 +46,14 @@ impl Node {
         if kind.is_none() && self.is_volume(name) {
             return self.delete_volume(name, force);
         }
+        // Nothing is closed before it is known that nobody else keeps it.
+        self.refuse_before_closing(&self.group(name, kind)?, force)?;
         for entry in self.group(name, kind)? {
             self.close_pool_on(&entry)?;
         }
         let mut changes = self.change();
         let group = self.group(name, kind)?;
-        for entry in &group {
-            if let Some(by) = entry.claimed_by() {
-                return Err(in_use(entry.name(), &format!("bdev '{by}', which stands on it; delete that first")));
-            }
-            let at: Vec<String> =
-                changes.document.attachments(entry.name()).map(|(ctrlr, lun)| place(ctrlr, lun)).collect();
-            if !at.is_empty() && !force {
-                return Err(in_use(entry.name(), &format!("{}; detach it, or delete with force", at.join(", "))));
-            }
-        }
+        self.refuse_used_group(&changes, &group, force, |_| false)?;
         for entry in &group {
             self.detach_everywhere(&mut changes, entry.name())?;
         }
@@ -83,6 +77,33 @@ impl Node {
         }
         for name in &names {
             self.notifications.add(Kind::BdevUnregister, name);
+        }
+        Ok(())
+    }
+
+    fn refuse_before_closing(&self, group: &[Arc<Entry>], force: bool) -> Result<(), NodeError> {
+        let changes = self.change();
+        self.refuse_used_group(&changes, group, force, |claim| claim.kind == BdevKind::Pool)?;
+        group.iter().try_for_each(|entry| self.refuse_used_pool_on(&changes, entry))
+    }
+
+    /// Refuses if anybody has one of these whose claim does not go with it, or, without `force`, a controller.
+    fn refuse_used_group(
+        &self,
+        changes: &Changes,
+        group: &[Arc<Entry>],
+        force: bool,
+        goes: impl Fn(&Claim) -> bool,
+    ) -> Result<(), NodeError> {
+        for entry in group {
+            if let Some(claim) = entry.claim().filter(|claim| !goes(claim)) {
+                return Err(in_use(entry.name(), &who(&claim)));
+            }
+            let at: Vec<String> =
+                changes.document.attachments(entry.name()).map(|(ctrlr, lun)| place(ctrlr, lun)).collect();
+            if !at.is_empty() && !force {
+                return Err(in_use(entry.name(), &format!("{}; detach it, or delete with force", at.join(", "))));
+            }
         }
         Ok(())
     }

@@ -40,6 +40,7 @@ use pollux_bdev::thin::{Pool, PoolError, PoolInfo};
 use pollux_vhost_scsi::HostedId;
 use uuid::Uuid;
 
+pub(in crate::node) use above::who;
 pub use export::{Export, Exporting};
 pub use find::PoolName;
 pub use import::{Import, Importing};

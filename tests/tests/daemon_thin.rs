@@ -503,3 +503,31 @@ fn a_volume_that_is_made_read_only_is_a_snapshot_for_good() -> Result<()> {
     }
     refused(&daemon, "bdev_lvol_set_read_only", json!({"name": "lvs/none"}), -19, "No such device", "not_found")
 }
+
+#[test]
+fn a_pool_is_not_closed_for_a_bdev_that_stays() -> Result<()> {
+    let daemon = Daemon::start()?;
+    file(&daemon, "f0", 256 * MIB)?;
+    daemon.rpc("bdev_split_create", json!({"base_bdev": "f0", "split_count": 3}))?;
+    for (part, name) in [("f0p0", "a"), ("f0p1", "b")] {
+        daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": part, "lvs_name": name}))?;
+    }
+    volume(&daemon, "a", "v", 8)?;
+    volume(&daemon, "b", "v", 8)?;
+    let stays = |by: &str| -> Result<()> {
+        let error = daemon.rpc_error("bdev_split_delete", json!({"base_bdev": "f0"}))?;
+        ensure!(error.reason.as_deref() == Some("in_use"), "{error}");
+        ensure!(error.detail.as_deref().is_some_and(|detail| detail.contains(by)), "{:?}", error.detail);
+        listed(&daemon, "a/v")?;
+        listed(&daemon, "b/v")?;
+        Ok(())
+    };
+    controller(&daemon, "vm", &["f0p2"])?;
+    stays("f0p2")?;
+    daemon.rpc("vhost_scsi_controller_remove_target", json!({"ctrlr": "vm", "scsi_target_num": 0}))?;
+    attach(&daemon, "vm", 0, "b/v")?;
+    stays("b/v")?;
+    daemon.rpc("vhost_delete_controller", json!({"ctrlr": "vm"}))?;
+    ensure!(daemon.rpc("bdev_split_delete", json!({"base_bdev": "f0"}))? == json!(true));
+    Ok(())
+}

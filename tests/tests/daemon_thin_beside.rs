@@ -206,3 +206,47 @@ fn file_again(daemon: &Daemon, name: &str) -> Result<()> {
     daemon.rpc("bdev_aio_create", json!({"name": name, "filename": path, "block_size": 512}))?;
     Ok(())
 }
+
+#[test]
+fn a_guest_does_not_lose_a_volume_that_stays() -> Result<()> {
+    let daemon = impatient()?;
+    volume(&daemon, "lvs", "v", 16)?;
+    controller(&daemon, "vm", &["lvs/v"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    clear_attentions(&mut front, lun(0))?;
+    fill(&mut front, 0, 0, 4, 7)?;
+    daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "lvs/v", "snapshot_name": "s"}))?;
+    attach(&daemon, "vm", 1, "lvs/s")?;
+    clear_attentions(&mut front, lun(1))?;
+    let method = "bdev_lvol_delete";
+    let delete = |name: &str| json!({"name": name, "force": true});
+    // It is being exported.
+    let held = Held::begin(&daemon, "lvs/s")?;
+    refused(&daemon, method, delete("lvs/s"), -32603, "Device or resource busy", "in_use")?;
+    reads(&mut front, 1, 0, 7)?;
+    held.end(&daemon)?;
+    // Its pool does something else first.
+    hang(&daemon, "EE_f0", "write")?;
+    let snapshot = json!({"lvol_name": "lvs/v", "snapshot_name": "t"});
+    refused(&daemon, "bdev_lvol_snapshot", snapshot, -32602, "Connection timed out", "timed_out")?;
+    let late = daemon.rpc_error(method, delete("lvs/s"))?;
+    ensure!(late.reason.as_deref() == Some("timed_out"), "{late}");
+    reads(&mut front, 1, 0, 7)?;
+    goes_on(&daemon, "EE_f0")?;
+    within(SOON, || Ok(listed(&daemon, "lvs/t").is_ok()), "the snapshot does not come to be")?;
+    // Its pool has failed.
+    let inject = |kind: &str| json!({"name": "EE_f0", "io_type": kind, "error_type": "failure", "num": 4294967295u32});
+    daemon.rpc("bdev_error_inject_error", inject("flush"))?;
+    front.good(lun(0), &cdb::write16(0, 8, false), &[8; 4096], 0)?;
+    front.cdb(lun(0), &cdb::sync10(), &[], 0)?;
+    let failed = daemon.rpc_error(method, delete("lvs/s"))?;
+    ensure!(failed.reason.as_deref() == Some("pool_failed"), "{failed}");
+    clear_attentions(&mut front, lun(1))?;
+    reads(&mut front, 1, 0, 7)?;
+    daemon.rpc("bdev_error_inject_error", inject("clear"))?;
+    daemon.rpc("bdev_examine", json!({"name": "EE_f0"}))?;
+    daemon.rpc(method, delete("lvs/s"))?;
+    let luns = daemon.rpc("vhost_get_controllers", Value::Null)?[0]["backend_specific"]["scsi"].clone();
+    ensure!(luns.as_array().map(Vec::len) == Some(1), "{luns}");
+    Ok(())
+}

@@ -501,3 +501,51 @@ fn what_a_restart_empties_is_no_origin_of_what_outlives_it() -> Result<()> {
     daemon.rpc("bdev_lvol_clone_bdev", clone("p", "gone"))?;
     Ok(())
 }
+
+#[test]
+fn what_stands_on_a_pool_that_is_opened_again_waits_for_it() -> Result<()> {
+    let daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    common::file(&daemon, "f1", 64 * MIB)?;
+    daemon.rpc("bdev_error_create", json!({"base_name": "f1"}))?;
+    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "EE_f1", "lvs_name": "gold"}))?;
+    volume(&daemon, "gold", "x", 8)?;
+    volume(&daemon, "gold", "y", 8)?;
+    controller(&daemon, "vm", &["gold/x", "gold/y"])?;
+    let mut front = connect(&daemon, "vm", &DriverOptions::default())?;
+    clear_attentions(&mut front, lun(0))?;
+    write(&mut front, 0, 8, 5)?;
+    flush(&mut front, 0)?;
+    daemon.rpc("vhost_scsi_controller_remove_target", json!({"ctrlr": "vm", "scsi_target_num": 0}))?;
+    daemon.rpc("bdev_lvol_snapshot", json!({"lvol_name": "gold/x", "snapshot_name": "s"}))?;
+    daemon.rpc("bdev_passthru_create", json!({"name": "p", "base_bdev_name": "gold/x"}))?;
+    for (target, of, name) in [(2, "gold/s", "c"), (3, "p", "d")] {
+        daemon.rpc("bdev_lvol_clone_bdev", json!({"bdev": of, "lvs_name": "lvs", "clone_name": name}))?;
+        attach(&daemon, "vm", target, &format!("lvs/{name}"))?;
+        clear_attentions(&mut front, lun(target as u8))?;
+        reads(&mut front, target as u8, 8, 5)?;
+        write(&mut front, target as u8, 16, 6)?;
+    }
+    let inject = |kind: &str| json!({"name": "EE_f1", "io_type": kind, "error_type": "failure", "num": 4294967295u32});
+    daemon.rpc("bdev_error_inject_error", inject("flush"))?;
+    clear_attentions(&mut front, lun(1))?;
+    write(&mut front, 1, 8, 2)?;
+    front.cdb(lun(1), &cdb::sync10(), &[], 0)?;
+    let state = || {
+        Ok::<_, anyhow::Error>(daemon.rpc("bdev_lvol_get_lvstores", json!({"lvs_name": "gold"}))?[0]["state"].clone())
+    };
+    within(SOON, || Ok(state()? == "failed"), "the pool has not failed")?;
+    daemon.rpc("bdev_error_inject_error", inject("clear"))?;
+    daemon.rpc("bdev_examine", json!({"name": "EE_f1"}))?;
+    ensure!(state()? == "online");
+    for target in [2, 3] {
+        let is_there = || {
+            let read = front.cdb(lun(target), &cdb::read10(8, 8), &[], 4096)?;
+            Ok(read.sense_key().is_none() && read.data == [5; 4096])
+        };
+        within(SOON, is_there, "what stands on it does not come back")?;
+        reads(&mut front, target, 16, 6)?;
+    }
+    ensure!(listed(&daemon, "lvs/c")?["is_degraded"] == false && listed(&daemon, "lvs/d")?["is_degraded"] == false);
+    Ok(())
+}

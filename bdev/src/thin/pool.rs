@@ -398,6 +398,7 @@ pub struct Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.shared.leave(&self.volume, &self.reader);
+        self.volume.holds.fetch_sub(1, Relaxed);
     }
 }
 
@@ -445,7 +446,15 @@ impl ThinVolume {
         if !self.shared.enter(&self.volume, &reader) {
             return Err(PoolError::NotFound(self.volume.uuid.to_string()));
         }
+        // Whoever looks at it has made sure otherwise that nobody takes hold of it meanwhile.
+        self.volume.holds.fetch_add(1, Relaxed);
         Ok(Hold { shared: self.shared.clone(), volume: self.volume.clone(), reader })
+    }
+
+    /// Whether something keeps it from being deleted that does not read it for a guest.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.volume.holds.load(Relaxed) > 0
     }
 }
 

@@ -12,9 +12,20 @@ use super::OpenPool;
 use super::volumes::volume_info;
 use crate::node::{Changes, Node, NodeError, Reason};
 
-/// What a claim is for.
-fn is_layer(claim: &Claim) -> bool {
-    matches!(claim.kind, BdevKind::Passthru | BdevKind::Split | BdevKind::Delay | BdevKind::Fault)
+/// The claim of a pool that is on a bdev, or of a copy onto it: they have it open by themselves.
+pub(super) fn counts_on(entry: &Entry) -> Option<Claim> {
+    entry.claim().filter(|claim| matches!(claim.kind, BdevKind::Pool | BdevKind::Lvol))
+}
+
+/// Who has a claim, and what to do about it.
+pub(in crate::node) fn who(claim: &Claim) -> String {
+    let by = claim.by.join(", ");
+    match claim.kind {
+        BdevKind::Clone => format!("'{by}', which stands on it; inflate or delete that first"),
+        BdevKind::Pool => format!("pool '{by}', which is on it; delete that first"),
+        BdevKind::Lvol => format!("{by}; wait for that, or cancel it (job_get_jobs)"),
+        _ => format!("'{by}', which stands on it; delete that first"),
+    }
 }
 
 impl Node {
@@ -57,17 +68,12 @@ impl Node {
     /// Refuses to change what a volume holds if that is what others count on: volumes whose origin it is, or a pool, or a copy
     /// that is being made onto it.
     pub(super) fn refuse_counted_on(&self, entry: &Arc<Entry>) -> Result<(), NodeError> {
-        let claims = self.above(entry).into_iter().filter_map(|above| Some((above.claim()?, above)));
-        let Some((claim, on)) = claims.into_iter().find(|(claim, _)| !is_layer(claim)) else { return Ok(()) };
-        let by = claim.by.join(", ");
-        let what = match claim.kind {
-            BdevKind::Clone => format!("'{by}' stands on it: inflate or delete that"),
-            BdevKind::Pool => format!("pool '{by}' is on it: delete that"),
-            _ => format!("it is the destination of {by}: wait for that"),
-        };
+        let counts = |claim: &Claim| matches!(claim.kind, BdevKind::Clone | BdevKind::Pool | BdevKind::Lvol);
+        let claims = self.above(entry).into_iter().filter_map(|above| Some((above.claim().filter(counts)?, above)));
+        let Some((claim, on)) = claims.into_iter().next() else { return Ok(()) };
         let name = shown(entry);
-        let through = if on.uuid() == entry.uuid() { String::new() } else { format!(", through bdev '{}'", on.name()) };
-        let why = format!("what '{name}' holds does not change as long as {what}{through}");
+        let through = if on.uuid() == entry.uuid() { String::new() } else { format!(" through bdev '{}'", on.name()) };
+        let why = format!("what '{name}' holds does not change while it is in use{through} by {}", who(&claim));
         Err(NodeError::new(Reason::InUse, why))
     }
 

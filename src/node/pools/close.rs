@@ -7,7 +7,7 @@ use pollux_bdev::thin::store::wipe;
 use pollux_bdev::{Entry, Kind as BdevKind};
 use uuid::Uuid;
 
-use super::above::shown;
+use super::above::{counts_on, shown, who};
 use super::open::known;
 use super::ring::on_base;
 use super::{OpenPool, PoolName};
@@ -42,6 +42,23 @@ impl Node {
         Ok(())
     }
 
+    fn pool_on(&self, base: &Entry) -> Option<Arc<OpenPool>> {
+        self.pools.all().into_iter().find(|open| open.base.name() == base.name())
+    }
+
+    /// Refuses to close the pool on a bdev, if there is one and somebody uses its volumes, or it is just being made.
+    pub(in crate::node) fn refuse_used_pool_on(&self, changes: &Changes, base: &Entry) -> Result<(), NodeError> {
+        let claim = base.claim().filter(|claim| claim.kind == BdevKind::Pool);
+        match (self.pool_on(base), claim) {
+            (Some(open), _) => self.refuse_used(changes, &open),
+            (None, Some(claim)) => {
+                let why = format!("bdev '{}' is in use by {}", base.name(), who(&claim));
+                Err(NodeError::new(Reason::InUse, why))
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
     /// Closes the pool on a bdev, if there is one and nobody uses its volumes.
     ///
     /// # Errors
@@ -49,9 +66,7 @@ impl Node {
     pub(in crate::node) fn close_pool_on(&self, base: &Entry) -> Result<(), NodeError> {
         let _structure = self.pools.structure();
         let changes = self.change();
-        let Some(open) = self.pools.all().into_iter().find(|open| open.base.name() == base.name()) else {
-            return Ok(());
-        };
+        let Some(open) = self.pool_on(base) else { return Ok(()) };
         self.refuse_used(&changes, &open)?;
         let uuids = self.volumes_of(&open);
         self.close(&open, "its pool was closed")?;
@@ -74,25 +89,40 @@ impl Node {
     pub(super) fn close_failed(&self, base: &Entry) -> Result<(), NodeError> {
         let _structure = self.pools.structure();
         let _changes = self.change();
-        let Some(open) = self.pools.all().into_iter().find(|open| open.base.name() == base.name()) else {
-            return Ok(());
-        };
+        let Some(open) = self.pool_on(base) else { return Ok(()) };
         if !open.refresh()?.failed {
             return Ok(());
         }
         open.refuse_busy()?;
-        let entries: Vec<_> =
-            self.volumes_of(&open).iter().filter_map(|uuid| self.bdevs.get(&uuid.to_string())).collect();
-        if let Some((entry, by)) = entries.iter().find_map(|entry| Some((entry, entry.claimed_by()?))) {
-            // What stands on it would go on with the volume as it was.
+        let volumes = self.volumes_of(&open);
+        let mut above: Vec<Arc<Entry>> = Vec::new();
+        for entry in volumes.iter().filter_map(|uuid| self.bdevs.get(&uuid.to_string())) {
+            above.extend(self.above(&entry));
+        }
+        if let Some((claim, on)) = above.iter().find_map(|entry| Some((counts_on(entry)?, entry))) {
+            // It would go on with the volume as it was.
             let why = format!(
-                "pool '{}' cannot be opened again before '{by}' is deleted, which stands on bdev '{}'",
+                "pool '{}' cannot be opened again while {} is on bdev '{}': delete that, or restart the daemon",
                 open.last_info().name,
-                entry.name()
+                claim.by.join(", "),
+                on.name()
             );
             return Err(NodeError::new(Reason::InUse, why));
         }
-        entries.iter().for_each(|entry| self.let_go(entry));
+        for other in above.iter().filter_map(|entry| self.pool_of(entry)) {
+            other.refuse_busy()?;
+        }
+        above.iter().for_each(|entry| self.let_go(entry));
+        // What stands on the volumes waits for them, and is there again with them.
+        for entry in above.iter().filter(|entry| !volumes.contains(&entry.uuid())) {
+            match self.pool_of(entry).and_then(|other| other.pool.volume(entry.uuid())) {
+                Some(volume) => {
+                    volume.stands_alone();
+                    self.bdevs.displace(entry.uuid(), "the pool of what it stands on is being opened again");
+                }
+                None => self.bdevs.lose(entry.name()),
+            }
+        }
         self.close(&open, "its pool is being opened again")?;
         self.bdevs.unclaim(base.name(), BdevKind::Pool);
         Ok(())
@@ -156,8 +186,8 @@ impl Node {
     pub(super) fn refuse_used_volume(&self, changes: &Changes, entry: &Entry) -> Result<(), NodeError> {
         let name = shown(entry);
         let refused = |by: String| Err(NodeError::new(Reason::InUse, format!("volume '{name}' is in use by {by}")));
-        if let Some(by) = entry.claimed_by() {
-            return refused(format!("'{by}', which stands on it; delete that first"));
+        if let Some(claim) = entry.claim() {
+            return refused(who(&claim));
         }
         let mut at = changes.document.attachments(entry.name());
         match at.next() {

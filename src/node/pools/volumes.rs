@@ -106,14 +106,19 @@ impl Node {
     pub fn delete_volume(&self, name: &str, force: bool) -> Result<(), NodeError> {
         let mut changes = self.change();
         let (open, entry) = self.find_volume(name)?;
-        if force && entry.claimed_by().is_none() {
-            self.detach_everywhere(&mut changes, entry.name())?;
-        }
-        self.refuse_used_volume(&changes, &entry)?;
         let used = || {
             let why = "is still read: by a job, or by a controller that is just letting go of it; wait for that (job_get_jobs)";
             NodeError::new(Reason::InUse, format!("'{name}' {why}"))
         };
+        if force && entry.claimed_by().is_none() {
+            // A guest does not lose a volume that stays.
+            if open.pool.volume(entry.uuid()).is_some_and(|volume| volume.is_held()) {
+                return Err(used());
+            }
+            open.pool.commit()?;
+            self.detach_everywhere(&mut changes, entry.name())?;
+        }
+        self.refuse_used_volume(&changes, &entry)?;
         open.pool.delete(entry.uuid()).map_err(|error| match error {
             PoolError::Unfit { .. } => used(),
             other => other.into(),

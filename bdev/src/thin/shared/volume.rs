@@ -84,6 +84,8 @@ pub(crate) struct Volume {
     readers: Mutex<Vec<Arc<Reader>>>,
     /// Nobody may enter any more.
     shut: AtomicBool,
+    /// Readers that only keep it from being deleted.
+    pub(crate) holds: AtomicU32,
     /// Most clusters that its head may own.
     pub(crate) quota: AtomicU64,
     /// How many it owns when its users are told; 0: they are not.
@@ -120,6 +122,7 @@ impl Volume {
             chain,
             readers: Mutex::default(),
             shut: AtomicBool::new(false),
+            holds: AtomicU32::new(0),
             quota: AtomicU64::new(quota),
             warn: AtomicU64::new(0),
         }

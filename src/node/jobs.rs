@@ -257,11 +257,15 @@ impl Jobs {
         detached: bool,
         work: impl FnOnce(&Arc<Job>) -> Result<Value, NodeError> + Send + 'static,
     ) -> Result<Value, NodeError> {
-        if detached {
-            return Ok(json!({ "job_id": self.start(new, work)?.id() }));
-        }
-        let job = self.begin(new)?;
-        Running { jobs: Arc::clone(self), job, outcome: None }.work(work)
+        self.reserve(new)?.run(detached, work)
+    }
+
+    /// A place among those that run, for work before which something has to be made: nothing is if there is no place.
+    ///
+    /// # Errors
+    /// [`Reason::TooManyJobs`].
+    pub fn reserve(self: &Arc<Self>, new: NewJob) -> Result<Reserved, NodeError> {
+        Ok(Reserved { jobs: Arc::clone(self), job: Some(self.begin(new)?) })
     }
 
     /// Does it on a thread of its own; returns the job itself, for answers of another shape.
@@ -273,12 +277,7 @@ impl Jobs {
         new: NewJob,
         work: impl FnOnce(&Arc<Job>) -> Result<Value, NodeError> + Send + 'static,
     ) -> Result<Arc<Job>, NodeError> {
-        let job = self.begin(new)?;
-        let running = Running { jobs: Arc::clone(self), job: job.clone(), outcome: None };
-        // What it comes to is in the table.
-        let spawned = std::thread::Builder::new().name("job".into()).spawn(move || drop(running.work(work)));
-        let refused = |error| NodeError::new(Reason::Os, format!("no thread for a job: {error}"));
-        spawned.map(|_| job).map_err(refused)
+        self.reserve(new)?.start(work)
     }
 
     fn begin(&self, new: NewJob) -> Result<Arc<Job>, NodeError> {
@@ -325,6 +324,55 @@ impl Jobs {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place for a job that has not begun: it was never there if this goes before.
+pub struct Reserved {
+    jobs: Arc<Jobs>,
+    job: Option<Arc<Job>>,
+}
+
+impl Reserved {
+    /// As [`Jobs::run`].
+    ///
+    /// # Errors
+    /// Those of `work` if it is done here; that there is no thread.
+    pub fn run(
+        self,
+        detached: bool,
+        work: impl FnOnce(&Arc<Job>) -> Result<Value, NodeError> + Send + 'static,
+    ) -> Result<Value, NodeError> {
+        if detached {
+            return Ok(json!({ "job_id": self.start(work)?.id() }));
+        }
+        self.begin().work(work)
+    }
+
+    fn start(
+        self,
+        work: impl FnOnce(&Arc<Job>) -> Result<Value, NodeError> + Send + 'static,
+    ) -> Result<Arc<Job>, NodeError> {
+        let running = self.begin();
+        let job = running.job.clone();
+        // What it comes to is in the table.
+        let spawned = std::thread::Builder::new().name("job".into()).spawn(move || drop(running.work(work)));
+        let refused = |error| NodeError::new(Reason::Os, format!("no thread for a job: {error}"));
+        spawned.map(|_| job).map_err(refused)
+    }
+
+    fn begin(mut self) -> Running {
+        let job = self.job.take().expect("a place is used once");
+        Running { jobs: Arc::clone(&self.jobs), job, outcome: None }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(job) = self.job.take() {
+            self.jobs.lock().jobs.retain(|other| other.id != job.id);
+            self.jobs.ended.notify_all();
+        }
     }
 }
 
@@ -441,6 +489,17 @@ mod tests {
         }
         assert_eq!(jobs.all().len(), KEPT);
         assert!(jobs.find(&oldest).is_err(), "the oldest are forgotten first");
+    }
+
+    #[test]
+    fn a_place_that_is_not_used_was_never_there() {
+        let jobs = Arc::<Jobs>::default();
+        let places: Vec<_> = (0..RUNNING_MAX).map(|_| jobs.reserve(new("v")).unwrap()).collect();
+        assert_eq!(jobs.reserve(new("x")).map_err(|error| error.reason).err(), Some("too_many_jobs"));
+        drop(places);
+        assert!(jobs.all().is_empty());
+        assert_eq!(jobs.reserve(new("v")).unwrap().run(false, |_| Ok(json!(7))), Ok(json!(7)));
+        assert_eq!(jobs.all().len(), 1);
     }
 
     #[test]

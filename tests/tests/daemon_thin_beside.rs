@@ -250,3 +250,16 @@ fn a_guest_does_not_lose_a_volume_that_stays() -> Result<()> {
     ensure!(luns.as_array().map(Vec::len) == Some(1), "{luns}");
     Ok(())
 }
+
+#[test]
+fn an_export_that_cannot_begin_is_refused_at_once() -> Result<()> {
+    let daemon = Daemon::start()?;
+    pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    volume(&daemon, "lvs", "v", 16)?;
+    let file = daemon.disks_dir().join("f0");
+    let export = json!({"name": "lvs/v", "file": file, "job": true});
+    refused(&daemon, "bdev_lvol_export", export, -32602, "File exists", "exists_different")?;
+    let jobs = daemon.rpc("job_get_jobs", Value::Null)?;
+    ensure!(jobs.as_array().context("a list")?.iter().all(|job| job["kind"] != "export"), "{jobs}");
+    Ok(())
+}

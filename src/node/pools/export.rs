@@ -57,7 +57,7 @@ impl Node {
     /// [`NodeError`] says why it cannot be.
     pub fn begin_export(&self, export: &Export) -> Result<Exporting, NodeError> {
         let _changes = self.change();
-        export.to.check()?;
+        export.to.check_free()?;
         let (open, entry) = self.find_volume(&export.name)?;
         let info = open.refresh()?;
         let volume = self.whole_volume(&open, entry.uuid())?;

@@ -70,13 +70,25 @@ impl Place {
         }
     }
 
+    /// The same of what is to be written.
+    ///
+    /// # Errors
+    /// [`Reason::Invalid`]; [`Reason::ExistsDifferent`].
+    pub(super) fn check_free(&self) -> Result<(), NodeError> {
+        self.check()?;
+        match self {
+            Place::File(path) if fs::symlink_metadata(path).is_ok() => {
+                let why = format!("there is a file {} already: give another name, or remove it", path.display());
+                Err(NodeError::new(Reason::ExistsDifferent, why))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Opens it to be written.
     pub(super) fn sink(&self, job: &Arc<Job>) -> Result<Sink, NodeError> {
         let Place::File(path) = self else { return self.connect(job).map(Sink::Socket) };
-        if fs::symlink_metadata(path).is_ok() {
-            let why = format!("there is a file {} already: give another name, or remove it", path.display());
-            return Err(NodeError::new(Reason::ExistsDifferent, why));
-        }
+        self.check_free()?;
         let mut partial = path.as_os_str().to_owned();
         partial.push(format!(".{}.partial", job.id().simple()));
         let partial = PathBuf::from(partial);

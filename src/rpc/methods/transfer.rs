@@ -34,8 +34,11 @@ pub(crate) fn export(node: &Arc<Node>, params: &ExportParams) -> Answer {
         since: params.from_snapshot_name.clone(),
         to: place(params.socket.as_ref(), params.file.as_ref())?,
     };
-    let done = node.begin_export(&export).and_then(|exporting| {
-        node.jobs.run(NewJob { kind: "export", object: export.name }, params.job, move |job| exporting.run(job))
+    // A volume is not cut for an export for which there is no place.
+    let place = node.jobs.reserve(NewJob { kind: "export", object: export.name.clone() });
+    let done = place.and_then(|place| {
+        let exporting = node.begin_export(&export)?;
+        place.run(params.job, move |job| exporting.run(job))
     });
     done.map_err(|error| refused(&error))
 }

@@ -36,7 +36,7 @@ fn at(volumes: &Value, now: u64) -> String {
         let quota = volume["quota_bytes"].as_u64().filter(|quota| *quota > 0);
         let mut row = vec![
             label,
-            kind(volume).into(),
+            if volume["is_degraded"] == true { format!("{}, not ready", kind(volume)) } else { kind(volume).into() },
             sized("size_bytes"),
             sized("written_bytes"),
             sized("owned_bytes"),
@@ -214,6 +214,15 @@ mod tests {
         ends(3, "8 (missing)");
         ends(4, "-");
         assert!(!at(&json!([volume("x", false, None, 0, 4)]), 9).contains("STANDS ON"));
+    }
+
+    #[test]
+    fn what_waits_for_what_it_stands_on_is_told_apart() {
+        let mut all = json!([volume("v", false, None, 0, 1), volume("w", false, None, 0, 2)]);
+        all[1]["is_degraded"] = true.into();
+        let shown = at(&all, 3);
+        let lines: Vec<&str> = shown.lines().filter(|line| line.contains("not ready")).collect();
+        assert!(lines.len() == 1 && lines[0].contains("p/w"), "{shown}");
     }
 
     #[test]

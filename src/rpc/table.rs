@@ -219,6 +219,32 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    /// The table of reasons in docs/rpc.md has each word that is in the sources.
+    #[test]
+    fn the_documentation_lists_all_reasons() {
+        let text = include_str!("../../docs/rpc.md");
+        let (_, table) = text.split_once("| reason | meaning |").expect("the table of reasons");
+        let rows = table.split("\n\n").next().unwrap_or_default().lines();
+        let words = rows.filter_map(|row| row.split('|').nth(1)).flat_map(|cell| cell.split('`').skip(1).step_by(2));
+        let documented: BTreeSet<&str> = words.collect();
+        let sources = [
+            (include_str!("../../bdev/src/error.rs"), "fn reason"),
+            (include_str!("../../bdev/src/thin/error.rs"), "fn reason"),
+            (include_str!("../../bdev/src/thin/store/error.rs"), "fn reason"),
+            (include_str!("../node/error.rs"), "fn word"),
+        ];
+        for (source, function) in sources {
+            let body = source.split_once(function).and_then(|(_, rest)| rest.split_once("\n    }\n"));
+            let (body, _) = body.expect("a function that says the word");
+            for word in body.split('"').skip(1).step_by(2).filter(|word| *word != "exists") {
+                assert!(documented.contains(word), "docs/rpc.md does not say what reason {word} means");
+            }
+        }
+        for word in ["duplicate", "same_pool", "not_persistent"] {
+            assert!(documented.contains(word), "docs/rpc.md does not say what reason {word} means");
+        }
+    }
+
     #[test]
     fn names_are_there_once() {
         let names: BTreeSet<_> = METHODS.iter().map(|method| method.name).collect();

@@ -22,7 +22,13 @@ pub fn give_name(partial: &Path, path: &Path, force: bool) -> io::Result<()> {
         }
     }
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    File::open(dir.unwrap_or_else(|| Path::new("."))).and_then(|dir| dir.sync_all())
+    match File::open(dir.unwrap_or_else(|| Path::new("."))) {
+        Ok(dir) => dir.sync_all(),
+        // A folder into which one may write and not look, as boxes for others are: the name is there, when it is durable is the
+        // system's business.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The same where all that there is are links, or not even these.

@@ -98,6 +98,8 @@ families! {
         "Clusters in use of which the base has not been told yet that parts of them are not.";
     POOL_COMPOSITE Gauge "pollux_pool_composite_bytes" ["pool"]
         "Bytes of memory that remember where long chains of snapshots have their data.";
+    POOL_PAUSE Histogram "pollux_pool_pause_seconds" ["pool"]
+        "How long nothing new was begun of volumes that a snapshot or the like made others of.";
     POOL_FAILED Gauge "pollux_pool_failed" ["pool"] "1 if a pool is read-only because its base has failed.";
     POOL_FULL Gauge "pollux_pool_full" ["pool"] "1 while writes wait for space in a pool, or fail for lack of it.";
     POOL_REACHED Gauge "pollux_pool_thresholds_reached" ["pool"] "How many thresholds of a pool are reached now.";
@@ -167,7 +169,9 @@ impl Source for NodeSource {
         moved(sink, &QUEUES_MOVED, &["given_up"], moves.given_up());
         self.sessions(sink, &controllers);
         for open in self.node.pools.all() {
-            pool(sink, &open.last_info());
+            let info = open.last_info();
+            pool(sink, &info);
+            recorded(sink, &POOL_PAUSE, &[&info.name], open.pauses());
         }
     }
 }

@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 
 use pollux_bdev::Entry;
 use pollux_bdev::thin::{Pool, PoolError, PoolInfo};
+use pollux_core::Histogram;
 use pollux_vhost_scsi::HostedId;
 use uuid::Uuid;
 
@@ -115,6 +116,12 @@ impl OpenPool {
     #[must_use]
     pub fn last_info(&self) -> Arc<PoolInfo> {
         self.info.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How long guests were held up by what changes volumes themselves: a snapshot, say. In nanoseconds.
+    #[must_use]
+    pub fn pauses(&self) -> &Histogram {
+        self.pool.pauses()
     }
 
     /// What it tells now.

@@ -6,7 +6,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use pollux_core::{
-    AtomicWrite, Bdev, Channel, CopyRange, Discard, Erasure, Extent, MOST_THRESHOLDS, OpenArgs, OpenError,
+    AtomicWrite, Bdev, Channel, CopyRange, Discard, Erasure, Extent, Histogram, MOST_THRESHOLDS, OpenArgs, OpenError,
     Provisioning, Resident, Shape, Threshold,
 };
 use serde_json::{Value, json};
@@ -339,6 +339,12 @@ impl Pool {
     /// [`PoolError::Failed`].
     pub fn grow(&self) -> Result<(), PoolError> {
         self.order(Order::Grow { bytes: self.base.shape().bytes() })
+    }
+
+    /// How long, in nanoseconds, nothing new was begun of volumes while they became others: cut by a snapshot, say.
+    #[must_use]
+    pub fn pauses(&self) -> &Histogram {
+        &self.shared.pauses
     }
 
     /// How long a write waits for space before it fails.

@@ -76,6 +76,11 @@ def workers(pid: int) -> dict[str, int]:
     return counts
 
 
+def stolen_ns() -> float:
+    """Time so far that the hypervisor has not given to cores of this machine which wanted to run, of all of them, in whole ticks."""
+    return int((PROC / "stat").read_text().split("\n", 1)[0].split()[8]) * 1e9 / os.sysconf("SC_CLK_TCK")
+
+
 def cpu_ns_beside(pid: int, prefix: str) -> int:
     """CPU time so far of those threads of a process whose names do not begin so; 0 where the kernel does not tell."""
     total = 0

@@ -236,12 +236,17 @@ def _look(target: Target) -> Look:
 
 def _read_metrics() -> dict[str, Any]:
     since = time.monotonic()
+    size = len(metrics_text())
+    return {"scrapes": 1, "scrape_seconds": time.monotonic() - since, "scrape_bytes": size}
+
+
+def metrics_text() -> str:
+    """What a daemon tells that listens for scrapes at `METRICS`."""
     try:
         with urllib.request.urlopen(f"http://{METRICS}/metrics", timeout=10) as answer:
-            size = len(answer.read())
+            return str(answer.read().decode())
     except OSError as error:
         raise BenchError(f"cannot read http://{METRICS}/metrics: {error}") from error
-    return {"scrapes": 1, "scrape_seconds": time.monotonic() - since, "scrape_bytes": size}
 
 
 @contextlib.contextmanager

@@ -152,12 +152,12 @@ def _cut(store: Store) -> list[Verdict]:
             what, depths = whats[name], _numbers(store, whats[name], "depth")
             behind = f"{min(depths.values()):.0f} to {max(depths.values()):.0f}" if depths else str(chain)
             row = f"{name} of 1 TiB behind {behind} snapshots"
-            pause = _below(f"{row}: longest read", "< 1 ms", 1e6, _numbers(store, what, "latency_ns.max"))
-            alone = _numbers(store, whats["nothing"], "latency_ns.max")
-            if pause.passed is not None and alone:
-                seen = spread(list(alone.values()))
-                low, high = ns_text(seen.low), ns_text(seen.high)
-                pause = replace(pause, theirs=f"{ns_text(seen.median)} ({low} to {high}) during a call that does nothing")
+            pause = _below(f"{row}: guests paused", "< 1 ms", 1e6, _numbers(store, what, "pause_ns"))
+            sides = [(_numbers(store, whats[one], "latency_ns.max"), _numbers(store, whats[one], "stolen_ns")) for one in (name, "nothing")]
+            if pause.passed is not None and all(longest and stolen for longest, stolen in sides):
+                texts = [f"{_with_range(longest)}, stolen by the hypervisor {_with_range(stolen)}" for longest, stolen in sides]
+                note = f"longest read of a client that shares its core: {texts[0]}; during a call that does nothing {texts[1]}"
+                pause = replace(pause, note=note)
             calls, flushes = (_numbers(store, what, f"{one}_ns") for one in ("call", "flush"))
             beyond = {turn: calls[turn] - 2 * flushes[turn] for turn in calls.keys() & flushes.keys()}
             call = _below(f"{row}: call, without two flushes", "< 10 ms", 10e6, beyond, _signed)
@@ -165,6 +165,11 @@ def _cut(store: Store) -> list[Verdict]:
                 call = replace(call, ours=ns_text(_middle(calls)), theirs=f"{ns_text(_middle(flushes))} a flush of the medium")
             found += [pause, call]
     return found
+
+
+def _with_range(numbers: Numbers) -> str:
+    seen = spread(list(numbers.values()))
+    return f"{ns_text(seen.median)} ({ns_text(seen.low)} to {ns_text(seen.high)})"
 
 
 def _signed(value: float) -> str:

@@ -16,7 +16,7 @@ from .cells import Cell
 from .clients import Values
 from .errors import BenchError
 from .session import Session
-from .special import POLLUX, Special, is_guest_memory
+from .special import METRICS, POLLUX, Special, is_guest_memory, metrics_text
 from .targets import Target
 from .thin_lab import POOL, Bench, Disk, bench, image
 
@@ -49,7 +49,8 @@ WRITE = Cell("disk", "randwrite", 4096, 32)
 
 
 def _cut(session: Session, special: Special) -> None:
-    with image(session.options, 1, TIB) as path, bench(session.options) as made:
+    more = ("--metrics-listen", METRICS)
+    with image(session.options, 1, TIB) as path, bench(session.options, more=more) as made:
         made.opened(path)
         disk = made.export(f"{POOL}/v0")
         made.run(disk, READ.on(depth=32), 60, "--ios", "20000")
@@ -84,17 +85,28 @@ def _write_some(made: Bench, disk: Disk, seed: int) -> None:
 
 
 def _during(made: Bench, disk: Disk, path: Path, action: Callable[[], None], depth: int, turn: int) -> Values:
-    """Reads one after another while something is done: the longest of them, and how long the call took."""
+    """Reads one after another while something is done: the longest of them, how long the call took, and for how long the pool
+    says that it has paused guests."""
     _write_some(made, disk, depth + turn * 1000)
-    flush = _medium_flush(path.parent)
+    flush, paused = _medium_flush(path.parent), _paused_ns()
     with made.loaded(disk, READ, ramp=SETTLED) as load:
         time.sleep(3 * SETTLED)
+        stolen = kernel.stolen_ns()
         since = time.monotonic()
         action()
         took = time.monotonic() - since
         time.sleep(SETTLED)
         values = load.end()
-    return values | {"call_ns": took * 1e9, "flush_ns": flush, "depth": depth}
+    stolen = kernel.stolen_ns() - stolen
+    found = {"call_ns": took * 1e9, "flush_ns": flush, "depth": depth, "stolen_ns": stolen}
+    return values | found | {"pause_ns": _paused_ns() - paused}
+
+
+def _paused_ns() -> float:
+    """For how long all calls together have paused guests, as the pool counts it: each once, exactly."""
+    name = f'pollux_pool_pause_seconds_sum{{pool="{POOL}"}}'
+    found = (line.split()[1] for line in metrics_text().splitlines() if line.startswith(name))
+    return float(next(found, 0)) * 1e9
 
 
 def _medium_flush(folder: Path) -> float:

@@ -404,7 +404,7 @@ impl Resident for Engine {
         let called = self.shared.was_called();
         let was_gathering = self.is_gathering();
         if !was_gathering {
-            count += self.advance_orders();
+            count += self.advance_orders(&*cx.ring);
             count += self.advance_swaps(cx);
         }
         count += self.advance_commit();

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Release;
 
+use pollux_core::Ring;
 use uuid::Uuid;
 
 use super::Engine;
@@ -20,8 +21,9 @@ use crate::thin::shared::{EVERYBODY, Volume};
 pub(super) struct Doing {
     asked: Asked,
     stage: Stage,
-    /// The volumes whose gates it has closed.
+    /// The volumes whose gates it has closed, and when that was.
     volumes: Vec<Arc<Volume>>,
+    closed: u64,
 }
 
 enum Stage {
@@ -55,23 +57,23 @@ impl Doing {
 
 impl Engine {
     /// Goes on with the order at hand, or takes the next one.
-    pub(super) fn advance_orders(&mut self) -> u32 {
+    pub(super) fn advance_orders(&mut self, clock: &dyn Ring) -> u32 {
         let mut count = 0;
         loop {
             let Some(mut doing) = self.doing.take() else {
                 let Some(asked) = self.orders.next() else { return count };
                 count += 1;
-                self.begin_order(asked);
+                self.begin_order(asked, clock);
                 continue;
             };
             if let Stage::Waiting = doing.stage
                 && (self.failed.is_some() || self.shared.has_epochs(1))
             {
                 // What it needs may be otherwise now.
-                self.begin_order(doing.asked);
+                self.begin_order(doing.asked, clock);
                 continue;
             }
-            if !self.advance_order(&mut doing) {
+            if !self.advance_order(&mut doing, clock) {
                 self.doing = Some(doing);
                 return count + self.answer_questions();
             }
@@ -90,7 +92,7 @@ impl Engine {
         count
     }
 
-    fn begin_order(&mut self, asked: Asked) {
+    fn begin_order(&mut self, asked: Asked, clock: &dyn Ring) {
         if let Order::Info = asked.order {
             self.review_alarms();
             return asked.answer(Ok(Some(Box::new(self.info()))));
@@ -110,23 +112,24 @@ impl Engine {
             Err(error) => asked.answer(Err(error)),
             Ok(volumes) if volumes.is_empty() => {
                 let stage = self.apply(&asked.order);
-                self.doing = Some(Doing { asked, stage, volumes });
+                self.doing = Some(Doing { asked, stage, volumes, closed: 0 });
             }
             // Each order that closes gates raises the epoch.
             Ok(_) if !self.shared.has_epochs(1) => {
-                self.doing = Some(Doing { asked, stage: Stage::Waiting, volumes: Vec::new() });
+                self.doing = Some(Doing { asked, stage: Stage::Waiting, volumes: Vec::new(), closed: 0 });
             }
             Ok(volumes) => {
+                let closed = clock.now_ns();
                 volumes.iter().for_each(|volume| volume.close_gate());
                 self.shared.wake_reactors();
                 self.pledged = pledge;
-                self.doing = Some(Doing { asked, stage: Stage::Closing, volumes });
+                self.doing = Some(Doing { asked, stage: Stage::Closing, volumes, closed });
             }
         }
     }
 
     /// Returns whether it has ended.
-    fn advance_order(&mut self, doing: &mut Doing) -> bool {
+    fn advance_order(&mut self, doing: &mut Doing, clock: &dyn Ring) -> bool {
         match doing.stage {
             Stage::Waiting => {
                 self.lacks_epochs = true;
@@ -141,6 +144,7 @@ impl Engine {
                 doing.stage = self.apply(&doing.asked.order);
                 self.shared.tell_waiters();
                 self.shared.wake_reactors();
+                self.shared.pauses.record(clock.now_ns().saturating_sub(doing.closed));
             }
             Stage::Draining(epoch) => {
                 std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
@@ -170,7 +174,7 @@ impl Engine {
                 return true;
             }
         }
-        self.advance_order(doing)
+        self.advance_order(doing, clock)
     }
 
     /// Makes the change. The gates that had to be closed are closed, nobody starts anything, and they are open afterwards.

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 use crossbeam::queue::{ArrayQueue, SegQueue};
-use pollux_core::Wake;
+use pollux_core::{Histogram, Wake};
 use std::sync::Arc;
 
 use attention::Attention;
@@ -117,6 +117,8 @@ pub(crate) struct Shared {
     pub(crate) left: Arc<Left>,
     /// How much there is, as far as the engine has said.
     pub(crate) supply: Supply,
+    /// How long gates were closed; the engine writes it.
+    pub(crate) pauses: Histogram,
 }
 
 impl Shared {
@@ -143,6 +145,7 @@ impl Shared {
             held: (AtomicU64::new(0), AtomicBool::new(false)),
             left: Arc::default(),
             supply: Supply::default(),
+            pauses: Histogram::default(),
         }
     }
 

@@ -1,9 +1,11 @@
 //! What is written is read, whatever happens to the volume meanwhile.
 
+use pollux_core::{IoFlags, Op};
+
 use super::world::{CLUSTER, MIB, World, uuid};
-use crate::testing::floor::Floor;
-use crate::testing::medium::{Geometry, Medium, Order as Arrival};
-use crate::thin::orders::Order;
+use crate::testing::floor::{Floor, Request};
+use crate::testing::medium::{Effect, Geometry, Medium, Order as Arrival, Rule};
+use crate::thin::orders::{Order, SnapshotOf};
 
 fn world() -> World {
     World::fresh(64 * MIB)
@@ -123,7 +125,7 @@ fn a_full_pool_refuses_what_it_has_no_space_for_and_nothing_else() {
     let lane = world.lane(10, 0);
     let mut cluster = 0;
     let full = loop {
-        match world.floor.write(lane, cluster * CLUSTER, &vec![1; CLUSTER as usize], pollux_core::IoFlags::empty()) {
+        match world.floor.write(lane, cluster * CLUSTER, &vec![1; CLUSTER as usize], IoFlags::empty()) {
             Ok(()) => cluster += 1,
             Err(error) => break error,
         }
@@ -220,7 +222,7 @@ fn a_volume_grows_under_its_users() {
     world.create_volume(10, MIB);
     let lane = world.lane(10, 0);
     world.write(lane, 0, 1, 4096);
-    let past = world.floor.write(lane, MIB, &[2; 512], pollux_core::IoFlags::empty());
+    let past = world.floor.write(lane, MIB, &[2; 512], IoFlags::empty());
     assert_eq!(past, Err(pollux_core::IoError::OutOfRange));
     world.order(Order::Resize { uuid: uuid(10), bytes: 8 * MIB, allow_shrink: false }).unwrap();
     world.write(lane, MIB, 2, 512);
@@ -257,14 +259,14 @@ fn what_is_kept_for_a_volume_is_there() {
     world.create_volume(10, 256 * MIB);
     let (thin, thick) = (world.lane(10, 0), world.lane(20, 1));
     let one = vec![1; CLUSTER as usize];
-    let none = pollux_core::IoFlags::empty();
+    let none = IoFlags::empty();
     (0..100).for_each(|cluster| world.write(thick, cluster * CLUSTER, 1, CLUSTER));
     let mut cluster = 0;
     while world.floor.write(thin, cluster * CLUSTER, &one, none).is_ok() {
         cluster += 1;
     }
     assert!((25 * MIB..45 * MIB).contains(&(cluster * CLUSTER)), "{cluster}");
-    let of = crate::thin::orders::SnapshotOf { volume: uuid(20), uuid: uuid(22), name: "s".into() };
+    let of = SnapshotOf { volume: uuid(20), uuid: uuid(22), name: "s".into() };
     let refused = world.order(Order::Snapshot { of: vec![of], created: 1 });
     assert_eq!(refused.unwrap_err().reason(), "no_space", "its new head would not have what is kept for it");
     for cluster in 0..16 * MIB / CLUSTER {
@@ -283,7 +285,7 @@ fn a_volume_owns_no_more_than_it_may() {
     world.order(Order::Limit { uuid: uuid(10), quota: Some(3 * CLUSTER), reserved: None }).unwrap();
     let lane = world.lane(10, 0);
     (0..3).for_each(|cluster| world.write(lane, cluster * CLUSTER, 1, 4096));
-    let more = world.floor.write(lane, 3 * CLUSTER, &[1; 4096], pollux_core::IoFlags::empty());
+    let more = world.floor.write(lane, 3 * CLUSTER, &[1; 4096], IoFlags::empty());
     assert_eq!(more, Err(pollux_core::IoError::NoSpace));
     world.write(lane, 0, 2, CLUSTER);
 }
@@ -308,7 +310,7 @@ fn maps_leave_memory_and_come_back() {
                 continue;
             }
             let byte = (round * 16 + nth) as u8;
-            let request = crate::testing::floor::Request::write(at, vec![byte; 4096], pollux_core::IoFlags::empty());
+            let request = Request::write(at, vec![byte; 4096], IoFlags::empty());
             tickets.push((at, world.floor.submit(lanes[nth as usize % 2], request)));
             expected.insert(at, byte);
         }
@@ -364,4 +366,31 @@ fn a_map_says_what_is_there_and_what_has_changed() {
         assert_eq!(before, [data(4096, 8192), data(3 * CLUSTER, 2 * CLUSTER)]);
     }
     assert!(snapshot.delta(&volume, 0, 1).is_err(), "it does not stand on its child");
+}
+
+/// A snapshot pauses guests until each reactor has come round, and not for the medium; that is counted. A clone pauses nobody.
+#[test]
+fn a_snapshot_pauses_guests_for_a_round_of_the_reactors() {
+    let mut world = world();
+    world.create_volume(10, 16 * MIB);
+    let lane = world.lane(10, 1);
+    world.write(lane, 0, 1, CLUSTER);
+    let count = |world: &World| world.pool.pauses().counts().sum::<u64>();
+    assert_eq!(count(&world), 0);
+    world.medium.rule(Rule::new(Effect::Hold).op(Op::Flush).times(u64::MAX));
+    world.medium.rule(Rule::new(Effect::Hold).op(Op::Write).times(u64::MAX));
+    let under_way = world.floor.submit(lane, Request::write(0, vec![2; 4096], IoFlags::empty()));
+    let of = vec![SnapshotOf { volume: uuid(10), uuid: uuid(11), name: "s".into() }];
+    let answer = world.send(Order::Snapshot { of, created: 6 });
+    world.floor.settle(1_000_000_000);
+    assert!(answer.try_recv().is_err() && world.floor.take(under_way).is_none(), "the medium answers nothing");
+    assert_eq!(count(&world), 1);
+    let paused = world.pool.pauses().sum();
+    assert!((1..100_000).contains(&paused), "{paused} ns");
+    assert!(world.read(lane, 0, 4096).iter().all(|byte| [1, 2].contains(byte)), "what is read is not held up");
+    world.medium.clear_rules();
+    world.medium.release();
+    world.floor.run_until(under_way).unwrap();
+    world.clone_of(11, 12);
+    assert_eq!((count(&world), world.pool.pauses().sum()), (1, paused));
 }

@@ -51,7 +51,7 @@ class Verdicts(unittest.TestCase):
     def test_all_that_is_measured_counts_in_a_row(self) -> None:
         """Samples under the names of a measurement make all of its rows come out."""
         values = {
-            "iops": 1e5, "latency_ns": {"max": 1e5, "p99": 1e5}, "call_ns": 1e6, "flush_ns": 1e5, "depth": 3,
+            "iops": 1e5, "latency_ns": {"max": 1e5, "p99": 1e5}, "call_ns": 1e6, "flush_ns": 1e5, "depth": 3, "pause_ns": 1e4, "stolen_ns": 0.0,
             "places": 9, "clusters": 8, "base_bytes": 100, "guest_bytes": 100, "start_ns": 1e8, "rpc_ns": 1e7,
             "map_bytes": 30 * MIB, "own_bytes": 200 * MIB, "discard_ns": 1e9, "busy_ns_per_io": 500.0,
         }  # fmt: skip
@@ -94,17 +94,17 @@ class Verdicts(unittest.TestCase):
         found = rows(made)["first writes, a flush after each 64, ram: bytes written to the base"]
         self.assertEqual((found.measured, found.passed, found.ours), ("1.16 ×", False, "116 MiB"))
 
-    def test_a_call_is_judged_without_two_flushes_and_a_pause_by_the_longest_read(self) -> None:
+    def test_a_call_is_judged_without_two_flushes_and_a_pause_by_what_the_pool_counts(self) -> None:
         made = store()
-        pause = {"latency_ns": {"max": 0.9e6}, "flush_ns": 5e6, "depth": 64}
+        pause = {"latency_ns": {"max": 3.5e6}, "flush_ns": 5e6, "depth": 64, "pause_ns": 40e3, "stolen_ns": 20e6}
         add(made, "thin/cut/chain64/snapshot", pause | {"call_ns": 19e6}, pause | {"call_ns": 21e6, "depth": 65})
         add(made, "thin/cut/chain64/nothing", pause)
         found = rows(made)
         call = found["snapshot of 1 TiB behind 64 to 65 snapshots: call, without two flushes"]
         self.assertEqual((call.measured, call.passed), ("10.0 ms", False))
-        longest = found["snapshot of 1 TiB behind 64 to 65 snapshots: longest read"]
-        self.assertEqual((longest.measured, longest.passed), ("900 µs", True))
-        self.assertIn("during a call that does nothing", longest.theirs)
+        paused = found["snapshot of 1 TiB behind 64 to 65 snapshots: guests paused"]
+        self.assertEqual((paused.measured, paused.passed), ("40.0 µs", True))
+        self.assertIn("3.50 ms (3.50 ms to 3.50 ms), stolen by the hypervisor 20.0 ms (20.0 ms to 20.0 ms);", paused.note)
 
     def test_a_discard_is_judged_by_what_another_volume_sees(self) -> None:
         made = store()

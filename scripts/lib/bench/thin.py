@@ -25,8 +25,12 @@ BETWEEN_BYTES = 16 << 10
 
 FIRST = {"ram": (8, GIB, 20_000), "disk": (4, GIB // 2, 8_000)}
 """First writes: the base in sizes of `--file-size`, bytes of the volume that is mapped full, and requests of a run."""
-FRESH_BYTES = 16 * GIB
-"""Size of the volume that is written into fresh space; most of its clusters are met once."""
+FRESH_BYTES = {kind: times * GIB for kind, (times, _, _) in FIRST.items()}
+"""Size of the volume that is written into fresh space: its pool's, so that most of its clusters are met once.
+
+Not more. A new pool has a 1024th of its base for metadata, 1024 pages of 4 GiB, and 8000 places all over 16 GiB are in 520 leaves of
+the map, with two pages each and some held ready: the pool has to make itself more metadata in the middle of the run (7.5 MiB of
+zeroes, a commit and a checkpoint before the writes go on), once in its life. That is no price of a first write."""
 FLUSH_EVERY = 64
 
 
@@ -130,7 +134,7 @@ def _first(session: Session, special: Special, kind: str) -> None:
             for depth in DEPTHS:
                 fresh, cut = _pairs(special, depth)
                 twice = partial(_twice, made, kind, depth, ios, turn)
-                session.together(fresh, POLLUX, turn, partial(twice, partial(made.volume, scaled(session, FRESH_BYTES))))
+                session.together(fresh, POLLUX, turn, partial(twice, partial(made.volume, scaled(session, FRESH_BYTES[kind]))))
                 session.together(cut, POLLUX, turn, partial(twice, partial(made.clone, snapshot)))
             made.drop_pool()
 
@@ -178,7 +182,7 @@ def _more_written(session: Session, special: Special) -> None:
 
 
 def _written(session: Session, made: Bench, kind: str, base: str, ios: int, turn: int) -> Values:
-    disk = made.export(made.volume(scaled(session, FRESH_BYTES)))
+    disk = made.export(made.volume(scaled(session, FRESH_BYTES[kind])))
     before = made.written(base)
     more = ("--once", "--ios", str(ios), "--seed", str(turn + 1), "--flush-every", str(FLUSH_EVERY))
     values = made.run(disk, Cell(kind, "randwrite", 4096, 32), 60, *more)

@@ -231,10 +231,14 @@ impl ThinChannel {
     }
 
     /// Ends those that the engine has ended.
+    #[inline]
     pub(super) fn end_swaps(&mut self) {
-        if self.swapping.is_empty() {
-            return;
+        if !self.swapping.is_empty() {
+            self.end_some_swaps();
         }
+    }
+
+    fn end_some_swaps(&mut self) {
         let mut left = std::mem::take(&mut self.swapping);
         left.retain(|token| {
             let swap = self.request(*token).atomic.as_ref().and_then(|atomic| atomic.swap.clone());

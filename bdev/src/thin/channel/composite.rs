@@ -40,6 +40,8 @@ struct Page {
 /// See the module's description.
 pub(super) struct Composite {
     pages: Box<[Option<Box<Page>>]>,
+    /// How many places for pages there are, less one: there is a power of two of them, or none.
+    mask: usize,
     budget: Arc<Budget>,
     /// Rises when all is forgotten.
     age: u64,
@@ -49,7 +51,7 @@ pub(super) struct Composite {
 
 impl Composite {
     pub(super) fn new(budget: Arc<Budget>) -> Composite {
-        Composite { pages: Box::default(), budget, age: 1, folds: 0 }
+        Composite { pages: Box::default(), mask: 0, budget, age: 1, folds: 0 }
     }
 
     /// The chain is another one.
@@ -61,6 +63,20 @@ impl Composite {
     /// stay.
     #[inline]
     pub(super) fn places(&mut self, shared: &Shared, chain: &Chain, cluster: u64) -> Option<Result<&Places, Miss>> {
+        let (number, nth) = (cluster / CLUSTERS, (cluster % CLUSTERS) as usize);
+        let at = number as usize & self.mask;
+        let is_known = |page: &Page| page.number == number && page.age == self.age && page.known >> nth & 1 == 1;
+        let is_here = shared.folds() == self.folds && matches!(self.pages.get(at), Some(Some(page)) if is_known(page));
+        if is_here {
+            self.pages[at].as_ref().map(|page| Ok(&page.places[nth]))
+        } else {
+            self.find(shared, chain, cluster)
+        }
+    }
+
+    /// The same, of what is not remembered.
+    #[inline(never)]
+    fn find(&mut self, shared: &Shared, chain: &Chain, cluster: u64) -> Option<Result<&Places, Miss>> {
         if chain.layers.len() <= SHORT {
             return None;
         }
@@ -81,12 +97,11 @@ impl Composite {
     }
 
     /// Where the page of this number is or may be now; `None`: nowhere.
-    #[inline]
     fn page(&mut self, shared: &Shared, chain: &Chain, number: u64) -> Option<usize> {
         if self.pages.is_empty() {
             self.make_room(shared, chain);
         }
-        let at = number as usize & (self.pages.len() - 1);
+        let at = number as usize & self.mask;
         match &self.pages[at] {
             Some(page) if page.number == number && page.age == self.age => Some(at),
             _ => self.begin_page(chain, number, at),
@@ -117,6 +132,7 @@ impl Composite {
         let most = (self.budget.limit() / PAGE).max(1) as u64;
         let places = (clusters / CLUSTERS + 1).min(most).next_power_of_two();
         self.pages = (0..places).map(|_| None).collect();
+        self.mask = self.pages.len() - 1;
     }
 }
 

@@ -7,6 +7,7 @@ use pollux_core::{Completion, Cx, FIRST_MARK, Io, IoFlags, Op, Tag};
 use super::ThinChannel;
 use super::composite::together;
 use super::parts::{Kind, NOBODY, Part};
+use super::read::mask;
 use super::write::{Piece, touched};
 use crate::measured::tag_of;
 use crate::thin::shared::{CLOSED, EPOCHS, Shared};
@@ -25,32 +26,35 @@ const fn marked(tag: Tag, epoch: u64) -> Tag {
 impl ThinChannel {
     /// Sends a request down if it can go the short way; whether it has.
     #[inline]
-    pub(super) fn try_direct(&mut self, io: &mut Io, cx: &mut Cx<'_>) -> bool {
-        let may = match io.op {
-            Op::Read => true,
-            Op::Write => {
-                (io.flags - IoFlags::HASTY).is_empty() && !self.chain.read_only && !self.shared.commits.have_failed()
-            }
-            _ => false,
-        };
-        if !may || io.tag >> FIRST_MARK != 0 || !self.may_overtake(io.op) || !self.parts.has_place() {
+    pub(super) fn try_direct(&mut self, io: &Io, cx: &mut Cx<'_>) -> bool {
+        let is_read = io.op == Op::Read;
+        if !is_read && !self.may_write_direct(io) {
+            return false;
+        }
+        if io.tag >> FIRST_MARK != 0 || !self.may_overtake(io.op) || !self.parts.has_place() {
             return false;
         }
         let (epoch, word) = self.stay.begin(&self.reader, &self.shared.epoch, self.volume.word());
         // A word that is gone by may be a closed one, after which nothing is to start.
-        let open = word == self.word && word & CLOSED == 0 && (io.op == Op::Read || !self.volume.wants_care());
-        let base = if open { self.find_direct(io) } else { None };
-        let Some(base) = base else {
-            let began = open && io.op == Op::Write && self.try_first(io, epoch, cx);
+        let open = word == self.word && word & CLOSED == 0 && (is_read || !self.volume.wants_care());
+        let Some(base) = (if open { self.find_direct(io, is_read) } else { None }) else {
+            let began = open && !is_read && self.try_first(io, epoch, cx);
             if !began {
                 self.stay.end(&self.reader, epoch);
             }
             return began;
         };
         self.parts.direct += 1;
-        (io.tag, io.offset) = (marked(io.tag, epoch), base);
-        self.base.submit(*io, cx);
+        self.base.submit(Io { tag: marked(io.tag, epoch), offset: base, ..*io }, cx);
         true
+    }
+
+    #[inline]
+    fn may_write_direct(&self, io: &Io) -> bool {
+        io.op == Op::Write
+            && (io.flags - IoFlags::HASTY).is_empty()
+            && !self.chain.read_only
+            && !self.shared.commits.have_failed()
     }
 
     /// Sends the first write of whole sub-blocks of one cluster down, which goes where the entry is put now; whether it has.
@@ -73,7 +77,7 @@ impl ThinChannel {
     }
 
     /// Gives those their own tags again that went the short way, up to the first that did not. Returns how many.
-    #[inline]
+    #[inline(always)]
     pub(super) fn end_direct(&mut self, completions: &mut [Completion]) -> usize {
         for (nth, completion) in completions.iter_mut().enumerate() {
             if completion.tag & DIRECT == 0 {
@@ -98,24 +102,24 @@ impl ThinChannel {
     }
 
     /// Where all of a request lies together.
-    #[inline]
-    fn find_direct(&mut self, io: &Io) -> Option<u64> {
-        let shared = &self.shared;
+    #[inline(always)]
+    fn find_direct(&mut self, io: &Io, is_read: bool) -> Option<u64> {
+        let shared = &*self.shared;
         let inside = io.offset & ((1 << shared.cluster_shift) - 1);
-        if io.end()? > self.chain.bytes || inside + io.len > 1 << shared.cluster_shift {
+        if io.end()? > self.bytes || inside + io.len > 1 << shared.cluster_shift {
             return None;
         }
         let cluster = io.offset >> shared.cluster_shift;
         let (leaf, slot) = Shared::slot(cluster);
-        let reads = io.op == Op::Read;
         let Some(number) = self.head.leaf(leaf) else {
-            return if reads { self.find_any(io) } else { None };
+            return if is_read { self.find_any(io) } else { None };
         };
         let entry = shared.leaves.get(number).entry(slot);
-        let wanted = touched(shared, io.offset, io.len);
-        let on = if wanted & !entry.here() == 0 && (reads || !shared.locks.is_locked(self.head.id, cluster, wanted)) {
-            entry.cluster()
-        } else if !reads {
+        let wanted = mask(inside >> shared.sub_shift(), (inside + io.len - 1) >> shared.sub_shift());
+        let on = if wanted & !entry.here() == 0 {
+            let is_free = is_read || !shared.locks.is_locked(self.head.id, cluster, wanted);
+            entry.cluster().filter(|_| is_free)
+        } else if !is_read {
             None
         } else if wanted & !entry.parent() == 0
             && let Some(Ok(places)) = self.composite.places(shared, &self.chain, cluster)

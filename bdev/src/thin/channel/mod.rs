@@ -134,6 +134,8 @@ pub(crate) struct ThinChannel {
     chain: Arc<Chain>,
     /// The first of the chain's layers.
     head: Arc<LayerMap>,
+    /// What of the volume the chain says can be addressed.
+    bytes: u64,
     /// What is known of the others.
     composite: Composite,
     /// The volume's word that it goes by.
@@ -190,6 +192,7 @@ impl ThinChannel {
             origin: chain.origin,
             unused,
             head: chain.head().clone(),
+            bytes: chain.bytes,
             composite: Composite::new(shared.composites.clone()),
             chain,
             requests: Slab::new(args.depth),
@@ -209,6 +212,28 @@ impl ThinChannel {
             shared,
             volume,
         }))
+    }
+
+    /// Takes a request that does not go the short way. Apart from those that do, which need none of what this has to keep.
+    #[inline(never)]
+    fn submit_request(&mut self, io: Io, cx: &mut Cx<'_>) {
+        self.now = cx.now;
+        let (epoch, ticket, wait) = (None, None, None);
+        let (result, unmapped, erases, atomic) = (Ok(()), false, false, None);
+        let request = Request { io, epoch, at: 0, parts: 0, result, unmapped, ticket, erases, wait, until: 0, atomic };
+        let token = self.requests.insert(request);
+        let token = token.unwrap_or_else(|_| panic!("more than {} requests in flight", self.requests.capacity()));
+        if io.op == Op::Flush && io.flags.contains(IoFlags::ERASE) {
+            self.wait_for_erasure(token);
+        } else if io.op == Op::Flush {
+            self.wait_for_commit(token);
+        } else if self.may_overtake(io.op) {
+            self.advance(token, cx);
+        } else {
+            // None of those that wait is to starve.
+            self.set_wait(token, Some(Wait::Turn));
+            self.waiting.push_back(token);
+        }
     }
 
     fn request(&mut self, token: Token) -> &mut Request {
@@ -234,6 +259,7 @@ impl ThinChannel {
     }
 
     /// Whether something may be started, by the volume's word as it is now.
+    #[inline]
     fn gate_is_open(&mut self) -> bool {
         let word = self.volume.word().load(Acquire);
         if word != self.word {
@@ -248,7 +274,7 @@ impl ThinChannel {
         self.word = word;
         if word & CLOSED == 0 {
             self.chain = self.volume.chain();
-            self.head = self.chain.head().clone();
+            (self.head, self.bytes) = (self.chain.head().clone(), self.chain.bytes);
             self.composite.forget();
             self.unused.store(self.chain.origin.is_none(), Relaxed);
             // A later one holds from a later word on, which is still to be seen.
@@ -467,6 +493,28 @@ impl ThinChannel {
         }
     }
 
+    /// Whether all that the channel has are requests that went the short way, and parts.
+    #[inline]
+    fn has_nothing_else(&self) -> bool {
+        self.waiting.is_empty() && self.committing.is_empty() && self.swapping.is_empty() && self.ended.is_empty()
+    }
+
+    /// Looks at what does not go on by itself, and hands out what has ended.
+    #[inline(never)]
+    fn go_on(&mut self, cx: &mut Cx<'_>, done: &mut Vec<Completion>) {
+        if !self.waiting.is_empty() || !self.committing.is_empty() {
+            self.look_at_waiting(cx);
+        }
+        let waits = !self.committing.is_empty() || !self.swapping.is_empty();
+        if waits || self.any_waits_for(&[Wait::Engine, Wait::Space]) {
+            // From now on the engine tells; what it did before is seen now.
+            self.shared.stations[self.reactor].wait();
+            self.end_swaps();
+            self.look_at_waiting(cx);
+        }
+        done.append(&mut self.ended);
+    }
+
     /// Tries all that wait once more, in order.
     fn look_at_waiting(&mut self, cx: &mut Cx<'_>) {
         self.end_committed();
@@ -561,26 +609,9 @@ impl Channel for ThinChannel {
         self.base.detach(cx);
     }
 
-    fn submit(&mut self, mut io: Io, cx: &mut Cx<'_>) {
-        if self.try_direct(&mut io, cx) {
-            return;
-        }
-        self.now = cx.now;
-        let (epoch, ticket, wait) = (None, None, None);
-        let (result, unmapped, erases, atomic) = (Ok(()), false, false, None);
-        let request = Request { io, epoch, at: 0, parts: 0, result, unmapped, ticket, erases, wait, until: 0, atomic };
-        let token = self.requests.insert(request);
-        let token = token.unwrap_or_else(|_| panic!("more than {} requests in flight", self.requests.capacity()));
-        if io.op == Op::Flush && io.flags.contains(IoFlags::ERASE) {
-            self.wait_for_erasure(token);
-        } else if io.op == Op::Flush {
-            self.wait_for_commit(token);
-        } else if self.may_overtake(io.op) {
-            self.advance(token, cx);
-        } else {
-            // None of those that wait is to starve.
-            self.set_wait(token, Some(Wait::Turn));
-            self.waiting.push_back(token);
+    fn submit(&mut self, io: Io, cx: &mut Cx<'_>) {
+        if !self.try_direct(&io, cx) {
+            self.submit_request(io, cx);
         }
     }
 
@@ -595,17 +626,9 @@ impl Channel for ThinChannel {
         self.end_swaps();
         // Says so if the gate has closed, also when nothing is about to start.
         self.gate_is_open();
-        if !self.waiting.is_empty() || !self.committing.is_empty() {
-            self.look_at_waiting(cx);
+        if !self.has_nothing_else() {
+            self.go_on(cx, done);
         }
-        let waits = !self.committing.is_empty() || !self.swapping.is_empty();
-        if waits || self.any_waits_for(&[Wait::Engine, Wait::Space]) {
-            // From now on the engine tells; what it did before is seen now.
-            self.shared.stations[self.reactor].wait();
-            self.end_swaps();
-            self.look_at_waiting(cx);
-        }
-        done.append(&mut self.ended);
     }
 
     fn next(&self) -> Next {

@@ -182,7 +182,7 @@ impl Leaves {
     }
 
     /// One of them.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(&self, leaf: u32) -> &Leaf {
         let chunk = self.chunks[leaf as usize / CHUNK].get();
         &chunk.expect("a leaf that has a number has memory")[leaf as usize % CHUNK]

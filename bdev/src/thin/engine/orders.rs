@@ -15,7 +15,7 @@ use super::nodes::{Below, Node};
 use crate::thin::PoolError;
 use crate::thin::format::{Entry, Layer, LayerKind, Pointer};
 use crate::thin::orders::{Answer, Asked, Order, SnapshotOf};
-use crate::thin::shared::{EVERYBODY, Volume};
+use crate::thin::shared::{EVERYBODY, Volume, fence_readers};
 
 /// The order that is being carried out.
 pub(super) struct Doing {
@@ -121,6 +121,7 @@ impl Engine {
             Ok(volumes) => {
                 let closed = clock.now_ns();
                 volumes.iter().for_each(|volume| volume.close_gate());
+                fence_readers();
                 self.shared.wake_reactors();
                 self.pledged = pledge;
                 self.doing = Some(Doing { asked, stage: Stage::Closing, volumes, closed });
@@ -136,7 +137,6 @@ impl Engine {
                 return false;
             }
             Stage::Closing => {
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
                 if !doing.volumes.iter().all(|volume| volume.is_still()) {
                     return false;
                 }
@@ -147,7 +147,6 @@ impl Engine {
                 self.shared.pauses.record(clock.now_ns().saturating_sub(doing.closed));
             }
             Stage::Draining(epoch) => {
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
                 if !doing.volumes.iter().all(|volume| volume.is_past(epoch)) {
                     return false;
                 }

@@ -5,16 +5,18 @@
 //!
 //! **Readers that get on.** The engine says up to which epoch it waits for readers ([`Attention::await_epoch`]) and looks at
 //! them once more before it rests. A reader that leaves an epoch says so in its word, and then looks here whether that is
-//! waited for. Both put before they look, with stores and loads of one order (`SeqCst`): either the engine sees the reader's
-//! word, or the reader sees what the engine waits for, and calls. A reader that began later than what is waited for calls
+//! waited for. Both put before they look, and the engine fences for both (`fences.rs`): either it sees the reader's word, or the
+//! reader sees what the engine waits for, and calls. A reader that began later than what is waited for calls
 //! nobody, so each wakes the engine once for an epoch at most.
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam::utils::CachePadded;
 use pollux_core::Wake;
+
+use super::fences::fence_readers;
 
 /// All readers are waited for, whenever they began.
 pub(crate) const EVERYBODY: u64 = u64::MAX - 1;
@@ -66,7 +68,10 @@ impl Attention {
         let before = self.awaited.load(Relaxed);
         if before != epoch {
             self.awaited.store(epoch, SeqCst);
-            fence(SeqCst);
+            // Who calls for what is not waited for any more does no harm.
+            if epoch > before {
+                fence_readers();
+            }
         }
         epoch > before
     }
@@ -82,6 +87,7 @@ impl Attention {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::fence;
     use std::thread::{self, Thread};
     use std::time::{Duration, Instant};
 

@@ -11,6 +11,7 @@ mod attention;
 mod budget;
 mod commits;
 mod erasures;
+mod fences;
 mod layer;
 mod leaves;
 mod locks;
@@ -32,6 +33,7 @@ pub(crate) use attention::EVERYBODY;
 pub(crate) use budget::Budget;
 pub(crate) use commits::Commits;
 pub(crate) use erasures::Erasures;
+pub(crate) use fences::fence_readers;
 pub(crate) use layer::{LayerMap, Place, Usage};
 pub(crate) use leaves::{CHUNK, DIRTY_WORDS, DirtyLeaves, Leaf, Leaves};
 pub(crate) use locks::SubLocks;
@@ -165,16 +167,14 @@ impl Shared {
         readers.retain(|other| !Arc::ptr_eq(other, reader));
     }
 
-    /// For the engine: whether everything that began in this epoch or before has ended.
+    /// For the engine: whether everything that began in this epoch, which was raised, or before has ended.
     pub(crate) fn is_over(&self, epoch: u64) -> bool {
-        fence(PUT);
         let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         readers.iter().all(|reader| reader.oldest() > epoch)
     }
 
     /// For the engine: whether the epoch may be raised so many times.
     pub(crate) fn has_epochs(&self, raises: u64) -> bool {
-        fence(PUT);
         let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         readers.iter().all(|reader| self.epoch.is_near(reader, raises))
     }

@@ -13,18 +13,19 @@
 //! and opens the gate with a new number.
 //!
 //! Neither costs a request more than two loads of words that seldom change, unless nothing was in flight: then, and only
-//! then, the reader puts `oldest` and looks again, and the engine fences between its store and its look. What they put and
-//! look at then is `SeqCst`: either the engine sees that the reader is not idle, or the reader sees the new word.
+//! then, the reader puts `oldest` and looks again, and the engine fences for both between its store and its look
+//! (`fences.rs`): either the engine sees that the reader is not idle, or the reader sees the new word.
 //!
 //! Whoever moves its words forward has the engine woken if that is what it waits for (`attention.rs`).
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicU64, fence};
 
 use crossbeam::utils::CachePadded;
 
 use super::attention::{Attention, EVERYBODY};
+use super::fences::{self, fence_readers};
 
 /// `oldest` of a reader with nothing in flight.
 pub(crate) const IDLE: u64 = u64::MAX;
@@ -47,18 +48,17 @@ impl Reader {
 
     /// It has been in an epoch that it is not in any more: the oldest is another one now.
     #[inline]
-    fn leaves(&self, from: u64, oldest: u64) {
-        // A swap, since the load that follows must not be done before.
-        self.words[0].swap(oldest, SeqCst);
+    fn leaves(&self, from: u64, oldest: u64, kernels: bool) {
+        fences::put(&self.words[0], oldest, kernels);
         self.attention.got_on(from);
     }
 
-    /// For the engine, after a fence: the epoch of the oldest request in flight.
+    /// For the engine, after [`fence_readers`]: the epoch of the oldest request in flight.
     pub(crate) fn oldest(&self) -> u64 {
         self.words[0].load(Acquire)
     }
 
-    /// For the engine, after a fence: whether it starts nothing under an older word than this.
+    /// For the engine, after [`fence_readers`]: whether it starts nothing under an older word than this.
     pub(crate) fn goes_by(&self, word: u64) -> bool {
         self.oldest() == IDLE || self.words[1].load(Acquire) == word
     }
@@ -81,12 +81,12 @@ impl Epoch {
     pub(crate) fn raise(&self) -> u64 {
         let ended = self.0.load(Relaxed);
         self.0.store(ended + 1, SeqCst);
-        fence(SeqCst);
+        fence_readers();
         ended
     }
 
     /// Whether it may be raised so many times, as far as this reader goes: one that has something in flight tells `EPOCHS`
-    /// of them apart. After a fence.
+    /// of them apart. One that has begun just now may seem to be idle: that was in this epoch.
     pub(crate) fn is_near(&self, reader: &Reader, raises: u64) -> bool {
         let oldest = reader.oldest();
         oldest == IDLE || self.now() + raises - oldest < EPOCHS
@@ -102,25 +102,21 @@ pub(crate) struct Stay {
     /// How many are in flight, by epoch.
     counts: [u32; EPOCHS as usize],
     in_flight: u32,
+    /// The kernel fences for its reader.
+    kernels: bool,
 }
 
 impl Stay {
-    pub(crate) const fn new() -> Stay {
-        Stay { oldest: IDLE, newest: 0, counts: [0; EPOCHS as usize], in_flight: 0 }
+    pub(crate) fn new() -> Stay {
+        Stay { oldest: IDLE, newest: 0, counts: [0; EPOCHS as usize], in_flight: 0, kernels: fences::is_kernels() }
     }
 
     /// A request begins. Returns its epoch and the volume's word, which the caller goes by: with a closed gate it ends the
     /// request's stay at once and holds it.
     #[inline]
     pub(crate) fn begin(&mut self, reader: &Reader, epoch: &Epoch, word: &AtomicU64) -> (u64, u64) {
-        if self.in_flight == 0 {
-            self.oldest = epoch.now();
-            reader.words[0].swap(self.oldest, SeqCst);
-        }
-        let (now, word) = (epoch.now(), word.load(SeqCst));
-        if self.in_flight == 0 && now != self.oldest {
-            self.begins_later(reader, now);
-        }
+        let now = if self.in_flight == 0 { self.begin_alone(reader, epoch) } else { epoch.now() };
+        let word = word.load(SeqCst);
         debug_assert!(now - self.oldest < EPOCHS);
         self.newest = now;
         self.counts[(now % EPOCHS) as usize] += 1;
@@ -128,12 +124,24 @@ impl Stay {
         (now, word)
     }
 
+    /// Nothing was in flight: this is put before anything else is looked at. Returns the epoch.
+    #[inline]
+    fn begin_alone(&mut self, reader: &Reader, epoch: &Epoch) -> u64 {
+        self.oldest = epoch.now();
+        fences::put(&reader.words[0], self.oldest, self.kernels);
+        let now = epoch.now();
+        if now != self.oldest {
+            self.begins_later(reader, now);
+        }
+        now
+    }
+
     /// The epoch was raised, maybe often, before anybody could see that something begins: it begins in the one that was found
     /// afterwards, and has looked at nothing before.
     #[cold]
     fn begins_later(&mut self, reader: &Reader, now: u64) {
         let from = std::mem::replace(&mut self.oldest, now);
-        reader.leaves(from, now);
+        reader.leaves(from, now, self.kernels);
     }
 
     /// A request of this epoch has ended, and uses nothing of any map any more.
@@ -144,12 +152,12 @@ impl Stay {
         let from = self.oldest;
         if self.in_flight == 0 {
             self.oldest = IDLE;
-            reader.leaves(from, IDLE);
+            reader.leaves(from, IDLE, self.kernels);
         } else if self.counts[(from % EPOCHS) as usize] == 0 {
             while self.oldest < self.newest && self.counts[(self.oldest % EPOCHS) as usize] == 0 {
                 self.oldest += 1;
             }
-            reader.leaves(from, self.oldest);
+            reader.leaves(from, self.oldest, self.kernels);
         }
     }
 
@@ -229,6 +237,42 @@ mod tests {
             done.store(true, Relaxed);
             assert!(keeps_its_own, "it would seem to be in flight since long ago");
         });
+    }
+
+    /// The engine takes something out of a map, and gives it to somebody else when the epoch is over.
+    #[test]
+    fn what_was_taken_out_is_used_by_nobody_when_the_epoch_is_over() {
+        const TIMES: u64 = 400_000;
+        for kernels in [fences::is_kernels(), false] {
+            let (reader, epoch, word) = (Reader::new(Arc::default()), Epoch::new(), AtomicU64::new(6));
+            let (map, given_away) = (AtomicU64::new(1), AtomicU64::new(0));
+            let mut stay = Stay { kernels, ..Stay::new() };
+            std::thread::scope(|scope| {
+                let user = scope.spawn(|| {
+                    let mut used = 0;
+                    while used + 1 < TIMES {
+                        let at = stay.begin(&reader, &epoch, &word).0;
+                        used = map.load(Acquire);
+                        // Long enough for the engine to look.
+                        (0..used % 64).for_each(|nth| _ = std::hint::black_box(nth));
+                        if given_away.load(Acquire) >= used {
+                            return Some(used);
+                        }
+                        stay.end(&reader, at);
+                    }
+                    None
+                });
+                for next in 2..=TIMES {
+                    map.store(next, std::sync::atomic::Ordering::Release);
+                    let ended = epoch.raise();
+                    while reader.oldest() <= ended && !user.is_finished() {
+                        std::hint::spin_loop();
+                    }
+                    given_away.store(next - 1, std::sync::atomic::Ordering::Release);
+                }
+                assert_eq!(user.join().unwrap(), None, "it was somebody else's by then");
+            });
+        }
     }
 
     #[test]

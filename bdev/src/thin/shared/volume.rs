@@ -219,10 +219,10 @@ impl Volume {
         lock(&self.readers)
     }
 
-    /// For the engine: nobody is to start anything from now on. Whether all comply is to be asked until it is so.
+    /// For the engine, before it fences for readers: nobody is to start anything from then on. Whether all comply is to be
+    /// asked until it is so.
     pub(crate) fn close_gate(&self) {
         self.word.fetch_or(CLOSED, SeqCst);
-        std::sync::atomic::fence(SeqCst);
     }
 
     /// Whether the gate is closed and nobody starts anything.
@@ -251,7 +251,7 @@ impl Volume {
         self.word.store(word, PUT);
     }
 
-    /// Whether anybody has something in flight that began in this epoch or before. After a fence.
+    /// Whether anybody has something in flight that began in this epoch, which was raised, or before.
     pub(crate) fn is_past(&self, epoch: u64) -> bool {
         self.readers().iter().all(|reader| reader.oldest() > epoch)
     }

@@ -193,7 +193,7 @@ impl Engine {
         let Some(node) = self.nodes.by_id.get(&layer) else { return 0 };
         let changed = dirty.iter().map(|word| word.count_ones()).sum::<u32>() as usize;
         let takes_discards = self.store.takes_discards();
-        let mut entries = [Entry::EMPTY; ENTRIES_PER_PAGE];
+        let (mut entries, mut last) = ([Entry::EMPTY; ENTRIES_PER_PAGE], None);
         for slot in slots(&dirty) {
             let cluster = first + slot as u64;
             let mut entry = page.entry(slot);
@@ -202,7 +202,7 @@ impl Engine {
                 if is_said(on) {
                     // The same commit gives it to this layer: it is taken away by the next one, which can say that it is free.
                     self.shared.mark(leaf, slot);
-                    entries[slot] = entry;
+                    (entries[slot], last) = (entry, Some(entry));
                     continue;
                 }
                 entry = self.withdraw(layer, cluster, leaf, slot);
@@ -211,7 +211,7 @@ impl Engine {
                     freed.push(on);
                 }
             }
-            entries[slot] = entry;
+            (entries[slot], last) = (entry, Some(entry));
             let lost = pared[slot / 64] >> (slot % 64) & 1 == 1 && takes_discards;
             if entry.here() == 0 {
                 self.telling.forget(layer, cluster);
@@ -219,17 +219,14 @@ impl Engine {
                 load.freed.parts.extend(self.telling.gathered(layer, cluster, number, lost));
             }
         }
-        let emptied = slots(&dirty).last().is_some_and(|last| entries[last] == Entry::EMPTY);
-        if emptied && (0..ENTRIES_PER_PAGE).all(|slot| page.entry(slot) == Entry::EMPTY) {
+        if last == Some(Entry::EMPTY) && (0..ENTRIES_PER_PAGE).all(|slot| page.entry(slot) == Entry::EMPTY) {
             self.evicting.may_be_empty(leaf);
         }
         if changed == ENTRIES_PER_PAGE && entries.iter().all(|entry| *entry == entries[0] && entry.cluster().is_none())
         {
             load.push(Record::Leaf { layer, leaf: index, entry: entries[0] });
         } else {
-            for slot in slots(&dirty) {
-                load.push(Record::Entry { layer, cluster: first + slot as u64, entry: entries[slot] });
-            }
+            load.push_entries(layer, index, slots(&dirty).map(|slot| (first + slot as u64, entries[slot])));
         }
         // One that was claimed since the last commit, and has lost what was there, is in no batch that counts.
         let (named, unnamed) = freed.into_iter().partition(|cluster| self.store.is_named(*cluster));

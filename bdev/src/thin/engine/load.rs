@@ -3,8 +3,11 @@
 use std::collections::HashSet;
 
 use super::space::{Freed, runs};
-use crate::thin::format::{BITS_PER_PAGE, ENTRIES_PER_PAGE, LAYER_LEN, LAYERS_PER_PAGE, Record};
+use crate::thin::format::{BITS_PER_PAGE, ENTRIES_PER_PAGE, Entry, LAYER_LEN, LAYERS_PER_PAGE, Record};
 use crate::thin::store::PAGES_PER_LEAF;
+
+/// What an entry takes in the log, at most.
+const ENTRY_BYTES: usize = 32;
 
 /// What goes into one batch, and what is free when it is durable.
 #[derive(Default)]
@@ -41,7 +44,7 @@ impl Load {
     pub(super) fn push(&mut self, record: Record) {
         self.bytes += match &record {
             Record::Layer(_) => LAYER_LEN + 1,
-            Record::Entry { .. } | Record::Leaf { .. } => 32,
+            Record::Entry { .. } | Record::Leaf { .. } => ENTRY_BYTES,
             Record::Free { .. } | Record::Gone(_) => 12,
         };
         match &record {
@@ -63,6 +66,23 @@ impl Load {
         self.records.push(record);
     }
 
+    /// Says how some clusters of one leaf of a layer's map are.
+    pub(super) fn push_entries(&mut self, layer: u64, leaf: u64, entries: impl Iterator<Item = (u64, Entry)>) {
+        let before = self.records.len();
+        for (cluster, entry) in entries {
+            debug_assert_eq!(cluster / ENTRIES_PER_PAGE as u64, leaf);
+            if let Some(on) = entry.cluster() {
+                self.touch(Leaf::Space(space_leaf(on)));
+            }
+            self.records.push(Record::Entry { layer, cluster, entry });
+        }
+        self.bytes += (self.records.len() - before) * ENTRY_BYTES;
+        if self.records.len() > before {
+            self.touch(Leaf::Map(layer, leaf));
+        }
+    }
+
+    #[inline]
     fn touch(&mut self, leaf: Leaf) {
         let last = &mut self.last[usize::from(matches!(leaf, Leaf::Space(_)))];
         if *last != Some(leaf) {

@@ -147,10 +147,16 @@ impl Telling {
 
     /// A commit takes an entry; `lost`: since the last one sub-blocks of it were taken away, and others are still there. Returns
     /// whether the cluster is to go through the quarantine for that.
+    #[inline]
     pub(super) fn gathered(&mut self, layer: u64, cluster: u64, number: u64, lost: bool) -> Option<Pared> {
+        // As it mostly is, for each entry of a commit.
         if self.losses.is_empty() && !lost {
             return None;
         }
+        self.remember(layer, cluster, number, lost)
+    }
+
+    fn remember(&mut self, layer: u64, cluster: u64, number: u64, lost: bool) -> Option<Pared> {
         if let Some(loss) = self.losses.get_mut(&(layer, cluster)) {
             // It is on its way already; when it comes it is seen that it has lost more.
             *loss = Loss { taken: number, lost: if lost { number } else { loss.lost }, gone: loss.gone && !lost };

@@ -14,21 +14,57 @@ pub type LeafBits = [u64; ENTRIES_PER_PAGE];
 /// What is known of a leaf.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct LeafDelta {
-    /// All that `entries` does not say is this.
+    /// All that `few` and `many` do not say is this.
     pub(super) whole: Option<Entry>,
-    /// By place, ascending.
-    entries: Vec<(u16, Entry)>,
+    /// By place, ascending, as long as they are few.
+    few: Vec<(u16, Entry)>,
+    /// Then all of them.
+    many: Option<Box<Many>>,
+}
+
+/// Places that something is said of, and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Many {
+    said: [u64; ENTRIES_PER_PAGE.div_ceil(64)],
+    entries: LeafBits,
+}
+
+impl Many {
+    fn set(&mut self, at: u16, entry: Entry) {
+        self.said[usize::from(at) / 64] |= 1 << (at % 64);
+        self.entries[usize::from(at)] = entry.bits();
+    }
 }
 
 impl LeafDelta {
-    fn set(&mut self, at: u16, entry: Entry) {
-        if self.entries.last().is_none_or(|(last, _)| *last < at) {
-            return self.entries.push((at, entry));
+    /// Returns how much more memory that takes, roughly.
+    fn set(&mut self, at: u16, entry: Entry) -> usize {
+        if let Some(many) = &mut self.many {
+            many.set(at, entry);
+            return 0;
         }
-        match self.entries.binary_search_by_key(&at, |(at, _)| *at) {
-            Ok(found) => self.entries[found].1 = entry,
-            Err(place) => self.entries.insert(place, (at, entry)),
+        if self.few.last().is_none_or(|(last, _)| *last < at) {
+            self.few.push((at, entry));
+        } else {
+            match self.few.binary_search_by_key(&at, |(at, _)| *at) {
+                Ok(found) => {
+                    self.few[found].1 = entry;
+                    return 0;
+                }
+                Err(place) => self.few.insert(place, (at, entry)),
+            }
         }
+        if self.few.len() < MANY { ENTRY_COST } else { self.become_many() }
+    }
+
+    /// Making room among them would take longer than the room is worth.
+    fn become_many(&mut self) -> usize {
+        let mut many = Box::new(Many { said: Default::default(), entries: [0; ENTRIES_PER_PAGE] });
+        for (at, entry) in std::mem::take(&mut self.few) {
+            many.set(at, entry);
+        }
+        self.many = Some(many);
+        MANY_COST
     }
 
     /// Puts it over what lies below.
@@ -36,8 +72,14 @@ impl LeafDelta {
         if let Some(entry) = self.whole {
             bits.fill(entry.bits());
         }
-        for (at, entry) in &self.entries {
+        for (at, entry) in &self.few {
             bits[usize::from(*at)] = entry.bits();
+        }
+        let Some(many) = &self.many else { return };
+        for (at, entry) in many.entries.iter().enumerate() {
+            if many.said[at / 64] >> (at % 64) & 1 == 1 {
+                bits[at] = *entry;
+            }
         }
     }
 }
@@ -46,6 +88,9 @@ const PER_LEAF: u64 = ENTRIES_PER_PAGE as u64;
 /// Bytes of memory that a leaf takes, roughly.
 const LEAF_COST: usize = 160;
 const ENTRY_COST: usize = 16;
+/// Entries of a leaf from which on it has a place for each, and what that takes beyond them.
+const MANY: usize = 32;
+const MANY_COST: usize = size_of::<Many>() - (MANY - 1) * ENTRY_COST;
 
 /// See the module's description.
 #[derive(Default)]
@@ -72,7 +117,7 @@ impl Overlay {
             }
             Record::Leaf { layer, leaf, entry } => {
                 self.reach(*layer, *leaf, &leaves);
-                self.leaves.insert((*layer, *leaf), LeafDelta { whole: Some(*entry), entries: Vec::new() });
+                self.leaves.insert((*layer, *leaf), LeafDelta { whole: Some(*entry), ..LeafDelta::default() });
             }
             Record::Layer(layer) => {
                 self.changed.insert(layer.id);
@@ -100,8 +145,7 @@ impl Overlay {
         self.reach(layer, leaf, &leaves);
         let delta = self.leaves.entry((layer, leaf)).or_default();
         for (cluster, entry) in entries {
-            delta.set((cluster % PER_LEAF) as u16, entry);
-            self.bytes += ENTRY_COST;
+            self.bytes += delta.set((cluster % PER_LEAF) as u16, entry);
         }
     }
 
@@ -195,5 +239,24 @@ mod tests {
 
         overlay.apply(&Record::Gone(1), |_| 300);
         assert!(overlay.leaf(1, 1).is_none() && overlay.pages() == 0 && overlay.changed.contains(&1));
+    }
+
+    /// Few or many, in any order, each said several times: the last word counts, and what nobody has said stays as it is.
+    #[test]
+    fn few_and_many_say_the_same() {
+        let order = |nth: u64, count: u64| nth * 101 % 504 % count;
+        for count in [1, MANY as u64 - 1, MANY as u64, 100, 504] {
+            let (mut overlay, mut expected) = (Overlay::default(), [9; ENTRIES_PER_PAGE]);
+            for nth in 0..1008 {
+                let (at, entry) = (order(nth, count), Entry::on(1 + nth as u32).with_here(nth as u16));
+                overlay.apply(&Record::Entry { layer: 1, cluster: 504 + at, entry }, |_| 300);
+                expected[at as usize] = entry.bits();
+            }
+            let mut bits = [9; ENTRIES_PER_PAGE];
+            overlay.leaf(1, 1).unwrap().apply(&mut bits);
+            assert!(bits == expected, "{count}");
+            let least = LEAF_COST + if count < MANY as u64 { count as usize * ENTRY_COST } else { size_of::<Many>() };
+            assert_eq!(overlay.bytes(), least, "{count}: said once or often, it takes the same");
+        }
     }
 }

@@ -258,6 +258,28 @@ impl Space {
         });
     }
 
+    /// An entry names it: what a commit says of each first write.
+    #[inline]
+    pub(super) fn set_one_used(&mut self, cluster: u32) {
+        let (nth, at) = (Space::leaf_of(cluster), (cluster % PER_LEAF) as usize);
+        let leaf = &mut self.leaves[nth as usize];
+        let Some(bits) = &mut leaf.bits else { return };
+        let (word, bit) = (at / 64, 1 << (at % 64));
+        if bits.used[word] & bit == 0 {
+            bits.used[word] |= bit;
+            if self.last_dirty != Some(nth) {
+                self.last_dirty = Some(nth);
+                self.dirty.insert(nth);
+            }
+        }
+        if bits.taken[word] & bit == 0 {
+            bits.taken[word] |= bit;
+            leaf.free -= 1;
+            self.free -= 1;
+            self.at_hand -= 1;
+        }
+    }
+
     /// No entry names them any more; they stay taken until they are released.
     pub(super) fn set_free(&mut self, first: u32, many: u32) {
         Space::for_parts(first, many, |nth, at, many| {

@@ -113,7 +113,7 @@ impl State {
         for record in run {
             if let Record::Entry { entry, .. } = record {
                 self.check_entry(*entry).map_err(|what| (what, record))?;
-                entry.cluster().into_iter().for_each(|cluster| self.space.set_used(cluster, 1));
+                entry.cluster().into_iter().for_each(|cluster| self.space.set_one_used(cluster));
             }
         }
         let (geometry, layers) = (&self.geometry, &self.layers);
@@ -131,7 +131,7 @@ impl State {
         match record {
             Record::Entry { entry, .. } => {
                 if let Some(cluster) = entry.cluster() {
-                    self.space.set_used(cluster, 1);
+                    self.space.set_one_used(cluster);
                 }
             }
             Record::Free { first, count } => {

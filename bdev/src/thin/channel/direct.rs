@@ -2,13 +2,13 @@
 //! another offset; nothing is kept of it but the epoch in which it began, in the bits of its tag that submitters leave free.
 //! The first write of whole sub-blocks of one cluster goes a short way too, as one part and without a request.
 
-use pollux_core::{Completion, Cx, FIRST_MARK, Io, IoFlags, Op, Tag};
+use pollux_core::{Completion, Cx, FIRST_MARK, Io, IoError, IoFlags, Op, Tag};
 
 use super::ThinChannel;
 use super::composite::together;
 use super::parts::{Kind, NOBODY, Part};
 use super::read::mask;
-use super::write::{Piece, touched};
+use super::write::touched;
 use crate::measured::tag_of;
 use crate::thin::shared::{CLOSED, EPOCHS, Shared};
 
@@ -65,15 +65,44 @@ impl ThinChannel {
         let fits = inside + io.len <= 1 << shared.cluster_shift && io.end().is_some_and(|end| end <= self.chain.bytes);
         let (leaf, slot) = Shared::slot(cluster);
         let (true, Some(leaf)) = (is_whole && fits, self.head.leaf(leaf)) else { return false };
+        // Whatever the entry says of these sub-blocks when they are locked: none of them is kept in part.
         let touched = touched(shared, io.offset, io.len);
-        let piece = Piece { cluster, leaf, slot, at: io.offset, len: io.len, touched, edge: false, here: None };
-        let map = self.head.clone();
-        let Ok(on) = self.lock_and_claim(&map, &piece) else { return false };
-        let base = (u64::from(on) << self.shared.cluster_shift) + inside;
-        let kind = Kind::First { map, leaf, tag: io.tag, epoch };
+        if !shared.locks.try_lock(self.head.id, cluster, touched) {
+            return false;
+        }
+        let claimed = if self.volume.takes_freely() {
+            shared.claim_freely(leaf, slot, self.reactor).ok()
+        } else {
+            self.claim(&self.head, leaf, slot).ok().map(|on| (on, false))
+        };
+        let Some((on, is_more)) = claimed else {
+            shared.locks.unlock(self.head.id, cluster, touched);
+            return false;
+        };
+        self.counts.owned += u64::from(is_more);
+        let base = (u64::from(on) << shared.cluster_shift) + inside;
+        let kind = Kind::First { map: None, leaf, slot: slot as u16, tag: io.tag, epoch };
         let token = self.parts.insert(Part { owner: NOBODY, kind, at: io.offset, len: io.len, base });
         self.base.submit(Io { tag: tag_of(token), flags: IoFlags::empty(), offset: base, ..*io }, cx);
         true
+    }
+
+    /// The data of a first write is on the base, or is not: says so in the entry and unlocks it.
+    #[inline]
+    pub(super) fn first_arrived(&mut self, part: &Part, result: Result<(), IoError>) -> Result<(), IoError> {
+        let Kind::First { map, leaf, slot, .. } = &part.kind else { unreachable!("whoever calls has looked") };
+        if map.is_some() || result.is_err() {
+            let map = map.as_ref().unwrap_or(&self.head);
+            return self.arrived(map, *leaf, part, result);
+        }
+        let shared = &*self.shared;
+        let (on, locked) = ((part.base >> shared.cluster_shift) as u32, touched(shared, part.at, part.len));
+        // The entry stays on its cluster as long as something of it is locked.
+        let published = shared.publish_uncounted(*leaf, usize::from(*slot), on, locked);
+        shared.locks.unlock(self.head.id, part.at >> shared.cluster_shift, locked);
+        let newly = published.ok_or(IoError::Medium)?;
+        self.counts.here += u64::from(newly.count_ones());
+        Ok(())
     }
 
     /// Gives those their own tags again that went the short way, up to the first that did not. Returns how many.

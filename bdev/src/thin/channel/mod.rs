@@ -40,7 +40,7 @@ use self::parts::{Kind, Part, Parts};
 use self::punch::Share;
 pub(crate) use self::read::extent;
 pub(crate) use self::write::{touched, whole};
-use super::shared::{CLOSED, Chain, LayerMap, Miss, Reader, Shared, Stay, Volume};
+use super::shared::{CLOSED, Chain, Counts, LayerMap, Miss, Reader, Shared, Stay, Volume};
 use crate::measured::{tag_of, token_of};
 use crate::thin::format::Origin;
 use crate::thin::origin::{Joined, Way};
@@ -136,6 +136,8 @@ pub(crate) struct ThinChannel {
     head: Arc<LayerMap>,
     /// What of the volume the chain says can be addressed.
     bytes: u64,
+    /// What first writes have added to it and nobody was told of.
+    counts: Counts,
     /// What is known of the others.
     composite: Composite,
     /// The volume's word that it goes by.
@@ -193,6 +195,7 @@ impl ThinChannel {
             unused,
             head: chain.head().clone(),
             bytes: chain.bytes,
+            counts: Counts::default(),
             composite: Composite::new(shared.composites.clone()),
             chain,
             requests: Slab::new(args.depth),
@@ -274,6 +277,8 @@ impl ThinChannel {
         self.word = word;
         if word & CLOSED == 0 {
             self.chain = self.volume.chain();
+            self.parts.head_leaves(&self.head);
+            self.head.usage.add(&mut self.counts);
             (self.head, self.bytes) = (self.chain.head().clone(), self.chain.bytes);
             self.composite.forget();
             self.unused.store(self.chain.origin.is_none(), Relaxed);
@@ -469,8 +474,8 @@ impl ThinChannel {
         }
         let part = self.parts.slab.remove(token).expect("a part in flight");
         let result = match &part.kind {
-            Kind::First { map, leaf, tag, epoch } => {
-                let result = self.arrived(map, *leaf, &part, completion.result);
+            Kind::First { tag, epoch, .. } => {
+                let result = self.first_arrived(&part, completion.result);
                 self.stay.end(&self.reader, *epoch);
                 return self.ended.push(Completion { tag: *tag, result });
             }
@@ -622,6 +627,8 @@ impl Channel for ThinChannel {
         let direct = before + self.end_direct(&mut done[before..]);
         if direct < done.len() {
             self.parts_ended(direct, cx, done);
+            // Before anybody hears that they have ended.
+            self.head.usage.add(&mut self.counts);
         }
         self.end_swaps();
         // Says so if the gate has closed, also when nothing is about to start.

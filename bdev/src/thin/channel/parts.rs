@@ -22,8 +22,9 @@ pub(super) enum Kind {
     Atomic,
     /// Data of sub-blocks that are not here yet and locked; all in this leaf, which stays in memory meanwhile.
     Fresh(Arc<LayerMap>, u32),
-    /// The same for all of a request of which nothing else is known: its tag, and the epoch in which it began.
-    First { map: Arc<LayerMap>, leaf: u32, tag: Tag, epoch: u64 },
+    /// The same for all of a request of which nothing else is known, in one cluster: its tag, and the epoch in which it
+    /// began. Without a map it is the channel's head, until that is another one.
+    First { map: Option<Arc<LayerMap>>, leaf: u32, slot: u16, tag: Tag, epoch: u64 },
     /// The rest of a sub-block is read into a buffer, before the request's data goes over it.
     EdgeRead(Edge),
     /// A whole sub-block is written from a buffer.
@@ -100,6 +101,16 @@ impl Parts {
         let held = for_range(data.as_slice(), skip as usize, len as usize, |part| mine.push(part));
         assert_eq!(held as u64, len, "the segments hold what the request says");
         self.lists[token.index as usize].list()
+    }
+
+    /// The channel goes to another head: first writes in flight arrive in the one that they were begun in.
+    #[cold]
+    pub(super) fn head_leaves(&mut self, head: &Arc<LayerMap>) {
+        for (_, part) in self.slab.iter_mut() {
+            if let Kind::First { map: map @ None, .. } = &mut part.kind {
+                *map = Some(head.clone());
+            }
+        }
     }
 
     /// A buffer of the size of a sub-block.

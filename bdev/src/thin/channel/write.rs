@@ -167,7 +167,7 @@ impl ThinChannel {
         let entry = shared.leaves.get(piece.leaf).entry(piece.slot);
         let partly = piece.touched & !whole(shared, piece.at, piece.len);
         let as_before = if piece.edge { entry.here() & partly == 0 } else { entry.here() & partly == partly };
-        let claimed = if as_before { self.claim(head, piece) } else { Err(Wait::Lock) };
+        let claimed = if as_before { self.claim(head, piece.leaf, piece.slot) } else { Err(Wait::Lock) };
         if claimed.is_err() {
             self.shared.locks.unlock(head.id, piece.cluster, piece.touched);
         }
@@ -181,8 +181,9 @@ impl ThinChannel {
         self.shared.mark(piece.leaf, piece.slot);
     }
 
-    fn claim(&self, head: &Arc<LayerMap>, piece: &Piece) -> Result<u32, Wait> {
-        let claimed = self.shared.claim(&self.volume, head, piece.leaf, piece.slot, self.reactor);
+    /// Puts an entry on a cluster, which is returned; what is to be written there is locked.
+    pub(super) fn claim(&self, head: &LayerMap, leaf: u32, slot: usize) -> Result<u32, Wait> {
+        let claimed = self.shared.claim(&self.volume, head, leaf, slot, self.reactor);
         claimed.map_err(|lack| match lack {
             Lack::Space => Wait::Space,
             Lack::Quota => Wait::Quota,
@@ -254,19 +255,35 @@ impl ThinChannel {
         let mut kept = true;
         while at < end {
             let len = (end - at).min(size - (at & (size - 1)));
-            let cluster = at >> shared.cluster_shift;
-            let (_, slot) = Shared::slot(cluster);
-            let locked = touched(shared, at, len);
-            match result {
-                // The entry stays on its cluster as long as something of it is locked.
-                Ok(()) => kept &= shared.publish(map, leaf, slot, on, locked),
-                // The cluster may be of no use now: the engine looks at it.
-                Err(_) => shared.mark(leaf, slot),
-            }
-            shared.locks.unlock(map.id, cluster, locked);
+            let (_, slot) = Shared::slot(at >> shared.cluster_shift);
+            kept &= self.arrived_in(map, (leaf, slot), (at, len), on, result);
             (at, on) = (at + len, on + 1);
         }
         if kept { result } else { Err(IoError::Medium) }
+    }
+
+    /// The same of one cluster; whether the entry is still on it.
+    fn arrived_in(
+        &self,
+        map: &LayerMap,
+        (leaf, slot): (u32, usize),
+        (at, len): (u64, u64),
+        on: u32,
+        result: Result<(), IoError>,
+    ) -> bool {
+        let shared = &*self.shared;
+        let locked = touched(shared, at, len);
+        let kept = match result {
+            // The entry stays on its cluster as long as something of it is locked.
+            Ok(()) => shared.publish(map, leaf, slot, on, locked),
+            // The cluster may be of no use now: the engine looks at it.
+            Err(_) => {
+                shared.mark(leaf, slot);
+                true
+            }
+        };
+        shared.locks.unlock(map.id, at >> shared.cluster_shift, locked);
+        kept
     }
 }
 

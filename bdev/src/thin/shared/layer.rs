@@ -64,6 +64,15 @@ pub(crate) struct Usage {
     pub(crate) here: AtomicU64,
 }
 
+/// What a layer has more than its [`Usage`] says: of first writes, as long as nobody was told that they have ended.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Clusters.
+    pub(crate) owned: u64,
+    /// Sub-blocks with data.
+    pub(crate) here: u64,
+}
+
 impl Usage {
     /// Clusters, as far as is known.
     pub(crate) fn owned(&self) -> u64 {
@@ -95,6 +104,17 @@ impl Usage {
     /// They did not come to be.
     pub(crate) fn own_less(&self, many: u64) {
         self.owned.fetch_sub(many, Relaxed);
+    }
+
+    /// What was counted elsewhere meanwhile.
+    #[inline]
+    pub(crate) fn add(&self, counts: &mut Counts) {
+        for (count, more) in [(&self.owned, &mut counts.owned), (&self.here, &mut counts.here)] {
+            let more = std::mem::take(more);
+            if more > 0 {
+                count.fetch_add(more, Relaxed);
+            }
+        }
     }
 
     /// So many more sub-blocks, or fewer.

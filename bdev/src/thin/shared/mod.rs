@@ -34,7 +34,7 @@ pub(crate) use budget::Budget;
 pub(crate) use commits::Commits;
 pub(crate) use erasures::Erasures;
 pub(crate) use fences::fence_readers;
-pub(crate) use layer::{LayerMap, Place, Usage};
+pub(crate) use layer::{Counts, LayerMap, Place, Usage};
 pub(crate) use leaves::{CHUNK, DIRTY_WORDS, DirtyLeaves, Leaf, Leaves};
 pub(crate) use locks::SubLocks;
 pub(crate) use readers::{CLOSED, EPOCHS, Epoch, Reader, Stay};
@@ -358,7 +358,30 @@ impl Shared {
         }
     }
 
+    /// The same for a volume with neither quota nor reserve: the caller counts. Returns whether the cluster is new.
+    #[inline]
+    pub(crate) fn claim_freely(&self, leaf: u32, slot: usize, reactor: usize) -> Result<(u32, bool), Lack> {
+        let page = self.leaves.get(leaf);
+        let mut now = page.entry(slot);
+        loop {
+            if let Some(cluster) = now.cluster() {
+                return Ok((cluster, false));
+            }
+            let cluster = self.take_leased(reactor).ok_or(Lack::Space)?;
+            match page.change(slot, now, now.with_cluster(cluster)) {
+                Ok(()) => return Ok((cluster, true)),
+                // The other one's is as good. There is room: the engine fills only half of it.
+                Err(other) => {
+                    now = other;
+                    let back = self.stations[reactor].put(cluster);
+                    debug_assert!(back.is_ok(), "there is room");
+                }
+            }
+        }
+    }
+
     /// A cluster of a reactor's lease.
+    #[inline]
     pub(crate) fn take_leased(&self, reactor: usize) -> Option<u32> {
         let (cluster, is_news) = self.stations[reactor].take();
         if is_news {
@@ -386,6 +409,7 @@ impl Shared {
     }
 
     /// An entry has changed, or the engine is to look at it.
+    #[inline]
     pub(crate) fn mark(&self, leaf: u32, slot: usize) {
         if self.leaves.mark(leaf, slot) {
             self.call_engine();
@@ -394,22 +418,32 @@ impl Shared {
 
     /// Data has arrived in these sub-blocks of the cluster that `entry` was on; whether it is still.
     pub(crate) fn publish(&self, map: &LayerMap, leaf: u32, slot: usize, on: u32, mask: u16) -> bool {
+        let published = self.publish_uncounted(leaf, slot, on, mask);
+        if let Some(newly) = published {
+            map.usage.add_here(count(newly));
+        }
+        published.is_some()
+    }
+
+    /// The same; the caller counts those that were not here before, which are returned. `None`: the entry is not on the
+    /// cluster any more.
+    #[inline]
+    pub(crate) fn publish_uncounted(&self, leaf: u32, slot: usize, on: u32, mask: u16) -> Option<u16> {
         let page = self.leaves.get(leaf);
         let mut now = page.entry(slot);
         while now.cluster() == Some(on) {
             let next = now.with_here(mask);
             match page.change(slot, now, next) {
                 Ok(()) => {
-                    map.usage.add_here(count(next.here()) - count(now.here()));
                     if next != now {
                         self.mark(leaf, slot);
                     }
-                    return true;
+                    return Some(next.here() & !now.here());
                 }
                 Err(other) => now = other,
             }
         }
-        false
+        None
     }
 
     /// These sub-blocks hold nothing any more: they are zero, or nothing at all if there is nothing below. Returns whether
@@ -537,7 +571,7 @@ mod tests {
         over.store(true, Relaxed);
         let copies = writer.join().expect("it does not panic");
         assert_eq!(stayed, None, "after {copies} copies");
-        assert!(page.is_dirty(7) && !page.is_dirty(6) && map.usage.here.load(Relaxed) == 0);
+        assert!(page.is_dirty(7) && !page.is_dirty(6) && map.usage.here() == 0);
     }
 
     #[test]

@@ -271,6 +271,12 @@ impl Volume {
         owned < self.reserved.load(Relaxed)
     }
 
+    /// Whether it takes clusters like anybody else: it has no quota, and nothing is kept for it.
+    #[inline]
+    pub(crate) fn takes_freely(&self) -> bool {
+        self.most_clusters() == 0 && self.reserved.load(Relaxed) == 0
+    }
+
     /// How many clusters it has a claim to beyond those that it owns.
     pub(crate) fn reserve_left(&self, owned: u64) -> u64 {
         self.reserved.load(Relaxed).saturating_sub(owned)

@@ -5,7 +5,7 @@ use pollux_core::{IoFlags, Op};
 use super::world::{CLUSTER, MIB, World, uuid};
 use crate::testing::floor::{Floor, Request};
 use crate::testing::medium::{Effect, Geometry, Medium, Order as Arrival, Rule};
-use crate::thin::orders::Order;
+use crate::thin::orders::{Order, SnapshotOf};
 
 const LEAF: u64 = 504 * CLUSTER;
 const SUB: u64 = CLUSTER / 16;
@@ -98,4 +98,48 @@ fn a_long_commit_takes_many_passes() {
     world.write(lane, LEAF, 5, SUB);
     world.floor.flush(lane).unwrap();
     assert_eq!(world.read(lane, LEAF, SUB), vec![5; SUB as usize]);
+}
+
+/// A first write that is on its way when its volume is cut ends in the layer that it began in, which counts it; and leaves no
+/// lock behind.
+#[test]
+fn a_first_write_in_flight_is_the_snapshots() {
+    const LEN: u64 = 3 * SUB;
+    let medium = Medium::new(Geometry::with_512(64 * MIB), Arrival::InOrder);
+    World::create(&medium);
+    let mut world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
+    world.create_volume(10, 4 * LEAF);
+    let lane = world.lane(10, 0);
+    // Its leaf is there from now on.
+    world.write(lane, 0, 1, SUB);
+    world.order(Order::Commit).unwrap();
+    medium.rule(Rule::new(Effect::Hold).op(Op::Write).when(|io| io.len == LEN));
+    let first = world.floor.submit(lane, Request::write(CLUSTER, vec![2; LEN as usize], IoFlags::empty()));
+    let of = vec![SnapshotOf { volume: uuid(10), uuid: uuid(11), name: "s".into() }];
+    let answer = world.send(Order::Snapshot { of, created: 6 });
+    for _ in 0..2000 {
+        world.floor.step();
+    }
+    // The head is another one already.
+    world.write(lane, 2 * CLUSTER, 3, SUB);
+    assert!(world.floor.take(first).is_none() && answer.try_recv().is_err());
+    medium.clear_rules();
+    medium.release();
+    assert!(world.floor.run_until(first).is_ok());
+    for _ in 0..2000 {
+        world.floor.step();
+    }
+    answer.try_recv().expect("all that was in flight has ended").expect("there is room");
+    let used = |world: &mut World, number: u128| {
+        let volumes = world.info().volumes;
+        let info = volumes.iter().find(|volume| volume.uuid == uuid(number)).unwrap();
+        (info.owned_bytes / CLUSTER, info.written_bytes / SUB)
+    };
+    assert_eq!((used(&mut world, 11), used(&mut world, 10)), ((2, 4), (1, 1)));
+    assert_eq!(world.read(lane, CLUSTER, LEN), vec![2; LEN as usize]);
+    world.write(lane, CLUSTER, 4, SUB);
+    let snapshot = world.lane(11, 1);
+    assert_eq!(world.read(snapshot, CLUSTER, LEN), vec![2; LEN as usize]);
+    assert_eq!(world.read(snapshot, 2 * CLUSTER, SUB), vec![0; SUB as usize]);
+    assert_eq!((used(&mut world, 11), used(&mut world, 10)), ((2, 4), (2, 2)));
 }

@@ -126,8 +126,9 @@ def _first(kind: str) -> Callable[[Store], list[Verdict]]:
 
 def _fresh(store: Store, what: str) -> str:
     """How much of a run was new."""
-    places, clusters = (_numbers(store, what, name) for name in ("places", "clusters"))
-    return f"{_middle(places):.0f} places, each once, in {_middle(clusters):.0f} new clusters" if places and clusters else ""
+    places, clusters, later = (_numbers(store, what, name) for name in ("places", "clusters", "later_ns"))
+    text = f"{_middle(places):.0f} places, each once, in {_middle(clusters):.0f} new clusters" if places and clusters else ""
+    return f"{text}; {_middle(later):.0f} ns busy for each afterwards" if text and later else text
 
 
 def _written(store: Store) -> list[Verdict]:

@@ -143,6 +143,10 @@ class Bench:
         """Bytes that were written to a bdev since it is there."""
         return int(self.call("bdev_get_iostat", name=bdev)["bdevs"][0]["bytes_written"])
 
+    def busy(self) -> float:
+        """Seconds that reactors have been busy, of all together."""
+        return self.target.usage(self.target.rpc).busy
+
     def settled(self, bdev: str) -> int:
         """The same when the pool has nothing left to write: it commits by itself within a second."""
         end, last = time.monotonic() + PATIENCE, -1

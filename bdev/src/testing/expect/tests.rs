@@ -433,3 +433,29 @@ fn what_was_made_read_only_holds_that_when_what_it_stood_on_is_gone() {
         assert!(!may(&expect, [(v, &[own, a, a]), (w, &[ZERO, a, ZERO])]), "it never changes");
     }
 }
+
+#[test]
+fn on_a_bdev_outside_a_volume_keeps_what_it_was_given() {
+    let mut expect = Expect::new();
+    let v = created(&mut expect, 4);
+    let old = put(&mut expect, v, 0);
+    let below = snapshot(&mut expect, v);
+    let own = put(&mut expect, v, 1);
+    flush(&mut expect, v);
+    let all = |expect: &Expect, sectors: &[Value]| may(expect, [(v, sectors), (below, &[old, ZERO, ZERO, ZERO])]);
+    let of = |sector| Stamp::of_outside(77, sector);
+    assert!(!all(&expect, &[of(0), own, of(2), ZERO]), "nobody has asked for that");
+    let asking = expect.set_outside(v, 77, 3);
+    assert!(all(&expect, &[of(0), own, of(2), ZERO]) && all(&expect, &[old, own, ZERO, ZERO]));
+    let mut refused = expect.clone();
+    refused.failed(asking);
+    assert!(!all(&refused, &[of(0), own, of(2), ZERO]) && all(&refused, &[old, own, ZERO, ZERO]));
+    expect.done(asking);
+    assert!(all(&expect, &[of(0), own, of(2), ZERO]));
+    assert!(!all(&expect, &[of(0), of(1), of(2), ZERO]), "what was written to it is its own");
+    assert!(!all(&expect, &[of(0), own, of(2), of(3)]), "behind what counts");
+    assert!(!all(&expect, &[of(1), own, of(2), ZERO]), "of another sector");
+    let new = put(&mut expect, v, 0);
+    flush(&mut expect, v);
+    assert!(all(&expect, &[new, own, of(2), ZERO]) && !all(&expect, &[of(0), own, of(2), ZERO]));
+}

@@ -6,6 +6,8 @@
 //!   a volume has itself (parts of sub-blocks, copies). It knows what it was given: what was written to it, and has been
 //!   answered, since it got its head. That stays; anything else may be of the one or of the other.
 
+use std::ops::Range;
+
 use super::cut::{Cut, Moments, Time};
 use super::volume::{Content, Entry};
 use super::{Ask, Asking, Expect, Id, Survivors};
@@ -54,18 +56,31 @@ impl Expect {
     /// What a volume has not itself is to be what this snapshot has.
     pub fn set_parent(&mut self, volume: Id, snapshot: Id) -> Asking {
         assert!(self.is_snapshot(snapshot), "{snapshot:?} is no snapshot");
-        let asking = self.ask(Ask::Adopt(volume));
-        let maybe =
-            Entry { content: Content::OfSnapshot(snapshot), begun: asking.0, ended: None, good: false, durable: false };
-        let own: Vec<u64> = self.own(volume, asking.0);
         let sectors = self.sectors(volume);
-        let volume = self.volume(volume);
-        let mut from = 0;
-        for sector in own.into_iter().chain([sectors]) {
-            if from < sector {
-                volume.whole.push((from..sector, maybe));
+        self.adopt(volume, &[(0..sectors, Content::OfSnapshot(snapshot))])
+    }
+
+    /// The same with the bdev of this number outside of the pool, of which so many sectors count.
+    pub fn set_outside(&mut self, volume: Id, outside: u64, counts: u64) -> Asking {
+        let sectors = self.sectors(volume);
+        assert!(counts <= sectors, "{counts} sectors of {sectors} count");
+        self.adopt(volume, &[(0..counts, Content::Outside(outside)), (counts..sectors, Content::Is(Value::Zero))])
+    }
+
+    /// What a volume has not itself is to be this.
+    fn adopt(&mut self, volume: Id, below: &[(Range<u64>, Content)]) -> Asking {
+        let asking = self.ask(Ask::Adopt(volume));
+        let own: Vec<u64> = self.own(volume, asking.0);
+        let whole = &mut self.volume(volume).whole;
+        for (range, content) in below {
+            let maybe = Entry { content: *content, begun: asking.0, ended: None, good: false, durable: false };
+            let mut from = range.start;
+            for sector in own.iter().copied().filter(|sector| range.contains(sector)).chain([range.end]) {
+                if from < sector {
+                    whole.push((from..sector, maybe));
+                }
+                from = sector + 1;
             }
-            from = sector + 1;
         }
         asking
     }

@@ -8,9 +8,11 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use pollux_core::{IoFlags, Op};
 use uuid::Uuid;
 
+use super::judge::Found;
 use super::world::{World, uuid};
 use crate::testing::expect::{Asking, Expect, Id};
 use crate::testing::floor::{LaneId, Request, Ticket};
+use crate::testing::medium::Medium;
 use crate::testing::stamp::SECTOR;
 use crate::thin::orders::{Answer, Order, SnapshotOf};
 use crate::thin::{Origin, PoolError, PoolInfo};
@@ -36,6 +38,7 @@ pub(super) fn name_of(id: Id) -> String {
 /// A request that is not answered.
 struct Io {
     volume: Id,
+    lane: LaneId,
     asking: Asking,
     reads: bool,
 }
@@ -57,10 +60,18 @@ pub(super) enum Then {
     Stands(Vec<(Id, Id)>),
     /// The first stands on the second, and on nothing else.
     StandsOn(Id, Id),
+    /// It stands on a bdev outside of the pool, which whoever opens it from now on finds.
+    StandsOutside(Id),
     /// Not at all, and the pool is called so.
     Called(String),
     /// Not at all, and the pool has so many bytes of its base.
     Grown(u64),
+}
+
+/// What a driver knew of a pool that it has closed.
+pub(super) struct Before {
+    expect: Expect,
+    outside: u64,
 }
 
 /// See the module's description.
@@ -68,6 +79,8 @@ pub(super) struct Driver {
     pub(super) world: World,
     pub(super) expect: Expect,
     lanes: BTreeMap<(Id, usize), LaneId>,
+    /// Those that are not used any more, and have something in flight.
+    left: Vec<(Id, LaneId)>,
     requests: BTreeMap<Ticket, Io>,
     orders: Vec<Given>,
     /// Copies that are under way beside all that.
@@ -82,7 +95,7 @@ pub(super) struct Driver {
     names: Vec<String>,
     /// Bytes of the base that the pool has for sure.
     bytes: u64,
-    /// The last bdev outside that was cloned.
+    /// The last bdev outside that something stands on.
     outside: u64,
 }
 
@@ -91,8 +104,32 @@ impl Driver {
         let (lanes, parents) = (BTreeMap::new(), BTreeMap::new());
         let (requests, orders, copies, errors) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
         let (names, bytes) = (vec!["pool".into()], 0);
-        let outside = OUTSIDE;
-        Driver { world, expect, lanes, requests, orders, copies, parents, errors, answers: 0, names, bytes, outside }
+        let (outside, left) = (OUTSIDE, Vec::new());
+        Driver {
+            world,
+            expect,
+            lanes,
+            left,
+            requests,
+            orders,
+            copies,
+            parents,
+            errors,
+            answers: 0,
+            names,
+            bytes,
+            outside,
+        }
+    }
+
+    /// Goes on with a pool of another driver, as that has left it.
+    pub(super) fn behind(world: World, before: &Before) -> Driver {
+        Driver { outside: before.outside, ..Driver::new(world, before.expect.clone()) }
+    }
+
+    /// Closes the pool: its medium, and what is known of it.
+    pub(super) fn shut(self) -> (Medium, Before) {
+        (self.world.shut(), Before { expect: self.expect, outside: self.outside })
     }
 
     /// The lane into a volume on a reactor.
@@ -105,7 +142,7 @@ impl Driver {
         let lane = self.lane(volume, reactor);
         let reads = request.op == Op::Read;
         let ticket = self.world.floor.submit(lane, request);
-        self.requests.insert(ticket, Io { volume, asking, reads });
+        self.requests.insert(ticket, Io { volume, lane, asking, reads });
     }
 
     pub(super) fn write(&mut self, volume: Id, reactor: usize, first: u64, count: u64, flags: IoFlags) {
@@ -193,13 +230,30 @@ impl Driver {
         self.order(order, Some(asking), Then::StandsOn(volume, parent));
     }
 
-    /// Takes the lanes of a volume off, of which nothing is in flight.
+    /// It stands on a bdev outside of the pool that nothing has stood on before, of which so many sectors count.
+    pub(super) fn set_parent_bdev(&mut self, volume: Id, counts: u64) {
+        self.outside += 2;
+        let asking = self.expect.set_outside(volume, self.outside, counts);
+        let origin = Origin { uuid: uuid(u128::from(self.outside)), bytes: counts * BYTES };
+        let order = Order::SetOrigin { uuid: uuid_of(volume), origin };
+        self.order(order, Some(asking), Then::StandsOutside(volume));
+    }
+
+    /// Takes the lanes of a volume off as soon as nothing of them is in flight. Who uses it next opens it anew.
     pub(super) fn close(&mut self, id: Id) {
         let mine: Vec<_> = self.lanes.range((id, 0)..(Id(id.0 + 1), 0)).map(|(key, lane)| (*key, *lane)).collect();
         for (key, lane) in mine {
             self.lanes.remove(&key);
-            self.world.close(lane);
+            self.left.push((id, lane));
         }
+        self.close_left();
+    }
+
+    fn close_left(&mut self) {
+        let is_busy = |lane: &LaneId| self.requests.values().any(|io| io.lane == *lane);
+        let (stay, go): (Vec<_>, Vec<_>) = self.left.drain(..).partition(|(_, lane)| is_busy(lane));
+        self.left = stay;
+        go.into_iter().for_each(|(_, lane)| self.world.close(lane));
     }
 
     /// Nothing of it is in flight.
@@ -232,15 +286,27 @@ impl Driver {
 
     /// After a crash: goes on with the pool as it is now, if it may be called so and have such a size.
     pub(super) fn goes_on(&mut self, before: &Driver, info: &PoolInfo) -> Result<(), String> {
-        if !before.names.contains(&info.name) {
-            return Err(format!("the pool is called {}, and was called {:?}", info.name, before.names));
-        }
-        if info.base_bytes < before.bytes {
-            return Err(format!("the pool takes {} bytes of its base, and took {}", info.base_bytes, before.bytes));
-        }
+        before.may_be(&info.name, info.base_bytes)?;
         (self.names, self.bytes) = (vec![info.name.clone()], info.base_bytes);
         self.outside = before.outside;
         Ok(())
+    }
+
+    /// Whether a crash now may leave a pool of this name and size.
+    fn may_be(&self, name: &String, bytes: u64) -> Result<(), String> {
+        if !self.names.contains(name) {
+            return Err(format!("the pool is called {name}, and was called {:?}", self.names));
+        }
+        if bytes < self.bytes {
+            return Err(format!("the pool takes {bytes} bytes of its base, and took {}", self.bytes));
+        }
+        Ok(())
+    }
+
+    /// Whether a crash now may leave this.
+    pub(super) fn bears(&self, found: &Found) -> Result<(), String> {
+        self.may_be(&found.name, found.bytes)?;
+        self.expect.bears(&mut &*found)
     }
 
     /// Whether something of a volume is in flight.
@@ -268,7 +334,7 @@ impl Driver {
     /// Tells the oracle what was answered.
     fn hear(&mut self) -> Result<(), String> {
         for (ticket, outcome) in self.world.floor.answers() {
-            let Some(Io { volume, asking, reads }) = self.requests.remove(&ticket) else { continue };
+            let Some(Io { volume, asking, reads, .. }) = self.requests.remove(&ticket) else { continue };
             self.answers += 1;
             match outcome {
                 Ok(bytes) if reads => self.expect.has_read(asking, &bytes)?,
@@ -278,6 +344,9 @@ impl Driver {
                     self.expect.failed(asking);
                 }
             }
+        }
+        if !self.left.is_empty() {
+            self.close_left();
         }
         let copies = self.copies.len();
         self.copies.retain(|copy| copy.try_recv().is_err());
@@ -315,7 +384,9 @@ impl Driver {
                 asking.into_iter().for_each(|asking| self.expect.failed(asking));
             }
             // One that was inflated is thick, and stands on nothing for good.
-            Err(error @ PoolError::Invalid { field: "lvol_name", .. }) if matches!(then, Then::StandsOn(..)) => {
+            Err(error @ PoolError::Invalid { field: "lvol_name", .. })
+                if matches!(then, Then::StandsOn(..) | Then::StandsOutside(_)) =>
+            {
                 self.errors.push(error.to_string());
                 asking.into_iter().for_each(|asking| self.expect.failed(asking));
             }
@@ -329,6 +400,11 @@ impl Driver {
             Then::Stands(pairs) => pairs,
             Then::StandsOn(volume, snapshot) => {
                 self.parents.insert(volume, snapshot);
+                return;
+            }
+            Then::StandsOutside(volume) => {
+                self.parents.remove(&volume);
+                self.close(volume);
                 return;
             }
             Then::Called(name) => return self.names = vec![name],

@@ -62,6 +62,9 @@ pub(super) struct Found {
     snapshots: BTreeSet<Id>,
     /// What each stands on.
     pub(super) parents: BTreeMap<Id, Id>,
+    /// The pool's name, and how much of its base it takes.
+    pub(super) name: String,
+    pub(super) bytes: u64,
 }
 
 impl Survivors for &Found {
@@ -103,8 +106,8 @@ pub(super) fn open(medium: &Medium, floor: Floor<'static>, reactors: usize, salt
 
 /// Reads all that a pool has.
 pub(super) fn survey(world: &mut World, reactors: usize) -> Result<Found, String> {
-    let mut found = Found::default();
     let info = world.info();
+    let mut found = Found { name: info.name.clone(), bytes: info.base_bytes, ..Found::default() };
     for (nth, volume) in info.volumes.iter().enumerate().filter(|(_, volume)| !volume.uuid.is_nil()) {
         let id = id_of(volume.uuid).ok_or_else(|| format!("there is a {} that nobody made", volume.name))?;
         let lane = world.lane(volume.uuid.as_u128(), nth % reactors);

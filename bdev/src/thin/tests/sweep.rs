@@ -9,7 +9,7 @@ use std::fmt;
 
 use pollux_core::{IoFlags, Op};
 
-use super::driver::Driver;
+use super::driver::{Before, Driver};
 use super::judge::{Found, judge};
 use super::world::{MIB, World};
 use crate::rng::mix;
@@ -45,7 +45,7 @@ const fn commit(name: &'static str, begin: fn(&mut Run<'_>) -> bool) -> Step {
     Step { name, begin, commits: true }
 }
 
-/// All of them.
+/// What pools are there for, and what they do to volumes most.
 const STEPS: &[Step] = &[
     // Whole sub-blocks of `a`, of `b`.
     step("write a", |run| run.write(run.start.a, 0, run.sub, 2 * run.sub, NONE)),
@@ -95,10 +95,69 @@ const STEPS: &[Step] = &[
     }),
 ];
 
+/// Orders that come seldom.
+const RARE: &[Step] = &[
+    // The clone, or else `b`: it is the snapshot that those that want one take from now on.
+    commit("set read-only", |run| {
+        let Some(other) = run.other() else { return false };
+        run.driver.set_read_only(other);
+        run.b_is_there &= other != run.start.b;
+        (run.clone, run.snapshot) = (None, Some(other));
+        true
+    }),
+    // The clone, or else `b`, or else `a`: whichever does not stand on it already.
+    commit("set parent", |run| {
+        let (Some(snapshot), expect) = (run.snapshot, &run.driver.expect) else { return false };
+        let fits = |volume: &Id| {
+            expect.sectors(*volume) == expect.sectors(snapshot) && run.driver.parents.get(volume) != Some(&snapshot)
+        };
+        let volume = [run.clone, run.b(), Some(run.start.a)].into_iter().flatten().find(fits);
+        volume.map(|volume| run.driver.set_parent(volume, snapshot)).is_some()
+    }),
+    // Of which not all of a sub-block counts.
+    commit("set parent bdev", |run| {
+        run.driver.set_parent_bdev(run.start.a, run.start.cluster / 2 + run.sub / 2);
+        true
+    }),
+    commit("clone bdev", |run| {
+        let counts = run.sub + run.sub / 2;
+        (run.clone.is_none())
+            .then(|| run.clone = Some(run.driver.clone_outside(2 * run.start.cluster, counts)))
+            .is_some()
+    }),
+    commit("grow pool", |run| {
+        let bytes = run.driver.world.medium.geometry().bytes + MIB;
+        run.driver.grow_pool(bytes);
+        true
+    }),
+    commit("rename pool", |run| {
+        run.driver.rename_pool("another");
+        true
+    }),
+];
+
+/// What goes together with those.
+fn around() -> Vec<Step> {
+    let names = [
+        "write a",
+        "write b",
+        "edge a",
+        "edge c",
+        "flush",
+        "discard",
+        "snapshot",
+        "clone",
+        "delete snapshot",
+        "rollback",
+    ];
+    let some = STEPS.iter().filter(|step| names.contains(&step.name));
+    RARE.iter().chain(some).copied().collect()
+}
+
 /// What every workload begins with.
 pub(super) struct Start {
     medium: Medium,
-    expect: Expect,
+    before: Before,
     a: Id,
     b: Id,
     /// Sectors of a cluster.
@@ -129,9 +188,8 @@ impl Start {
         driver.flush(a, 0);
         driver.flush(rest, 0);
         driver.finish().expect("the medium works");
-        let Driver { world, expect, .. } = driver;
-        let medium = world.shut();
-        Start { medium, expect, a, b, cluster }
+        let (medium, before) = driver.shut();
+        Start { medium, before, a, b, cluster }
     }
 }
 
@@ -139,13 +197,15 @@ impl Start {
 #[derive(Default)]
 pub(super) struct Sweep {
     /// What media of this content hold.
-    known: HashMap<u128, Result<Found, String>>,
+    known: HashMap<(u128, u64), Result<Found, String>>,
     pub(super) cuts: u64,
     /// Of those that are not in `known` any more.
     media: usize,
     pub(super) workloads: u64,
     /// Workloads of this length are tried only one out of so many.
     sampled: Option<(usize, u64)>,
+    /// Only workloads are looked at in which one of the rare orders is.
+    rare: bool,
 }
 
 /// A workload that runs.
@@ -166,7 +226,7 @@ impl<'a> Run<'a> {
     fn new(start: &'a Start) -> Run<'a> {
         let medium = start.medium.crash(Crash::All, Order::InOrder);
         let world = World::open(&medium, Floor::in_order(), 2, 2).expect("it was closed");
-        let driver = Driver::new(world, start.expect.clone());
+        let driver = Driver::behind(world, &start.before);
         let (sub, seen) = (start.cluster / 16, (u64::MAX, 0));
         Run { start, driver, sub, clone: None, snapshot: None, b_is_there: true, good: BTreeSet::new(), seen }
     }
@@ -233,9 +293,10 @@ impl<'a> Run<'a> {
                 sweep.media += sweep.known.len();
                 sweep.known.clear();
             }
-            let found = sweep.known.entry(digest).or_insert_with(|| judge(&crashed, 2));
+            let of = (digest, crashed.geometry().bytes);
+            let found = sweep.known.entry(of).or_insert_with(|| judge(&crashed, 2));
             let found = found.as_ref().map_err(Clone::clone);
-            let checked = found.and_then(|found| self.driver.expect.bears(&mut &*found));
+            let checked = found.and_then(|found| self.driver.bears(found));
             if let Err(what) = checked {
                 let unsynced = medium.unsynced();
                 return Err(format!("instant {}, {choice:?} of {unsynced:#?}: {what}", now.0));
@@ -258,8 +319,12 @@ impl Sweep {
             run.driver.world.forget();
             return Ok(false);
         }
-        self.workloads += 1;
-        let result = run.watch(self);
+        let result = if !self.rare || has_a_rare_one(steps) {
+            self.workloads += 1;
+            run.watch(self)
+        } else {
+            run.driver.finish()
+        };
         run.driver.world.forget();
         result.map(|()| true)
     }
@@ -270,14 +335,15 @@ impl Sweep {
         self.sampled.is_none_or(|(length, of)| length != steps.len() || steps.iter().fold(7, number) % of == 0)
     }
 
-    /// Runs all workloads that begin with these steps and have `more` at most.
-    pub(super) fn all(&mut self, start: &Start, steps: &mut Vec<Step>, more: usize) -> Result<(), String> {
+    /// Runs all workloads that begin with these steps and have `more` of `of` at most.
+    pub(super) fn all(&mut self, start: &Start, of: &[Step], steps: &mut Vec<Step>, more: usize) -> Result<(), String> {
         if more == 0 {
             return Ok(());
         }
-        for step in STEPS {
+        for step in of {
             steps.push(*step);
-            if !self.takes(steps) {
+            let is_last = more == 1 && self.rare && !has_a_rare_one(steps);
+            if is_last || !self.takes(steps) {
                 steps.pop();
                 continue;
             }
@@ -285,12 +351,16 @@ impl Sweep {
             let possible = self.workload(start, told.0).map_err(|what| format!("{:?}: {what}", told.0))?;
             drop(told);
             if possible && !is_like_a_shorter_one(steps) {
-                self.all(start, steps, more - 1)?;
+                self.all(start, of, steps, more - 1)?;
             }
             steps.pop();
         }
         Ok(())
     }
+}
+
+fn has_a_rare_one(steps: &[Step]) -> bool {
+    steps.iter().any(|step| RARE.iter().any(|rare| rare.name == step.name))
 }
 
 /// Whether what comes behind these steps is what comes behind all but the last of them, so that a shorter workload has it: a
@@ -311,26 +381,55 @@ impl Drop for Told<'_> {
     }
 }
 
-/// All workloads of up to three operations, and one out of sixteen of four. `POLLUX_SWEEP`: all of up to so many.
-fn sweep(block: u32) {
+/// All workloads of these steps that are shorter than `longest`, and one out of `sampled` of those that are as long.
+fn sweep(block: u32, of: &[Step], rare: bool, longest: usize, sampled: Option<u64>) -> Sweep {
     let began = std::time::Instant::now();
-    let all = std::env::var("POLLUX_SWEEP").ok().and_then(|text| text.parse().ok());
-    let mut sweep = Sweep { sampled: all.is_none().then_some((4, 16)), ..Sweep::default() };
+    let sampled = sampled.map(|of| (longest, of));
+    let mut sweep = Sweep { sampled, rare, ..Sweep::default() };
     let start = Start::new(block);
-    let done = sweep.all(&start, &mut Vec::new(), all.unwrap_or(4));
+    let done = sweep.all(&start, of, &mut Vec::new(), longest);
     let Sweep { cuts, workloads, .. } = sweep;
     let media = sweep.media + sweep.known.len();
     eprintln!("{workloads} workloads, {cuts} crashes, {media} media, {:?}", began.elapsed());
     done.unwrap_or_else(|what| panic!("{what}"));
+    sweep
+}
+
+/// `POLLUX_SWEEP`: all workloads of up to so many operations.
+fn asked_for() -> Option<usize> {
+    std::env::var("POLLUX_SWEEP").ok().and_then(|text| text.parse().ok())
+}
+
+/// All workloads of up to three operations, and one out of sixteen of four.
+fn common(block: u32) {
+    let all = asked_for();
+    let Sweep { cuts, workloads, .. } = sweep(block, STEPS, false, all.unwrap_or(4), all.is_none().then_some(16));
     assert!(all.is_some() || (workloads > 3000 && cuts > 20_000), "few workloads");
+}
+
+/// All workloads of up to two operations with a rare one, and one out of eight of three. `POLLUX_SWEEP`: of one less.
+fn rare(block: u32) {
+    let all = asked_for().map(|all| all - 1);
+    let Sweep { cuts, workloads, .. } = sweep(block, &around(), true, all.unwrap_or(3), all.is_none().then_some(8));
+    assert!(all.is_some() || (workloads > 250 && cuts > 2000), "few workloads");
 }
 
 #[test]
 fn every_short_workload_bears_every_crash_on_512() {
-    sweep(512);
+    common(512);
 }
 
 #[test]
 fn every_short_workload_bears_every_crash_on_4096() {
-    sweep(4096);
+    common(4096);
+}
+
+#[test]
+fn every_short_workload_with_a_rare_order_bears_every_crash_on_512() {
+    rare(512);
+}
+
+#[test]
+fn every_short_workload_with_a_rare_order_bears_every_crash_on_4096() {
+    rare(4096);
 }

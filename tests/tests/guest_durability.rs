@@ -7,7 +7,6 @@
 //! are swallowed by the guest's kernel on their way down, which is what a Pollux without a working flush looks like.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};

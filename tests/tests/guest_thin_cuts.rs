@@ -290,7 +290,8 @@ impl Judge {
     }
 
     /// Replays ext4's journal, checks it and compares the files.
-    fn judge_ext4(&self, disk: &Path, sums: &str) -> Result<()> {
+    fn judge_ext4(&self, image: &Path, sums: &str) -> Result<()> {
+        let disk = image.to_str().context("a path that is text")?;
         tool("e2fsck", &["-f", "-y", "-E", "journal_only", disk], &[0, 1])?;
         tool("e2fsck", &["-f", "-n", disk], &[0])?;
         let files = self.path("files");

@@ -394,6 +394,9 @@ impl Store {
 
     fn checkpoint_job(&mut self, job: CheckpointJob, bytes: Result<Option<Box<[u8; BLOCK]>>, IoError>) {
         let (Some(checkpoint), mut parts) = self.parts() else { return };
+        if let (CheckpointJob::Zeroes, Err(IoError::NoSpace)) = (job, &bytes) {
+            return checkpoint.extent_failed();
+        }
         let result =
             bytes.map_err(|error| Trouble::of(job, error)).and_then(|bytes| checkpoint.done(job, bytes, &mut parts));
         if let Err(trouble) = result {

@@ -5,7 +5,7 @@ use pollux_core::{IoError, IoFlags, Op};
 use super::judge::{clean, counted};
 use super::world::{CLUSTER, MIB, World, uuid};
 use crate::testing::floor::{Floor, LaneId, Request};
-use crate::testing::medium::{Effect, Geometry, Medium, Order as Arrival, Rule};
+use crate::testing::medium::{Crash, Effect, Geometry, Medium, Order as Arrival, Rule};
 use crate::thin::orders::{Order, SnapshotOf};
 
 const NONE: IoFlags = IoFlags::empty();
@@ -133,6 +133,45 @@ fn a_pool_without_pages_for_more_layers_rolls_nothing_back() {
     world.order(Order::Delete { uuid: uuid(1001) }).unwrap();
 }
 
+/// A sparse file on a full file system: what is there can be used, read, deleted, and what needs no more metadata goes on.
+#[test]
+fn a_pool_whose_base_has_no_space_for_more_metadata_goes_on_without() {
+    const LEAF: u64 = 504 * CLUSTER;
+    // In the larger one several pieces of an extent are on their way at once.
+    for bytes in [64 * MIB, 300 * MIB] {
+        let mut world = world(bytes, 1, 2);
+        world.create_volume(10, 4000 * LEAF);
+        let lane = world.lane(10, 0);
+        let full = || Rule::new(Effect::Fail(IoError::NoSpace)).step("checkpoint.extent");
+        let mut leaf = 0;
+        for rule in [full(), full().skip(1), full().always()] {
+            world.medium.clear_rules();
+            world.medium.rule(rule);
+            let before = world.medium.hits();
+            while world.medium.hits() == before && leaf < 2000 {
+                assert_eq!(fill(&mut world, &[lane], (leaf..leaf + 8).map(|leaf| leaf * LEAF), 1), 8);
+                world.order(Order::Checkpoint).unwrap();
+                leaf += 8;
+            }
+            let crashed = world.medium.crash(Crash::All, Arrival::InOrder);
+            clean(&crashed, "after a crash without more metadata").unwrap();
+        }
+        assert!(world.medium.hits() >= 3, "it needs no more metadata");
+        assert!(!world.info().failed && world.read(lane, 0, 4096).iter().all(|byte| *byte == 1));
+        world.write(lane, 0, 2, 4096);
+        world.discard(lane, LEAF, CLUSTER);
+        world.snapshot(10, 11);
+        world.order(Order::Delete { uuid: uuid(11) }).unwrap();
+        // There is space again: it takes what it needs.
+        world.medium.clear_rules();
+        assert_eq!(fill(&mut world, &[lane], (leaf..leaf + 64).map(|leaf| leaf * LEAF), 3), 64);
+        world.floor.settle(5_000_000_000);
+        assert!(world.read(lane, (leaf + 63) * LEAF, 4096).iter().all(|byte| *byte == 3));
+        let info = world.info();
+        counted(&info, &clean(&world.shut(), "after it was closed").unwrap()).unwrap();
+    }
+}
+
 /// What is said of a group goes into one batch of the log, which has an end.
 #[test]
 fn a_group_is_not_larger_than_a_batch() {
@@ -225,7 +264,7 @@ fn thresholds_are_kept_and_seen() {
     assert_eq!(shown.thresholds[..3], [at(total / 2), at(total - 40 * MIB), None]);
     let medium = world.medium.clone();
     world.forget();
-    let left = medium.crash(crate::testing::medium::Crash::None, Arrival::InOrder);
+    let left = medium.crash(Crash::None, Arrival::InOrder);
     let mut world = World::open(&left, Floor::in_order(), 2, 9).unwrap();
     assert_eq!(told(&mut world), (vec![(true, 0), (false, 0)], None), "what is reached already is no news");
     clean(&world.shut(), "after all").unwrap();

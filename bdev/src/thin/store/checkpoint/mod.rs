@@ -1,7 +1,7 @@
 //! Writes what is logged into the trees, so that the log can be cut: in the background, while batches go on.
 //!
 //! 1. [`Stage::Prepare`]: leaves of the clusters in use that have changed are read; if pages get scarce, clusters are taken
-//!    for a further extent of them, and filled with zeroes.
+//!    for a further extent of them, and filled with zeroes. Where the base has no space for these it goes on without.
 //! 2. Everything appended so far is *frozen*; what comes now is kept apart and waits for the next checkpoint.
 //! 3. [`Stage::Maps`]: the maps of layers, see [`maps`].
 //! 4. [`Stage::Trees`]: catalog, clusters in use, and last pages in use, which know of all the others.
@@ -22,7 +22,7 @@ use super::disk::{Class, Disk};
 use super::index::page_text;
 use super::log::{Log, Position};
 use super::maps::Cache;
-use super::space::Words;
+use super::space::{self, PER_LEAF, Words};
 use super::state::{State, catalog_place};
 use super::trees::{Mark, TreeError, Written, rewrite, rewrite_pages, rewrite_space};
 use super::{Job, labels};
@@ -126,6 +126,8 @@ enum Stage {
 pub(super) struct Checkpoint {
     stage: Stage,
     extent: Option<Extent>,
+    /// The base has no space for that.
+    lacks_extent: bool,
     /// Where the log was when all was frozen.
     position: Position,
     next_layer: u64,
@@ -146,6 +148,7 @@ impl Checkpoint {
         Checkpoint {
             stage: Stage::Prepare,
             extent: None,
+            lacks_extent: false,
             position: parts.log.position(),
             next_layer: 0,
             facts: parts.facts.clone(),
@@ -188,6 +191,9 @@ impl Checkpoint {
                 Stage::Extent(left) if left.is_empty() => {
                     if self.under_way > 0 {
                         return Ok(None);
+                    }
+                    if self.lacks_extent {
+                        self.go_without_extent(parts.state);
                     }
                     self.stage = Stage::Maps;
                 }
@@ -245,6 +251,29 @@ impl Checkpoint {
         self.updates = state.frozen.changed.iter().map(|id| (*id, state.layers.get(id).cloned())).collect();
         self.space = state.space.freeze();
         self.maps = Maps::new(state, &self.updates, parts.mark.pool);
+    }
+
+    /// The base has no space for what is to be the further extent. There are pages enough for this checkpoint without it.
+    pub(super) fn extent_failed(&mut self) {
+        self.under_way -= 1;
+        self.lacks_extent = true;
+        self.stage = Stage::Extent(0..0);
+    }
+
+    /// Nothing of it is on its way to the base any more: its clusters are as free as they were.
+    fn go_without_extent(&mut self, state: &mut State) {
+        let Some(Extent { first, count }) = self.extent.take() else { return };
+        tracing::warn!(
+            "the base has no space for more metadata: what needs some waits, or fails, until there is space below"
+        );
+        for (leaf, words) in &mut self.space {
+            let (from, to) = (first.max(*leaf * PER_LEAF), (first + count).min((*leaf + 1) * PER_LEAF));
+            if from < to {
+                space::set(&mut words[..], (from % PER_LEAF) as usize, (to - from) as usize, false);
+            }
+        }
+        state.space.set_free(first, count);
+        state.space.release(first, count);
     }
 
     /// A request has completed.
@@ -376,7 +405,7 @@ fn new_extent(state: &mut State) -> Option<Extent> {
     if !scarce || pages.extents().len() == MAX_EXTENTS {
         return None;
     }
-    let mut count = pages.extents()[0].count.min(super::space::PER_LEAF / 4);
+    let mut count = pages.extents()[0].count.min(PER_LEAF / 4);
     while count > 0 {
         if let Some(first) = state.space.allocate_run(count) {
             state.space.set_used(first, count);

@@ -37,7 +37,7 @@ impl Mounted {
         if !made {
             println!("skipped: no {kind} can be made and mounted here");
         }
-        Ok(made.then_some(Mounted(at)))
+        Ok(made.then(|| Mounted(at)))
     }
 }
 

@@ -380,14 +380,14 @@ fn judge_xfs(volumes: &[ForGuest]) -> Result<()> {
     guest.power_off()
 }
 
-/// A medium that breaks a promise is found out, somewhere late in the record.
+/// A medium that breaks a promise is found out, somewhere in the record. Not everywhere: of an fsync whose last flush covered
+/// nothing but space that was mapped already nothing is lost with the log.
 fn is_found_out(written: &Written, lie: Lie) -> Result<()> {
     let mut by = Judge::new()?;
     let mut medium = Medium::new(&written.record, &by.path("durable"), lie)?;
-    let fsyncs = written.fsyncs();
-    for at in &fsyncs[fsyncs.len() / 2..] {
-        medium.go_to(*at)?;
-        let cut = Cut { at: *at, left: Left::Nothing, fsynced: true };
+    for at in written.fsyncs() {
+        medium.go_to(at)?;
+        let cut = Cut { at, left: Left::Nothing, fsynced: true };
         if let Err(found) = judge(&mut by, written, &medium, cut, true) {
             let found = format!("{found:#}");
             println!("{lie:?} is found out: {}", found.lines().take(3).collect::<Vec<_>>().join(" / "));

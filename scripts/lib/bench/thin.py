@@ -135,7 +135,7 @@ def _first(session: Session, special: Special, kind: str) -> None:
                 made.pool(base)
                 snapshot = _full_snapshot(made, full)
                 fresh, cut = _pairs(special, depth)
-                twice = partial(_twice, made, kind, depth, ios, turn)
+                twice = partial(_twice, made, base, Cell(kind, "randwrite", 4096, depth), ios, turn)
                 session.together(fresh, POLLUX, turn, partial(twice, partial(made.volume, scaled(session, FRESH_BYTES[kind]))))
                 session.together(cut, POLLUX, turn, partial(twice, partial(made.clone, snapshot)))
                 made.drop_pool()

@@ -148,6 +148,20 @@ fn crashed(before: &mut World) -> (World, Medium) {
     (world, left)
 }
 
+/// The same with a thick volume (10) of this size, empty since the last checkpoint, and a thin one (11).
+fn crashed_without_count(size: u64) -> (World, Medium) {
+    let mut before = world(40 * MIB, 5, 2);
+    create(&mut before, 10, size, size).unwrap();
+    create(&mut before, 11, 64 * MIB, 0).unwrap();
+    let (thick, clusters) = (before.lane(10, 0), size / CLUSTER);
+    assert_eq!(fill(&mut before, thick, 0..clusters), (clusters, None));
+    before.floor.flush(thick).unwrap();
+    before.order(Order::Checkpoint).unwrap();
+    before.floor.zero(thick, Op::Discard, 0, size).unwrap();
+    before.floor.flush(thick).unwrap();
+    crashed(&mut before)
+}
+
 /// Until the first checkpoint nobody knows what a volume owns: nothing fails because of that.
 #[test]
 fn a_pool_is_not_full_because_nobody_has_counted_yet() {
@@ -172,17 +186,9 @@ fn a_pool_is_not_full_because_nobody_has_counted_yet() {
 /// The log has freed what a thick volume owned: it has a claim to that again, also before anybody has counted.
 #[test]
 fn what_is_promised_is_kept_before_anybody_has_counted() {
-    let mut before = world(40 * MIB, 5, 2);
     let size = 20 * MIB;
-    create(&mut before, 10, size, size).unwrap();
-    create(&mut before, 11, 64 * MIB, 0).unwrap();
-    let (thick, clusters) = (before.lane(10, 0), size / CLUSTER);
-    assert_eq!(fill(&mut before, thick, 0..clusters), (clusters, None));
-    before.floor.flush(thick).unwrap();
-    before.order(Order::Checkpoint).unwrap();
-    before.floor.zero(thick, Op::Discard, 0, size).unwrap();
-    before.floor.flush(thick).unwrap();
-    let (mut world, medium) = crashed(&mut before);
+    let (mut world, medium) = crashed_without_count(size);
+    let clusters = size / CLUSTER;
     let (thin, thick) = (world.lane(11, 1), world.lane(10, 0));
     let write = |at: u64| Request::write(at * CLUSTER, vec![2; 4096], NONE);
     let all: Vec<_> = (0..30).map(|at| world.floor.submit(thin, write(at))).collect();
@@ -199,17 +205,9 @@ fn what_is_promised_is_kept_before_anybody_has_counted() {
 /// The same while others take all that they can get.
 #[test]
 fn nobody_gets_what_is_promised_while_nobody_has_counted() {
-    let mut before = world(40 * MIB, 5, 2);
     let size = 30 * MIB;
-    create(&mut before, 10, size, size).unwrap();
-    create(&mut before, 11, 64 * MIB, 0).unwrap();
-    let (thick, clusters) = (before.lane(10, 0), size / CLUSTER);
-    assert_eq!(fill(&mut before, thick, 0..clusters), (clusters, None));
-    before.floor.flush(thick).unwrap();
-    before.order(Order::Checkpoint).unwrap();
-    before.floor.zero(thick, Op::Discard, 0, size).unwrap();
-    before.floor.flush(thick).unwrap();
-    let (mut world, medium) = crashed(&mut before);
+    let (mut world, medium) = crashed_without_count(size);
+    let clusters = size / CLUSTER;
     let (thin, thick) = (world.lane(11, 1), world.lane(10, 0));
     let mut taken = 0;
     for at in 0..400 {

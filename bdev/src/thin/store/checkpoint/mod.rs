@@ -171,8 +171,8 @@ impl Checkpoint {
         self.maps.has_more
     }
 
-    /// Goes on as far as it can, but for what is too much for one pass. At the end there is the superblock that is durable now, and the batch before which all
-    /// is in it.
+    /// Goes on as far as it can, but for what is too much for one pass. At the end there is the superblock that is durable
+    /// now, and the batch before which all is in it.
     pub(super) fn advance(&mut self, parts: &mut Parts<'_>) -> Result<Option<Superblock>, Trouble> {
         loop {
             match &mut self.stage {

@@ -88,10 +88,12 @@ def _volume_and_base(session: Session, kind: str, size: int) -> Any:
 def _in_turns(
     session: Session, made: Bench, name: str, found: list[Cell], volume: Disk, base: Disk, size: int
 ) -> None:
+    """Which of the two comes first changes with each turn: a disk that gives more after a rest gives it to both."""
     made.settle()
+    both = [("volume", volume), ("base", base)]
     for turn in range(session.turns):
         for cell in found:
-            for who, disk in (("volume", volume), ("base", base)):
+            for who, disk in both if turn % 2 == 0 else reversed(both):
                 what = f"thin/{name}/{cell.rw}/qd{cell.depth}/{who}"
                 session.sample(what, POLLUX, turn, partial(made.measure, disk, cell, "--size", str(size)))
 

@@ -5,7 +5,7 @@ import io
 import tempfile
 import unittest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bench.cells import Cell
 from bench.errors import BenchError
@@ -17,7 +17,8 @@ from bench.special import POLLUX, SPDK
 from bench.specials import JUDGES, SPECIALS
 from bench.store import Store
 from bench.targets import Place, Side
-from bench.thin_lab import image_writer
+from bench.thin import _in_turns
+from bench.thin_lab import Bench, Disk, image_writer
 from bench.verdict import Verdict
 
 from .test_report import MACHINE, filled
@@ -39,6 +40,32 @@ def rows(made: Store) -> dict[str, Verdict]:
 def add(made: Store, what: str, *turns: dict[str, Any], lane: Any = POLLUX) -> None:
     for turn, values in enumerate(turns):
         made.add(what, lane.side, lane.client, turn, values)
+
+
+class Fakes:
+    """A session of three turns and its target: what was measured, in order."""
+
+    turns = 3
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, str]] = []
+
+    def settle(self) -> None:
+        pass
+
+    def measure(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def sample(self, what: str, _lane: Any, turn: int, _measure: Any) -> None:
+        self.seen.append((turn, what.rpartition("/")[2]))
+
+
+class Turns(unittest.TestCase):
+    def test_volume_and_base_take_turns_at_being_first(self) -> None:
+        fakes, disk = Fakes(), Disk("b", 0)
+        _in_turns(cast(Session, fakes), cast(Bench, fakes), "mapped/ram", [Cell("ram", "randread", 4096, 1)], disk, disk, MIB)
+        both = ["volume", "base"]
+        self.assertEqual(fakes.seen, [(0, one) for one in both] + [(1, one) for one in both[::-1]] + [(2, one) for one in both])
 
 
 class Verdicts(unittest.TestCase):

@@ -161,16 +161,21 @@ def _twice(made: Bench, base: str, cell: Cell, ios: int, turn: int, new: Callabl
 
     The pool commits half a second after the first change, which may be behind the run: the overwriting waits until it has
     nothing left to write, and what the reactor does until then is told.
+
+    Memory is touched before both: the places of the overwriting were in use seconds ago, those of the first writes may not
+    have been for a long time.
     """
     disk = made.export(new())
     made.settled(base)
     before = made.owned(disk.bdev)
     more = ("--once", "--ios", str(ios), "--seed", str(turn + 1))
+    made.touch()
     first = made.run(disk, cell, 60, *more)
     busy = made.busy()
     made.settled(base)
     first |= {"later_ns": (made.busy() - busy) / ios * 1e9}
     first |= {"places": ios, "clusters": made.owned(disk.bdev) - before}
+    made.touch()
     again = made.run(disk, cell, 60, *more)
     made.withdraw(disk)
     return [first, again]

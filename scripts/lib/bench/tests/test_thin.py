@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import mmap
+import os
 import tempfile
 import unittest
 from pathlib import Path
@@ -18,7 +20,7 @@ from bench.specials import JUDGES, SPECIALS
 from bench.store import Store
 from bench.targets import Place, Side
 from bench.thin import _in_turns
-from bench.thin_lab import Bench, Disk, image_writer
+from bench.thin_lab import Bench, Disk, image_writer, mappings, touch_memory
 from bench.verdict import Verdict
 
 from .test_report import MACHINE, filled
@@ -200,6 +202,20 @@ class Words(unittest.TestCase):
     def test_who_lacks_the_writer_of_images_is_told_how_it_is_made(self) -> None:
         with self.assertRaisesRegex(BenchError, "--example pool_image"):
             image_writer(Options(Path("/nowhere/pollux"), ()))
+
+    def test_what_a_process_has_in_memory_is_touched(self) -> None:
+        text = """55a000000000-55a000400000 rw-p 00000000 00:00 0          [heap]
+7f0000000000-7f0000300000 rw-p 00000000 00:00 0
+7f1000000000-7f1000200000 r--p 00000000 00:00 0
+7f2000000000-7f2000200000 rw-p 00000000 fe:00 77         /usr/bin/pollux
+7f3000000000-7f3000400000 rw-s 00000000 00:01 9          /memfd:guest (deleted)
+7f4000000000-7f4000200000 rw-p 00000000 00:00 0          [anon:ram]
+7f5000000000-7f50001ff000 rw-p 00000000 00:00 0
+"""
+        self.assertEqual(mappings(text), [(0x7F0000000000, 0x7F0000300000), (0x7F4000000000, 0x7F4000200000)])
+        with mmap.mmap(-1, 3 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mine:
+            mine[0] = 1
+            self.assertGreaterEqual(touch_memory(os.getpid()), len(mine))
 
     def test_cells_of_volumes_have_keys(self) -> None:
         whats = [what for key, special in SPECIALS.items() if key.startswith("thin") for what in special.whats]

@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, CopyRange, CopySide, CopyWatch, Cx, Erasure, Extent, FIRST_MARK, Io, IoError,
-    IoStats, Lane, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag, Token,
+    Alignment, Bdev, Channel, Completion, CopyRange, CopySide, CopyWatch, CountedChannel, Cx, Erasure, Extent,
+    FIRST_MARK, Io, IoError, IoStats, Lane, Next, Op, OpenArgs, OpenError, Shape, Slab, Tag, Token,
 };
 
 use crate::StatsSet;
@@ -79,6 +79,10 @@ impl Bdev for Measured {
             others: Slab::new(depth),
         }))
     }
+
+    fn open_counted(&self, args: OpenArgs) -> Result<CountedChannel, OpenError> {
+        Ok(CountedChannel { channel: self.base.open(args)?, stats: Some(self.stats.new_stats()) })
+    }
 }
 
 /// Requests that are alike: begun in the same pass, of one kind and length. Nothing is kept of each of them; the burst's
@@ -99,10 +103,10 @@ impl Default for Burst {
 }
 
 /// How many there can be at once.
-const BURSTS: usize = 32;
-/// In a tag below: it is of the burst whose number is above.
-const MARK: Tag = 1 << (FIRST_MARK + 5);
-const NUMBER: u32 = FIRST_MARK + 6;
+const BURSTS: usize = 16;
+/// In a tag below: it is of the burst whose number is above. The marks below it are those of thin volumes.
+const MARK: Tag = 1 << (FIRST_MARK + 11);
+const NUMBER: u32 = FIRST_MARK + 12;
 /// All bits that are used so.
 const MARKS: Tag = MARK | (BURSTS as Tag - 1) << NUMBER;
 

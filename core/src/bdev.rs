@@ -7,7 +7,9 @@
 //! can change under the submitter's feet (it shrank, it is gone, it became read-only) and answers that as an [`IoError`].
 //! A request that breaks the submitter's duties may end in a panic, never in touching memory or space outside it.
 
-use crate::{Completion, CopyRange, Cx, Io, IoError, Lane, ScsiChannel, Segment, Tag};
+use std::sync::Arc;
+
+use crate::{Completion, CopyRange, Cx, Io, IoError, IoStats, Lane, ScsiChannel, Segment, Tag};
 
 /// What a device is like. A copy of the moment: size and presence can change, everything else is fixed while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,6 +205,23 @@ pub trait Bdev: Send + Sync {
     /// # Errors
     /// [`OpenError::Missing`] if the device or one below it is not there now.
     fn open(&self, args: OpenArgs) -> Result<Box<dyn Channel>, OpenError>;
+
+    /// The same for a layer that counts what it does by itself, which it often can with less than anybody else.
+    ///
+    /// # Errors
+    /// As [`Bdev::open`].
+    fn open_counted(&self, args: OpenArgs) -> Result<CountedChannel, OpenError> {
+        Ok(CountedChannel { channel: self.open(args)?, stats: None })
+    }
+}
+
+/// A channel, and what counts what goes through it.
+pub struct CountedChannel {
+    /// The channel.
+    pub channel: Box<dyn Channel>,
+    /// Whoever has opened it counts into these, as their only writer, and nobody else does. `None`: whatever is to be counted
+    /// is.
+    pub stats: Option<Arc<IoStats>>,
 }
 
 /// Powers of two that segments should be aligned to.

@@ -6,7 +6,8 @@ use crate::SegmentList;
 pub type Tag = u64;
 
 /// The first bit of a tag that submitters leave 0. A layer in between may mark requests there that it passes on as they
-/// are, instead of keeping something of them; where a layer above has done so already, it keeps something.
+/// are, instead of keeping something of them; where a layer above has done so already, it keeps something. Thin volumes use the
+/// first eleven of these bits, what counts for stacked devices the last five.
 pub const FIRST_MARK: u32 = 48;
 
 /// What a request asks for.

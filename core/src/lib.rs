@@ -24,8 +24,8 @@ pub mod stats;
 pub mod worker;
 
 pub use bdev::{
-    Alignment, AtomicWrite, Bdev, Channel, Discard, Erasure, Extent, MOST_THRESHOLDS, Next, OpenArgs, OpenError,
-    Provisioning, Shape, Threshold,
+    Alignment, AtomicWrite, Bdev, Channel, CountedChannel, Discard, Erasure, Extent, MOST_THRESHOLDS, Next, OpenArgs,
+    OpenError, Provisioning, Shape, Threshold,
 };
 pub use copy::{CopyEnd, CopyError, CopyRange, CopySide, CopyWatch, CopyWay, PairCopy};
 pub use helpers::{Chore, ChoreId, Helpers, Lane};

@@ -64,7 +64,7 @@ impl ThinChannel {
     /// Locks what it touches, and finds out where the data goes.
     fn begin_atomic(&mut self, token: Token, io: &Io, head: &Arc<LayerMap>) -> Result<(Vec<Span>, Vec<Moved>), Wait> {
         let spans = self.spans(io, head)?;
-        if self.parts.places() < spans.len() {
+        if self.places() < spans.len() {
             return Err(Wait::Place);
         }
         for (nth, span) in spans.iter().enumerate() {

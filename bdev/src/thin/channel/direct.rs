@@ -1,60 +1,82 @@
 //! The short way: a read or an overwrite of what lies together on the base and is here. It is looked up and goes down with
-//! another offset; nothing is kept of it but the epoch in which it began, in the bits of its tag that submitters leave free.
+//! another offset; nothing is kept of it but the number of its burst (`below.rs`), in bits of its tag that submitters leave free.
 //! The first write of whole sub-blocks of one cluster goes a short way too, as one part and without a request.
 
-use pollux_core::{Completion, Cx, FIRST_MARK, Io, IoError, IoFlags, Op, Tag};
+use pollux_core::{Completion, Cx, Io, IoError, IoFlags, Op, Tag};
 
 use super::ThinChannel;
+use super::below::{Class, MARKS, is_direct};
 use super::composite::together;
 use super::parts::{Kind, NOBODY, Part};
 use super::read::mask;
 use super::write::touched;
 use crate::measured::tag_of;
-use crate::thin::shared::{CLOSED, EPOCHS, Shared};
-
-/// In a tag below: this request went the short way. Above it is its epoch.
-const DIRECT: Tag = 1 << FIRST_MARK;
-const EPOCH: u32 = FIRST_MARK + 1;
-
-const _: () = assert!(EPOCHS << EPOCH >> EPOCH == EPOCHS, "the marks hold an epoch");
-
-/// The tag below of a request that began in this epoch.
-const fn marked(tag: Tag, epoch: u64) -> Tag {
-    tag | DIRECT | (epoch % EPOCHS) << EPOCH
-}
+use crate::thin::shared::{CLOSED, Shared};
 
 impl ThinChannel {
     /// Sends a request down if it can go the short way; whether it has.
     #[inline]
     pub(super) fn try_direct(&mut self, io: &Io, cx: &mut Cx<'_>) -> bool {
-        let is_read = io.op == Op::Read;
-        if !is_read && !self.may_write_direct(io) {
+        match io.op {
+            Op::Read => self.try_joining::<true>(io, cx),
+            Op::Write if (io.flags - IoFlags::HASTY).is_empty() => self.try_joining::<false>(io, cx),
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn try_joining<const IS_READ: bool>(&mut self, io: &Io, cx: &mut Cx<'_>) -> bool {
+        let class = if IS_READ { Class::Read } else { Class::Write };
+        if io.tag & MARKS != 0 || !self.may_overtake(io.op) || !self.has_place() {
             return false;
         }
-        if io.tag >> FIRST_MARK != 0 || !self.may_overtake(io.op) || !self.parts.has_place() {
-            return false;
+        if !self.base.is_joinable(class, io.len, cx.now) {
+            return self.begin_burst(class, io, cx);
         }
-        let (epoch, word) = self.stay.begin(&self.reader, &self.shared.epoch, self.volume.word());
-        // A word that is gone by may be a closed one, after which nothing is to start.
-        let open = word == self.word && word & CLOSED == 0 && (is_read || !self.volume.wants_care());
-        let Some(base) = (if open { self.find_direct(io, is_read) } else { None }) else {
-            let began = open && !is_read && self.try_first(io, epoch, cx);
-            if !began {
-                self.stay.end(&self.reader, epoch);
-            }
-            return began;
-        };
-        self.parts.direct += 1;
-        self.base.submit(Io { tag: marked(io.tag, epoch), offset: base, ..*io }, cx);
+        let Some(base) = self.find_direct(io, IS_READ) else { return self.begin_other(io, None, cx) };
+        self.base.submit_direct(class, io, base, cx);
         true
     }
 
+    /// The same, for one that begins a burst if it goes the short way.
+    #[inline(never)]
+    fn begin_burst(&mut self, class: Class, io: &Io, cx: &mut Cx<'_>) -> bool {
+        let is_read = class == Class::Read;
+        let Some(epoch) = self.begin_direct(is_read) else { return false };
+        let Some(base) = self.find_direct(io, is_read) else { return self.begin_other(io, Some(epoch), cx) };
+        self.base.begin(class, io.op, io.len, cx.now, Some(epoch));
+        self.base.submit_direct(class, io, base, cx);
+        true
+    }
+
+    /// Begins the stay of what goes the short way, if the volume and the pool are so that it can.
     #[inline]
-    fn may_write_direct(&self, io: &Io) -> bool {
-        io.op == Op::Write
-            && (io.flags - IoFlags::HASTY).is_empty()
-            && !self.chain.read_only
-            && !self.shared.commits.have_failed()
+    fn begin_direct(&mut self, is_read: bool) -> Option<u64> {
+        if !is_read && (self.chain.read_only || self.shared.commits.have_failed()) {
+            return None;
+        }
+        let (epoch, word) = self.stay.begin(&self.reader, &self.shared.epoch, self.volume.word());
+        // A word that is gone by may be a closed one, after which nothing is to start.
+        let is_open = word == self.word && word & CLOSED == 0 && (is_read || !self.volume.wants_care());
+        if !is_open {
+            self.stay.end(&self.reader, epoch);
+        }
+        is_open.then_some(epoch)
+    }
+
+    /// What is written is not here, or not all of a read lies together: whether it has begun as a first write. Its stay has
+    /// begun in this epoch, unless it would have joined a burst.
+    #[inline(never)]
+    fn begin_other(&mut self, io: &Io, epoch: Option<u64>, cx: &mut Cx<'_>) -> bool {
+        let is_read = io.op == Op::Read;
+        let Some(epoch) = epoch.or_else(|| if is_read { None } else { self.begin_direct(false) }) else {
+            return false;
+        };
+        let began = !is_read && self.try_first(io, epoch, cx);
+        if !began {
+            self.stay.end(&self.reader, epoch);
+        }
+        began
     }
 
     /// Sends the first write of whole sub-blocks of one cluster down, which goes where the entry is put now; whether it has.
@@ -107,26 +129,31 @@ impl ThinChannel {
 
     /// Gives those their own tags again that went the short way, up to the first that did not. Returns how many.
     #[inline(always)]
-    pub(super) fn end_direct(&mut self, completions: &mut [Completion]) -> usize {
-        for (nth, completion) in completions.iter_mut().enumerate() {
-            if completion.tag & DIRECT == 0 {
-                return nth;
-            }
-            self.stay.end(&self.reader, completion.tag >> EPOCH);
-            completion.tag &= DIRECT - 1;
-            self.parts.direct -= 1;
+    pub(super) fn end_direct(&mut self, completions: &mut [Completion], now: u64) -> usize {
+        let mut ended = 0;
+        while completions.get(ended).is_some_and(|completion| is_direct(completion.tag)) {
+            ended += self.end_alike(&mut completions[ended..], now);
         }
-        completions.len()
+        ended
+    }
+
+    /// Ends the front that is of one burst. Returns how many they are.
+    #[inline(always)]
+    pub(super) fn end_alike(&mut self, completions: &mut [Completion], now: u64) -> usize {
+        let (count, epoch) = self.base.end_alike(completions, now);
+        if let Some(epoch) = epoch {
+            self.stay.end(&self.reader, epoch);
+        }
+        count
     }
 
     /// Cancels a request that may have gone the short way.
     pub(super) fn cancel_direct(&mut self, tag: Tag, cx: &mut Cx<'_>) {
         let is_first = |part: &Part| matches!(part.kind, Kind::First { tag: its, .. } if its == tag);
         if let Some((token, _)) = self.parts.slab.iter_mut().find(|(_, part)| is_first(part)) {
-            self.base.cancel(tag_of(token), cx);
-        } else if tag >> FIRST_MARK == 0 && self.parts.direct > 0 {
-            // Of those that are not below the base knows nothing.
-            (0..EPOCHS).for_each(|epoch| self.base.cancel(marked(tag, epoch), cx));
+            self.base.cancel(tag_of(token), false, cx);
+        } else if tag & MARKS == 0 {
+            self.base.cancel(tag, true, cx);
         }
     }
 
@@ -150,14 +177,21 @@ impl ThinChannel {
             entry.cluster().filter(|_| is_free)
         } else if !is_read {
             None
-        } else if wanted & !entry.parent() == 0
-            && let Some(Ok(places)) = self.composite.places(shared, &self.chain, cluster)
-        {
-            together(places, wanted)
+        } else if wanted & !entry.parent() == 0 {
+            return self.find_remembered(io, cluster, wanted);
         } else {
             return self.find_any(io);
         };
         on.map(|on| (u64::from(on) << shared.cluster_shift) + inside)
+    }
+
+    /// The same of a read, all of whose sub-blocks in this cluster are left to the layers below the head.
+    #[inline(never)]
+    fn find_remembered(&mut self, io: &Io, cluster: u64, wanted: u16) -> Option<u64> {
+        let shared = &*self.shared;
+        let Some(Ok(places)) = self.composite.places(shared, &self.chain, cluster) else { return self.find_any(io) };
+        let on = together(places, wanted)?;
+        Some((u64::from(on) << shared.cluster_shift) + (io.offset & ((1 << shared.cluster_shift) - 1)))
     }
 
     /// The same, whatever layers have it.

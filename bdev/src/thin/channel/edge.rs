@@ -35,7 +35,7 @@ impl ThinChannel {
         if !self.is_settled() {
             return Err(Wait::Engine);
         }
-        if !self.parts.has_place() {
+        if !self.has_place() {
             return Err(Wait::Place);
         }
         let buffer = self.parts.take_buffer().ok_or(Wait::Place)?;

@@ -15,6 +15,7 @@
 //! - **Flush** waits for a commit of the pool (`Commits`), and so does a write with FUA whose mapping is not durable.
 
 mod atomic;
+mod below;
 mod composite;
 mod direct;
 mod edge;
@@ -29,12 +30,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use pollux_core::{
-    Alignment, Bdev, Channel, Completion, Cx, Io, IoError, IoFlags, Next, Op, OpenArgs, OpenError, SegmentList, Slab,
-    Tag, Token,
+    Alignment, Bdev, Channel, Completion, CountedChannel, Cx, Io, IoError, IoFlags, Next, Op, OpenArgs, OpenError,
+    SegmentList, Slab, Tag, Token,
 };
 
 use self::atomic::Atomic;
 pub(crate) use self::atomic::{ATOMIC_MAX, ATOMIC_SUB_BLOCK};
+use self::below::{Below, MOST, is_direct};
 use self::composite::Composite;
 use self::parts::{Kind, Part, Parts};
 use self::punch::Share;
@@ -142,7 +144,7 @@ pub(crate) struct ThinChannel {
     composite: Composite,
     /// The volume's word that it goes by.
     word: u64,
-    base: Box<dyn Channel>,
+    base: Below,
     /// The bdev outside of the pool that it leads to, too, and what says that it is not needed any more.
     origin: Option<Origin>,
     unused: Arc<AtomicBool>,
@@ -155,6 +157,7 @@ pub(crate) struct ThinChannel {
     /// Those whose entries the engine is to change.
     swapping: Vec<Token>,
     ended: Vec<Completion>,
+    /// Of parts that have ended, the completions that are looked at.
     below: Vec<Completion>,
     /// Room that those take which wait for space.
     short: u32,
@@ -176,16 +179,17 @@ impl ThinChannel {
         args: OpenArgs,
     ) -> Result<Box<dyn Channel>, OpenError> {
         let (chain, unused) = (volume.chain(), Arc::<AtomicBool>::default());
-        let below = OpenArgs { depth: args.depth.saturating_add(SPARE_PARTS), ..args };
-        let channel = match chain.origin {
-            None => base.open(below)?,
+        let below = OpenArgs { depth: args.depth.saturating_add(SPARE_PARTS).min(MOST), ..args };
+        let base = match chain.origin {
+            None => Below::new(base.open_counted(below)?),
             Some(its) => {
                 let device = volume.outside().filter(|origin| origin.uuid == its.uuid).ok_or(OpenError::Missing)?;
                 let way = Way::open(&*device.device, its, below)?;
-                Box::new(Joined::until(base.open(below)?, way, unused.clone(), shared.left.clone()))
+                let joined = Joined::until(base.open(below)?, way, unused.clone(), shared.left.clone());
+                Below::new(CountedChannel { channel: Box::new(joined), stats: None })
             }
         };
-        let depth = channel.depth();
+        let depth = base.depth();
         let sub_block = 1usize << shared.sub_shift();
         Ok(Box::new(ThinChannel {
             stay: Stay::new(),
@@ -211,7 +215,7 @@ impl ThinChannel {
             share: Share::default(),
             reactor: 0,
             now: 0,
-            base: channel,
+            base,
             shared,
             volume,
         }))
@@ -275,6 +279,7 @@ impl ThinChannel {
     #[cold]
     fn adopt(&mut self, word: u64) {
         self.word = word;
+        self.base.break_off();
         if word & CLOSED == 0 {
             self.chain = self.volume.chain();
             self.parts.head_leaves(&self.head);
@@ -451,15 +456,31 @@ impl ThinChannel {
         self.base.submit(Io { tag: tag_of(token), op, flags, offset: base, len, data }, cx);
     }
 
+    /// Whether there is a place for another part.
+    #[inline]
+    fn has_place(&self) -> bool {
+        self.base.in_flight() < self.base.depth()
+    }
+
+    /// How many places there are.
+    fn places(&self) -> usize {
+        (self.base.depth() - self.base.in_flight()) as usize
+    }
+
     /// What the base has completed, from the `first` on, are parts, and requests that went the short way.
     fn parts_ended(&mut self, first: usize, cx: &mut Cx<'_>, done: &mut Vec<Completion>) {
         let mut below = std::mem::take(&mut self.below);
         below.extend(done.drain(first..));
-        for completion in &mut below {
-            match self.end_direct(std::slice::from_mut(completion)) {
-                0 => self.part_ended(*completion, cx),
-                _ => done.push(*completion),
+        let mut at = 0;
+        while at < below.len() {
+            let is_direct = is_direct(below[at].tag);
+            let end = at + self.end_alike(&mut below[at..], cx.now);
+            if is_direct {
+                done.extend_from_slice(&below[at..end]);
+            } else {
+                below[at..end].iter().for_each(|completion| self.part_ended(*completion, cx));
             }
+            at = end;
         }
         below.clear();
         self.below = below;
@@ -588,13 +609,13 @@ impl Channel for ThinChannel {
     }
 
     fn alignment(&self) -> Alignment {
-        self.base.alignment()
+        self.base.as_channel().alignment()
     }
 
     fn attach(&mut self, cx: &mut Cx<'_>) -> Result<(), IoError> {
         let stations = self.shared.stations.len();
         assert!(cx.reactor < stations || cx.reactor == Cx::NO_REACTOR, "it was opened for as many as there are");
-        self.base.attach(cx)?;
+        self.base.channel().attach(cx)?;
         if cx.reactor == Cx::NO_REACTOR {
             // It takes space where the first reactor does, and sees by itself when there is some.
             self.reactor = 0;
@@ -603,7 +624,7 @@ impl Channel for ThinChannel {
             self.shared.stations[self.reactor].reactor_is(|| cx.ring.waker());
         }
         if !self.shared.enter(&self.volume, &self.reader) {
-            self.base.detach(cx);
+            self.base.channel().detach(cx);
             return Err(IoError::NotReady);
         }
         Ok(())
@@ -611,7 +632,7 @@ impl Channel for ThinChannel {
 
     fn detach(&mut self, cx: &mut Cx<'_>) {
         self.shared.leave(&self.volume, &self.reader);
-        self.base.detach(cx);
+        self.base.channel().detach(cx);
     }
 
     fn submit(&mut self, io: Io, cx: &mut Cx<'_>) {
@@ -624,7 +645,7 @@ impl Channel for ThinChannel {
         self.now = cx.now;
         let before = done.len();
         self.base.poll(cx, done);
-        let direct = before + self.end_direct(&mut done[before..]);
+        let direct = before + self.end_direct(&mut done[before..], cx.now);
         if direct < done.len() {
             self.parts_ended(direct, cx, done);
             // Before anybody hears that they have ended.
@@ -642,7 +663,7 @@ impl Channel for ThinChannel {
         if !self.ended.is_empty() {
             return Next::Now;
         }
-        let mut next = self.base.next();
+        let mut next = self.base.as_channel().next();
         if !self.committing.is_empty() || !self.swapping.is_empty() {
             next = next.or(Next::Ring);
         }
@@ -669,7 +690,7 @@ impl Channel for ThinChannel {
         if parts > 0 {
             let tags: Vec<Tag> =
                 self.parts.slab.iter_mut().filter(|(_, part)| part.owner == token).map(|(t, _)| tag_of(t)).collect();
-            tags.into_iter().for_each(|tag| self.base.cancel(tag, cx));
+            tags.into_iter().for_each(|tag| self.base.cancel(tag, false, cx));
         }
     }
 }

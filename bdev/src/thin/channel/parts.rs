@@ -60,8 +60,6 @@ pub(super) struct Part {
 /// All parts of a channel.
 pub(super) struct Parts {
     pub(super) slab: Slab<Part>,
-    /// Requests that are below beside the parts: those that went the short way.
-    pub(super) direct: u32,
     lists: Box<[Pieces]>,
     buffers: Box<[Buffer]>,
     free_buffers: Vec<usize>,
@@ -71,22 +69,10 @@ impl Parts {
     pub(super) fn new(depth: u32, buffers: usize, sub_block: usize) -> Parts {
         Parts {
             slab: Slab::new(depth),
-            direct: 0,
             lists: (0..depth).map(|_| Pieces::new(SEGMENTS)).collect(),
             buffers: (0..buffers).map(|_| Buffer::new(sub_block)).collect(),
             free_buffers: (0..buffers).collect(),
         }
-    }
-
-    /// Whether there is a place for another one.
-    #[inline]
-    pub(super) fn has_place(&self) -> bool {
-        self.slab.len() + self.direct < self.slab.capacity()
-    }
-
-    /// How many places there are.
-    pub(super) fn places(&self) -> usize {
-        (self.slab.capacity() - self.slab.len() - self.direct) as usize
     }
 
     /// Takes a place; the caller has asked whether there is one.

@@ -122,7 +122,7 @@ impl ThinChannel {
         if mask == 0 || mask != touched(&self.shared, at, len) || !self.chain.stands_on_nothing(at >> shift, shift) {
             return Ok(());
         }
-        if !self.parts.has_place() {
+        if !self.has_place() {
             return Err(Wait::Place);
         }
         let cluster = at >> self.shared.cluster_shift;
@@ -170,7 +170,7 @@ impl ThinChannel {
             if self.shared.locks.is_locked(head.id, at >> shift, touched(&self.shared, at, len)) {
                 return Err(Wait::Lock);
             }
-            if !self.parts.has_place() {
+            if !self.has_place() {
                 return Err(Wait::Place);
             }
             let base = (u64::from(on) << shift) + inside;
@@ -259,7 +259,7 @@ impl ThinChannel {
             return Err(Wait::Lock);
         }
         if let Some(on) = entry.cluster().filter(|_| entry.here() & mask != 0) {
-            if !self.parts.has_place() {
+            if !self.has_place() {
                 return Err(Wait::Place);
             }
             let inside = at & ((1 << self.shared.cluster_shift) - 1);

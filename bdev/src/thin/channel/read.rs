@@ -85,7 +85,7 @@ impl ThinChannel {
             None => {
                 zero(io.data.as_slice(), (at - io.offset) as usize, len as usize);
             }
-            Some(_) if !self.parts.has_place() => return false,
+            Some(_) if !self.has_place() => return false,
             Some(base) => {
                 let part = Part { owner: token, kind: Kind::Plain, at, len, base };
                 self.send(part, Op::Read, IoFlags::empty(), cx);
@@ -167,8 +167,7 @@ fn part_of(shared: &Shared, mask: u16, from: u64, inside: u64, len: u64) -> u64 
 
 /// The sub-blocks from `from` to `to`.
 pub(super) const fn mask(from: u64, to: u64) -> u16 {
-    let count = to - from + 1;
-    (((1u32 << count) - 1) << from) as u16
+    ((2u32 << to) - (1u32 << from)) as u16
 }
 
 const _: () = assert!(SUB_BLOCKS == 16 && mask(0, 15) == 0xffff && mask(3, 4) == 0x18);

@@ -117,7 +117,7 @@ impl ThinChannel {
         let inside = piece.at & ((1 << self.shared.cluster_shift) - 1);
         let shift = self.shared.cluster_shift;
         let base = |cluster: u32| (u64::from(cluster) << shift) + inside;
-        if gathered.is_none() && !self.parts.has_place() {
+        if gathered.is_none() && !self.has_place() {
             return Err(Wait::Place);
         }
         let follows = |gathered: &Option<Gathered>, base: u64, way: Way| {
@@ -135,7 +135,7 @@ impl ThinChannel {
             }
             if !follows(gathered, base, Way::Plain) {
                 self.send_gathered(token, io, gathered.take().as_ref(), head, cx);
-                if !self.parts.has_place() {
+                if !self.has_place() {
                     return Err(Wait::Place);
                 }
             }
@@ -148,7 +148,7 @@ impl ThinChannel {
         let way = if is_here && !self.is_undurable(piece) { Way::Held } else { Way::Fresh };
         if !follows(gathered, base, way) {
             self.send_gathered(token, io, gathered.take().as_ref(), head, cx);
-            if !self.parts.has_place() {
+            if !self.has_place() {
                 self.let_go(head, piece);
                 return Err(Wait::Place);
             }

@@ -7,29 +7,31 @@
 //! Who has taken one looks at the entry afterwards, and who changes an entry without one fences and looks whether somebody has
 //! it: one of the two sees what the other has done (`SeqCst`).
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 /// Words of the table; a power of two.
-const WORDS: usize = 1 << 14;
+const WORDS: usize = 1 << WORD_BITS;
+const WORD_BITS: u32 = 12;
 
 /// See the module's description.
-pub(crate) struct SubLocks(Box<[AtomicU32]>);
+pub(crate) struct SubLocks(Box<[AtomicU16; WORDS]>);
 
 impl SubLocks {
     pub(crate) fn new() -> SubLocks {
-        SubLocks((0..WORDS).map(|_| AtomicU32::new(0)).collect())
+        SubLocks(Box::new([const { AtomicU16::new(0) }; WORDS]))
     }
 
-    fn word(&self, layer: u64, cluster: u64) -> &AtomicU32 {
+    #[inline]
+    fn word(&self, layer: u64, cluster: u64) -> &AtomicU16 {
         let hash = (layer.rotate_left(40) ^ cluster).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        &self.0[(hash >> 50) as usize]
+        &self.0[(hash >> (64 - WORD_BITS)) as usize]
     }
 
     /// Locks these sub-blocks of a cluster of a layer, all or none; whether it could.
     #[inline]
     pub(crate) fn try_lock(&self, layer: u64, cluster: u64, mask: u16) -> bool {
-        let (word, mask) = (self.word(layer, cluster), u32::from(mask));
+        let word = self.word(layer, cluster);
         let mut now = word.load(Relaxed);
         while now & mask == 0 {
             match word.compare_exchange_weak(now, now | mask, SeqCst, Relaxed) {
@@ -44,18 +46,16 @@ impl SubLocks {
     /// knows that the entry is marked, too: it was changed and marked by somebody who held the lock.
     #[inline]
     pub(crate) fn is_locked(&self, layer: u64, cluster: u64, mask: u16) -> bool {
-        self.word(layer, cluster).load(Acquire) & u32::from(mask) != 0
+        self.word(layer, cluster).load(Acquire) & mask != 0
     }
 
     /// Releases what was locked.
     #[inline]
     pub(crate) fn unlock(&self, layer: u64, cluster: u64, mask: u16) {
-        let before = self.word(layer, cluster).fetch_and(!u32::from(mask), Release);
-        debug_assert_eq!(before & u32::from(mask), u32::from(mask), "it was locked");
+        let before = self.word(layer, cluster).fetch_and(!mask, Release);
+        debug_assert_eq!(before & mask, mask, "it was locked");
     }
 }
-
-const _: () = assert!(WORDS == 1 << (64 - 50));
 
 #[cfg(test)]
 mod tests {

@@ -15,12 +15,14 @@
 //! parents   volumes that stand on something else
 //! erase     flushes that end an erasure
 //! races     things that meet at a bad moment          retries   a base that fails and is well again
+//! bursts    what goes the short way together          waiting   who waits for what
 //! ```
 //!
 //! An order that pools learn gets a method of [`driver::Driver`], a line of `storm::orders::ORDERS`, and one of
 //! `sweep::STEPS`. If it changes what a volume may hold the oracle learns of it first ([`crate::testing::expect`]).
 
 mod atomic;
+mod bursts;
 mod crafted;
 mod discards;
 mod driver;

@@ -1,4 +1,4 @@
-//! `pollux pool` where a daemon has the pool: create, list, show, rename, grow, delete. What needs no daemon is in [`super::pool`].
+//! `pollux pool` where a daemon has the pool: create, list, show, rename, grow, limit, delete. What needs no daemon is in [`super::pool`].
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -58,6 +58,14 @@ pub(crate) enum PoolsCommand {
         /// The pool
         name: String,
     },
+    /// Say how fast the block device is told of what nobody needs any more
+    Limit {
+        /// The pool
+        name: String,
+        /// Whole MiB a second, as 512M or 2G; 0: no limit. What waits can be used meanwhile
+        #[arg(long, value_parser = parse_rate, value_name = "SIZE")]
+        discards: u64,
+    },
     /// Say how much may be used before somebody is told
     Thresholds {
         /// The pool
@@ -103,6 +111,12 @@ fn parse_threshold(text: &str) -> Result<Used, String> {
         },
         None => parse_size(text).map(Used::Bytes),
     }
+}
+
+/// MiB a second.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes.is_multiple_of(1 << 20) { Ok(bytes >> 20) } else { Err("a rate is a whole number of MiB".into()) }
 }
 
 pub(crate) fn run(
@@ -156,6 +170,11 @@ pub(crate) fn run(
             let pools = client.call("bdev_lvol_get_lvstores", json!({"lvs_name": name}))?;
             output
                 .show(&pools[0], |pool| format!("pool {name} has {}\n", size(pool["size_bytes"].as_u64().unwrap_or(0))))
+        }
+        PoolsCommand::Limit { name, discards } => {
+            let params = json!({"lvs_name": name, "discard_mbytes_per_sec": discards});
+            let done = connect()?.call("bdev_lvol_set_limits", params)?;
+            output.show(&done, |_| format!("the base of pool {name} is told of discards {}\n", rate(*discards)))
         }
         PoolsCommand::Thresholds { name, used } => {
             let percent: Vec<u8> = used.iter().filter_map(|used| used.percent()).collect();
@@ -248,6 +267,11 @@ fn used(pool: &Value) -> u64 {
     bytes(&pool["size_bytes"]).saturating_sub(not_used)
 }
 
+/// How fast, in MiB a second.
+fn rate(mib: u64) -> String {
+    if mib == 0 { "without a limit".into() } else { format!("at {} a second", size(mib.saturating_mul(1 << 20))) }
+}
+
 fn people(pool: &Value) -> String {
     let mut out = format!(
         "pool {} ({}) on {}: {}\n",
@@ -273,6 +297,10 @@ fn people(pool: &Value) -> String {
         size(bytes(&pool["quarantined_bytes"])),
         size(bytes(&pool["cluster_size"])),
     );
+    if let Some(mib) = pool["discard_mbytes_per_sec"].as_u64() {
+        let waiting = size(bytes(&pool["discards_waiting_bytes"]));
+        out += &format!("  discards go down {}, {waiting} wait for it\n", rate(mib));
+    }
     for threshold in pool["thresholds"].as_array().into_iter().flatten() {
         let reached = if threshold["reached"] == true { ", which is REACHED" } else { "" };
         out += &format!("  threshold: {} used{reached}\n", size(bytes(&threshold["used_bytes"])));
@@ -314,6 +342,19 @@ mod tests {
         one["state"] = "full".into();
         assert!(people(&one).contains("FULL"));
         assert!(people(&json!({"why": "w"})).contains("pool check"));
+    }
+
+    #[test]
+    fn the_rate_of_discards_is_set_and_shown_in_bytes() {
+        assert_eq!((parse_rate("2G"), parse_rate("0")), (Ok(2048), Ok(0)));
+        assert!(["100K", "1.3M", "fast"].iter().all(|text| parse_rate(text).is_err()));
+        let mut one = pool();
+        assert!(!people(&one).contains("discards"), "{}", people(&one));
+        one["discard_mbytes_per_sec"] = 2048.into();
+        one["discards_waiting_bytes"] = (3 << 20).into();
+        assert!(people(&one).contains("discards go down at 2 GiB a second, 3 MiB wait"), "{}", people(&one));
+        one["discard_mbytes_per_sec"] = 0.into();
+        assert!(people(&one).contains("discards go down without a limit"), "{}", people(&one));
     }
 
     #[test]

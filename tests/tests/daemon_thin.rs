@@ -407,6 +407,17 @@ fn a_repeated_call_is_told_from_another_one() -> Result<()> {
         let pools = daemon.rpc("bdev_lvol_get_lvstores", json!({"lvs_name": "lvs"}))?;
         ensure!(pools[0]["discard_mbytes_per_sec"] == shown && pools[0]["discards_waiting_bytes"] == 0, "{pools}");
     }
+    let cli = |args: &[&str]| -> Result<String> {
+        let mut command = std::process::Command::new(pollux_tests::daemon::binary()?);
+        let output = command.arg("--rpc-socket").arg(daemon.rpc_path()).args(args).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    for (rate, shown) in [("512M", "at 512 MiB a second"), ("0", "without a limit")] {
+        ensure!(cli(&["pool", "limit", "lvs", "--discards", rate])?.contains(shown));
+        let pool = cli(&["pool", "show", "lvs"])?;
+        ensure!(pool.contains(shown), "{pool}");
+    }
     Ok(())
 }
 

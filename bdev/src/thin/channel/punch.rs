@@ -7,8 +7,9 @@
 //! puts there meanwhile does not stay.
 //!
 //! A channel does a bounded part of that in a pass, for all of its requests together: others have their turns in between.
-//! Nor does it ask for many leaves at once that are not in memory: reads of other volumes would stand behind them in the
-//! base's queue. The request that came first asks ahead, and the others wait until it leaves something.
+//! Leaves that are not in memory it asks for some together, which the base reads with one request where they lie together,
+//! and for the next ones meanwhile. As long as others have requests in flight that is few: theirs stand behind these in the
+//! base's queue. The request that came first asks, and the others wait until it has what it needs.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -25,8 +26,9 @@ use crate::thin::shared::{LayerMap, Leaf, Place, Shared};
 /// What a channel does in one pass, in clusters that go in one stroke, and how many of these one counts as that does not.
 const A_PASS: u32 = 1008;
 const ALONE: u32 = 8;
-/// Leaves that a channel's discards of whole clusters ask for at once.
-const AHEAD: u64 = 8;
+/// Leaves that a channel's discards of whole clusters ask for together, alone and with others beside them.
+const TOGETHER: u64 = 16;
+const IN_COMPANY: u64 = 2;
 
 /// What a channel has left of its share of a pass.
 #[derive(Default)]
@@ -34,8 +36,8 @@ pub(super) struct Share {
     /// When the pass began.
     pass: u64,
     taken: u32,
-    /// Leaves that were asked for since all that wait are being looked at.
-    asked: u64,
+    /// Somebody has asked for leaves since all that wait are being looked at.
+    asked: bool,
 }
 
 impl Share {
@@ -49,7 +51,7 @@ impl Share {
 
     /// All that wait are looked at once more, in order: what was asked for and has not come is asked for again.
     pub(super) const fn begin_look(&mut self) {
-        self.asked = 0;
+        self.asked = false;
     }
 }
 
@@ -96,14 +98,16 @@ impl ThinChannel {
         if done == 0 { Err(Wait::Lock) } else { Ok(done) }
     }
 
-    /// Asks for leaves that are not in memory, as far as those that came before have left some. Who gets none waits for these
-    /// others: whenever one of theirs comes, all are looked at in order.
+    /// Asks for leaves that are not in memory, if none that came before has: those that go together with the first, and the
+    /// next as many. Who comes later waits: whenever one of the leaves comes, all are looked at in order.
     fn ask_ahead(&mut self, head: &Arc<LayerMap>, first: u64, last: u64) -> Wait {
-        let many = (last - first + 1).min(AHEAD.saturating_sub(self.share.asked));
-        for leaf in first..first + many {
-            self.shared.want(head, leaf);
+        if !std::mem::replace(&mut self.share.asked, true) {
+            let together = if self.shared.has_company.load(Relaxed) { IN_COMPANY } else { TOGETHER };
+            let end = (first / together + 2) * together;
+            for leaf in first..end.min(last + 1) {
+                self.shared.want(head, leaf);
+            }
         }
-        self.share.asked += many;
         Wait::Engine
     }
 

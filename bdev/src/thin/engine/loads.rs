@@ -1,6 +1,7 @@
 //! Leaves: loaded when somebody wants them, and made ready for who needs an empty one.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::Engine;
 use super::commit::Commit;
@@ -10,6 +11,9 @@ use crate::thin::store::{LoadError, PAGES_PER_LEAF};
 
 /// Leaves that are loaded at once. In tests others soon have to wait.
 const LOADS: usize = if cfg!(test) { 4 } else { 64 };
+/// How often it is looked whether there is company, and for how long there was if it is gone.
+const COMPANY_LOOK_NS: u64 = 500_000;
+const COMPANY_NS: u64 = 10_000_000;
 /// After so long a leaf is tried again that could not be read.
 const RETRY_NS: u64 = 1_000_000_000;
 
@@ -24,6 +28,13 @@ impl Unread {
     pub(super) const fn until(&self) -> u64 {
         self.until
     }
+}
+
+/// Whether others than those who wait for leaves use the base.
+#[derive(Default)]
+pub(super) struct Company {
+    looked: Option<u64>,
+    until: u64,
 }
 
 /// Numbers of leaves that nobody has.
@@ -140,6 +151,18 @@ impl Engine {
         }
     }
 
+    /// Says whether there is company. Looked at now and then, since there may be many channels.
+    fn look_for_company(&mut self) {
+        let Company { looked, until } = &mut self.company;
+        if looked.is_none_or(|looked| self.now >= looked + COMPANY_LOOK_NS) {
+            *looked = Some(self.now);
+            if self.shared.is_any_inside() {
+                *until = self.now + COMPANY_NS;
+            }
+            self.shared.has_company.store(self.now < *until, Relaxed);
+        }
+    }
+
     /// Begins to load what somebody wants.
     pub(super) fn begin_loads(&mut self) -> u32 {
         let mut begun = 0;
@@ -163,6 +186,9 @@ impl Engine {
             }
             self.store.load(wanted.map.id, wanted.leaf);
             self.loading.insert((wanted.map.id, wanted.leaf), wanted.map);
+        }
+        if begun > 0 {
+            self.look_for_company();
         }
         begun
     }

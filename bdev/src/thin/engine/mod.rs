@@ -35,7 +35,7 @@ use self::evict::Evicting;
 use self::fold::Fold;
 use self::inflate::Inflation;
 use self::load::Load;
-use self::loads::{Spare, Unread};
+use self::loads::{Company, Spare, Unread};
 pub(crate) use self::nodes::Directory;
 use self::nodes::Nodes;
 use self::orders::Doing;
@@ -79,6 +79,7 @@ pub(crate) struct Engine {
     /// The first one is tried again first.
     unread: VecDeque<Unread>,
     spare: Spare,
+    company: Company,
     /// Leaves that were made ready and that no commit has heard of.
     fresh: HashSet<u32>,
     /// Since when somebody waits for space and gets none.
@@ -162,6 +163,7 @@ impl Engine {
             loading: HashMap::new(),
             unread: VecDeque::new(),
             spare: Spare::default(),
+            company: Company::default(),
             fresh: HashSet::new(),
             short_since: None,
             evicting: Evicting::default(),

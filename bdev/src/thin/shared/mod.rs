@@ -111,6 +111,9 @@ pub(crate) struct Shared {
     folds: AtomicU64,
     /// Something is being erased: what is free should be gone soon.
     pub(crate) erasing: AtomicBool,
+    /// Somebody has requests in flight that do not wait for leaves, or had until just now: what is read ahead stands in
+    /// their way in the base's queue.
+    pub(crate) has_company: AtomicBool,
     /// There is no space left that could be handed out.
     pub(crate) full: AtomicBool,
     /// What was told of the last order about held pages: the last batch that is durable, whether they were held.
@@ -143,6 +146,7 @@ impl Shared {
             composites: Arc::default(),
             folds: AtomicU64::new(0),
             erasing: AtomicBool::new(false),
+            has_company: AtomicBool::new(false),
             full: AtomicBool::new(false),
             held: (AtomicU64::new(0), AtomicBool::new(false)),
             left: Arc::default(),
@@ -165,6 +169,13 @@ impl Shared {
         volume.leave(reader);
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         readers.retain(|other| !Arc::ptr_eq(other, reader));
+    }
+
+    /// For the engine: whether any channel has a request in flight that does not just wait. Of one that begins or ends at this
+    /// moment nobody knows.
+    pub(crate) fn is_any_inside(&self) -> bool {
+        let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.iter().any(|reader| reader.oldest() != readers::IDLE)
     }
 
     /// For the engine: whether everything that began in this epoch, which was raised, or before has ended.

@@ -113,7 +113,7 @@ impl<'a> Blocking<'a> {
         let mut read_all = Vec::with_capacity(blocks.len());
         for some in blocks.chunks(1024) {
             let requests = some.iter().map(|block| read(*block, 1)).collect();
-            read_all.extend(self.run(requests)?.into_iter().flatten().map(|buffer| block_of(&buffer)));
+            read_all.extend(self.run(requests)?.into_iter().flatten().map(|buffer| block_of(&buffer, 0)));
         }
         Ok(read_all)
     }
@@ -262,8 +262,8 @@ fn write(block: u64, bytes: &[u8], flags: IoFlags) -> Request {
 }
 
 /// The first block of a buffer.
-pub(super) fn block_of(buffer: &Buffer) -> Box<[u8; BLOCK]> {
+pub(super) fn block_of(buffer: &Buffer, nth: usize) -> Box<[u8; BLOCK]> {
     let mut bytes = Box::new([0; BLOCK]);
-    copy_from(buffer.list().as_slice(), 0, &mut *bytes);
+    copy_from(buffer.list().as_slice(), nth * BLOCK, &mut *bytes);
     bytes
 }

@@ -1,6 +1,7 @@
 //! The store's own way into its base: reads and writes of whole blocks in buffers of its own, as many in flight as the
 //! channel takes, the rest in two queues. What the log waits for goes first, and the background leaves it a quarter of
-//! the channel.
+//! the channel. Reads of neighbours that wait one behind the other go down as one: the base has other users, whose requests
+//! stand behind each.
 //!
 //! What the caller gives with a request, its `job`, comes back with the answer.
 
@@ -10,10 +11,13 @@ use std::sync::Arc;
 use pollux_core::segment::copy_to;
 use pollux_core::{Channel, Completion, Cx, Io, IoError, IoFlags, Next, Op, SegmentList, Slab, Token};
 
+use super::blocking::block_of;
 use crate::memory::Buffer;
 use crate::thin::format::BLOCK;
 use crate::thin::steps::Steps;
 
+/// Blocks of one read at most.
+const RUN: usize = 16;
 /// How often a request is repeated that found no memory.
 const RETRIES: u32 = 1000;
 
@@ -35,22 +39,39 @@ struct Request<J> {
     block: u64,
     blocks: u64,
     buffer: Option<Buffer>,
+    /// A read with the neighbours behind it has failed, so it is read alone.
+    alone: bool,
     label: Option<&'static str>,
     tries: u32,
+}
+
+impl<J> Request<J> {
+    /// Whether one that waits behind it can be read together with it and as many of its neighbours as there are already.
+    fn goes_with(&self, neighbours: usize, next: &Request<J>) -> bool {
+        let are_reads = self.op == Op::Read && next.op == Op::Read && !self.alone && !next.alone;
+        are_reads && neighbours + 1 < RUN && next.block == self.block + 1 + neighbours as u64
+    }
+}
+
+/// What is in flight: a request, or a read and those of the blocks behind its own.
+struct Flight<J> {
+    request: Request<J>,
+    neighbours: Vec<Request<J>>,
 }
 
 /// An answer.
 pub(super) struct Finished<J> {
     pub(super) job: J,
     pub(super) result: Result<(), IoError>,
-    pub(super) buffer: Option<Buffer>,
+    /// What was read.
+    pub(super) bytes: Option<Box<[u8; BLOCK]>>,
 }
 
 /// See the module's description.
 pub(super) struct Disk<J> {
     channel: Box<dyn Channel>,
     steps: Option<Arc<dyn Steps>>,
-    slots: Slab<Request<J>>,
+    slots: Slab<Flight<J>>,
     urgent: VecDeque<Request<J>>,
     background: VecDeque<Request<J>>,
     in_background: u32,
@@ -72,20 +93,10 @@ impl<J> Disk<J> {
         self.channel.detach(cx);
     }
 
-    /// Reads blocks.
-    pub(super) fn read(&mut self, job: J, class: Class, block: u64, blocks: u64) {
-        let buffer = Some(Buffer::new(blocks as usize * BLOCK));
-        self.push(Request {
-            job,
-            class,
-            op: Op::Read,
-            flags: IoFlags::empty(),
-            block,
-            blocks,
-            buffer,
-            label: None,
-            tries: 0,
-        });
+    /// Reads a block.
+    pub(super) fn read(&mut self, job: J, class: Class, block: u64) {
+        let (op, flags, label) = (Op::Read, IoFlags::empty(), None);
+        self.push(Request { job, class, op, flags, block, blocks: 1, buffer: None, alone: false, label, tries: 0 });
     }
 
     /// Writes blocks.
@@ -94,22 +105,22 @@ impl<J> Disk<J> {
         copy_to(buffer.list().as_slice(), 0, bytes);
         let flags = if fua { IoFlags::FUA } else { IoFlags::empty() };
         let blocks = (bytes.len() / BLOCK) as u64;
-        let buffer = Some(buffer);
-        self.push(Request { job, class, op: Op::Write, flags, block, blocks, buffer, label: Some(label), tries: 0 });
+        let (op, buffer, label) = (Op::Write, Some(buffer), Some(label));
+        self.push(Request { job, class, op, flags, block, blocks, buffer, alone: false, label, tries: 0 });
     }
 
     /// A barrier.
     pub(super) fn flush(&mut self, job: J, label: &'static str) {
         let (class, flags) = (Class::Urgent, IoFlags::empty());
-        let label = Some(label);
-        self.push(Request { job, class, op: Op::Flush, flags, block: 0, blocks: 0, buffer: None, label, tries: 0 });
+        let (op, label, buffer) = (Op::Flush, Some(label), None);
+        self.push(Request { job, class, op, flags, block: 0, blocks: 0, buffer, alone: false, label, tries: 0 });
     }
 
     /// Says that nobody needs these blocks, or that they are to be zero and nobody needs them.
     pub(super) fn give_back(&mut self, job: J, op: Op, block: u64, blocks: u64) {
         let flags = if op == Op::WriteZeroes { IoFlags::MAY_DEALLOCATE } else { IoFlags::empty() };
-        let class = Class::Background;
-        self.push(Request { job, class, op, flags, block, blocks, buffer: None, label: None, tries: 0 });
+        let (class, buffer, label) = (Class::Background, None, None);
+        self.push(Request { job, class, op, flags, block, blocks, buffer, alone: false, label, tries: 0 });
     }
 
     fn push(&mut self, request: Request<J>) {
@@ -132,24 +143,30 @@ impl<J> Disk<J> {
     pub(super) fn kick(&mut self, cx: &mut Cx<'_>) {
         while self.has_room() {
             let background = self.background_room();
-            let next = match self.urgent.pop_front() {
-                None if background => self.background.pop_front(),
-                next => next,
-            };
-            let Some(request) = next else { return };
-            self.submit(request, cx);
+            let queue = if self.urgent.is_empty() && background { &mut self.background } else { &mut self.urgent };
+            let Some(request) = queue.pop_front() else { return };
+            let mut neighbours = Vec::new();
+            while let Some(next) = queue.pop_front_if(|next| request.goes_with(neighbours.len(), next)) {
+                neighbours.push(next);
+            }
+            self.submit(Flight { request, neighbours }, cx);
         }
     }
 
-    fn submit(&mut self, request: Request<J>, cx: &mut Cx<'_>) {
+    fn submit(&mut self, mut flight: Flight<J>, cx: &mut Cx<'_>) {
+        let Flight { request, neighbours } = &mut flight;
         if let (Some(steps), Some(label)) = (&self.steps, request.label) {
             steps.step(label);
         }
         self.in_background += u32::from(request.class == Class::Background);
+        let blocks = request.blocks + neighbours.len() as u64;
+        if request.op == Op::Read {
+            request.buffer = Some(Buffer::new(blocks as usize * BLOCK));
+        }
         let data = request.buffer.as_ref().map_or(SegmentList::EMPTY, Buffer::list);
-        let (offset, len) = (request.block * BLOCK as u64, request.blocks * BLOCK as u64);
+        let (offset, len) = (request.block * BLOCK as u64, blocks * BLOCK as u64);
         let (op, flags) = (request.op, request.flags);
-        let Ok(token) = self.slots.insert(request) else { unreachable!("there was room") };
+        let Ok(token) = self.slots.insert(flight) else { unreachable!("there was room") };
         let tag = u64::from(token.index) | u64::from(token.generation) << 32;
         self.channel.submit(Io { tag, op, flags, offset, len, data }, cx);
     }
@@ -161,16 +178,30 @@ impl<J> Disk<J> {
         }
         for Completion { tag, result } in std::mem::take(&mut self.completions) {
             let token = Token { index: tag as u32, generation: (tag >> 32) as u16 };
-            let mut request = self.slots.remove(token).expect("each request completes once");
-            self.in_background -= u32::from(request.class == Class::Background);
+            let flight = self.slots.remove(token).expect("each request completes once");
+            self.in_background -= u32::from(flight.request.class == Class::Background);
+            self.ended(flight, result, finished);
+        }
+        self.kick(cx);
+    }
+
+    fn ended(&mut self, flight: Flight<J>, result: Result<(), IoError>, finished: &mut Vec<Finished<J>>) {
+        let Flight { mut request, neighbours } = flight;
+        let buffer = if request.op == Op::Read { request.buffer.take() } else { None };
+        let is_alone = neighbours.is_empty();
+        for (nth, mut request) in std::iter::once(request).chain(neighbours).enumerate() {
             if result == Err(IoError::Busy) && request.tries < RETRIES {
                 request.tries += 1;
                 self.push(request);
-                continue;
+            } else if result.is_err() && !is_alone {
+                // Of all that was read together one part may be bad.
+                request.alone = true;
+                self.push(request);
+            } else {
+                let bytes = buffer.as_ref().filter(|_| result.is_ok()).map(|buffer| block_of(buffer, nth));
+                finished.push(Finished { job: request.job, result, bytes });
             }
-            finished.push(Finished { job: request.job, result, buffer: request.buffer });
         }
-        self.kick(cx);
     }
 
     /// Whether nothing is in flight or waits.
@@ -188,8 +219,8 @@ impl<J> Disk<J> {
 impl<J> Drop for Disk<J> {
     fn drop(&mut self) {
         // The base may still use what is in flight.
-        for (_, request) in self.slots.iter_mut() {
-            if let Some(buffer) = request.buffer.take() {
+        for (_, flight) in self.slots.iter_mut() {
+            if let Some(buffer) = flight.request.buffer.take() {
                 buffer.leak();
             }
         }

@@ -70,7 +70,7 @@ impl Loads {
 
     fn read(&mut self, id: LoadId, header: PageHeader, around: &mut Around<'_>) {
         if around.state.pages.is_used(header.block) {
-            return around.disk.read(Job::Load(id, header), Class::Urgent, header.block, 1);
+            return around.disk.read(Job::Load(id, header), Class::Urgent, header.block);
         }
         let what = page_text(&header, "that block is not in use as a page");
         self.fail(id, LoadError::Damaged(what), around);

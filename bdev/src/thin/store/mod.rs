@@ -431,11 +431,10 @@ impl Store {
         }
         let mark = Mark { pool: self.superblock.pool, generation: pointer.generation };
         let header = mark.header(space::page_id(leaf), pointer.block);
-        self.disk.read(Job::SpaceLeaf(leaf, header), Class::Urgent, pointer.block, 1);
+        self.disk.read(Job::SpaceLeaf(leaf, header), Class::Urgent, pointer.block);
     }
 
-    fn ended(&mut self, Finished { job, result, buffer }: Finished<Job>) {
-        let bytes = || result.map(|()| blocking::block_of(buffer.as_ref().expect("a read has a buffer")));
+    fn ended(&mut self, Finished { job, result, bytes }: Finished<Job>) {
         match job {
             Job::LogBarrier => match result {
                 Ok(()) => self.log.barrier_done(),
@@ -450,15 +449,11 @@ impl Store {
                 Err(error) => self.fail(error, "a write to the log failed".into()),
             },
             Job::Load(id, header) => {
-                let bytes = bytes();
                 let (loads, mut around) = self.around();
-                loads.read_done(id, header, bytes, &mut around);
+                loads.read_done(id, header, read(bytes, result), &mut around);
             }
-            Job::SpaceLeaf(leaf, header) => self.space_read(leaf, &header, bytes()),
-            Job::Checkpoint(job) => {
-                let bytes = result.map(|()| buffer.as_ref().map(blocking::block_of));
-                self.checkpoint_job(job, bytes);
-            }
+            Job::SpaceLeaf(leaf, header) => self.space_read(leaf, &header, read(bytes, result)),
+            Job::Checkpoint(job) => self.checkpoint_job(job, result.map(|()| bytes)),
             Job::Discard(id) => self.events.push(Event::Discarded(id, result)),
         }
     }
@@ -499,4 +494,9 @@ impl Store {
         let settled = self.checkpoint.is_none() && (!self.unannounced || self.failure.is_some());
         settled && self.events.is_empty() && self.log.is_idle() && self.disk.is_idle() && self.loads.is_idle()
     }
+}
+
+/// The block that a read was for.
+fn read(bytes: Option<Box<[u8; BLOCK]>>, result: Result<(), IoError>) -> Result<Box<[u8; BLOCK]>, IoError> {
+    result.map(|()| bytes.expect("a read that was done has read something"))
 }

@@ -1,6 +1,6 @@
 //! What the base is told of that nobody needs: neighbours together, not too much at a time, and nothing that anybody needs.
 
-use pollux_core::{IoFlags, Op};
+use pollux_core::{Io, IoError, IoFlags, Op};
 
 use super::judge::{clean, counted};
 use super::world::{CLUSTER, MIB, World, uuid};
@@ -301,27 +301,29 @@ fn a_large_discard_leaves_turns_to_others() {
     counted(&world.info(), &clean(&world.shut(), "after it was closed").unwrap()).unwrap();
 }
 
-/// Leaves that are not in memory are read a few at a time, however many discards are in flight: what others read stands behind
-/// them in the base's queue.
-#[test]
-fn discards_ask_for_few_leaves_at_once() {
-    const LEAVES: u64 = 40;
-    const AT_ONCE: usize = 8;
+/// A volume of many leaves (10), none of which is in memory, and another one (11).
+fn leaves_below(leaves: u64) -> World {
     let medium = Medium::new(Geometry { garbles: true, ..Geometry::with_512(64 * MIB) }, Arrival::InOrder);
     World::create(&medium);
     let mut world = World::open(&medium, Floor::in_order(), 2, 1).unwrap();
-    world.create_volume(10, LEAVES * 504 * CLUSTER);
-    let lane = world.lane(10, 1);
-    for leaf in 0..LEAVES {
+    world.create_volume(10, leaves * 504 * CLUSTER);
+    world.create_volume(11, 2 * 504 * CLUSTER);
+    let (lane, other) = (world.lane(10, 1), world.lane(11, 1));
+    for leaf in 0..leaves {
         world.write(lane, (leaf * 504 + leaf) * CLUSTER, 1, 4096);
     }
-    let mut world = world.reopened();
+    (0..2).for_each(|leaf| world.write(other, leaf * 504 * CLUSTER, 2, 4096));
+    world.reopened()
+}
+
+/// Discards all of volume 10, with four requests at once, and holds each read of the base for a while. Returns how many of its
+/// leaves were asked for at once, at most.
+fn discard_slowly(world: &mut World, leaves: u64, mut meanwhile: impl FnMut(&mut World)) -> usize {
     let lane = world.lane(10, 1);
-    world.medium.rule(Rule::new(Effect::Hold).op(Op::Read).times(u64::MAX));
-    let part = LEAVES / 4 * 504 * CLUSTER;
+    let part = leaves / 4 * 504 * CLUSTER;
     let mut discards: Vec<_> = (0..4).map(|nth| world.floor.submit(lane, Request::discard(nth * part, part))).collect();
     let head = world.volume(uuid(10)).volume.chain().head().clone();
-    let asked = || (0..LEAVES).filter(|leaf| head.place(*leaf) == Place::Loading).count();
+    let asked = || (0..leaves).filter(|leaf| head.place(*leaf) == Place::Loading).count();
     let mut most = 0;
     while !discards.is_empty() {
         for _ in 0..100 {
@@ -329,15 +331,55 @@ fn discards_ask_for_few_leaves_at_once() {
             most = asked().max(most);
         }
         world.medium.release();
+        meanwhile(world);
         discards.retain(|ticket| world.floor.take(*ticket).is_none());
     }
-    assert!((2..=AT_ONCE).contains(&most), "{most} at once");
     world.medium.clear_rules();
     world.medium.release();
-    settle(&mut world, lane);
+    settle(world, lane);
     assert!(world.read(lane, 0, 8 * CLUSTER).iter().all(|byte| *byte == 0));
     assert_eq!(world.info().volumes[0].owned_bytes, 0);
+    most
+}
+
+/// Leaves that are not in memory are read a few at a time while others use the pool, however many discards are in flight: what
+/// others read stands behind them in the base's queue.
+#[test]
+fn discards_ask_for_few_leaves_at_once_where_others_are_at_work() {
+    let mut world = leaves_below(40);
+    let other = world.lane(11, 1);
+    world.read(other, 0, 4096);
+    world.floor.advance(1_000_000);
+    world.medium.rule(Rule::new(Effect::Hold).op(Op::Read).times(u64::MAX));
+    // What lies on a leaf that is not in memory has the engine look who else is there.
+    let mut reads: Vec<_> = [0, 504 * CLUSTER].map(|at| world.floor.submit(other, Request::read(at, 4096))).into();
+    (0..100).for_each(|_| _ = world.floor.step());
+    let most = discard_slowly(&mut world, 40, |world| {
+        reads.retain(|ticket| world.floor.take(*ticket).is_none());
+        reads.push(world.floor.submit(other, Request::read(0, 4096)));
+    });
+    assert!((2..=4).contains(&most), "{most} at once");
     counted(&world.info(), &clean(&world.shut(), "after it was closed").unwrap()).unwrap();
+}
+
+/// With nobody else at work they go on at full speed: many leaves are asked for, and what lies together is one read. If that
+/// fails each is read alone.
+#[test]
+fn discards_alone_ask_for_many_leaves_and_neighbours_are_read_together() {
+    for fails in [false, true] {
+        let mut world = leaves_below(40);
+        if fails {
+            let is_of_many = |io: &Io| io.op == Op::Read && io.len > 4096;
+            world.medium.rule(Rule::new(Effect::Fail(IoError::Medium)).when(is_of_many).times(u64::MAX));
+        }
+        world.medium.rule(Rule::new(Effect::Hold).op(Op::Read).times(u64::MAX));
+        let before = world.medium.reads();
+        let most = discard_slowly(&mut world, 40, |_| {});
+        let reads = world.medium.reads() - before;
+        assert!(most > 8, "{most} at once");
+        assert!(if fails { reads > 40 } else { reads < 30 }, "{reads} reads of 40 leaves");
+        counted(&world.info(), &clean(&world.shut(), "after it was closed").unwrap()).unwrap();
+    }
 }
 
 /// What the log had freed when the power went is discarded below after the start, but for what reactors have in their leases.

@@ -214,7 +214,7 @@ impl Maps {
         if !parts.state.pages.is_used(header.block) {
             return Err(Trouble::damaged(page_text(&header, "that block is not in use as a page")));
         }
-        parts.disk.read(Job::Checkpoint(CheckpointJob::Read(id, header)), Class::Background, header.block, 1);
+        parts.disk.read(Job::Checkpoint(CheckpointJob::Read(id, header)), Class::Background, header.block);
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::PoolError;
 use super::format::{Origin, THRESHOLDS};
 use super::info::PoolInfo;
-use super::origin::Way;
+use super::origin::{Holes, Way};
 use super::shared::Shared;
 
 /// What is asked for. New things get their UUID, and the time at which they were made, from who asks.
@@ -111,6 +111,11 @@ pub(crate) struct Handed(Arc<Mutex<Option<Way>>>);
 impl Handed {
     pub(crate) fn new(way: Option<Way>) -> Handed {
         Handed(Arc::new(Mutex::new(way)))
+    }
+
+    /// What is known of the holes of what it leads to.
+    pub(crate) fn holes(&self) -> Option<Arc<Holes>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.holes.clone()
     }
 
     pub(crate) fn take(&self) -> Option<Way> {

@@ -9,6 +9,7 @@
 //! - When a volume stands on its origin no more the way is given up, with nothing in flight on it, and dropped elsewhere: that
 //!   may take long, and takes a file or a device from its last user.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -30,12 +31,78 @@ pub(crate) const ORIGIN: u64 = 1 << 62;
 
 /// Segments that the list of a request has room for at first that goes beyond the end.
 const SEGMENTS: usize = 16;
+/// Holes that are remembered of an origin, at most. What is more counts as data.
+const HOLES: usize = 1 << 18;
+/// Extents that are asked for before it is asked whether to go on.
+const EXTENTS: usize = 1 << 10;
 
 /// A bdev that volumes stand on, and by which it is known.
 #[derive(Clone)]
 pub(crate) struct OriginDevice {
     pub(crate) uuid: Uuid,
     pub(crate) device: Arc<dyn Bdev>,
+}
+
+/// What reads as zeroes of an origin and takes no space there, in whole sub-blocks.
+pub(crate) struct Holes {
+    of: Origin,
+    /// In bytes, ascending, none touching the next.
+    runs: Vec<Range<u64>>,
+}
+
+impl Holes {
+    /// Asks `device`, which is this origin and which nobody writes, on a thread that may wait; for as long as `goes_on` says.
+    pub(crate) fn find(device: &dyn Bdev, of: Origin, sub_block: u64, goes_on: &mut dyn FnMut() -> bool) -> Holes {
+        let mut holes = Holes { of, runs: Vec::new() };
+        let shape = device.shape();
+        let end = of.bytes.min(shape.bytes());
+        let (mut at, mut count) = (0, 0);
+        while shape.discard.is_some_and(|discard| discard.reads_zero)
+            && at < end
+            && holes.runs.len() < HOLES
+            && (count % EXTENTS != 0 || goes_on())
+        {
+            let extent = device.extent(at, end - at);
+            let next = at.saturating_add(extent.len.max(1)).min(end);
+            if !extent.mapped {
+                holes.put(at..next, sub_block);
+            }
+            (at, count) = (next, count + 1);
+        }
+        holes.runs.iter_mut().for_each(|run| {
+            (run.start, run.end) = (run.start.next_multiple_of(sub_block), run.end / sub_block * sub_block);
+        });
+        holes.runs.retain(|run| !run.is_empty());
+        holes
+    }
+
+    /// One that lies behind all others.
+    fn put(&mut self, run: Range<u64>, sub_block: u64) {
+        // The last sub-block may end with what counts.
+        let end = if run.end == self.of.bytes { run.end.next_multiple_of(sub_block) } else { run.end };
+        match self.runs.last_mut() {
+            Some(last) if last.end == run.start => last.end = end,
+            _ => self.runs.push(run.start..end),
+        }
+    }
+
+    /// Whether they are this origin's.
+    pub(crate) fn are_of(&self, origin: Origin) -> bool {
+        self.of == origin
+    }
+
+    /// The sub-blocks of a cluster that are holes.
+    pub(crate) fn of_cluster(&self, shared: &Shared, cluster: u64) -> u16 {
+        let (from, sub) = (cluster << shared.cluster_shift, shared.sub_shift());
+        let to = from + (1 << shared.cluster_shift);
+        let first = self.runs.partition_point(|run| run.end <= from);
+        let inside = self.runs[first..].iter().take_while(|run| run.start < to);
+        let mask = |run: &Range<u64>| {
+            let (start, end) = ((run.start.max(from) - from) >> sub, (run.end.min(to) - from) >> sub);
+            ((1u32 << end) - (1u32 << start)) as u16
+        };
+        inside.fold(0, |all, run| all | mask(run))
+    }
 }
 
 /// A way into an origin.
@@ -45,6 +112,8 @@ pub(crate) struct Way {
     channel: Box<dyn Channel>,
     /// Bytes that count.
     end: u64,
+    /// What is known of its holes.
+    pub(crate) holes: Option<Arc<Holes>>,
     /// Requests in flight.
     flying: u32,
     /// Lists of requests that go beyond the end, whose part before it is below. Only the last sub-block has such.
@@ -57,7 +126,8 @@ impl Way {
     /// # Errors
     /// As it is opened.
     pub(crate) fn open(device: &dyn Bdev, origin: Origin, args: OpenArgs) -> Result<Way, OpenError> {
-        Ok(Way { uuid: origin.uuid, channel: device.open(args)?, end: origin.bytes, flying: 0, cut: Vec::new() })
+        let channel = device.open(args)?;
+        Ok(Way { uuid: origin.uuid, channel, end: origin.bytes, holes: None, flying: 0, cut: Vec::new() })
     }
 
     /// Whether it is the way into this one.

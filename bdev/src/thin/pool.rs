@@ -19,7 +19,7 @@ use super::engine::{Directory, Engine};
 use super::format::{Origin, THRESHOLDS};
 use super::info::PoolInfo;
 use super::orders::{Handed, Order, Orders, Progress, Settled, SnapshotOf};
-use super::origin::{OriginDevice, Way};
+use super::origin::{Holes, OriginDevice, Way};
 use super::shared::{CLOSED, Reader, Shared, Stay, Volume};
 use super::steps::Steps;
 use super::store::{self, Blocking, Store};
@@ -293,7 +293,7 @@ impl Pool {
         watch: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<(), PoolError> {
         let progress = Arc::<Progress>::default();
-        let (uuid, way) = (volume.uuid(), Handed::new(volume.way()));
+        let (uuid, way) = (volume.uuid(), Handed::new(volume.way(&mut || watch(0, 0))));
         let order = Order::Inflate { uuid, decouple, progress: progress.clone(), way };
         let answer = self.orders.send(&self.shared, order)?;
         loop {
@@ -436,11 +436,14 @@ impl ThinVolume {
         self.volume.set_outside(other.volume.outside());
     }
 
-    /// A way into what it stands on, for one request at a time, if that is there.
-    pub(super) fn way(&self) -> Option<Way> {
+    /// A way into what it stands on, for one request at a time, if that is there. Its holes are looked for as long as `goes_on`
+    /// says; that may wait.
+    pub(super) fn way(&self, goes_on: &mut dyn FnMut() -> bool) -> Option<Way> {
         let (of, origin) = (self.volume.chain().origin?, self.volume.outside()?);
         let way = (of.uuid == origin.uuid).then(|| Way::open(&*origin.device, of, OpenArgs { depth: 1, seed: 0 }));
-        way?.ok()
+        let mut way = way?.ok()?;
+        way.holes = Some(Arc::new(Holes::find(&*origin.device, of, 1 << self.shared.sub_shift(), goes_on)));
+        Some(way)
     }
 
     /// Keeps it from being deleted.

@@ -7,7 +7,7 @@
 //! A copy reads a cluster that belongs to a layer below: as long as it is under way no fold and no removal takes a step, so
 //! nobody gives that cluster away. Between two copies each of them gets its turn.
 //!
-//! A bdev outside of the pool that a volume stands on is copied from by a way that comes with the order.
+//! A bdev outside of the pool that a volume stands on is copied from by a way that comes with the order, but for its holes.
 //!
 //! Meanwhile everything may happen to the volume. With a new head (a snapshot, a rollback, another size) it begins anew:
 //! inflating with the head, decoupling with the layer that stands on the parent in question. If what lies between has changed
@@ -26,7 +26,7 @@ use super::{Engine, LOOK_NS};
 use crate::thin::PoolError;
 use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Geometry, LayerKind, Origin};
 use crate::thin::orders::{Answer, Asked, Order, Progress};
-use crate::thin::origin::covered;
+use crate::thin::origin::{Holes, covered};
 use crate::thin::shared::{LayerMap, Miss, Place, Shared};
 
 /// Clusters that are looked at in one pass.
@@ -50,6 +50,8 @@ struct Task {
     stage: Stage,
     /// What it stood on outside of the pool until it ended.
     origin: Option<Origin>,
+    /// What is known of the holes of that.
+    holes: Option<Arc<Holes>>,
 }
 
 enum Stage {
@@ -113,6 +115,8 @@ struct Sources {
     layers: Vec<Source>,
     /// The bytes that count of what is below all of them outside of the pool.
     origin: u64,
+    /// What is zero of these, and needs no copy.
+    holes: Option<Arc<Holes>>,
 }
 
 impl Inflation {
@@ -170,7 +174,7 @@ impl Inflation {
 impl Engine {
     /// Takes such an order, which is answered when it has ended; others are carried out meanwhile.
     pub(super) fn begin_inflation(&mut self, asked: Asked) {
-        let Order::Inflate { uuid, decouple, progress, .. } = &asked.order else { return };
+        let Order::Inflate { uuid, decouple, progress, way } = &asked.order else { return };
         let (volume, progress, thick) = (*uuid, progress.clone(), !decouple);
         match self.check_inflation(volume, *decouple) {
             Err(error) => {
@@ -181,6 +185,7 @@ impl Engine {
                 self.nodes.get_mut(into).inflating = thick;
                 self.directory.get(volume).iter().for_each(|volume| volume.begins_inflating());
                 let (next, below, stage) = (0, self.below(into, until), Stage::Copying);
+                let (origin, holes) = (None, way.holes());
                 self.inflation.tasks.push_back(Task {
                     asked,
                     volume,
@@ -191,7 +196,8 @@ impl Engine {
                     next,
                     below,
                     stage,
-                    origin: None,
+                    origin,
+                    holes,
                 });
             }
         }
@@ -355,7 +361,8 @@ impl Engine {
         let size = self.nodes.cluster_size();
         let layers = task.below.iter().map(|(id, _)| self.nodes.get(*id)).map(|n| (n.map.clone(), n.sees(size)));
         let origin = self.nodes.origin(task.into).filter(|_| task.until.is_none());
-        Sources { layers: layers.collect(), origin: origin.map_or(0, |origin| origin.bytes) }
+        let holes = task.holes.clone().filter(|holes| origin.is_some_and(|origin| holes.are_of(origin)));
+        Sources { layers: layers.collect(), origin: origin.map_or(0, |origin| origin.bytes), holes }
     }
 
     fn inflate_clusters(&mut self, task: &mut Task, cx: &mut Cx<'_>) -> Result<Pace, PoolError> {
@@ -442,7 +449,8 @@ impl Engine {
                 break;
             }
         }
-        let of_origin = open & covered(&self.shared, cluster, sources.origin);
+        let holes = sources.holes.as_ref().map_or(0, |holes| holes.of_cluster(&self.shared, cluster));
+        let of_origin = open & covered(&self.shared, cluster, sources.origin) & !holes;
         Ok(Plan { copy: (of_origin != 0).then_some((Where::Origin, of_origin)), zero })
     }
 

@@ -202,6 +202,42 @@ fn a_volume_that_has_all_of_it_needs_the_bdev_no_more() {
     }
 }
 
+/// What takes no space on the bdev takes none of the pool's either: sub-blocks, clusters, up to its end.
+#[test]
+fn a_hole_of_the_bdev_is_not_copied() {
+    for decouple in [true, false] {
+        let mut world = world();
+        let whole = world.outside(OF);
+        let sparse = Medium::new(whole.geometry(), Arrival::InOrder);
+        // Two clusters; two sub-blocks at the end of one; one in the middle; and the end, which is not a whole one.
+        let (in_the_middle, end) = (6 * CLUSTER + 4096..6 * CLUSTER + 8192, 10 * CLUSTER..u64::MAX);
+        let holes = [CLUSTER..3 * CLUSTER, 5 * CLUSTER - 8192..5 * CLUSTER, in_the_middle, end];
+        for at in (0..OF.bytes).step_by(4096).filter(|at| !holes.iter().any(|hole| hole.contains(at))) {
+            sparse.poke(at, &whole.peek(at, 4096));
+        }
+        world.outside.insert(OF.uuid, sparse);
+        let (lane, mut held) = clone_of_bdev(&mut world);
+        world.snapshot(10, 11);
+        put(&mut world, lane, &mut held, 2 * CLUSTER + 512, 1, 512);
+        zero(&mut world, lane, &mut held, Op::Discard, 8 * CLUSTER, CLUSTER);
+        let own = 1;
+        if decouple {
+            inflate(&mut world, 10, true).unwrap();
+            holds(&mut world, lane, &held, "without its snapshot");
+        }
+        inflate(&mut world, 10, decouple).unwrap();
+        holds(&mut world, lane, &held, "alone");
+        let head = world.info().volumes.last().unwrap().clone();
+        assert_eq!((head.parent, head.origin), (None, None));
+        // Ten whole ones and a part, but for two holes, the end and what was given back; one of the holes was written.
+        assert_eq!(head.owned_bytes, (7 + own) * CLUSTER);
+        assert_eq!(head.written_bytes, 7 * CLUSTER - 8192 - 4096 + 4096);
+        let mut world = again(world);
+        let lane = world.lane(10, 0);
+        holds(&mut world, lane, &held, "opened again");
+    }
+}
+
 #[test]
 fn guests_use_it_while_it_is_inflated_and_it_may_change() {
     for seed in 0..12 {

@@ -43,7 +43,7 @@ pub(super) struct World {
     pub(super) pool: Pool,
     engine: Hosted,
     lanes: Vec<LaneId>,
-    outside: BTreeMap<Uuid, Medium>,
+    pub(super) outside: BTreeMap<Uuid, Medium>,
 }
 
 pub(super) const fn uuid(number: u128) -> Uuid {
@@ -236,7 +236,7 @@ impl World {
     /// An order to inflate or decouple a volume.
     pub(super) fn inflation(&mut self, volume: Uuid, decouple: bool) -> (Order, Arc<Progress>) {
         let progress = Arc::<Progress>::default();
-        let way = Handed::new(self.pool.volume(volume).and_then(|_| self.volume(volume).way()));
+        let way = Handed::new(self.pool.volume(volume).and_then(|_| self.volume(volume).way(&mut || true)));
         (Order::Inflate { uuid: volume, decouple, progress: progress.clone(), way }, progress)
     }
 

@@ -53,7 +53,7 @@ pub fn create(blocking: &mut Blocking<'_>, params: &CreateParams) -> Result<(), 
     }
     let geometry = Geometry::new(blocking.bytes(), params.cluster_size)?;
     if !params.force {
-        refuse_a_pool(read_slots(blocking)?)?;
+        refuse_a_pool(&read_slots(blocking)?)?;
     }
     wipe(blocking)?;
     blocking.zero(geometry.log_start..geometry.log_start + geometry.log_blocks).map_err(io("log"))?;
@@ -75,7 +75,7 @@ pub fn create(blocking: &mut Blocking<'_>, params: &CreateParams) -> Result<(), 
     Ok(())
 }
 
-fn refuse_a_pool(slots: Slots) -> Result<(), StoreError> {
+fn refuse_a_pool(slots: &Slots) -> Result<(), StoreError> {
     match slots.newest() {
         Ok(superblock) => Err(StoreError::PoolThere { name: superblock.name }),
         Err(StoreError::NotAPool) => Ok(()),

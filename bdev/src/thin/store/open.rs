@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use pollux_core::IoError;
+
 use super::blocking::Blocking;
 use super::error::{StoreError, io};
 use super::index::{Index, READ_AT_ONCE, read_pages};
@@ -27,13 +29,27 @@ use crate::thin::format::{
 const FIRST_LEAVES: usize = 4;
 
 /// What the four places hold.
-pub(super) struct Slots(Vec<Result<Superblock, SuperblockError>>, bool);
+#[derive(Default)]
+pub(super) struct Slots {
+    found: Vec<Result<Superblock, SuperblockError>>,
+    /// Something of a pool is in one of them.
+    traces: bool,
+    /// Those that could not be read.
+    unread: Vec<(u32, IoError)>,
+}
 
 impl Slots {
+    /// Why nobody can know whether a later superblock than this was written: the place where it would be cannot be read. What is
+    /// damaged there was cut off; but of what was acknowledged nothing is to be forgotten because a read has failed.
+    fn hides_one_behind(&self, newest: &Superblock) -> Option<IoError> {
+        let next = (newest.generation + 1) % u64::from(SLOTS);
+        self.unread.iter().find(|(slot, _)| u64::from(*slot) == next).map(|(_, error)| *error)
+    }
+
     /// The superblock that counts.
-    pub(super) fn newest(self) -> Result<Superblock, StoreError> {
+    pub(super) fn newest(&self) -> Result<Superblock, StoreError> {
         let mut newest: Option<Superblock> = None;
-        for found in &self.0 {
+        for found in &self.found {
             match found {
                 Err(SuperblockError::Version(version)) => return Err(StoreError::Version(*version)),
                 Err(SuperblockError::Features(features)) => return Err(StoreError::Features(*features)),
@@ -48,8 +64,7 @@ impl Slots {
                 }
             }
         }
-        let traces = self.1;
-        newest.ok_or_else(|| match traces {
+        newest.ok_or_else(|| match self.traces {
             true => StoreError::damaged("none of its superblocks can be read"),
             false => StoreError::NotAPool,
         })
@@ -60,21 +75,23 @@ impl Slots {
 pub(super) fn read_slots(blocking: &mut Blocking<'_>) -> Result<Slots, StoreError> {
     let places: Vec<u64> = (0..SLOTS).map(slot_block).collect();
     if blocking.bytes() / (BLOCK as u64) <= places[places.len() - 1] {
-        return Ok(Slots(Vec::new(), false));
+        return Ok(Slots::default());
     }
-    let mut slots = Slots(Vec::new(), false);
+    let mut slots = Slots::default();
     for (slot, place) in (0..SLOTS).zip(places) {
         // One that cannot be read is like one that is damaged: three others are there.
         match blocking.read_blocks(&[place]) {
             Ok(read) => {
-                slots.1 |= read[0].starts_with(b"PLXT");
-                slots.0.push(Superblock::open(&read[0], slot));
+                slots.traces |= read[0].starts_with(b"PLXT");
+                slots.found.push(Superblock::open(&read[0], slot));
             }
-            Err(_) => slots.0.push(Err(SuperblockError::Damaged("it cannot be read"))),
+            Err(error) => {
+                slots.unread.push((slot, error));
+                slots.found.push(Err(SuperblockError::Damaged("it cannot be read")));
+            }
         }
     }
-    let all_failed = slots.0.iter().all(|slot| *slot == Err(SuperblockError::Damaged("it cannot be read")));
-    if all_failed {
+    if slots.unread.len() == slots.found.len() {
         blocking.read(slot_block(0), 1).map_err(io("superblock"))?;
     }
     Ok(slots)
@@ -85,7 +102,11 @@ pub(super) fn read_slots(blocking: &mut Blocking<'_>) -> Result<Slots, StoreErro
 /// # Errors
 /// If there is no pool, or none that can be opened.
 pub fn probe(blocking: &mut Blocking<'_>) -> Result<Superblock, StoreError> {
-    let superblock = read_slots(blocking)?.newest()?;
+    let slots = read_slots(blocking)?;
+    let superblock = slots.newest()?;
+    if let Some(error) = slots.hides_one_behind(&superblock) {
+        return Err(io("superblock that may be the newest")(error));
+    }
     let geometry = &superblock.geometry;
     let pool = u64::from(geometry.clusters) * u64::from(geometry.cluster_size);
     match blocking.bytes() {

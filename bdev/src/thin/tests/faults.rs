@@ -11,7 +11,7 @@ use crate::testing::expect::{Expect, Id};
 use crate::testing::floor::Floor;
 use crate::testing::medium::{Crash, Effect, Geometry, Medium, Order, Rule};
 use crate::thin::check::Verdict;
-use crate::thin::format::LogHeader;
+use crate::thin::format::{LogHeader, SLOTS, slot_block};
 
 const NONE: IoFlags = IoFlags::empty();
 const CLUSTER: u64 = 128;
@@ -106,6 +106,34 @@ fn a_base_that_fails_makes_the_pool_read_only_and_nothing_is_lost() {
             }
         }
     }
+}
+
+/// What only a superblock says is not forgotten because that one cannot be read when the pool is opened.
+#[test]
+fn a_superblock_that_cannot_be_read_once_still_counts() {
+    let (mut driver, _) = pool();
+    driver.rename_pool("another");
+    driver.finish().unwrap();
+    let (medium, _) = driver.shut();
+    let mut refused = 0;
+    for slot in 0..SLOTS {
+        let left = medium.crash(Crash::None, Order::InOrder);
+        let place = slot_block(slot) * 4096;
+        left.rule(Rule::new(Effect::Fail(IoError::Medium)).op(Op::Read).at(place..place + 4096));
+        match World::open(&left, Floor::in_order(), 2, 7) {
+            Ok(world) => world.forget(),
+            Err(error) => {
+                assert_eq!(error.reason(), "io", "{error}");
+                refused += 1;
+            }
+        }
+        assert_eq!(left.hits(), 1);
+        let left = left.crash(Crash::All, Order::InOrder);
+        let mut world = World::open(&left, Floor::in_order(), 2, 8).unwrap();
+        assert_eq!(world.info().name, "another", "place {slot}");
+        world.forget();
+    }
+    assert_eq!(refused, 2, "that of the newest, and that of the next, which nobody has seen");
 }
 
 #[test]

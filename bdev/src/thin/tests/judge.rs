@@ -8,7 +8,7 @@ use super::driver::id_of;
 use super::world::World;
 use crate::testing::expect::{Id, Survivors};
 use crate::testing::floor::{Floor, LaneId};
-use crate::testing::medium::Medium;
+use crate::testing::medium::{Crash, Medium, Order};
 use crate::testing::stamp::{SECTOR, Value};
 use crate::thin::check::{Block, Blocks, Report, check};
 use crate::thin::format::BLOCK;
@@ -242,8 +242,14 @@ pub(super) fn again(world: World) -> World {
     World::open(&medium, Floor::in_order(), 2, 2).expect("it was closed")
 }
 
+/// The same of a copy of what a crash has left: the medium stays as it is.
+pub(super) fn adds_up(left: &Medium, reactors: usize, salt: u64) -> Result<(), String> {
+    let copy = left.crash(Crash::All, Order::InOrder);
+    tidy(open(&copy, Floor::in_order(), reactors, salt)?).map(drop)
+}
+
 /// Brings everything to its end, compares what is counted, and closes.
-fn tidy(mut world: World) -> Result<Medium, String> {
+pub(super) fn tidy(mut world: World) -> Result<Medium, String> {
     world.order(crate::thin::orders::Order::Checkpoint).map_err(|error| format!("no checkpoint: {error}"))?;
     world.floor.settle(2_000_000_000);
     let info = world.info();

@@ -11,7 +11,7 @@ mod weather;
 use pollux_core::{IoFlags, Op};
 
 use super::driver::Driver;
-use super::judge::{Live, clean, counted, open};
+use super::judge::{Live, adds_up, clean, counted, open};
 use super::world::World;
 use crate::rng::{Rng, mix};
 use crate::testing::expect::{Expect, Id};
@@ -221,6 +221,7 @@ impl<'a> Storm<'a> {
             crashed = self.cut_while_opening(&crashed)?;
             clean(&crashed, "after a crash while it was opened")?;
         }
+        adds_up(&crashed, REACTORS, self.salt + 1)?;
         let mut world = self.open(&crashed)?;
         let info = world.info();
         let parents = {

@@ -125,14 +125,11 @@ impl State {
                 }
             }
         }
-        match fault {
-            Some(Effect::Fail(error) | Effect::FailHalf(error) | Effect::FailAndLose(error)) => Err(error),
-            _ => Ok(()),
-        }
+        fault.and_then(Effect::error).map_or(Ok(()), Err)
     }
 
     fn answer_read(&self, io: &Io, fault: Option<Effect>, found: &[u8]) {
-        if matches!(fault, Some(Effect::Fail(_) | Effect::FailHalf(_) | Effect::FailAndLose(_))) {
+        if fault.and_then(Effect::error).is_some() {
             return;
         }
         let mut at = copy_to(io.data.as_slice(), 0, found);

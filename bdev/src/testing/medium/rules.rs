@@ -11,6 +11,8 @@ pub enum Effect {
     Fail(IoError),
     /// It fails, and the first half of it has happened (of a change; of anything else nothing).
     FailHalf(IoError),
+    /// It fails, and all of it has happened.
+    FailDone(IoError),
     /// A flush fails, and what it covered will never be durable, although it stays visible. Anything else just fails.
     FailAndLose(IoError),
     /// A change is acknowledged and never happens; a flush is acknowledged and does nothing.
@@ -23,6 +25,18 @@ pub enum Effect {
     Corrupt(u64),
     /// It stays in flight, without any effect, until [`Medium::release`](super::Medium::release).
     Hold,
+}
+
+impl Effect {
+    /// What whoever asked is told.
+    pub(super) const fn error(self) -> Option<IoError> {
+        match self {
+            Effect::Fail(error) | Effect::FailHalf(error) | Effect::FailDone(error) | Effect::FailAndLose(error) => {
+                Some(error)
+            }
+            Effect::Lose | Effect::Misdirect(_) | Effect::Tear | Effect::Corrupt(_) | Effect::Hold => None,
+        }
+    }
 }
 
 type Predicate = Box<dyn Fn(&Io) -> bool + Send>;

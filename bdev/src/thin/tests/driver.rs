@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-use pollux_core::{IoFlags, Op};
+use pollux_core::{IoError, IoFlags, Op};
 use uuid::Uuid;
 
 use super::judge::Found;
@@ -40,7 +40,15 @@ struct Io {
     volume: Id,
     lane: LaneId,
     asking: Asking,
-    reads: bool,
+    op: Op,
+}
+
+/// An answer that was an error: of a request, of an order or a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    Request(Op, IoError),
+    Order(PoolError),
+    Copy(PoolError),
 }
 
 /// An order that is not answered.
@@ -88,7 +96,7 @@ pub(super) struct Driver {
     /// The snapshots that volumes and snapshots stand on, and were made of.
     pub(super) parents: BTreeMap<Id, Id>,
     /// Answers that were errors.
-    pub(super) errors: Vec<String>,
+    pub(super) errors: Vec<Refused>,
     /// Rises with each answer.
     pub(super) answers: u64,
     /// The pool's names: what it had, and those that were asked for since.
@@ -97,6 +105,8 @@ pub(super) struct Driver {
     bytes: u64,
     /// The last bdev outside that something stands on.
     outside: u64,
+    /// The base fails: what was ordered before the pool has failed may be done or not, as after a crash.
+    pub(super) fails: bool,
 }
 
 impl Driver {
@@ -119,6 +129,7 @@ impl Driver {
             names,
             bytes,
             outside,
+            fails: false,
         }
     }
 
@@ -140,9 +151,9 @@ impl Driver {
 
     fn submit(&mut self, volume: Id, reactor: usize, request: Request, asking: Asking) {
         let lane = self.lane(volume, reactor);
-        let reads = request.op == Op::Read;
+        let op = request.op;
         let ticket = self.world.floor.submit(lane, request);
-        self.requests.insert(ticket, Io { volume, lane, asking, reads });
+        self.requests.insert(ticket, Io { volume, lane, asking, op });
     }
 
     pub(super) fn write(&mut self, volume: Id, reactor: usize, first: u64, count: u64, flags: IoFlags) {
@@ -334,13 +345,13 @@ impl Driver {
     /// Tells the oracle what was answered.
     fn hear(&mut self) -> Result<(), String> {
         for (ticket, outcome) in self.world.floor.answers() {
-            let Some(Io { volume, asking, reads, .. }) = self.requests.remove(&ticket) else { continue };
+            let Some(Io { asking, op, .. }) = self.requests.remove(&ticket) else { continue };
             self.answers += 1;
             match outcome {
-                Ok(bytes) if reads => self.expect.has_read(asking, &bytes)?,
+                Ok(bytes) if op == Op::Read => self.expect.has_read(asking, &bytes)?,
                 Ok(_) => self.expect.done(asking),
                 Err(error) => {
-                    self.errors.push(format!("{volume:?}: {error:?}"));
+                    self.errors.push(Refused::Request(op, error));
                     self.expect.failed(asking);
                 }
             }
@@ -349,7 +360,13 @@ impl Driver {
             self.close_left();
         }
         let copies = self.copies.len();
-        self.copies.retain(|copy| copy.try_recv().is_err());
+        self.copies.retain(|copy| match copy.try_recv() {
+            Ok(answer) => {
+                self.errors.extend(answer.err().map(Refused::Copy));
+                false
+            }
+            Err(_) => true,
+        });
         self.answers += (copies - self.copies.len()) as u64;
         let mut nth = 0;
         while let Some(given) = self.orders.get(nth) {
@@ -372,6 +389,12 @@ impl Driver {
                 asking.into_iter().for_each(|asking| self.expect.done(asking));
                 self.stand(then);
             }
+            Err(error @ PoolError::Failed(_)) if self.fails => {
+                self.errors.push(Refused::Order(error));
+                if let Then::StandsOutside(volume) = then {
+                    self.close(volume);
+                }
+            }
             // What happens in the background, and who stands on whom meanwhile, nobody knows here.
             Err(
                 error @ (PoolError::Unfit { .. }
@@ -380,14 +403,14 @@ impl Driver {
                 | PoolError::Busy { .. }
                 | PoolError::IsParent { .. }),
             ) => {
-                self.errors.push(error.to_string());
+                self.errors.push(Refused::Order(error));
                 asking.into_iter().for_each(|asking| self.expect.failed(asking));
             }
             // One that was inflated is thick, and stands on nothing for good.
             Err(error @ PoolError::Invalid { field: "lvol_name", .. })
                 if matches!(then, Then::StandsOn(..) | Then::StandsOutside(_)) =>
             {
-                self.errors.push(error.to_string());
+                self.errors.push(Refused::Order(error));
                 asking.into_iter().for_each(|asking| self.expect.failed(asking));
             }
             Err(error) => return Err(format!("an order is refused that was in order: {error}")),

@@ -12,6 +12,7 @@
 //! orderings steps in the wrong order               crafted   media that hold anything
 //! reserves  what is kept for volumes, and what they may own
 //! atomic    writes that count as a whole              restore   what goes without moving data, and what is erased
+//! failing   every request that reaches the base fails, in every way
 //! parents   volumes that stand on something else
 //! erase     flushes that end an erasure
 //! races     things that meet at a bad moment          retries   a base that fails and is well again
@@ -27,6 +28,7 @@ mod crafted;
 mod discards;
 mod driver;
 mod erase;
+mod failing;
 mod faults;
 mod folding;
 mod inflate;

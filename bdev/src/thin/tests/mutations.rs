@@ -20,8 +20,8 @@ use crate::thin::store::LABELS;
 pub(super) const SEEDS: u64 = 120;
 pub(super) const CRASHES: u64 = 40;
 
-/// Superblocks that a storm does not miss when they are written without FUA: that of a start, because the next commit's
-/// barrier makes it durable, too; that of a checkpoint is missed by `store::tests::crash`, which aims at it.
+/// Superblocks whose FUA no storm misses. That of a start: the barrier of the first batch behind it makes it durable, too, and nothing
+/// before that speaks of it or goes where the one before leads. That of a checkpoint is missed by `store::tests::crash`, which aims at it.
 const NOT_MISSED_HERE: [&str; 2] = ["open.superblock", "checkpoint.superblock"];
 
 /// What honest storms go through.
@@ -72,7 +72,7 @@ pub(super) fn with_more_pages(spoil: Spoil<'_>, mut look: impl FnMut(&Driver)) -
         }
     }
     look(&driver);
-    assert_eq!(driver.errors, [""; 0], "there is space for all");
+    assert_eq!(driver.errors, [], "there is space for all");
     let Driver { world, .. } = driver;
     world.forget();
     medium

@@ -24,9 +24,9 @@ const NONE: IoFlags = IoFlags::empty();
 /// One operation. Two volumes, `a` on one reactor and `b` on the other.
 #[derive(Clone, Copy)]
 pub(super) struct Step {
-    name: &'static str,
+    pub(super) name: &'static str,
     /// Begins it; `false`: it cannot be done.
-    begin: fn(&mut Run<'_>) -> bool,
+    pub(super) begin: fn(&mut Run<'_>) -> bool,
     /// When it is answered everything that was acknowledged before is durable, and nothing waits for a commit.
     commits: bool,
 }
@@ -46,7 +46,7 @@ const fn commit(name: &'static str, begin: fn(&mut Run<'_>) -> bool) -> Step {
 }
 
 /// What pools are there for, and what they do to volumes most.
-const STEPS: &[Step] = &[
+pub(super) const STEPS: &[Step] = &[
     // Whole sub-blocks of `a`, of `b`.
     step("write a", |run| run.write(run.start.a, 0, run.sub, 2 * run.sub, NONE)),
     step("write b", |run| run.b().is_some_and(|b| run.write(b, 1, 15 * run.sub, 2 * run.sub, NONE))),
@@ -96,7 +96,7 @@ const STEPS: &[Step] = &[
 ];
 
 /// Orders that come seldom.
-const RARE: &[Step] = &[
+pub(super) const RARE: &[Step] = &[
     // The clone, or else `b`: it is the snapshot that those that want one take from now on.
     commit("set read-only", |run| {
         let Some(other) = run.other() else { return false };
@@ -156,9 +156,9 @@ fn around() -> Vec<Step> {
 
 /// What every workload begins with.
 pub(super) struct Start {
-    medium: Medium,
+    pub(super) medium: Medium,
     before: Before,
-    a: Id,
+    pub(super) a: Id,
     b: Id,
     /// Sectors of a cluster.
     cluster: u64,
@@ -210,10 +210,10 @@ pub(super) struct Sweep {
 
 /// A workload that runs.
 pub(super) struct Run<'a> {
-    start: &'a Start,
-    driver: Driver,
+    pub(super) start: &'a Start,
+    pub(super) driver: Driver,
     /// Sectors of a sub-block.
-    sub: u64,
+    pub(super) sub: u64,
     clone: Option<Id>,
     snapshot: Option<Id>,
     b_is_there: bool,
@@ -223,12 +223,20 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(start: &'a Start) -> Run<'a> {
+    pub(super) fn new(start: &'a Start) -> Run<'a> {
         let medium = start.medium.crash(Crash::All, Order::InOrder);
         let world = World::open(&medium, Floor::in_order(), 2, 2).expect("it was closed");
         let driver = Driver::behind(world, &start.before);
         let (sub, seen) = (start.cluster / 16, (u64::MAX, 0));
         Run { start, driver, sub, clone: None, snapshot: None, b_is_there: true, good: BTreeSet::new(), seen }
+    }
+
+    /// What the oracle does not know to be there is not used any more.
+    pub(super) fn forget_what_is_gone(&mut self) {
+        let present = self.driver.expect.present();
+        let is_there = |id: &Id| present.contains(id);
+        (self.clone, self.snapshot) = (self.clone.filter(is_there), self.snapshot.filter(is_there));
+        self.b_is_there &= is_there(&self.start.b);
     }
 
     /// Whether `a` has as much as it had, at least.
@@ -245,7 +253,7 @@ impl<'a> Run<'a> {
         self.clone.or(self.b())
     }
 
-    fn write(&mut self, volume: Id, reactor: usize, first: u64, count: u64, flags: IoFlags) -> bool {
+    pub(super) fn write(&mut self, volume: Id, reactor: usize, first: u64, count: u64, flags: IoFlags) -> bool {
         self.driver.write(volume, reactor, first, count, flags);
         true
     }

@@ -43,6 +43,7 @@ const ORDERS: &[Kind] = &[
     kind(2, rollback),
     kind(1, set_read_only),
     kind(2, set_parent),
+    kind(1, set_parent_bdev),
     kind(4, checkpoint),
     kind(1, rename_pool),
     kind(1, grow_pool),
@@ -170,6 +171,15 @@ fn set_parent(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
     let snapshots: Vec<Id> = scene.snapshots.iter().copied().filter(fits).collect();
     let snapshot = storm.pick(&snapshots)?;
     storm.driver.set_parent(id, snapshot);
+    Some(())
+}
+
+/// A bdev outside of the pool, of which a part counts that ends anywhere, or all that the volume has, if that is not much.
+fn set_parent_bdev(storm: &mut Storm<'_>, scene: &Scene) -> Option<()> {
+    let id = storm.pick(&scene.volumes)?;
+    let sectors = storm.driver.expect.sectors(id).min(8 * storm.cluster());
+    let counts = if storm.rng.below(2) == 0 { sectors } else { 1 + storm.rng.below(sectors) };
+    storm.driver.set_parent_bdev(id, counts);
     Some(())
 }
 

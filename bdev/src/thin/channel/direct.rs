@@ -80,16 +80,17 @@ impl ThinChannel {
     }
 
     /// Sends the first write of whole sub-blocks of one cluster down, which goes where the entry is put now; whether it has.
+    #[inline(never)]
     fn try_first(&mut self, io: &Io, epoch: u64, cx: &mut Cx<'_>) -> bool {
         let shared = &*self.shared;
         let (cluster, inside) = (io.offset >> shared.cluster_shift, io.offset & ((1 << shared.cluster_shift) - 1));
         let is_whole = (io.offset | io.len) & ((1 << shared.sub_shift()) - 1) == 0;
-        let fits = inside + io.len <= 1 << shared.cluster_shift && io.end().is_some_and(|end| end <= self.chain.bytes);
+        let fits = inside + io.len <= 1 << shared.cluster_shift && io.end().is_some_and(|end| end <= self.bytes);
         let (leaf, slot) = Shared::slot(cluster);
         let (true, Some(leaf)) = (is_whole && fits, self.head.leaf(leaf)) else { return false };
         // Whatever the entry says of these sub-blocks when they are locked: none of them is kept in part.
-        let touched = touched(shared, io.offset, io.len);
-        if !shared.locks.try_lock(self.head.id, cluster, touched) {
+        let locked = touched(shared, io.offset, io.len);
+        if !shared.locks.try_lock(self.head.id, cluster, locked) {
             return false;
         }
         let claimed = if self.volume.takes_freely() {
@@ -98,12 +99,12 @@ impl ThinChannel {
             self.claim(&self.head, leaf, slot).ok().map(|on| (on, false))
         };
         let Some((on, is_more)) = claimed else {
-            shared.locks.unlock(self.head.id, cluster, touched);
+            shared.locks.unlock(self.head.id, cluster, locked);
             return false;
         };
         self.counts.owned += u64::from(is_more);
         let base = (u64::from(on) << shared.cluster_shift) + inside;
-        let kind = Kind::First { map: None, leaf, slot: slot as u16, tag: io.tag, epoch };
+        let kind = Kind::First { map: None, leaf, slot: slot as u16, locked, tag: io.tag, epoch };
         let token = self.parts.insert(Part { owner: NOBODY, kind, at: io.offset, len: io.len, base });
         self.base.submit(Io { tag: tag_of(token), flags: IoFlags::empty(), offset: base, ..*io }, cx);
         true
@@ -112,16 +113,16 @@ impl ThinChannel {
     /// The data of a first write is on the base, or is not: says so in the entry and unlocks it.
     #[inline]
     pub(super) fn first_arrived(&mut self, part: &Part, result: Result<(), IoError>) -> Result<(), IoError> {
-        let Kind::First { map, leaf, slot, .. } = &part.kind else { unreachable!("whoever calls has looked") };
+        let Kind::First { map, leaf, slot, locked, .. } = &part.kind else { unreachable!("whoever calls has looked") };
         if map.is_some() || result.is_err() {
             let map = map.as_ref().unwrap_or(&self.head);
             return self.arrived(map, *leaf, part, result);
         }
         let shared = &*self.shared;
-        let (on, locked) = ((part.base >> shared.cluster_shift) as u32, touched(shared, part.at, part.len));
+        let on = (part.base >> shared.cluster_shift) as u32;
         // The entry stays on its cluster as long as something of it is locked.
-        let published = shared.publish_uncounted(*leaf, usize::from(*slot), on, locked);
-        shared.locks.unlock(self.head.id, part.at >> shared.cluster_shift, locked);
+        let published = shared.publish_uncounted(*leaf, usize::from(*slot), on, *locked);
+        shared.locks.unlock(self.head.id, part.at >> shared.cluster_shift, *locked);
         let newly = published.ok_or(IoError::Medium)?;
         self.counts.here += u64::from(newly.count_ones());
         Ok(())

@@ -157,8 +157,6 @@ pub(crate) struct ThinChannel {
     /// Those whose entries the engine is to change.
     swapping: Vec<Token>,
     ended: Vec<Completion>,
-    /// Of parts that have ended, the completions that are looked at.
-    below: Vec<Completion>,
     /// Room that those take which wait for space.
     short: u32,
     /// How many wait for what later ones could take away from them, and how many of these for a place.
@@ -208,7 +206,6 @@ impl ThinChannel {
             committing: VecDeque::with_capacity(args.depth as usize),
             swapping: Vec::new(),
             ended: Vec::with_capacity((args.depth + depth) as usize),
-            below: Vec::with_capacity(depth as usize),
             short: 0,
             in_line: 0,
             for_places: 0,
@@ -467,44 +464,58 @@ impl ThinChannel {
         (self.base.depth() - self.base.in_flight()) as usize
     }
 
-    /// What the base has completed, from the `first` on, are parts, and requests that went the short way.
+    /// What the base has completed, from the `first` on, are parts, and requests that went the short way. Apart
+    /// from passes without parts, which need none of what this has to keep.
+    #[inline(never)]
     fn parts_ended(&mut self, first: usize, cx: &mut Cx<'_>, done: &mut Vec<Completion>) {
-        let mut below = std::mem::take(&mut self.below);
-        below.extend(done.drain(first..));
-        let mut at = 0;
-        while at < below.len() {
-            let is_direct = is_direct(below[at].tag);
-            let end = at + self.end_alike(&mut below[at..], cx.now);
-            if is_direct {
-                done.extend_from_slice(&below[at..end]);
-            } else {
-                below[at..end].iter().for_each(|completion| self.part_ended(*completion, cx));
+        let (mut kept, mut at) = (first, first);
+        while at < done.len() {
+            let is_direct = is_direct(done[at].tag);
+            let end = at + self.end_alike(&mut done[at..], cx.now);
+            for nth in at..end {
+                let completion = done[nth];
+                let ended = if is_direct { Some(completion) } else { self.part_ended(completion, cx) };
+                if let Some(ended) = ended {
+                    done[kept] = ended;
+                    kept += 1;
+                }
             }
             at = end;
         }
-        below.clear();
-        self.below = below;
+        done.truncate(kept);
     }
 
-    /// A part has ended.
-    fn part_ended(&mut self, completion: Completion, cx: &mut Cx<'_>) {
+    /// A part has ended. Returns the request that has ended with it, if it was all of one.
+    #[inline]
+    fn part_ended(&mut self, completion: Completion, cx: &mut Cx<'_>) -> Option<Completion> {
         let token = token_of(completion.tag);
         let part = self.parts.slab.get_mut(token).expect("a part in flight");
-        if let (Kind::EdgeRead(_), Ok(())) = (&part.kind, completion.result) {
+        if !matches!(part.kind, Kind::First { .. }) {
+            self.part_of_several_ended(token, completion.result, cx);
+            return None;
+        }
+        let part = self.parts.slab.remove(token).expect("a part in flight");
+        let Kind::First { tag, epoch, .. } = part.kind else { return None };
+        let result = self.first_arrived(&part, completion.result);
+        self.stay.end(&self.reader, epoch);
+        Some(Completion { tag, result })
+    }
+
+    /// A part of a request has ended of which more is known.
+    #[inline(never)]
+    fn part_of_several_ended(&mut self, token: Token, result: Result<(), IoError>, cx: &mut Cx<'_>) {
+        let part = self.parts.slab.get_mut(token).expect("a part in flight");
+        if let (Kind::EdgeRead(_), Ok(())) = (&part.kind, result) {
             return self.fill_edge(token, cx);
         }
         let part = self.parts.slab.remove(token).expect("a part in flight");
         let result = match &part.kind {
-            Kind::First { tag, epoch, .. } => {
-                let result = self.first_arrived(&part, completion.result);
-                self.stay.end(&self.reader, *epoch);
-                return self.ended.push(Completion { tag: *tag, result });
-            }
-            Kind::Plain | Kind::Atomic => completion.result,
-            Kind::Fresh(map, leaf) => self.arrived(map, *leaf, &part, completion.result),
+            Kind::First { .. } => unreachable!("it is all of a request"),
+            Kind::Plain | Kind::Atomic => result,
+            Kind::Fresh(map, leaf) => self.arrived(map, *leaf, &part, result),
             Kind::EdgeRead(edge) | Kind::EdgeWrite(edge) => {
                 self.parts.give_buffer(edge.buffer);
-                self.arrived(&edge.map, edge.leaf, &part, completion.result)
+                self.arrived(&edge.map, edge.leaf, &part, result)
             }
         };
         let request = self.request(part.owner);

@@ -22,9 +22,9 @@ pub(super) enum Kind {
     Atomic,
     /// Data of sub-blocks that are not here yet and locked; all in this leaf, which stays in memory meanwhile.
     Fresh(Arc<LayerMap>, u32),
-    /// The same for all of a request of which nothing else is known, in one cluster: its tag, and the epoch in which it
-    /// began. Without a map it is the channel's head, until that is another one.
-    First { map: Option<Arc<LayerMap>>, leaf: u32, slot: u16, tag: Tag, epoch: u64 },
+    /// The same for all of a request of which nothing else is known, in one cluster: the sub-blocks, its tag, and the epoch in
+    /// which it began. Without a map it is the channel's head, until that is another one.
+    First { map: Option<Arc<LayerMap>>, leaf: u32, slot: u16, locked: u16, tag: Tag, epoch: u64 },
     /// The rest of a sub-block is read into a buffer, before the request's data goes over it.
     EdgeRead(Edge),
     /// A whole sub-block is written from a buffer.
@@ -76,6 +76,7 @@ impl Parts {
     }
 
     /// Takes a place; the caller has asked whether there is one.
+    #[inline]
     pub(super) fn insert(&mut self, part: Part) -> Token {
         self.slab.insert(part).unwrap_or_else(|_| unreachable!("whoever starts a part has asked for a place"))
     }

@@ -239,7 +239,12 @@ impl Leaves {
     /// An entry has changed. Returns whether nothing was dirty before: then the engine does not know that something is.
     #[inline]
     pub(crate) fn mark(&self, number: u32, slot: usize) -> bool {
-        let leaf = self.get(number);
+        self.mark_in(self.get(number), number, slot)
+    }
+
+    /// The same for who has the leaf of that number.
+    #[inline]
+    pub(crate) fn mark_in(&self, leaf: &Leaf, number: u32, slot: usize) -> bool {
         leaf.dirty[slot / 64].fetch_or(1 << (slot % 64), SeqCst);
         // Who finds it queued knows that the engine has not taken it from the stack yet, and will see the bit: the engine says
         // so first and takes the bits then.

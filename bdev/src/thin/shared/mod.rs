@@ -446,8 +446,8 @@ impl Shared {
             let next = now.with_here(mask);
             match page.change(slot, now, next) {
                 Ok(()) => {
-                    if next != now {
-                        self.mark(leaf, slot);
+                    if next != now && self.leaves.mark_in(page, leaf, slot) {
+                        self.call_engine();
                     }
                     return Some(next.here() & !now.here());
                 }

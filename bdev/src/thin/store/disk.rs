@@ -146,8 +146,8 @@ impl<J> Disk<J> {
             let queue = if self.urgent.is_empty() && background { &mut self.background } else { &mut self.urgent };
             let Some(request) = queue.pop_front() else { return };
             let mut neighbours = Vec::new();
-            while let Some(next) = queue.pop_front_if(|next| request.goes_with(neighbours.len(), next)) {
-                neighbours.push(next);
+            while queue.front().is_some_and(|next| request.goes_with(neighbours.len(), next)) {
+                neighbours.extend(queue.pop_front());
             }
             self.submit(Flight { request, neighbours }, cx);
         }

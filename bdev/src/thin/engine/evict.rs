@@ -109,7 +109,7 @@ impl Engine {
     fn take_out(&mut self, number: u32) -> bool {
         let leaf = self.shared.leaves.get(number);
         let (layer, index) = leaf.key();
-        let Some(node) = self.nodes.by_id.get(&layer) else { return false };
+        let Some(node) = self.nodes.by_id().get(&layer) else { return false };
         let in_fold = self.fold.as_ref().is_some_and(|fold| fold.holds(layer, index)) || self.inflation.holds(layer);
         let known = leaf.is_clean() && self.shared.commits.is_done(leaf.taken_by());
         let taken = !in_fold && known && node.map.set(index, Place::At(number), Place::Unknown);
@@ -127,7 +127,7 @@ impl Engine {
             let leaf = self.shared.leaves.get(number);
             if leaf.is_clean() && self.shared.commits.is_done(leaf.taken_by()) {
                 self.return_leaf(number);
-            } else if let Some(node) = self.nodes.by_id.get(&layer) {
+            } else if let Some(node) = self.nodes.by_id().get(&layer) {
                 // Whoever has wanted it meanwhile finds it, and what he has asked for is not to be loaded any more.
                 node.map.put(index, Place::At(number));
             } else {
@@ -175,7 +175,7 @@ mod tests {
         while answer.try_recv().is_err() {
             pass(&mut engine, &mut floor);
         }
-        let map = engine.nodes.by_id.values().next().expect("it was made").map.clone();
+        let map = engine.nodes.by_id().values().next().expect("it was made").map.clone();
         for leaf in 0..u64::from(MANY) {
             let number = engine.spare_leaf().expect("there is room");
             engine.shared.leaves.name(number, map.id, leaf);

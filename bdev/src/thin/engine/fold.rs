@@ -16,7 +16,7 @@ use pollux_core::{Cx, IoError};
 use super::Engine;
 use super::orders::Doing;
 use super::removal::RETRY_NS;
-use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LayerKind, Record};
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Record};
 use crate::thin::shared::{Miss, Place, Shared};
 
 /// Clusters that one commit has to say something of. In tests folding takes several of them.
@@ -121,10 +121,10 @@ impl Engine {
 
     fn begin_fold(&mut self) {
         let may_go = |id: &u64| !self.stuck.contains_key(id);
-        let going = self.nodes.by_id.values().find(|node| {
-            let is_one = node.layer.kind == LayerKind::Going && node.children.len() == 1;
-            is_one && may_go(&node.layer.id) && node.children.iter().all(may_go)
-        });
+        let going = self
+            .nodes
+            .going()
+            .find(|node| node.children.len() == 1 && may_go(&node.layer.id) && node.children.iter().all(may_go));
         let Some(node) = going else { return };
         let (layer, clusters) = (node.layer.id, node.map.clusters());
         let Some(into) = node.children.first().copied() else { return };
@@ -140,7 +140,7 @@ impl Engine {
         match fold.stage {
             Stage::Beginning { epoch, commit } => {
                 (self.is_over(epoch) && self.shared.commits.is_done(commit)).then_some(())?;
-                if self.nodes.by_id.get(&fold.into).is_none_or(|into| into.layer.parent != Some(fold.layer)) {
+                if self.nodes.by_id().get(&fold.into).is_none_or(|into| into.layer.parent != Some(fold.layer)) {
                     // It stands on something else now.
                     return Some(false);
                 }
@@ -497,7 +497,7 @@ pub(super) mod tests {
                 floor.advance(1000);
             }
         }
-        let ids: Vec<u64> = engine.nodes.by_id.keys().copied().collect();
+        let ids: Vec<u64> = engine.nodes.by_id().keys().copied().collect();
         let stage = Stage::Copying { mask: 1, from: 9 };
         let mut fold = Fold::new(ids[0], ids[1], 16, stage);
         assert!(engine.shared.locks.try_lock(ids[1], 0, u16::MAX));

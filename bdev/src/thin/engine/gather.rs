@@ -127,7 +127,7 @@ impl Engine {
     fn structure(&mut self) -> Load {
         let mut load = Load::default();
         for id in std::mem::take(&mut self.layers_to_log) {
-            if let Some(node) = self.nodes.by_id.get(&id) {
+            if let Some(node) = self.nodes.by_id().get(&id) {
                 load.push(Record::Layer(Box::new(node.logged())));
             }
         }
@@ -141,7 +141,7 @@ impl Engine {
     /// has written of a sub-block. The log knows the layers, and what they stand on: an order waits for its commit.
     fn say_moved(&mut self, load: &mut Load) {
         for id in std::mem::take(&mut self.moved_to_log) {
-            if let Some(node) = self.nodes.by_id.get(&id) {
+            if let Some(node) = self.nodes.by_id().get(&id) {
                 load.push(Record::Layer(Box::new(node.logged())));
             }
         }
@@ -163,7 +163,7 @@ impl Engine {
         let end = (index + 1) * ENTRIES_PER_PAGE as u64;
         self.store.layers().get(&layer).is_some_and(|known| {
             let clusters = |size| self.nodes.clusters(size);
-            let is_same = self.nodes.by_id.get(&layer).is_none_or(|node| node.layer.size == known.size);
+            let is_same = self.nodes.by_id().get(&layer).is_none_or(|node| node.layer.size == known.size);
             is_same || end <= clusters(known.size)
         })
     }
@@ -190,7 +190,7 @@ impl Engine {
         self.fresh.remove(&leaf);
         let first = index * ENTRIES_PER_PAGE as u64;
         // Of one on its way out, too: what the log has not heard of cannot be given back.
-        let Some(node) = self.nodes.by_id.get(&layer) else { return 0 };
+        let Some(node) = self.nodes.by_id().get(&layer) else { return 0 };
         let changed = dirty.iter().map(|word| word.count_ones()).sum::<u32>() as usize;
         let takes_discards = self.store.takes_discards();
         let (mut entries, mut last) = ([Entry::EMPTY; ENTRIES_PER_PAGE], None);

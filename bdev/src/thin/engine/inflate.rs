@@ -264,7 +264,7 @@ impl Engine {
 
     fn end_inflation(&mut self, task: &Task, answer: Answer) {
         self.give_up_way(&task.asked.order);
-        if let Some(node) = self.nodes.by_id.get_mut(&task.into) {
+        if let Some(node) = self.nodes.find_mut(task.into) {
             node.inflating = false;
         }
         self.directory.get(task.volume).iter().for_each(|volume| volume.ends_inflating());
@@ -305,7 +305,7 @@ impl Engine {
     }
 
     fn begin_anew(&mut self, task: &mut Task, into: u64) {
-        if let Some(node) = self.nodes.by_id.get_mut(&task.into) {
+        if let Some(node) = self.nodes.find_mut(task.into) {
             node.inflating = false;
         }
         self.nodes.get_mut(into).inflating = task.thick;
@@ -336,7 +336,7 @@ impl Engine {
     /// The layers that are copied from. Those that go into the last of them are among them: they may go at any time.
     fn below(&self, into: u64, until: Option<u64>) -> Vec<(u64, LayerKind)> {
         let (mut below, mut next, mut ended) = (Vec::new(), self.nodes.get(into).layer.parent, false);
-        while let Some(node) = next.and_then(|id| self.nodes.by_id.get(&id)) {
+        while let Some(node) = next.and_then(|id| self.nodes.by_id().get(&id)) {
             if ended && node.layer.kind != LayerKind::Going {
                 break;
             }

@@ -141,7 +141,7 @@ impl Engine {
         let (copier, mover) = (Copier::new(base, store.geometry())?, Copier::new(base, store.geometry())?);
         let inflation = Inflation::new(base, store.geometry())?;
         let nodes = Nodes::new(store.layers(), store.geometry());
-        for node in nodes.by_id.values().filter(|node| node.is_known()) {
+        for node in nodes.by_id().values().filter(|node| node.is_known()) {
             directory.put(nodes.volume(node.layer.id));
         }
         let counted = store.layers().values().map(|layer| (layer.id, (layer.owned, layer.here))).collect();
@@ -220,7 +220,7 @@ impl Engine {
         self.checkpoints += 1;
         let Some(Unsettled { counted, .. }) = self.unsettled.take() else { return };
         for (id, (owned, here)) in counted {
-            if let (Some(node), Some(layer)) = (self.nodes.by_id.get(&id), self.store.layers().get(&id)) {
+            if let (Some(node), Some(layer)) = (self.nodes.by_id().get(&id), self.store.layers().get(&id)) {
                 let usage = &node.map.usage;
                 usage.owned.fetch_add(layer.owned.wrapping_sub(owned), Relaxed);
                 usage.here.fetch_add(layer.here.wrapping_sub(here), Relaxed);
@@ -271,7 +271,7 @@ impl Engine {
         let (owned, here) = node.usage();
         let mut shared = 0u64;
         let mut next = node.layer.parent;
-        while let Some(below) = next.and_then(|id| self.nodes.by_id.get(&id)) {
+        while let Some(below) = next.and_then(|id| self.nodes.by_id().get(&id)) {
             shared = below.usage().0.saturating_mul(size).saturating_add(shared);
             next = below.layer.parent;
         }
@@ -309,7 +309,7 @@ impl Engine {
         let size = u64::from(geometry.cluster_size);
         let sub_block = u64::from(geometry.sub_block());
         let mut volumes: Vec<VolumeInfo> =
-            self.nodes.by_id.keys().map(|id| self.volume_info(*id, size, sub_block)).collect();
+            self.nodes.by_id().keys().map(|id| self.volume_info(*id, size, sub_block)).collect();
         let parents: Vec<_> = volumes.iter().map(|volume| (volume.uuid, volume.parent, volume.role)).collect();
         for volume in volumes.iter_mut().filter(|volume| volume.role == Role::Snapshot) {
             let children =

@@ -1,5 +1,6 @@
 //! The layers of a pool as the engine knows them: a forest, with the volumes that show them.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -44,14 +45,25 @@ pub(super) struct Node {
 
 /// All of them.
 pub(super) struct Nodes {
-    pub(super) by_id: BTreeMap<u64, Node>,
+    by_id: BTreeMap<u64, Node>,
     cluster_size: u64,
+    /// Which of them are looked for in every pass, until one of them changes.
+    sought: OnceCell<Sought>,
+}
+
+/// Layers of a kind that is rare, however many there are.
+struct Sought {
+    /// For which something is kept.
+    keeping: Vec<u64>,
+    /// On their way out.
+    going: Vec<u64>,
 }
 
 impl Nodes {
     /// Those that the catalog has.
     pub(super) fn new(layers: &BTreeMap<u64, Layer>, geometry: &Geometry) -> Nodes {
-        let mut nodes = Nodes { by_id: BTreeMap::new(), cluster_size: u64::from(geometry.cluster_size) };
+        let cluster_size = u64::from(geometry.cluster_size);
+        let mut nodes = Nodes { by_id: BTreeMap::new(), cluster_size, sought: OnceCell::new() };
         for layer in layers.values() {
             let usage = Usage { owned: layer.owned.into(), here: layer.here.into() };
             let map = LayerMap::new(layer.id, nodes.clusters(layer.size), false, Arc::new(usage));
@@ -72,6 +84,7 @@ impl Nodes {
     }
 
     fn insert(&mut self, layer: Layer, map: Arc<LayerMap>) {
+        self.sought = OnceCell::new();
         self.by_id.insert(layer.id, Node { layer, map, children: BTreeSet::new(), inflating: false });
     }
 
@@ -85,7 +98,7 @@ impl Nodes {
 
     /// Its parent knows it.
     fn join(&mut self, id: u64) {
-        if let Some(parent) = self.by_id[&id].layer.parent.and_then(|parent| self.by_id.get_mut(&parent)) {
+        if let Some(parent) = self.by_id[&id].layer.parent.and_then(|parent| self.find_mut(parent)) {
             parent.children.insert(id);
         }
     }
@@ -96,7 +109,7 @@ impl Nodes {
         let before = std::mem::replace(&mut layer.parent, on.parent);
         layer.sees = on.sees;
         layer.stand_on(on.origin);
-        if let Some(before) = before.and_then(|before| self.by_id.get_mut(&before)) {
+        if let Some(before) = before.and_then(|before| self.find_mut(before)) {
             before.children.remove(&id);
         }
         self.join(id);
@@ -104,14 +117,16 @@ impl Nodes {
 
     /// Takes one out that has no children.
     pub(super) fn remove(&mut self, id: u64) {
+        self.sought = OnceCell::new();
         let Some(node) = self.by_id.remove(&id) else { return };
-        if let Some(parent) = node.layer.parent.and_then(|parent| self.by_id.get_mut(&parent)) {
+        if let Some(parent) = node.layer.parent.and_then(|parent| self.find_mut(parent)) {
             parent.children.remove(&id);
         }
     }
 
     /// Takes one out whose only child goes on standing on what it stood on.
     pub(super) fn take_out(&mut self, id: u64) {
+        self.sought = OnceCell::new();
         let Some(node) = self.by_id.remove(&id) else { return };
         for child in &node.children {
             let child = &mut self.get_mut(*child).layer;
@@ -119,7 +134,7 @@ impl Nodes {
             child.stand_on(node.layer.stands_on());
             child.sees = least(child.sees, node.layer.sees).filter(|_| !node.is_bottom());
         }
-        if let Some(parent) = node.layer.parent.and_then(|parent| self.by_id.get_mut(&parent)) {
+        if let Some(parent) = node.layer.parent.and_then(|parent| self.find_mut(parent)) {
             parent.children.remove(&id);
             parent.children.extend(&node.children);
         }
@@ -195,7 +210,7 @@ impl Nodes {
 
     /// Clusters that are kept for volumes which do not own them yet, if each may own `too_many` fewer than it is thought to.
     pub(super) fn promised(&self, too_many: u64) -> u64 {
-        let keeping = self.by_id.values().map(|node| (node, self.kept_for(node))).filter(|(_, kept)| *kept > 0);
+        let keeping = self.sought().keeping.iter().map(|id| self.get(*id)).map(|node| (node, self.kept_for(node)));
         keeping
             .map(|(node, kept)| kept.saturating_sub(self.will_own(node).saturating_sub(too_many)))
             .fold(0, u64::saturating_add)
@@ -232,7 +247,35 @@ impl Nodes {
     }
 
     pub(super) fn get_mut(&mut self, id: u64) -> &mut Node {
-        self.by_id.get_mut(&id).expect("whoever names a layer has looked it up")
+        self.find_mut(id).expect("whoever names a layer has looked it up")
+    }
+
+    /// To be changed, if it is still there.
+    pub(super) fn find_mut(&mut self, id: u64) -> Option<&mut Node> {
+        self.sought = OnceCell::new();
+        self.by_id.get_mut(&id)
+    }
+
+    /// All of them, by number.
+    pub(super) const fn by_id(&self) -> &BTreeMap<u64, Node> {
+        &self.by_id
+    }
+
+    /// Those on their way out.
+    pub(super) fn going(&self) -> impl Iterator<Item = &Node> {
+        self.sought().going.iter().map(|id| self.get(*id))
+    }
+
+    fn sought(&self) -> &Sought {
+        self.sought.get_or_init(|| {
+            let of = |is_one: &dyn Fn(&Node) -> bool| {
+                self.by_id.iter().filter(|(_, node)| is_one(node)).map(|(id, _)| *id).collect()
+            };
+            Sought {
+                keeping: of(&|node| self.kept_for(node) > 0),
+                going: of(&|node| node.layer.kind == LayerKind::Going),
+            }
+        })
     }
 }
 

@@ -433,7 +433,7 @@ impl Engine {
     pub(super) fn review_reserves(&mut self) {
         let is_uncounted = self.unsettled.is_some();
         let mut others: Vec<_> = self.kept_by.drain(..).chain(self.not_kept_by.drain(..)).collect();
-        for node in self.nodes.by_id.values().filter(|node| node.layer.kind == LayerKind::Head) {
+        for node in self.nodes.by_id().values().filter(|node| node.layer.kind == LayerKind::Head) {
             let Some(volume) = self.directory.get(node.layer.uuid) else { continue };
             volume.uncounted.store(is_uncounted, Release);
             volume.quota.store(node.layer.quota, Release);
@@ -455,7 +455,7 @@ impl Engine {
     /// Layers that stay only because several others stand on them: those where that is so no more go, too.
     pub(super) fn review_unnamed(&mut self) {
         let lonely = |node: &&Node| node.layer.kind == LayerKind::Unnamed && node.children.len() < 2;
-        let ids: Vec<u64> = self.nodes.by_id.values().filter(lonely).map(|node| node.layer.id).collect();
+        let ids: Vec<u64> = self.nodes.by_id().values().filter(lonely).map(|node| node.layer.id).collect();
         for id in ids {
             self.nodes.get_mut(id).layer.kind = LayerKind::Going;
             self.log_layer(id);

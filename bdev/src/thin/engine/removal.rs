@@ -4,7 +4,7 @@
 
 use super::Engine;
 use super::orders::Doing;
-use crate::thin::format::{ENTRIES_PER_PAGE, Entry, LayerKind, Record};
+use crate::thin::format::{ENTRIES_PER_PAGE, Entry, Record};
 use crate::thin::shared::Place;
 use crate::thin::store::LoadError;
 
@@ -49,10 +49,9 @@ impl Engine {
             return 0;
         }
         if self.removal.is_none() && !self.leaving {
-            let going = self.nodes.by_id.values().find(|node| {
-                node.layer.kind == LayerKind::Going
-                    && node.children.is_empty()
-                    && !self.stuck.contains_key(&node.layer.id)
+            let going = self.nodes.going().find(|node| {
+                let id = node.layer.id;
+                node.children.is_empty() && !self.stuck.contains_key(&id)
             });
             let Some(node) = going else { return 0 };
             let (layer, leaves) = (node.layer.id, node.map.clusters().div_ceil(ENTRIES_PER_PAGE as u64));

@@ -110,7 +110,7 @@ impl Engine {
                     return Some(false);
                 }
             }
-            if self.failed.is_some() || !self.nodes.by_id.contains_key(&under.swap.map.id) {
+            if self.failed.is_some() || !self.nodes.by_id().contains_key(&under.swap.map.id) {
                 return Some(false);
             }
             let Some(moved) = under.swap.moved.get(under.next) else { break };

@@ -346,7 +346,7 @@ impl Engine {
             }
             return is_durable;
         }
-        let node = self.nodes.by_id.get(&layer).filter(|node| !matches!(node.layer.kind, LayerKind::Going));
+        let node = self.nodes.by_id().get(&layer).filter(|node| !matches!(node.layer.kind, LayerKind::Going));
         let (leaf, slot) = Shared::slot(cluster);
         let place = node.map(|node| node.map.place(leaf));
         let Some(Place::At(number)) = place else {

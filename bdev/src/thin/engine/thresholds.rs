@@ -51,7 +51,8 @@ impl Alarm {
 #[derive(Default)]
 pub(super) struct Alarms {
     pool: [Alarm; THRESHOLDS],
-    volumes: BTreeMap<Uuid, Alarm>,
+    /// With the layer that was the volume's head when they were set.
+    volumes: BTreeMap<Uuid, (u64, Alarm)>,
 }
 
 impl Alarms {
@@ -62,7 +63,7 @@ impl Alarms {
 
     /// What volumes own has become known: whether those of quotas are reached is looked at anew.
     pub(super) fn forget_volumes(&mut self) {
-        self.volumes.values_mut().for_each(|alarm| *alarm = alarm.set(0, 0));
+        self.volumes.values_mut().for_each(|(_, alarm)| *alarm = alarm.set(0, 0));
     }
 }
 
@@ -90,15 +91,16 @@ impl Engine {
         }
         self.shared.supply.say_thresholds(self.alarms.pool.map(|alarm| alarm.at));
         let mut before = std::mem::take(&mut self.alarms.volumes);
-        for node in self.nodes.by_id.values().filter(|node| node.layer.kind == LayerKind::Head) {
+        for node in self.nodes.by_id().values().filter(|node| node.layer.kind == LayerKind::Head) {
             let layer = &node.layer;
             let at = clusters_of(layer.warn_percent.into(), layer.quota, size);
             if let Some(volume) = self.directory.get(layer.uuid) {
                 volume.warn.store(at, Release);
             }
-            let alarm = before.remove(&layer.uuid);
+            let alarm = before.remove(&layer.uuid).map(|(_, alarm)| alarm);
             if at > 0 || alarm.is_some() {
-                self.alarms.volumes.insert(layer.uuid, alarm.unwrap_or_default().set(at, node.usage().0));
+                let alarm = alarm.unwrap_or_default().set(at, node.usage().0);
+                self.alarms.volumes.insert(layer.uuid, (layer.id, alarm));
             }
         }
         self.review_alarms();
@@ -108,9 +110,13 @@ impl Engine {
     pub(super) fn review_alarms(&mut self) {
         let (used, total) = (self.used(), self.store.total_clusters());
         self.alarms.pool.iter_mut().for_each(|alarm| alarm.look(used, total));
-        for (uuid, alarm) in &mut self.alarms.volumes {
-            if let Ok(id) = self.nodes.find(*uuid) {
-                let node = self.nodes.get(id);
+        for (uuid, (head, alarm)) in &mut self.alarms.volumes {
+            if self.nodes.by_id().get(head).is_none_or(|node| node.layer.uuid != *uuid)
+                && let Ok(now) = self.nodes.find(*uuid)
+            {
+                *head = now;
+            }
+            if let Some(node) = self.nodes.by_id().get(head).filter(|node| node.layer.uuid == *uuid) {
                 alarm.look(node.usage().0, node.layer.quota);
             }
         }
@@ -135,7 +141,7 @@ impl Engine {
     }
 
     pub(super) fn quota_threshold_info(&self, uuid: Uuid, percent: u8) -> Option<ThresholdInfo> {
-        let alarm = self.alarms.volumes.get(&uuid).filter(|alarm| alarm.at > 0)?;
+        let alarm = self.alarms.volumes.get(&uuid).map(|(_, alarm)| alarm).filter(|alarm| alarm.at > 0)?;
         Some(ThresholdInfo {
             percent: Some(percent),
             used_bytes: alarm.at.saturating_mul(self.nodes.cluster_size()),

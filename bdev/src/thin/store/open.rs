@@ -19,7 +19,7 @@ use super::pages::Pages;
 use super::replay::{Found, Ring};
 use super::retired::Retired;
 use super::space::{self, Space};
-use super::state::{MOST, State, catalog_place};
+use super::state::{MOST, State, catalog_place, map_pages};
 use crate::thin::format::{
     BLOCK, Kind, LAYER_LEN, Layer, LogSpan, MAX_SPANS, Page, Pointer, Record, SLOTS, Superblock, SuperblockError,
     slot_block,
@@ -203,6 +203,7 @@ fn read_state(blocking: &mut Blocking<'_>, superblock: &Superblock) -> Result<St
     layers::check(&saved, &geometry)?;
     let state = State {
         geometry,
+        map_pages: map_pages(&geometry, saved.values()),
         layers: saved.clone(),
         saved,
         next_layer: superblock.next_layer,

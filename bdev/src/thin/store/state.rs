@@ -19,6 +19,8 @@ pub(super) struct State {
     pub(super) saved: BTreeMap<u64, Layer>,
     /// The same as of everything logged; maps and what is owned are as of the last checkpoint.
     pub(super) layers: BTreeMap<u64, Layer>,
+    /// Pages that the maps of these take at most.
+    pub(super) map_pages: u64,
     pub(super) next_layer: u64,
     /// What is logged and no checkpoint has begun to write.
     pub(super) overlay: Overlay,
@@ -38,6 +40,12 @@ pub(super) struct State {
 /// Leaves of a layer's map.
 pub(super) const fn leaves_of(geometry: &Geometry, layer: &Layer) -> u64 {
     layer.size.div_ceil(geometry.cluster_size as u64).div_ceil(ENTRIES_PER_PAGE as u64)
+}
+
+/// Pages that the maps of layers take at most: of each leaf its own, and one above.
+pub(super) fn map_pages<'a>(geometry: &Geometry, layers: impl IntoIterator<Item = &'a Layer>) -> u64 {
+    let pages = layers.into_iter().map(|layer| leaves_of(geometry, layer).saturating_mul(2));
+    pages.fold(0, u64::saturating_add)
 }
 
 /// The leaf of the catalog that holds a layer, and its place there.
@@ -149,9 +157,15 @@ impl State {
                     self.overlay.shrunk(layer.id);
                 }
                 let (owned, here) = old.map_or((0, 0), |old| (old.owned, old.here));
-                self.layers.insert(layer.id, Layer { levels, root, owned, here, ..(**layer).clone() });
+                let layer = Layer { levels, root, owned, here, ..(**layer).clone() };
+                self.map_pages += map_pages(&self.geometry, [&layer]);
+                let old = self.layers.insert(layer.id, layer);
+                self.map_pages -= map_pages(&self.geometry, &old);
             }
-            Record::Gone(layer) => drop(self.layers.remove(layer)),
+            Record::Gone(layer) => {
+                let old = self.layers.remove(layer);
+                self.map_pages -= map_pages(&self.geometry, &old);
+            }
             Record::Leaf { .. } => {}
         }
         let (geometry, layers) = (&self.geometry, &self.layers);
@@ -170,8 +184,6 @@ impl State {
 
     /// Pages of maps that records may need beyond those that are needed already, whatever they say.
     pub(super) fn pages_untouched(&self) -> u64 {
-        let pages = |layer: &Layer| leaves_of(&self.geometry, layer).saturating_mul(2);
-        let all = self.layers.values().map(pages).fold(0, u64::saturating_add);
-        all.saturating_sub(self.overlay.pages_inside())
+        self.map_pages.saturating_sub(self.overlay.pages_inside())
     }
 }

@@ -158,13 +158,13 @@ impl State {
                 }
                 let (owned, here) = old.map_or((0, 0), |old| (old.owned, old.here));
                 let layer = Layer { levels, root, owned, here, ..(**layer).clone() };
-                self.map_pages += map_pages(&self.geometry, [&layer]);
+                self.map_pages = self.map_pages.saturating_add(map_pages(&self.geometry, [&layer]));
                 let old = self.layers.insert(layer.id, layer);
-                self.map_pages -= map_pages(&self.geometry, &old);
+                self.map_pages = self.map_pages.saturating_sub(map_pages(&self.geometry, &old));
             }
             Record::Gone(layer) => {
                 let old = self.layers.remove(layer);
-                self.map_pages -= map_pages(&self.geometry, &old);
+                self.map_pages = self.map_pages.saturating_sub(map_pages(&self.geometry, &old));
             }
             Record::Leaf { .. } => {}
         }

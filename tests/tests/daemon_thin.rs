@@ -408,7 +408,7 @@ fn a_repeated_call_is_told_from_another_one() -> Result<()> {
         ensure!(pools[0]["discard_mbytes_per_sec"] == shown && pools[0]["discards_waiting_bytes"] == 0, "{pools}");
     }
     let cli = |args: &[&str]| -> Result<String> {
-        let mut command = std::process::Command::new(pollux_tests::daemon::binary()?);
+        let mut command = Command::new(pollux_tests::daemon::binary()?);
         let output = command.arg("--rpc-socket").arg(daemon.rpc_path()).args(args).output()?;
         ensure!(output.status.success(), "{output:?}");
         Ok(String::from_utf8(output.stdout)?)

@@ -11,6 +11,7 @@ use super::parts::{Kind, NOBODY, Part};
 use super::read::mask;
 use super::write::touched;
 use crate::measured::tag_of;
+use crate::thin::format::SUB_BLOCKS;
 use crate::thin::shared::{CLOSED, Shared};
 
 impl ThinChannel {
@@ -162,28 +163,32 @@ impl ThinChannel {
     #[inline(always)]
     fn find_direct(&mut self, io: &Io, is_read: bool) -> Option<u64> {
         let shared = &*self.shared;
-        let inside = io.offset & ((1 << shared.cluster_shift) - 1);
-        if io.end()? > self.bytes || inside + io.len > 1 << shared.cluster_shift {
+        let (shift, sub_shift) = (shared.cluster_shift, shared.sub_shift());
+        // Its last byte. One that goes beyond all addresses ends in another cluster.
+        let last = io.offset.wrapping_add(io.len).wrapping_sub(1);
+        if last >= self.bytes || (io.offset ^ last) >> shift != 0 {
             return None;
         }
-        let cluster = io.offset >> shared.cluster_shift;
+        let cluster = io.offset >> shift;
         let (leaf, slot) = Shared::slot(cluster);
         let Some(number) = self.head.leaf(leaf) else {
             return if is_read { self.find_any(io) } else { None };
         };
         let entry = shared.leaves.get(number).entry(slot);
-        let wanted = mask(inside >> shared.sub_shift(), (inside + io.len - 1) >> shared.sub_shift());
-        let on = if wanted & !entry.here() == 0 {
+        let nth = |at: u64| (at >> sub_shift) % u64::from(SUB_BLOCKS);
+        let wanted = mask(nth(io.offset), nth(last));
+        if wanted & !entry.here() == 0 {
             let is_free = is_read || !shared.locks.is_locked(self.head.id, cluster, wanted);
-            entry.cluster().filter(|_| is_free)
+            let on = entry.cluster().filter(|_| is_free)?;
+            // At its own place in the cluster.
+            Some(((u64::from(on).wrapping_sub(cluster)) << shift).wrapping_add(io.offset))
         } else if !is_read {
             None
         } else if wanted & !entry.parent() == 0 {
-            return self.find_remembered(io, cluster, wanted);
+            self.find_remembered(io, cluster, wanted)
         } else {
-            return self.find_any(io);
-        };
-        on.map(|on| (u64::from(on) << shared.cluster_shift) + inside)
+            self.find_any(io)
+        }
     }
 
     /// The same of a read, all of whose sub-blocks in this cluster are left to the layers below the head.

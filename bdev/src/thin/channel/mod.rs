@@ -453,17 +453,6 @@ impl ThinChannel {
         self.base.submit(Io { tag: tag_of(token), op, flags, offset: base, len, data }, cx);
     }
 
-    /// Whether there is a place for another part.
-    #[inline]
-    fn has_place(&self) -> bool {
-        self.base.in_flight() < self.base.depth()
-    }
-
-    /// How many places there are.
-    fn places(&self) -> usize {
-        (self.base.depth() - self.base.in_flight()) as usize
-    }
-
     /// What the base has completed, from the `first` on, are parts, and requests that went the short way. Apart
     /// from passes without parts, which need none of what this has to keep.
     #[inline(never)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use pollux_core::segment::for_range;
 use pollux_core::{SegmentList, Slab, Tag, Token};
 
+use super::ThinChannel;
 use crate::memory::{Buffer, Pieces};
 use crate::thin::shared::LayerMap;
 
@@ -111,5 +112,18 @@ impl Parts {
 
     pub(super) fn buffer(&self, buffer: usize) -> &Buffer {
         &self.buffers[buffer]
+    }
+}
+
+impl ThinChannel {
+    /// Whether there is a place for another part.
+    #[inline]
+    pub(super) fn has_place(&self) -> bool {
+        self.base.in_flight() < self.base.depth()
+    }
+
+    /// How many places there are.
+    pub(super) fn places(&self) -> usize {
+        (self.base.depth() - self.base.in_flight()) as usize
     }
 }

@@ -272,8 +272,9 @@ pub(crate) fn get_lvols(node: &Node, params: &GetLvols) -> Answer {
     let (mut listed, bdevs) = (Vec::new(), node.bdevs_by_uuid());
     for open in pools(node, &name)? {
         if let Ok(info) = open.refresh() {
+            let names: Names<'_> = info.volumes.iter().map(|volume| (volume.uuid, volume.name.as_str())).collect();
             let known = info.volumes.iter().filter(|volume| volume.role != Role::Leaving);
-            listed.extend(known.map(|volume| volume_shape(&bdevs, &info, volume)));
+            listed.extend(known.map(|volume| volume_shape(&bdevs, &info, &names, volume)));
         }
     }
     Ok(listed.into())
@@ -285,10 +286,17 @@ fn origin_shape(bdevs: &HashMap<Uuid, Arc<pollux_bdev::Entry>>, origin: Origin) 
     json!({"uuid": origin.uuid, "name": entry.map(|entry| entry.name().to_owned()), "bytes": origin.bytes})
 }
 
+/// How the volumes and snapshots of a pool are called.
+type Names<'a> = HashMap<Uuid, &'a str>;
+
 /// A volume as SPDK lists it, then what Pollux adds.
-fn volume_shape(bdevs: &HashMap<Uuid, Arc<pollux_bdev::Entry>>, info: &PoolInfo, volume: &VolumeInfo) -> Value {
-    let name_of = |uuid: &Uuid| info.volumes.iter().find(|other| other.uuid == *uuid).map(|other| other.name.as_str());
-    let kin = |uuid: &Uuid| name_of(uuid).map(|name| json!({"name": name, "uuid": uuid}));
+fn volume_shape(
+    bdevs: &HashMap<Uuid, Arc<pollux_bdev::Entry>>,
+    info: &PoolInfo,
+    names: &Names<'_>,
+    volume: &VolumeInfo,
+) -> Value {
+    let kin = |uuid: &Uuid| names.get(uuid).map(|name| json!({"name": name, "uuid": uuid}));
     let parent = volume.parent.as_ref().and_then(kin);
     json!({
         "alias": format!("{}/{}", info.name, volume.name),

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pollux_core::{Bdev, Cx, IoError, Next, OpenError, Resident};
+use uuid::Uuid;
 
 use self::commit::{Commit, OWN_COMMIT_NS};
 use self::copier::Copier;
@@ -37,7 +38,7 @@ use self::inflate::Inflation;
 use self::load::Load;
 use self::loads::{Company, Spare, Unread};
 pub(crate) use self::nodes::Directory;
-use self::nodes::Nodes;
+use self::nodes::{Nodes, Standing};
 use self::orders::Doing;
 use self::removal::Removal;
 use self::space::Quarantine;
@@ -266,15 +267,9 @@ impl Engine {
         }
     }
 
-    fn volume_info(&self, id: u64, size: u64, sub_block: u64) -> VolumeInfo {
+    fn volume_info(&self, id: u64, below: Standing, size: u64, sub_block: u64) -> VolumeInfo {
         let node = self.nodes.get(id);
         let (owned, here) = node.usage();
-        let mut shared = 0u64;
-        let mut next = node.layer.parent;
-        while let Some(below) = next.and_then(|id| self.nodes.by_id().get(&id)) {
-            shared = below.usage().0.saturating_mul(size).saturating_add(shared);
-            next = below.layer.parent;
-        }
         let layer = &node.layer;
         VolumeInfo {
             uuid: layer.uuid,
@@ -285,13 +280,13 @@ impl Engine {
                 LayerKind::Unnamed | LayerKind::Going => Role::Leaving,
             },
             bytes: layer.size,
-            parent: self.nodes.known_below(id).next().map(|below| self.nodes.get(below).layer.uuid),
-            origin: self.nodes.origin(id).or_else(|| self.inflation.leaves_origin(layer.uuid)),
+            parent: below.known,
+            origin: below.origin.or_else(|| self.inflation.leaves_origin(layer.uuid)),
             children: Vec::new(),
             created: layer.created,
             owned_bytes: owned.saturating_mul(size),
             written_bytes: here.saturating_mul(sub_block),
-            shared_bytes: shared,
+            shared_bytes: below.clusters.saturating_mul(size),
             quota_bytes: layer.quota.saturating_mul(size),
             quota_threshold: self.quota_threshold_info(layer.uuid, layer.warn_percent),
             reserved_bytes: layer.reserved.saturating_mul(size),
@@ -308,13 +303,15 @@ impl Engine {
         let geometry = self.store.geometry();
         let size = u64::from(geometry.cluster_size);
         let sub_block = u64::from(geometry.sub_block());
-        let mut volumes: Vec<VolumeInfo> =
-            self.nodes.by_id().keys().map(|id| self.volume_info(*id, size, sub_block)).collect();
-        let parents: Vec<_> = volumes.iter().map(|volume| (volume.uuid, volume.parent, volume.role)).collect();
+        let below = self.nodes.below();
+        let known = self.nodes.by_id().keys().map(|id| self.volume_info(*id, below[id], size, sub_block));
+        let mut volumes: Vec<VolumeInfo> = known.collect();
+        let mut children = HashMap::<Uuid, Vec<Uuid>>::new();
+        for volume in volumes.iter().filter(|volume| volume.role != Role::Leaving) {
+            volume.parent.into_iter().for_each(|parent| children.entry(parent).or_default().push(volume.uuid));
+        }
         for volume in volumes.iter_mut().filter(|volume| volume.role == Role::Snapshot) {
-            let children =
-                parents.iter().filter(|(_, parent, role)| *parent == Some(volume.uuid) && *role != Role::Leaving);
-            volume.children = children.map(|(child, ..)| *child).collect();
+            volume.children = children.remove(&volume.uuid).unwrap_or_default();
         }
         PoolInfo {
             uuid: self.store.uuid(),

@@ -1,7 +1,7 @@
 //! The layers of a pool as the engine knows them: a forest, with the volumes that show them.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
@@ -41,6 +41,17 @@ pub(super) struct Node {
     pub(super) children: BTreeSet<u64>,
     /// As much is kept for it as it has, because it is being inflated.
     pub(super) inflating: bool,
+}
+
+/// What a layer stands on.
+#[derive(Clone, Copy)]
+pub(super) struct Standing {
+    /// Clusters of all layers below.
+    pub(super) clusters: u64,
+    /// The bdev outside of the pool in the end.
+    pub(super) origin: Option<Origin>,
+    /// The nearest layer below that its users know.
+    pub(super) known: Option<Uuid>,
 }
 
 /// All of them.
@@ -160,6 +171,32 @@ impl Nodes {
             Some(node)
         });
         below.filter(|node| node.is_known()).map(|node| node.layer.id)
+    }
+
+    /// For each layer, what it stands on. Each is looked at once, however long the chains are.
+    pub(super) fn below(&self) -> HashMap<u64, Standing> {
+        let mut below = HashMap::<u64, Standing>::with_capacity(self.by_id.len());
+        let mut way = Vec::new();
+        for id in self.by_id.keys() {
+            let mut next = self.by_id.get(id);
+            while let Some(node) = next.filter(|node| !below.contains_key(&node.layer.id)) {
+                way.push(node);
+                next = node.layer.parent.and_then(|id| self.by_id.get(&id));
+            }
+            while let Some(node) = way.pop() {
+                let parent = node.layer.parent.and_then(|id| self.by_id.get(&id));
+                let stands = match parent.map(|parent| (parent, below[&parent.layer.id])) {
+                    None => Standing { clusters: 0, origin: node.layer.stands_on(), known: None },
+                    Some((parent, its)) => Standing {
+                        clusters: parent.usage().0.saturating_add(its.clusters),
+                        origin: its.origin,
+                        known: if parent.is_known() { Some(parent.layer.uuid) } else { its.known },
+                    },
+                };
+                below.insert(node.layer.id, stands);
+            }
+        }
+        below
     }
 
     /// The layer that a UUID leads to, if it is a volume or a snapshot.

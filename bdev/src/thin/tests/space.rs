@@ -1,11 +1,13 @@
 //! Pools with little left: whoever asks gets what there is, metadata has its own, and what is freed can be used again.
 
 use pollux_core::{IoError, IoFlags, Op};
+use uuid::Uuid;
 
 use super::judge::{clean, counted};
 use super::world::{CLUSTER, MIB, World, uuid};
 use crate::testing::floor::{Floor, LaneId, Request};
 use crate::testing::medium::{Crash, Effect, Geometry, Medium, Order as Arrival, Rule};
+use crate::thin::info::{Role, VolumeInfo};
 use crate::thin::orders::{Order, SnapshotOf};
 
 const NONE: IoFlags = IoFlags::empty();
@@ -377,5 +379,50 @@ fn a_write_that_waits_for_pages_is_at_rest() {
     let steps = world.floor.steps() - before;
     assert!(steps < 1000, "{steps} steps");
     assert_eq!(world.floor.run_until(waiting), Err(IoError::NoSpace));
+    clean(&world.shut(), "after it was closed").unwrap();
+}
+
+/// Chains and clones: what a layer stands on is all that is below it, and a snapshot that has only left its name behind is
+/// nobody's child.
+#[test]
+fn what_a_layer_stands_on_is_told_of_each() {
+    let mut world = world(64 * MIB, 5, 1);
+    world.create_volume(10, 16 * MIB);
+    let lane = world.lane(10, 0);
+    world.write(lane, 0, 1, 4 * CLUSTER);
+    world.snapshot(10, 20);
+    world.write(lane, 0, 2, 2 * CLUSTER);
+    world.snapshot(10, 21);
+    world.write(lane, 0, 3, CLUSTER);
+    for (snapshot, clone) in [(20, 30), (21, 31), (21, 32)] {
+        world.clone_of(snapshot, clone);
+    }
+    let told = |world: &mut World| {
+        let volumes = world.info().volumes.into_iter().filter(|volume| volume.role != Role::Leaving);
+        let of = |volume: VolumeInfo| {
+            (volume.uuid, volume.owned_bytes / CLUSTER, volume.shared_bytes / CLUSTER, volume.children)
+        };
+        let mut all: Vec<_> = volumes.map(of).collect();
+        all.sort_unstable();
+        all
+    };
+    let some = |children: &[u128]| children.iter().map(|child| uuid(*child)).collect::<Vec<_>>();
+    let mut expected = vec![
+        (uuid(10), 1, 6, Vec::new()),
+        (uuid(20), 4, 0, some(&[21, 30])),
+        (uuid(21), 2, 4, some(&[10, 31, 32])),
+        (uuid(30), 0, 4, Vec::new()),
+        (uuid(31), 0, 6, Vec::new()),
+        (uuid(32), 0, 6, Vec::new()),
+    ];
+    let sorted = |mut all: Vec<(Uuid, u64, u64, Vec<Uuid>)>| {
+        all.iter_mut().for_each(|(.., children)| children.sort_unstable());
+        all
+    };
+    assert_eq!(sorted(told(&mut world)), expected);
+    world.order(Order::Delete { uuid: uuid(21) }).unwrap();
+    expected.remove(2);
+    expected[1].3 = some(&[10, 30, 31, 32]);
+    assert_eq!(sorted(told(&mut world)), expected);
     clean(&world.shut(), "after it was closed").unwrap();
 }

@@ -364,6 +364,8 @@ fn main() -> Result<()> {
         let options = DriverOptions { queue_size: SIZE, event_idx, indirect, memory, ..DriverOptions::default() };
         let mut front = FrontEnd::connect(&dir.path().join("c"), &options)?;
         front.good(BASE, &cdb::read10(0, 1), &[], 512)?;
+        // As a driver does: an event that finds no buffer keeps its queue on the list of those that are looked at.
+        front.driver.post_events(8, 16);
         // A client that polls wants no interrupts.
         front.driver.queues[FIRST_REQUEST_QUEUE].ring.want_interrupt(false);
         Ok(front)

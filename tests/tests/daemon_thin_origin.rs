@@ -252,6 +252,41 @@ fn a_volume_waits_for_the_bdev_on_which_it_stands() -> Result<()> {
     Ok(())
 }
 
+/// While the pool of the clones is away, its origin is given to another pool. Whichever is there first when both come back, the
+/// other one says why it is not used.
+#[test]
+fn who_took_an_origin_while_its_clones_were_away_is_told() -> Result<()> {
+    let mut daemon = Daemon::start()?;
+    let base = pool(&daemon, "f0", "lvs", 64 * MIB)?;
+    let path = daemon.disks_dir().join("golden");
+    fs::write(&path, vec![7; 64 * MIB as usize])?;
+    create(&daemon, &path)?;
+    clone_bdev(&daemon, "c")?;
+    let away = restart_without(&mut daemon, &base)?;
+    daemon.rpc("bdev_lvol_create_lvstore", json!({"bdev_name": "golden", "lvs_name": "other"}))?;
+    fs::rename(&away, &base)?;
+    let is_back = || Ok(daemon.rpc("bdev_lvol_get_lvstores", json!({"lvs_name": "lvs"})).is_ok());
+    within(SOON, is_back, "the pool does not come back with its bdev")?;
+    let missing = bdev(&daemon, "lvs/c")?;
+    let why = text(&missing["missing_reason"])?;
+    ensure!(missing["state"] == "missing" && why.contains("other"), "{missing}");
+    daemon.kill9();
+    daemon.restart()?;
+    ensure!(bdev(&daemon, "lvs/c")?["state"] == "online");
+    let pools = daemon.rpc("bdev_lvol_get_lvstores", Value::Null)?;
+    let other =
+        pools.as_array().context("pools")?.iter().find(|pool| pool["base_bdev"] == "golden").context("it is listed")?;
+    ensure!(other["name"] == "other" && other["state"] == "in_use", "{other}");
+    let why = text(&other["why"])?;
+    ensure!(why.contains("'lvs/c'") && why.contains("overwritten") && why.contains("bdev_examine"), "{why}");
+    // It can be had when nobody needs the origin.
+    daemon.rpc("bdev_lvol_delete", json!({"name": "lvs/c"}))?;
+    daemon.rpc("bdev_examine", json!({"name": "golden"}))?;
+    let other = daemon.rpc("bdev_lvol_get_lvstores", json!({"lvs_name": "other"}))?;
+    ensure!(other[0]["state"] == "online", "{other}");
+    Ok(())
+}
+
 #[test]
 fn a_volume_is_given_a_bdev_to_stand_on() -> Result<()> {
     let mut daemon = Daemon::start()?;

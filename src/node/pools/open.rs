@@ -117,7 +117,9 @@ impl Node {
     pub fn examine(&self, entry: &Arc<Entry>) -> Vec<Uuid> {
         let _structure = self.pools.structure();
         let Some(device) = entry.device() else { return Vec::new() };
-        if entry.kind() == BdevKind::Sg || entry.claimed_by().is_some() {
+        let claim = entry.claim();
+        let lent = claim.as_ref().filter(|claim| claim.kind == BdevKind::Clone);
+        if entry.kind() == BdevKind::Sg || (claim.is_some() && lent.is_none()) {
             return Vec::new();
         }
         let found = match on_base(&*device, probe) {
@@ -126,11 +128,25 @@ impl Node {
                 self.pools.set_closed(entry.name(), None);
                 return Vec::new();
             }
+            // Those who stand on it tell what they cannot read.
+            Err(_) if lent.is_some() => return Vec::new(),
             Err(error) => {
                 self.cannot_open(entry, Uuid::nil(), "", &error);
                 return Vec::new();
             }
         };
+        if let Some(lent) = lent {
+            // An image with a pool in it, or one whose contents were given up for a pool while they were away.
+            let why = format!(
+                "volumes stand on bdev '{}' ({}, the first is '{}'), and a pool that is open changes it. If it was made after \
+                 them it has overwritten what they had: delete them; else inflate them. Then bdev_examine it",
+                entry.name(),
+                lent.by.len(),
+                lent.by.first().map_or("", String::as_str)
+            );
+            self.cannot_open(entry, found.pool, &found.name, &NodeError::new(Reason::InUse, why));
+            return Vec::new();
+        }
         let twin = |open: &Arc<OpenPool>| open.uuid() == found.pool || open.last_info().name == found.name;
         let opened = match (self.pools.all().into_iter().find(twin), self.base_of_pool(&found.name)) {
             (Some(open), _) => Err(duplicate(open.base.name(), (open.uuid() != found.pool).then_some(&found.name))),
